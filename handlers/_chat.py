@@ -1,4 +1,4 @@
-"""What the three ways in from chats share: how orders are read, buttons signed, failures told."""
+"""What slack-in, discord-in and telegram-in share: reading orders, signing buttons, failures."""
 
 import asyncio
 import base64
@@ -16,17 +16,17 @@ import msgspec
 from receiver import Dead, Door, Event, Fetched, Prediction, Problem, Retry, Skip, Unproved
 
 FAILURES = {
-    "content_policy": "The model's rules do not allow that. Other words may do.",
-    "timeout": "The model took too long and gave up. It may go better now.",
-    "expired": "This did not come in time and was given up.",
-    "unconfirmed": "Nobody knows whether the model ever began with this; it was given up.",
-    "rejected": "The model did not take this: {message}",
-    "provider_error": "The model failed. It may go better now.",
+    "content_policy": "The model's rules do not allow that. Try other words.",
+    "timeout": "The model took too long and gave up. Try it again.",
+    "expired": "No result came in time.",
+    "unconfirmed": "No result came, and it is not known whether the model began with this.",
+    "rejected": "The model refused this: {message}",
+    "provider_error": "The model failed. Try it again.",
     "canceled": "Canceled.",
 }
 """What people are told, by the code of an error."""
 AGAIN, CANCEL, DELETE, NAMED = "a", "c", "d", "b"
-"""What a button does; the last one is of the recipe, and its label's digest follows."""
+"""What a button does; NAMED is one of the recipe's, and the digest of its label follows."""
 MOST_PICTURE = 5_000_000  # bytes: it goes along within the order
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": "png",
@@ -88,13 +88,13 @@ def labels(door: Door, recipe: str) -> list[str]:
 
 
 def refusal(problem: Problem) -> str:
-    """Send a refusal to the person who asked."""
+    """Return a refusal as a sentence for the person who asked."""
     words = problem.detail
     return f"{words[:1].upper()}{words[1:]}" + ("" if words.endswith((".", "?")) else ".")
 
 
 async def begun(door: Door, prediction: Prediction) -> str:
-    """Say that an order was taken, and how many are before it."""
+    """Return the answer to an order: that it was taken, and how many are before it."""
     if prediction.status in FINAL:
         return "That was done before."
     ahead = await door.ahead_of(prediction) if prediction.status == "queued" else 0
@@ -105,7 +105,7 @@ FINAL = {"succeeded", "failed", "canceled"}
 
 
 def failure(event: Event) -> str:
-    """Say kindly why there is no picture."""
+    """Return why there is no picture, in words for people."""
     error = event.prediction.error
     if error is None:
         return FAILURES["canceled" if event.type == "prediction.canceled" else "provider_error"]
@@ -150,21 +150,21 @@ def pressed(door: Door, value: str) -> Press:
     try:
         found = door.open(value, "button")
     except Unproved:
-        raise Problem(403, "not-allowed", "this button is not from here") from None
+        raise Problem(403, "not-allowed", "this button is not valid here") from None
     return Press(found[:-32], f"pred_{found[-32:]}")
 
 
 async def do(
     door: Door, press: Press, who: Who, key: str, more: Callable[[str], dict[str, Any]]
 ) -> Prediction | None:
-    """Do what a button is for; give the prediction that was ordered, if one was.
+    """Do what a button is for; return the prediction that was ordered, if one was.
 
-    `more` gives what an order of a recipe brings along. CANCEL and DELETE are only looked at here:
-    who presses may do it. Raises Problem.
+    `more` returns the metadata and private values of an order of a recipe. CANCEL and DELETE are
+    only checked here: whether this person may do it. Raises Problem.
     """
     prediction = await door.prediction(press.prediction_id)
     if prediction is None:
-        raise Problem(404, "not-found", "this is not known any more")
+        raise Problem(404, "not-found", "this is no longer known")
     if press.action in {CANCEL, DELETE}:
         is_theirs = prediction.order is not None and prediction.order.person == who.person
         if not is_theirs and not (who.is_admin and press.action == CANCEL):
@@ -184,7 +184,7 @@ async def do(
 
 
 async def cancel(door: Door, prediction_id: str, tell: Callable[[str], Awaitable[object]]) -> None:
-    """Cancel at the provider; that it is canceled is told as any other end."""
+    """Cancel at the provider; the event of the end will be answered as any other."""
     try:
         await door.cancel(prediction_id)
     except Problem as problem:
@@ -236,14 +236,14 @@ async def kept(content: bytes, kind: str) -> str:
 
 
 def unfetched(why: str) -> Problem:
-    return Problem(422, "bad-option", f"the picture that is attached cannot be had ({why})")
+    return Problem(422, "bad-option", f"the attached picture cannot be fetched ({why})")
 
 
 # --- the rest ---
 
 
 async def lossy(door: Door, work: Awaitable[object]) -> None:
-    """Say what may be lost; that it was is logged."""
+    """Send what may get lost; log it if it does."""
     try:
         await work
     except (Dead, Retry, httpx.HTTPError) as error:

@@ -1,4 +1,4 @@
-"""How a call shows who sent it: an HMAC over its raw bytes, or a bearer key; by raw bytes alone."""
+"""Proofs of who sent a call: an HMAC over its raw bytes, or a bearer key."""
 
 import base64
 import hmac
@@ -81,7 +81,7 @@ Proof: TypeAlias = Bearer | Signature
 
 
 def decoded(text: str, encoding: str) -> bytes:
-    """Decode a signature; what is none decodes to nothing, which no signature is."""
+    """Decode a signature; return b"" for anything else, which matches none."""
     try:
         return bytes.fromhex(text) if encoding == "hex" else base64.b64decode(text, validate=True)
     except ValueError:

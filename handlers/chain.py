@@ -21,7 +21,7 @@ def decode(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError:
-        raise ValueError('as a JSON object is needed, like {"image_url": "{url}"}') from None
+        raise ValueError('must be a JSON object, like {"image_url": "{url}"}') from None
 
 
 def parse(value: Any) -> Any:
@@ -53,7 +53,7 @@ with read_settings() as read:
     )
     DEPTH = read.whole(
         "CHAIN_DEPTH",
-        "how many predictions one may lead to in a row. 1: what comes of this starts nothing",
+        "how many predictions may follow one in a row. 1: the next one starts no other",
         default="1",
     )
     METADATA = read.parsed(
@@ -75,13 +75,13 @@ async def chain(event: Event, ctx: Context) -> None:
 
 
 def usable(outputs: list[Output]) -> list[Output]:
-    """Return the results that a provider can get, or say why there is none."""
+    """Return the results that a provider can fetch; raise Skip or Dead where there is none."""
     files = [output for output in outputs if output.url]
     if not files:
         raise Skip("no result has an address")
     unflagged = [output for output in files if not (output.stored and output.stored.flagged)]
     if not unflagged:
-        raise Skip(f"no result is one: {files[0].stored and files[0].stored.flagged}")
+        raise Skip(f"every result is flagged: {files[0].stored and files[0].stored.flagged}")
     good = [output for output in unflagged if output.address]
     if not good:
         raise Dead(

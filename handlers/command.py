@@ -45,7 +45,7 @@ ENDINGS: dict[int, type[Dead | Retry] | None] = {
 def folder(text: str) -> Path:
     path = Path(text).expanduser().absolute()
     if not path.is_dir():
-        raise ValueError(f"is no folder: {path}")
+        raise ValueError(f"is not a folder: {path}")
     return path
 
 
@@ -58,7 +58,7 @@ def arguments(text: str) -> list[str]:
     # As a text, since there is no folder where COMMAND_DIR is wrong itself.
     program = shutil.which(Path(str(FOLDER), name) if "/" in name else name)
     if program is None:
-        raise ValueError(f"is nothing to run: {name!r} is not a program that can be run")
+        raise ValueError(f"cannot be run: {name!r} is not a program")
     return [program, *others]
 
 
@@ -103,7 +103,7 @@ async def run(event: Event, ctx: Context) -> None:
 
 
 class Tail(asyncio.Protocol):
-    """Keeps the end of an output and reads on, so that who prints need not wait for us."""
+    """Keeps the end of an output, and reads on, so that the program can always write."""
 
     def __init__(self) -> None:
         self.kept = b""
@@ -126,7 +126,7 @@ class Program:
     """
 
     def __init__(self, event: Event, ctx: Context, output: Any) -> None:
-        with tempfile.TemporaryFile() as given:  # unlike a pipe, it minds no one who does not read
+        with tempfile.TemporaryFile() as given:  # unlike a pipe, it needs no reader
             given.write(written(event))
             given.seek(0)
             self.process = subprocess.Popen(  # noqa: S603 - it is the operator's own
@@ -152,7 +152,7 @@ class Program:
         return self.process.returncode if await within(TIMEOUT, self.ended.wait()) else None
 
     async def clear(self, tail: Tail) -> None:
-        """End what is left, first by a word and then by force."""
+        """End what is left of the group: by SIGTERM, then by SIGKILL."""
         cleared = False
         try:
             cleared = self.ended.is_set() and await within(LINGER, tail.ended.wait())
@@ -164,7 +164,7 @@ class Program:
                 self._tell(signal.SIGKILL)
 
     def _tell(self, what: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # the latter is a Mac's word for it
+        with suppress(ProcessLookupError, PermissionError):  # on macOS the latter
             os.killpg(self.process.pid, what)
 
 

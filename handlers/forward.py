@@ -31,7 +31,7 @@ def signers(text: str) -> list[Webhook]:
 
 
 def signer(secret: str) -> Webhook:
-    """Take a secret that every library of Standard Webhooks reads as the same key."""
+    """Read a secret that every library of Standard Webhooks reads as the same key."""
     # Some services write the version of the signature before it.
     encoded = secret.removeprefix("v1,").removeprefix("whsec_")
     try:
@@ -47,20 +47,20 @@ def signer(secret: str) -> Webhook:
 
 
 with read_settings() as read:
-    URL = read.url("FORWARD_URL", "where to", default="")
+    URL = read.url("FORWARD_URL", "the address that gets events", default="")
     FORMAT = read.choice(
         "FORWARD_FORMAT",
         "how events are written",
         *("standard", "cloudevents", "cloudevents-binary"),
         default="standard",
     )
-    SIGNERS = read.parsed("FORWARD_SECRET", "what signs: whsec_…", signers, default="")
+    SIGNERS = read.parsed("FORWARD_SECRET", "the secret that signs: whsec_…", signers, default="")
     SOURCE = read.text(
         "FORWARD_SOURCE",
-        "the `source` of CloudEvents: who speaks",
+        "the `source` of CloudEvents",
         default=read.text("RECEIVER_PUBLIC_URL", "our address", default="urn:prediction-receiver"),
     )
-    HOSTS = read.text("FORWARD_HOSTS", "where `reply_to` may lead", default="")
+    HOSTS = read.text("FORWARD_HOSTS", "the hosts that `reply_to` may name", default="")
     if (URL == "" and HOSTS == "") or (SIGNERS == [] and (HOSTS or FORMAT == "standard")):
         read.refuse(
             "forward needs FORWARD_URL and FORWARD_SECRET (whsec_… of 24 to 64 bytes), or "
@@ -75,7 +75,7 @@ async def forward(event: Event, ctx: Context) -> None:
 async def reply(event: Event, ctx: Context) -> None:
     url = event.prediction.reply_to or ""
     if urlsplit(url).netloc.lower() not in {host.strip().lower() for host in HOSTS.split(",")}:
-        raise Dead("FORWARD_HOSTS does not name its host any more")
+        raise Dead("FORWARD_HOSTS no longer names its host")
     try:
         await send(ctx, ctx.guarded, url, *standard(event, ctx.idempotency_key))
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:

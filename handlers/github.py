@@ -28,7 +28,7 @@ MAY_GO = ("input", "metadata", "output")
 
 def repository(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
-        raise ValueError(f"{text[:80]!r} is none: set GITHUB_REPOSITORY as owner/name")
+        raise ValueError(f"must be owner/name, not {text[:80]!r}")
     return text
 
 
@@ -75,7 +75,7 @@ async def github(event: Event, ctx: Context) -> None:
 
 
 def fitting(event: Event, delivery: str) -> bytes:
-    """Write the request; as long as it is too large, leave out what is largest."""
+    """Return the body; while it is too large, leave out the largest part."""
     prediction = msgspec.to_builtins(event.prediction)
     told: dict[str, Any] = {
         "type": event.type,
@@ -124,7 +124,7 @@ def message(answer: httpx.Response) -> str:
 
 
 def wait(answer: httpx.Response) -> float | None:
-    """Return the seconds that a limit asks for; None where the refusal is no limit."""
+    """Return the seconds that a rate limit asks to wait; None for any other refusal."""
     asked, left, until = (
         answer.headers.get(name, "")
         for name in ("retry-after", "x-ratelimit-remaining", "x-ratelimit-reset")

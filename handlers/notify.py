@@ -48,7 +48,7 @@ HEARD: ContextVar[list[str] | None] = ContextVar("HEARD", default=None)
 
 
 class Ear(logging.Handler):
-    """Hears what apprise says, which may quote addresses and so tokens, and repeats none of it."""
+    """Collects what apprise logs, and shows it to nobody: it may quote addresses, and so tokens."""
 
     def emit(self, record: logging.LogRecord) -> None:
         heard = HEARD.get()
@@ -60,7 +60,7 @@ SAYS = logging.getLogger("apprise")
 SAYS.handlers, SAYS.propagate = [Ear()], False
 SAYS.setLevel(logging.WARNING)
 for name in ("urllib3", "oauthlib", "requests_oauthlib"):
-    logging.getLogger(name).setLevel(logging.WARNING)  # what they say below it has whole addresses
+    logging.getLogger(name).setLevel(logging.WARNING)  # below that they log whole addresses
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def service(place: int, url: str) -> Service:
     whole = url if "overflow=" in url else f"{url}{'&' if '?' in url else '?'}overflow=split"
     plugin = Apprise.instantiate(whole, asset=ASSET)
     if plugin is None:
-        raise ValueError(f"has a number {name} that apprise cannot make sense of")
+        raise ValueError(f"has an address that apprise does not understand: number {name}")
     return Service(name, f"notify/{blake2s(url.encode(), digest_size=4).hexdigest()}", plugin)
 
 
@@ -121,7 +121,7 @@ async def notify(event: Event, ctx: Context) -> None:
 
 
 def words(error: BaseException) -> str:
-    """Say what went wrong if it is ours: what others say may quote an address."""
+    """Return the words of our own errors; of others, which may quote an address, only the type."""
     return str(error) if isinstance(error, Dead | Retry) else type(error).__name__
 
 
@@ -137,7 +137,7 @@ async def write(event: Event, ctx: Context) -> Letter:
 
 
 async def find(ctx: Context, number: int, output: Output) -> tuple[Path | None, str]:
-    """Fetch a result to attach; whatever keeps it away must not keep the message."""
+    """Fetch a result to attach; the message is sent also without it."""
     if output.stored and output.stored.flagged:
         return None, f"result {number} is left out: {tame(output.stored.flagged)}"
     line = tame(output.address) or f"result {number} has no address"
@@ -151,7 +151,7 @@ async def find(ctx: Context, number: int, output: Output) -> tuple[Path | None, 
 
 
 def tame(text: str) -> str:
-    """Take from a field what would ping people: in a link by its escape, else by a thin blank."""
+    """Keep a field from pinging people: escape @ in a link, else add a zero-width space."""
     text = UNFIT.sub(" ", text)
     if LINKS.fullmatch(text):
         return text.replace("@", "%40")
@@ -159,7 +159,7 @@ def tame(text: str) -> str:
 
 
 def send(service: Service, letter: Letter) -> None:
-    """Tell one service; this blocks, and so runs as a plain step, in a thread of its own."""
+    """Send to one service; it blocks, and so runs as a plain step, in a thread."""
     attach = service.plugin.attachment_support
     failure = tell(service, letter, attach=attach)
     if failure == TOO_LARGE and attach:
@@ -170,7 +170,7 @@ def send(service: Service, letter: Letter) -> None:
 
 
 def tell(service: Service, letter: Letter, *, attach: bool) -> int | None:
-    """Return None if it was told; else the status it answered, or 0 where none is known."""
+    """Send; return None, or the HTTP status of a failure, or 0 where that is not known."""
     files = [str(path) for path, _ in letter.results if path and attach]
     lines = [line for path, line in letter.results if not (path and attach)]
     body = "\n".join([letter.text, *(line for line in lines if line not in letter.text)]).strip()

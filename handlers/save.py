@@ -57,7 +57,7 @@ SOON = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}  # the deliver
 
 
 def place(text: str) -> tuple[Path | ObjectStore, str]:
-    """Open a folder or a store, and say how its address begins; no network is asked for it."""
+    """Open a folder or a store, without a request; return it and how its addresses begin."""
     if text[0] == text[-1] and text[0] in "\"'":
         raise ValueError("must come without quotes")
     if "://" in text and not text.startswith("file:"):
@@ -67,7 +67,7 @@ def place(text: str) -> tuple[Path | ObjectStore, str]:
         folder = folder.expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"is not a folder that can be made: {error}") from None
+        raise ValueError(f"is a folder that cannot be made: {error}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"is a folder that may not be written to: {folder}")
     return folder, folder.as_uri()
@@ -79,7 +79,7 @@ def store(url: str) -> ObjectStore:
         server = os.environ.get(variable, "")
         if server and not re.fullmatch(r"https?://[^\s\"']+", server):
             raise ValueError(f"needs {variable} to be an address, as http://minio:9000")
-        # The operator has written http: there is no need to allow it once more.
+        # The operator wrote http://, which is consent enough.
         if server.startswith("http://") and "AWS_ALLOW_HTTP" not in os.environ:
             options = {"allow_http": True}
     try:
@@ -200,13 +200,13 @@ def clean(text: str) -> str:
 
 
 def is_plain(char: str) -> bool:
-    """Tell letters, digits, marks and pictures such as emoji from all else."""
+    """Return whether a character is a letter, digit, mark or emoji."""
     kind = unicodedata.category(char)
     return char in "_.@+-" or kind[0] in "LNM" or (kind == "So" and not char.isascii())
 
 
 def fitting(part: str, more: str = "") -> str:
-    """Make a part of a name one that every file system takes; `more` goes before its ending."""
+    """Return a part of a name that every file system takes; `more` goes before its ending."""
     part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]+', "-", part).rstrip(". ") or "_"
     path = PurePosixPath(f"_{part}" if RESERVED.match(part) else part)
     ending = shorten(path.suffix, 20)
@@ -228,7 +228,7 @@ async def put(name: str, file: Fetched) -> str:
             is_kept = await send(STORE, candidate, file)
         if is_kept:
             return candidate
-    raise Dead(f"{by_content!r} holds another file")
+    raise Dead(f"{by_content!r} is taken by another file")
 
 
 def write(folder: Path, path: Path, file: Fetched) -> bool:
@@ -258,7 +258,7 @@ def link(copy: Path, path: Path) -> None:
         os.link(copy, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links: what looks and renames at once is not there
+    except OSError:  # no hard links here, and so no way to check and rename in one step
         if path.exists():
             raise FileExistsError(path) from None
         copy.rename(path)
@@ -284,7 +284,7 @@ async def send(store: ObjectStore, name: str, file: Fetched) -> bool:
         kind = {"Content-Type": file.content_type}
         await obstore.put_async(store, name, file.path, attributes=kind, mode=mode)
 
-    # No store uploads in parts only what is not there: for what is large we have to look first.
+    # No store can create only if absent by an upload in parts: for large files we look first.
     if file.size <= MOST_AT_ONCE:
         try:
             await upload("create")
@@ -303,7 +303,7 @@ async def send(store: ObjectStore, name: str, file: Fetched) -> bool:
 
 
 async def digest_in(store: ObjectStore, name: str, size: int) -> str | None:
-    """Return the digest of what has a name, or what tells it from a file; None: nothing has it."""
+    """Return the digest of the stored file, `another size`, or None where there is none."""
     try:
         found = await obstore.get_async(store, name)
     except (FileNotFoundError, NotFoundError):
@@ -317,7 +317,7 @@ async def digest_in(store: ObjectStore, name: str, size: int) -> str | None:
 
 
 def is_black(file: Fetched) -> bool:
-    """Look for a picture without any light; only what is small for its pixels can be one."""
+    """Return whether a picture is all black; only a file small for its pixels can be."""
     try:
         with Image.open(file.path, formats=("PNG", "JPEG", "WEBP")) as image:
             pixels = image.width * image.height

@@ -104,7 +104,7 @@ class Asked(msgspec.Struct, frozen=True):
     thread: str = ""
     response_url: str = ""
     is_pressed: bool = False
-    """Then the original of its response_url is the message of the button, which is to stay."""
+    """Asked by a button: response_url then stands for the button's message, which must stay."""
 
     @property
     def who(self) -> chat.Who:
@@ -112,7 +112,7 @@ class Asked(msgspec.Struct, frozen=True):
         return chat.Who(person, place, self.user in ADMINS)
 
     def brings(self, door: Door, recipe: str) -> dict[str, Any]:
-        """Return what an order brings along for its answer."""
+        """Return the metadata and private values by which an order is answered later."""
         metadata = {"answered_by": "slack-in", "slack_channel": self.channel}
         if self.thread:
             metadata["slack_thread"] = self.thread
@@ -175,7 +175,7 @@ async def slack(call: Call, door: Door) -> Reply:
         return await pressed(read_as(Payload, decoded(form["payload"])), door)
     if "command" in form:
         return await commanded(read_as(Slash, form), door)
-    return Reply.empty()  # ssl_check, and whatever else they come up with
+    return Reply.empty()  # ssl_check, and other kinds that we do not know
 
 
 def decoded(text: str) -> Any:
@@ -237,7 +237,7 @@ async def heard(call: Call, door: Door) -> Reply:
 
 
 async def pressed(payload: Payload, door: Door) -> Reply:
-    """Do what a button is for; what is to be said is said by its response_url."""
+    """Do what a button is for; the answer goes to its response_url."""
     if payload.type != "block_actions" or not payload.actions or payload.user is None:
         return Reply.empty()
     channel = payload.channel.id if payload.channel else ""
@@ -330,7 +330,7 @@ async def answer(event: Event, ctx: Context) -> None:
     buttons = chat.under(ctx.sign, prediction.id, labels, chat.DELETE)
     files: list[Any] = []
     links = [link(one) for one in prediction.output or [] if one.url]
-    if not prediction.flagged:  # Slack hides no picture: such a one is seen by who follows its link
+    if not prediction.flagged:  # Slack cannot hide a picture: a flagged one is only linked
         files, links = await SLACK.files(event, ctx)
     await ctx.once("post", partial(show, event, ctx, asked, files, links, buttons))
 

@@ -503,7 +503,7 @@ def test_keys_have_names_and_a_viewers_key_is_none_of_those_that_may_do_more() -
 def test_a_name_that_nobody_reads_is_answered_with_the_nearest() -> None:
     env = {"RECEIVER_PUBLIC_ULR": "x", "RECEIVER_URL": "x", "RECEIVER_PORT_80_TCP": "x"}
     assert misspelled({**NEEDED, **env}) == [
-        "nobody reads RECEIVER_PUBLIC_ULR (did you mean RECEIVER_PUBLIC_URL?)"
+        "RECEIVER_PUBLIC_ULR is not a setting (did you mean RECEIVER_PUBLIC_URL?)"
     ]
 
 

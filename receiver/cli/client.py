@@ -44,9 +44,7 @@ class Client:
         key = caller.key.reveal() if caller.key else None
         self._hint = "RECEIVER_API_KEY is not one of its RECEIVER_API_KEYS"
         if not key:
-            self._hint = (
-                "set RECEIVER_API_KEY; for one with --dev, be in its folder and environment"
-            )
+            self._hint = "set RECEIVER_API_KEY; for a receiver with --dev, run this in its folder"
         if not key and is_loopback(host):
             key = find_api_key(env)
         self._receiver = Receiver(

@@ -106,13 +106,13 @@ def rows(
             returned += 1
             if returned == limit:
                 if cursor or place < len(data):
-                    told("there are more: --limit shows as many as you say")
+                    told("there are more: use a larger --limit")
                 return
         if cursor is None:
             return
         looks += len(data) < size
         if limit is not None and looks == _MOST_LOOKS:
-            told("looked far back for these: --all goes on")
+            told("searched far back for these; --all searches on")
             return
 
 
@@ -135,7 +135,7 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
     if not found:
         raise ReceiverError(f"no id begins with {begun}")
     if len(found) > 1:
-        raise ReceiverError(f"{found[0]} and others begin with {begun}: write more of it")
+        raise ReceiverError(f"{found[0]} and others begin with {begun}: give more digits")
     return found[0]
 
 
@@ -161,7 +161,7 @@ def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
         return str(open_ones[0]["id"])
     names = ", ".join(f"{row['handler']} ({row['state']})" for row in open_ones)
     raise ReceiverError(
-        f"say --handler: {prediction} has deliveries to {names}"
+        f"add --handler: {prediction} has deliveries to {names}"
         if open_ones
         else f"{prediction} has no such delivery"
     )

@@ -37,7 +37,7 @@ def list_(
     model: OfModel = None,
     metadata: LikeMetadata = None,
     since: Annotated[
-        str | None, typer.Option(help="Only those made since: 24h, 7d, or RFC 3339.")
+        str | None, typer.Option(help="Only those created since: 24h, 7d, or RFC 3339.")
     ] = None,
     limit: Limit = 20,
     everything: All = False,
@@ -64,7 +64,7 @@ def list_(
 
 @command()
 def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None:
-    """Show one prediction and what became of its event, by the id of any of them."""
+    """Show one prediction and its deliveries, by its id or that of its event or a delivery."""
     from receiver.cli.show import show
 
     with connected() as client:
@@ -79,13 +79,13 @@ def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None
 
 @command()
 def model(
-    provider: Annotated[str, typer.Argument(help="oxen, eachlabs, fal or another.")],
+    provider: Annotated[str, typer.Argument(help="The provider: oxen, eachlabs, fal or another.")],
     name: Annotated[str, typer.Argument(metavar="MODEL", help="The provider's own name for it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a provider says of a model: what it takes and, at some, what it costs.
+    """Show how a provider describes a model: its inputs and, at some, its price.
 
-    In the provider's own words and shape, which is JSON with or without --json.
+    It is the provider's own JSON, with or without --json.
     """
     with connected() as client:
         found = client.get(at("models", provider, *name.split("/")))
@@ -95,26 +95,27 @@ def model(
 @command()
 def tail(
     kind: Annotated[
-        str | None, typer.Option("--type", help="Only these: succeeded,failed,queued, …")
+        str | None, typer.Option("--type", help="Only these types: succeeded,failed,queued, …")
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Only of these providers.")] = None,
     metadata: OfMetadata = None,
     after: Annotated[
-        int | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.", min=0)
+        int | None,
+        typer.Option(help="Begin after this `seq` (it is in the JSON); 0: from the start.", min=0),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
+    count: Annotated[int | None, typer.Option(help="Exit after this many lines.", min=1)] = None,
     deliveries: Annotated[
         bool,
         typer.Option(
             "--deliveries/--no-deliveries",
-            help="What handlers do, too: live only, not from before.",
+            help="Show attempts of handlers too; of these only new ones.",
         ),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Show what happens, as it happens: changes, events, and the attempts of handlers.
+    """Follow live what happens: changes of predictions, events, attempts of handlers.
 
-    It goes on after a lost connection, without a gap in what happens to predictions.
+    After a lost connection it continues, and no change of a prediction is missed.
     """
     from itertools import islice
 
@@ -148,7 +149,7 @@ def tail(
 @command()
 def events(
     kind: Annotated[
-        str | None, typer.Option("--type", help="Only these: succeeded,failed,canceled.")
+        str | None, typer.Option("--type", help="Only these types: succeeded,failed,canceled.")
     ] = None,
     provider: OfProvider = None,
     metadata: OfMetadata = None,
@@ -157,7 +158,7 @@ def events(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List events, the ends of predictions, newest first; `tail` follows them."""
+    """List events (how predictions ended), newest first; `tail` follows them live."""
     show_list(
         "events",
         {"type": kind, "provider": provider} | metadata_filter(metadata),
@@ -173,7 +174,7 @@ def events(
 @command()
 def deliveries(
     state: Annotated[
-        str | None, typer.Option(help="pending, running, done, skipped or dead.")
+        str | None, typer.Option(help="Only pending, running, done, skipped or dead.")
     ] = None,
     handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
     prediction: OfPrediction = None,
@@ -181,7 +182,7 @@ def deliveries(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List deliveries, newest first: what is pending, done, dead."""
+    """List deliveries of events to handlers, newest first."""
     show_list(
         "deliveries",
         {"state": state, "handler": handler, "prediction": prediction},
@@ -196,7 +197,7 @@ def deliveries(
 @command()
 def discarded(
     kind: Annotated[
-        str | None, typer.Option(help="duplicate, late, unknown, rejected or unmatched.")
+        str | None, typer.Option(help="Only duplicate, late, unknown, rejected or unmatched.")
     ] = None,
     provider: OfProvider = None,
     prediction: OfPrediction = None,
@@ -204,7 +205,7 @@ def discarded(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what came and reached no handler, the latest first."""
+    """List outcomes and calls that reached no handler, latest first."""
     show_list(
         "discarded",
         {"kind": kind, "provider": provider, "prediction": prediction},
@@ -219,7 +220,7 @@ def discarded(
 
 @command()
 def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
-    """List handlers: what is pending for each, and its state."""
+    """List handlers with their state and number of pending deliveries."""
     columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
     with connected() as client:
         show_rows(client.get(at("handlers"))["data"], columns, as_json=as_json, wide=wide)
@@ -229,7 +230,8 @@ def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
 def explain(
     name: Annotated[str, typer.Argument(metavar="EVENT_OR_PREDICTION")],
     kind: Annotated[
-        str | None, typer.Option("--type", help="If it were succeeded, failed or canceled.")
+        str | None,
+        typer.Option("--type", help="Assume that it ends so: succeeded, failed or canceled."),
     ] = None,
     wide: Wide = False,
     as_json: AsJson = False,
@@ -260,16 +262,18 @@ def explain(
 def costs(
     by: Annotated[
         str,
-        typer.Option(help="By comma: day, provider, model, recipe, key, metadata.NAME."),
+        typer.Option(
+            help="Group by, with commas: day, provider, model, recipe, key, metadata.NAME."
+        ),
     ] = "day,provider",
     since: Annotated[str | None, typer.Option(help="The first day, as 2026-01-31.")] = None,
     until: Annotated[str | None, typer.Option(help="The day after the last.")] = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was spent, in dollars; in the last thirty days, unless others are given.
+    """Show costs in dollars, of the last thirty days unless you say otherwise.
 
-    `unknown` is how many of the predictions have no figure.
+    `unknown` counts predictions whose cost is not known.
     """
     with connected() as client:
         found = client.get(at("costs", since=since, until=until, by=by))

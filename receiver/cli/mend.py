@@ -32,10 +32,10 @@ _HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 def retry(
     delivery_id: Id,
     handler: Annotated[
-        str | None, typer.Option(help="Which one, where ID is that of a prediction.")
+        str | None, typer.Option(help="Which handler, where ID is a prediction's.")
     ] = None,
 ) -> None:
-    """Try a dead or skipped delivery again, or a waiting one at once."""
+    """Try a dead or skipped delivery again, or a waiting one now."""
     with connected() as client:
         name = delivery_to_retry(client, delivery_id, handler)
         print_value(client.post(at("deliveries", name, "retry")))
@@ -44,12 +44,13 @@ def retry(
 @command()
 def replay(
     prediction_id: Annotated[
-        str | None, typer.Argument(metavar="ID", help="One prediction; or else say which:")
+        str | None,
+        typer.Argument(metavar="ID", help="One prediction; without it, choose by the options."),
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="Events from then on: 24h, 7d, or RFC 3339.")
+        str | None, typer.Option(help="Only events since then: 24h, 7d, or RFC 3339.")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only events before then.")] = None,
     provider: OfProvider = None,
     model: OfModel = None,
     handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
@@ -74,7 +75,7 @@ def replay(
         if prediction_id is None:
             replay_all(client, wanted, yes=yes)
         elif wanted:
-            raise ReceiverError("name one prediction, or say which, but not both")
+            raise ReceiverError("give an ID or the options, not both")
         else:
             print_value(change(client, prediction_id, "replay"))
 
@@ -86,7 +87,7 @@ def replays(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the replays in bulk, newest first, or cancel one."""
+    """List bulk replays, newest first, or cancel one."""
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
     if cancel is None:
         show_list("replays", {}, limit, columns, as_json=as_json, wide=wide)
@@ -97,21 +98,21 @@ def replays(
 
 @command()
 def pause(name: _HandlerName) -> None:
-    """Let no delivery of a handler begin; its deliveries stay pending."""
+    """Start no more deliveries of a handler; they stay pending until `resume`."""
     with connected() as client:
         print_value(client.post(at("handlers", name, "pause")))
 
 
 @command()
 def resume(name: _HandlerName) -> None:
-    """Let a handler's deliveries run again, whether it was paused or failed."""
+    """Run a handler's deliveries again, after `pause` or after failures."""
     with connected() as client:
         print_value(client.post(at("handlers", name, "resume")))
 
 
 @command()
 def erase(prediction_id: Id, yes: Yes = False) -> None:
-    """Erase what a prediction was about; its id, status and times stay.
+    """Erase the input, metadata and outputs of a prediction; its id, status and times stay.
 
     On a terminal it asks first.
     """
@@ -120,6 +121,6 @@ def erase(prediction_id: Id, yes: Yes = False) -> None:
         if not yes and is_interactive():
             prediction = client.get(at("predictions", name))
             about = " ".join(str(prediction[word]) for word in ("id", "model", "status"))
-            say(f"{about}: input, metadata and outputs go for good.", err=True)
+            say(f"{about}: input, metadata and outputs will be gone for ever.", err=True)
             typer.confirm("Erase it?", abort=True)
         print_value(client.post(at("predictions", name, "erase")))

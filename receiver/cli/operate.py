@@ -28,7 +28,10 @@ def doctor(
     ] = False,
     dev: Dev = False,
 ) -> None:
-    """Say what is wrong here and how to fix it; exits 1 if anything would not work."""
+    """Check settings, database, providers and more; say what is wrong and how to fix it.
+
+    Exits 1 if anything would not work.
+    """
     import asyncio
 
     from receiver.cli.doctor import examine, worst
@@ -57,7 +60,7 @@ def doctor(
 
 @command()
 def settings(as_json: AsJson = False) -> None:
-    """List the settings, which are environment variables: their defaults, and what they are."""
+    """List the settings, which are environment variables, with defaults and meaning."""
     from receiver.cli.settings import settings
 
     settings(as_json=as_json)
@@ -65,10 +68,10 @@ def settings(as_json: AsJson = False) -> None:
 
 @command()
 def backup(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Copy the database of a receiver, which may go on running (SQLite)."""
+    """Copy the SQLite database of a receiver, which may be running meanwhile."""
     from receiver.cli.environment import environment
     from receiver.settings import Settings
     from receiver.store.sqlite.backup import back_up
@@ -89,7 +92,7 @@ def backup(
 
 @command("wake-url")
 def wake_url(dev: Dev = False) -> None:
-    """Print the URL that drains when it is POSTed to, for schedulers that can send no key."""
+    """Print a URL that runs what is due when POSTed to, for schedulers that send no key."""
     from receiver.cli.environment import settings
     from receiver.predictions.tokens import Tokens
 

@@ -16,9 +16,9 @@ from receiver.model.errors import ReceiverError
 command = panel("Predict")
 
 _INPUT_HELP: Final = (
-    "The input. A value may be JSON, as in num_images=2, but a prompt (or what ends in `prompt` or "
-    "`text`) is taken as it is. NAME:=JSON is always JSON. NAME=@FILE sends a picture or another "
-    "file of this machine, up to 3 MB, as a data URI; for a real @ at the beginning write @@."
+    "The input. A value may be JSON, as in num_images=2, but a name that ends in `prompt` or "
+    "`text` always has plain text. NAME:=JSON is always JSON. NAME=@FILE sends a picture or "
+    "another file of this machine, up to 3 MB, as a data URI; to begin a value with @, write @@."
 )
 _Wait = Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")]
 _Metadata = Annotated[
@@ -30,8 +30,10 @@ _Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")]
 
 @command()
 def submit(
-    provider: Annotated[str, typer.Argument(help="Its name, as fal: README lists them.")],
-    model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
+    provider: Annotated[
+        str, typer.Argument(help="The provider's name, like fal; README lists them.")
+    ],
+    model: Annotated[str, typer.Argument(help="The provider's own name of the model.")],
     values: Annotated[
         list[str] | None,
         typer.Argument(metavar="NAME=VALUE…", help=_INPUT_HELP),
@@ -43,9 +45,9 @@ def submit(
     of: _Metadata = None,
     key: _Key = None,
 ) -> None:
-    """Submit a prediction; exits 1 if it is known to have failed.
+    """Submit a prediction; exits 1 if it has failed.
 
-    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    With --wait, progress is printed on stderr; Ctrl-C leaves the prediction running.
     """
     headers = _keyed(key)
     body = {
@@ -67,28 +69,29 @@ def order(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="`receiver recipes` lists them; with a name it says how that is ordered."
+            help="Its name: `receiver recipes` lists them, `receiver recipes NAME` explains one."
         ),
     ],
     words: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="WORDS…",
-            help="As people type it: the text, and options of the recipe as --ratio 16:9 or "
+            help="As typed in a chat: the text, and the recipe's options as --ratio 16:9 or "
             "ratio=16:9. A picture may be @FILE of this machine.",
         ),
     ] = None,
     person: Annotated[
-        str | None, typer.Option("--person", help="Who orders it: for allow lists and limits.")
+        str | None,
+        typer.Option("--person", help="Who orders: checked against allow lists and limits."),
     ] = None,
-    place: Annotated[str | None, typer.Option("--place", help="Where; likewise.")] = None,
+    place: Annotated[str | None, typer.Option("--place", help="Where; checked likewise.")] = None,
     wait: _Wait = False,
     of: _Metadata = None,
     key: _Key = None,
 ) -> None:
-    """Order by a recipe; exits 1 if it is known to have failed.
+    """Order by a recipe; exits 1 if it has failed.
 
-    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    With --wait, progress is printed on stderr; Ctrl-C leaves the prediction running.
     """
     headers = _keyed(key)
     from receiver.cli.ordering import options_of
@@ -128,11 +131,11 @@ def _submit(
 
 @command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Say how this one is ordered.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Explain this recipe.")] = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what there is to order, or say how one of it is ordered."""
+    """List the recipes, or explain how to order by one."""
     from receiver.cli import ordering
 
     with connected() as client:

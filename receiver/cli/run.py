@@ -15,16 +15,16 @@ from receiver.cli.words import Dev, Handlers
 
 command = panel("Run")
 
-_PICTURE: Final = "How long a picture takes."
+_PICTURE: Final = "Seconds that a picture takes."
 
 
 @command()
 def init(
-    folder: Annotated[str, typer.Argument(help="Where to; by default here.")] = ".",
+    folder: Annotated[str, typer.Argument(help="The folder; by default this one.")] = ".",
 ) -> None:
     """Write a project to start from: a handler, its test, .env with secrets, compose.yaml.
 
-    Nothing that is there already is changed.
+    Files that exist already are not changed.
     """
     from receiver.cli.init import init
 
@@ -38,14 +38,14 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            help="Address to listen on; without it HOST, else 127.0.0.1 (0.0.0.0 if PORT is set).",
+            help="Address to listen on; default: HOST, else 127.0.0.1 (0.0.0.0 if PORT is set).",
             show_default=False,
         ),
     ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            help="Port to listen on; without it PORT, else 8000.",
+            help="Port to listen on; default: PORT, else 8000.",
             min=0,
             max=65535,
             show_default=False,
@@ -53,7 +53,7 @@ def serve(
     ] = None,
     dev: Dev = False,
     emulate: Annotated[
-        bool, typer.Option("--emulate", help="With emulated providers; includes --dev.")
+        bool, typer.Option("--emulate", help="Use emulated providers; includes --dev.")
     ] = False,
     tries: Annotated[
         bool, typer.Option("--try", help="Submit a first prediction to each provider.")
@@ -62,19 +62,22 @@ def serve(
         bool | None,
         typer.Option(
             "--reload/--no-reload",
-            help="Load handlers and recipes anew when their files change; on with --dev.",
+            help="Reload handlers and recipes when their files change; on with --dev.",
             show_default=False,
         ),
     ] = None,
     no_dispatch: Annotated[
-        bool, typer.Option("--no-dispatch", help="Accept only: handlers run elsewhere.")
+        bool,
+        typer.Option(
+            "--no-dispatch", help="Do not run handlers: `receiver worker` or `drain` does."
+        ),
     ] = False,
 ) -> None:
     """Run the receiver: the API, the callbacks, and the handlers.
 
-    On your own machine begin with `receiver serve --emulate my_handlers.py`: nothing is to be set,
-    and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
-    before it.
+    On your own machine begin with `receiver serve --emulate my_handlers.py`: it needs no settings
+    and calls no real provider. With --dev, `.env` of this folder is read too; the environment takes
+    precedence.
     """
     if not (dev or emulate or reloads):
         if tries:
@@ -102,7 +105,7 @@ def serve(
 
 @command()
 def worker(handlers: Handlers = None, dev: Dev = False) -> None:
-    """Run deliveries only, beside servers on the same PostgreSQL."""
+    """Run handlers only, beside `receiver serve` on the same PostgreSQL."""
     import uvloop
 
     import_app()
@@ -124,7 +127,7 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
 @command()
 def drain(
     handlers: Handlers = None,
-    seconds: Annotated[float, typer.Option(help="For how long at most.", min=1)] = 25.0,
+    seconds: Annotated[float, typer.Option(help="Stop after this many seconds.", min=1)] = 25.0,
     dev: Dev = False,
 ) -> None:
     """Run what is due (deliveries, submits, polls), then exit: for cron."""
@@ -147,7 +150,7 @@ def drain(
 
 @command()
 def migrate(dev: Dev = False) -> None:
-    """Bring the database's schema up to date; `serve` and `worker` do so by themselves."""
+    """Bring the database's schema up to date; `serve` and `worker` do so at their start."""
     import asyncio
 
     import_app()
@@ -164,16 +167,17 @@ def emulate(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8001,
     seconds: Annotated[float, typer.Option(help=_PICTURE)] = 0.8,
-    shape: Annotated[str, typer.Option(help="Wire shapes: new, old or mixed.")] = "mixed",
+    shape: Annotated[
+        str, typer.Option(help="Format of the providers' answers: new, old or mixed.")
+    ] = "mixed",
     receiver: Annotated[
         str, typer.Option(help="The address of the receiver that chat platforms call.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
     """Serve the providers, Slack, Discord and Telegram here, for tests and demos.
 
-    It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
-    `receiver chat` opens a chat.
-    A word in a prompt says how its prediction goes:
+    It prints the settings with which a receiver uses them (`serve --emulate` sets them itself).
+    `receiver chat` opens a chat. A word in a prompt decides what happens to its prediction:
 
     - [fail] the model fails; [timeout] it runs out of time
     - [moderated] the content policy stops it
@@ -200,7 +204,7 @@ def demo(
     folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
     seconds: Annotated[float, typer.Option(help=_PICTURE)] = 1.5,
 ) -> None:
-    """Show it all on one screen: emulated providers, their outcomes, handlers at work."""
+    """Show on one screen how it works: emulated providers, their outcomes, handlers."""
     from receiver.cli.demo import run
 
     with failing(OSError):
@@ -218,20 +222,23 @@ def chat_terminal(
     ctx: typer.Context,
     platform: Annotated[
         Literal["slack", "discord", "telegram"],
-        typer.Option("--as", help="Which platform it is to be."),
+        typer.Option("--as", help="The platform to emulate."),
     ] = "slack",
-    person: Annotated[str, typer.Option(help="Who you are there.")] = "U1",
-    place: Annotated[str, typer.Option(help="Where; D is a direct conversation.")] = "C1",
+    person: Annotated[str, typer.Option(help="Your id there.")] = "U1",
+    place: Annotated[str, typer.Option(help="The channel; D is a direct message.")] = "C1",
     emulator: Annotated[
-        str, typer.Option(help="The emulator's address, as `serve --emulate` says it.")
+        str, typer.Option(help="The emulator's address, as `serve --emulate` prints it.")
     ] = "http://127.0.0.1:8001",
     linger: Annotated[
-        float, typer.Option(help="Seconds without news after which the end of a pipe is the end.")
+        float,
+        typer.Option(
+            help="After the end of piped input: exit after so many seconds without a message."
+        ),
     ] = 5.0,
 ) -> None:
     """Chat with the handlers of a `receiver serve --emulate`, as on Slack, Discord or Telegram.
 
-    Type `/imagine a lighthouse`; a number presses the button of that number; Ctrl-D ends it.
+    Type `/imagine a lighthouse`; a number presses that button; Ctrl-D exits.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -254,11 +261,14 @@ def chat_slack(
 @chat.command("discord")
 def chat_discord(
     guild: Annotated[
-        str, typer.Option(help="One server's id: its commands change at once; else those of all.")
+        str,
+        typer.Option(
+            help="A server's id: register there only, which is immediate. Else: everywhere."
+        ),
     ] = "",
     dev: Dev = False,
 ) -> None:
-    """Register each recipe as a command in Discord, in place of all that were there."""
+    """Register each recipe as a command in Discord; all earlier commands are replaced."""
     from receiver.cli.chats import register_in_discord
 
     typer.echo(register_in_discord(guild, dev=dev))

@@ -15,25 +15,30 @@ Handlers = Annotated[
 Dev = Annotated[
     bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="As much of it as no other id begins with.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The id, or enough of its beginning to be unique.")
+]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
-All = Annotated[bool, typer.Option("--all", help="All that there are, however many.")]
-Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, whole times.")]
+All = Annotated[bool, typer.Option("--all", help="List all of them.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns, whole ids and whole times.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line each.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
 OfPrediction = Annotated[str | None, typer.Option("--prediction", help="Only of this prediction.")]
-OfModel = Annotated[str | None, typer.Option("--model", help="Only of models like this (a glob).")]
+OfModel = Annotated[
+    str | None, typer.Option("--model", help="Only of models that match this glob.")
+]
 LikeMetadata = Annotated[
     list[str] | None,
-    typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
+    typer.Option("--metadata", metavar="NAME=GLOB", help="Only with metadata that matches."),
 ]
 OfMetadata = Annotated[
-    list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
+    list[str] | None,
+    typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this metadata."),
 ]
 
 _PROSE: Final = ("prompt", "text")
-"""Ends of the names of inputs that are always text, whatever it looks like."""
+"""Inputs whose names end so are always text, also where it looks like JSON."""
 
 
 def texts(words: Iterable[str] | None) -> dict[str, str]:
@@ -92,7 +97,7 @@ def _file(path: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """Return JSON as it was written, as a number keeps all its digits; None: it is none."""
+    """Return JSON unparsed, so that numbers keep all their digits; None where it is not JSON."""
     import msgspec
 
     try:

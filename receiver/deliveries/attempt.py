@@ -45,7 +45,7 @@ def _decisive(error: BaseException) -> BaseException:
         return error
     found = sorted(_leaves(error), key=lambda leaf: _ORDER.index(_kind_of(leaf)))
     if _kind_of(found[0]) == "error":
-        return error  # all that went wrong is worth telling
+        return error  # the whole group is reported
     if isinstance(found[0], Retry):
         return max((e for e in found if isinstance(e, Retry)), key=lambda e: e.after or 0.0)
     return found[0]
@@ -61,7 +61,7 @@ _UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType, map, filter)
 
 
 def _check_ran(result: Any) -> None:
-    """Raise TypeError where a handler returned work that nobody does."""
+    """Raise TypeError where a handler returned a coroutine or generator, which nothing runs."""
     if result is None:
         return
     several = isinstance(result, list | tuple | set | frozenset | dict)
@@ -158,7 +158,7 @@ class Attempt:
         return Failure(kind=kind, reason=reason, after=getattr(error, "after", None))
 
     def _tellable(self, error: BaseException, reason: str) -> BaseException:
-        """Return an error for logs and traces; one that quotes private content is told anew."""
+        """Return an error for logs and traces; one that quotes private content is replaced."""
         told = tellable(error)
         if self._private:
             text = "".join(traceback.format_exception(told))

@@ -1,4 +1,4 @@
-"""The facade of `deliveries`: one run's worker and replayer around the handlers there are.
+"""The facade of `deliveries`: the worker and the replayer of one run, and its handlers.
 
 Everything about an event after its prediction has ended. How a handler's next prediction is
 submitted is not known here: `submit` does it.
@@ -100,7 +100,7 @@ class Deliveries:
             log.info("source.registered", plugin=source.name, place=source.place)
 
     def replays(self) -> Replayer | Leader:
-        """Return what works on replays: where there are others, one of all does."""
+        """Return what works on replays: with several processes, only the leader does."""
         if self._runtime.single_process:
             return self.replayer
         return self._runtime.leader(self.replayer, self._store.leases)

@@ -63,7 +63,7 @@ class HandlerWorker:
         self._taking = asyncio.Lock()
         self._is_retired = False
         self._settling = 0
-        """How many attempts have given up their place, and wait to be settled."""
+        """How many attempts have ended and wait to be settled; they take no place any more."""
         self._full = False
         """Whether more may be due than there was room for."""
         self.attempts = 0
@@ -241,7 +241,7 @@ class HandlerWorker:
         if result not in _GOOD:
             span.fail(attempt.error or result)
         self.attempts += 1
-        # It may be due before the next look; or its end makes others due.
+        # A retry may be due before the next look, and an end makes followers due.
         again = [claim.handler] if decision.state == "pending" else self._followers
         self._runtime.wakeups.wake("handler", *again)
         self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
@@ -277,7 +277,7 @@ class HandlerWorker:
         return lost if over else None
 
     async def _settle(self, settlement: Settlement) -> bool:
-        """Insist: the handler has run, so it must be settled whatever the disk says now."""
+        """Retry until it is stored: the handler has run, so its end must be settled."""
         while True:
             try:
                 return await self._store.settle(settlement)

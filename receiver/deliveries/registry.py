@@ -116,21 +116,14 @@ class Registry:
             for name, refusal in refusals.items()
         ]
 
-    def strangers(self) -> list[tuple[str, str]]:
-        """Pair handlers with those they wait for and nobody registered."""
-        return [
-            (name, other)
-            for name, handler in self.handlers.items()
-            for other in handler.after
-            if other not in self.handlers
-        ]
-
     def warnings(self, providers: Collection[str]) -> list[str]:
         """Say what is likely a mistake, among these providers."""
         found = [
             f"handler {name} is to run after {other}, which is not a handler here: it will not wait"
             f"{meant(other, self.handlers)}"
-            for name, other in self.strangers()
+            for name, handler in self.handlers.items()
+            for other in handler.after
+            if other not in self.handlers
         ]
         found += [
             f"{one.place}: handler {one.name} wants provider={one.provider_glob!r}, and there is "

@@ -146,7 +146,7 @@ class Worker:
         until = asyncio.get_running_loop().time() + seconds
         workers = [self._workers[name] for name in names if name in self._workers]
         chosen = [worker for worker in workers if worker.may_run_within(seconds)]
-        # One that ends may let others go that waited for it.
+        # The end of one may make others due that waited for it.
         while any(await asyncio.gather(*(worker.run_now(event, until) for worker in chosen))):
             pass
 
@@ -176,8 +176,8 @@ class Worker:
     async def stop(self, *, asked: bool = True) -> None:
         """Claim no more, let running handlers end for a while, give back the rest.
 
-        A stop that was not asked for may be the work of what runs: that is left to be found lost,
-        so that its attempt counts, and it ends dead instead of ending every process.
+        If the process stops by an error, a running handler may have caused it. Its claim is kept
+        then, to be found lost: the attempt counts, and a handler that ends every process ends dead.
         """
         await self._tasks.cancel()
         workers = [*self._workers.values(), *self._retired.values()]
@@ -203,7 +203,7 @@ class Worker:
         await self.reclaim()
 
     def look_again(self) -> None:
-        """Look at all there is, and at the breakers: one was set by hand, or the clock was."""
+        """Look again at deliveries and breakers: one was set by hand, or the clock stepped."""
         self._known.forget()
         self._runtime.wakeups.wake_all("handler")
 

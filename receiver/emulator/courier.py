@@ -1,4 +1,4 @@
-"""Delivers callbacks, again and again, as each provider's schedule says."""
+"""Sends callbacks, with retries by the schedule of each provider."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ _RESPONSE_KEPT = 200
 
 
 class Timers:
-    """Things to do later, forgotten when the emulator stops; and the time now."""
+    """Delayed calls, dropped when the emulator stops; and the time now."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now

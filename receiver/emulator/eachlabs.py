@@ -1,9 +1,7 @@
 """Eachlabs: creates answer `success`, polls end in `success`, callbacks end in `succeeded`."""
 
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -15,6 +13,7 @@ from starlette.routing import BaseRoute
 from receiver.emulator import wire
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Attempt, Prediction
+from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
 
@@ -32,9 +31,9 @@ CATEGORIES: dict[Failure, str] = {
     "prompt": "invalid_user_input",
     "parameter": "invalid_user_input",
 }
-_MINUTE = 60
 _MOST_LISTED = 100
 _LISTED = 50
+CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
 _OLDEST = 7
 """The variant, of eight, that in `mixed` speaks the oldest callback shape of all."""
 
@@ -46,7 +45,6 @@ class Eachlabs:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._requests: dict[str, deque[float]] = defaultdict(deque)
         self._shut_until: dict[str, float] = {}
         world.studio.on_finish["eachlabs"] = self._push
 
@@ -70,21 +68,10 @@ class Eachlabs:
         key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
         if not self._world.knows(key):
             raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
-        self._pace(key)
-        return self._world.account(key)
-
-    def _pace(self, account: str) -> None:
-        """Refuse more requests in a minute than the plan allows."""
-        limit, now = self._world.options.eachlabs_per_minute, self._world.now()
-        if limit is None:
-            return
-        requests = self._requests[account]
-        while requests and requests[0] <= now - _MINUTE:
-            requests.popleft()
-        if len(requests) >= limit:
-            self._world.ledger.violation("eachlabs", "requests_per_minute", str(limit))
+        limit = self._world.options.eachlabs_per_minute
+        if self._world.hurried("eachlabs", key, limit):
             raise Refusal(self._refused(429, "too many requests", f"{limit} a minute"))
-        requests.append(now)
+        return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)
@@ -103,7 +90,7 @@ class Eachlabs:
             {
                 "status": words[prediction.state],
                 "output": None if failure else self._output(prediction),
-                "error": _reason(prediction),
+                "error": prediction.reason(REASONS),
             }
         )
 
@@ -113,8 +100,7 @@ class Eachlabs:
         asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
         problem = self._problem(body, wire.text_of(asked.get("prompt")))
         if problem := problem or self._crowded(account) or self._reserved(account, asked):
-            self._world.ledger.count("eachlabs", "rejected")
-            raise Refusal(problem)
+            raise self._world.rejected("eachlabs", problem)
         return self._world.prediction(
             "eachlabs",
             request,
@@ -127,9 +113,8 @@ class Eachlabs:
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         if rule := self._world.obstacle("eachlabs", prompt):
-            return self._refused(
-                rule.status, rule.reason or "unavailable", "try later", rule.retry_after
-            )
+            reason = rule.reason or "unavailable"
+            return self._refused(rule.status, reason, "try later", rule.headers)
         needed = ("model", "input", "version") if self._seed else ("model", "input")
         if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
             return self._refused(400 if self._seed else 422, "invalid request", ", ".join(missing))
@@ -156,7 +141,7 @@ class Eachlabs:
         return self._refused(429, "too many requests", f"{few} executions")
 
     def _reserved(self, account: str, asked: Mapping[str, Any]) -> Response | None:
-        """Refuse, when told, what costs more than is left beside what the others may cost."""
+        """Refuse a submit while another is unfinished, by the fault reserve_money."""
         if not self._world.studio.in_flight("eachlabs", account):
             return None
         if not self._world.faults.take(
@@ -171,9 +156,8 @@ class Eachlabs:
         return self._world.options.shape == "old"
 
     def _refused(
-        self, status: int, error: str, details: str, retry_after: int | None = None
+        self, status: int, error: str, details: str, headers: Mapping[str, str] | None = None
     ) -> Response:
-        headers = None if retry_after is None else {"retry-after": str(retry_after)}
         if self._world.old():
             seed = {"status": "error", "message": error, "details": details}
             return answer(seed, status, headers)
@@ -228,7 +212,7 @@ class Eachlabs:
             "status": self._status(prediction),
             "output": self._output(prediction) if prediction.state == "succeeded" else "",
             "metrics": {"predict_time": _predict_time(prediction)},
-            **({"error": _reason(prediction)} if failure else {}),
+            **({"error": prediction.reason(REASONS)} if failure else {}),
         }
 
     def _status(self, prediction: Prediction) -> str:
@@ -265,12 +249,11 @@ class Eachlabs:
         return "text" if prediction.old else "object"
 
     def _push(self, prediction: Prediction, told: Prediction | None = None) -> None:
-        """Call back; `told` is what is said of a prediction that has gone on unseen."""
+        """Call back; `told`, where given, is what the body says instead."""
         if not prediction.callback_url:
             return
         body = self.callback(told or prediction)
-        schedule = self._world.options.eachlabs_callbacks
-        self._world.call(prediction, body, self.headers, schedule)
+        self._world.call(prediction, body, self.headers, CALLBACKS)
 
     def headers(
         self,
@@ -292,7 +275,7 @@ class Eachlabs:
     def _callback(self, prediction: Prediction) -> dict[str, Any]:
         if self._world.options.shape == "mixed" and prediction.variant % 8 == _OLDEST:
             return self._oldest_callback(prediction)
-        failure = prediction.plan.failure
+        failure, reason = prediction.plan.failure, prediction.reason(REASONS)
         body = {
             "exec_id": prediction.id,
             "flow_id": "" if prediction.old else None,
@@ -301,26 +284,26 @@ class Eachlabs:
         if failure is None:
             return body | {"output": self._output(prediction), "error": ""}
         if prediction.old:
-            return body | {"output": "", "error": _reason(prediction)}
-        entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": _reason(prediction)}
-        if prediction.plan.ending.reason:  # words of any kind: the category tells what they mean
+            return body | {"output": "", "error": reason}
+        entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": reason}
+        if prediction.plan.ending.reason:  # any text: only the category says what it means
             entry["classification"] = {"category": CATEGORIES[failure]}
         return body | {"output": [entry], "error": ""}
 
     def _oldest_callback(self, prediction: Prediction) -> dict[str, Any]:
-        failure = prediction.plan.failure
+        failure, reason = prediction.plan.failure, prediction.reason(REASONS)
         return {
             "id": prediction.id,
             "status": "failed" if failure else "success",
-            "output": {"error": _reason(prediction)} if failure else self._output(prediction),
+            "output": {"error": reason} if failure else self._output(prediction),
             "input": prediction.input,
             "metrics": {"predict_time": _predict_time(prediction)},
         }
 
     async def _webhooks(self, request: Request, account: str) -> Response:
+        """List predictions whose callback was tried; those with no attempt yet are left out."""
         limit = min(_number(request, "limit", _LISTED), _MOST_LISTED)
         offset = _number(request, "offset", 0)
-        """List what was called back: nothing that is at work, and no end that is told nobody."""
         latest = self._world.ledger.latest("eachlabs", account)
         called = (one for one in latest if one.callback_url and one.callback_attempts)
         rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
@@ -330,10 +313,8 @@ class Eachlabs:
         found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
         prediction = self._present(found)
         attempts = [_attempt(attempt) for attempt in prediction.callback_attempts]
-        pending = (
-            [] if attempts else [{"status": "PENDING", "created_at": _time(self._world.now())}]
-        )
-        return answer(self._delivery(prediction) | {"attempts": attempts or pending})
+        pending = {"status": "PENDING", "created_at": wire.moment(self._world.now())}
+        return answer(self._delivery(prediction) | {"attempts": attempts or [pending]})
 
     async def _model(self, request: Request, _account: str) -> Response:
         slug = request.path_params["slug"]
@@ -358,7 +339,7 @@ class Eachlabs:
             "request": self.callback(prediction).decode() if ended else None,
             "headers": {"content-type": "application/json"},
             "source": "prediction",
-            "created_at": _time(prediction.submitted_at),
+            "created_at": wire.moment(prediction.submitted_at),
         }
 
 
@@ -388,19 +369,13 @@ def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
         "execution_id": prediction.id,
         "model_slug": prediction.model,
         "provider": "emulator",
-        "error": _reason(prediction),
+        "error": prediction.reason(REASONS),
         "error_code": CATEGORIES[failure].upper(),
-        "error_message": _reason(prediction),
+        "error_message": prediction.reason(REASONS),
         "classification": {"category": CATEGORIES[failure]},
         "retryable": failure in {"model", "timeout"},
         "error_step": "predict",
     }
-
-
-def _reason(prediction: Prediction) -> str:
-    """Say why it failed; empty where it did not."""
-    failure = prediction.plan.failure
-    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
@@ -411,17 +386,13 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "status_code": code,
         "response": attempt.response,
         "error_message": attempt.error,
-        "created_at": _time(attempt.at),
+        "created_at": wire.moment(attempt.at),
     }
 
 
 def _predict_time(prediction: Prediction) -> float:
     start = prediction.started_at or prediction.submitted_at
     return round((prediction.completed_at or start) - start, 3)
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat()
 
 
 def _number(request: Request, name: str, default: int) -> int:

@@ -16,6 +16,7 @@ from receiver.emulator import wire
 from receiver.emulator.endings import Failure
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import PRICE, Prediction
+from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import (
     NO_SUCH_MODEL,
@@ -39,8 +40,16 @@ _HEADERS = ("x-fal-webhook-", "request-id")
 _DAY = 86400
 _LISTED = 50
 _MOST_LISTED = 100
+CALLBACKS = Schedule(
+    waits=tuple(min(2.0 * 2**n, 139.0) for n in range(31)),
+    first_timeout=15,
+    later_timeout=120,
+    lifetime=3600,
+    lifetime_large=360,
+    redirect_is_final=True,
+)
 _INTERNAL_RETRY = 7
-"""The variant, of eight, that in `mixed` was retried inside and has another gateway id."""
+"""In `mixed`: the variant, of eight, that fal retried itself, so that its gateway id differs."""
 
 
 class Fal:
@@ -57,7 +66,7 @@ class Fal:
     def __init__(self, world: World) -> None:
         self._world = world
         self._keys = Keyring(world.rng)
-        world.calls_back("fal", self.callback, self.headers, world.options.fal_callbacks)
+        world.calls_back("fal", self.callback, self.headers, CALLBACKS)
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def routes(self) -> list[BaseRoute]:
@@ -96,7 +105,7 @@ class Fal:
         return self._world.account(key)
 
     def _owner(self, request: Request) -> str:
-        """Return whose key it is on the platform's own host, which words its errors otherwise."""
+        """Return the account of a key, for fal's platform API: its errors are not the queue's."""
         refused = _platform_error(401, "authorization_error", "Invalid API key")
         return self._world.holder(wire.credential(request, "Key"), refused)
 
@@ -142,18 +151,11 @@ class Fal:
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)
-        longest = request.query_params.get("fal_max_queue_length", "")
-        if longest.isdecimal() and self._world.studio.queued("fal") > int(longest):
-            raise self._rejected(_refused(429, "queue_full", "the queue is longer than asked for"))
         body = {"status": "IN_QUEUE", "queue_position": self._world.studio.queued("fal")}
         return await self._world.accept([prediction], answer(body | _handle(prediction)))
 
     async def _run(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)
-        if self._world.studio.full("fal"):
-            refused = _refused(429, "concurrent_requests_limit", "too many at once")
-            refused.headers["x-fal-needs-retry"] = "1"
-            raise self._rejected(refused)
         return self._outcome(await self._world.run(prediction))
 
     async def _described(self, request: Request, account: str) -> Prediction:
@@ -161,7 +163,7 @@ class Fal:
         model = request.path_params["app"].strip("/")
         prompt = wire.text_of((inputs or {}).get("prompt"))
         if problem := self._locked(prompt) or self._problem(request, model, inputs, prompt):
-            raise self._rejected(problem)
+            raise self._world.rejected("fal", problem)
         return self._world.prediction(
             "fal",
             request,
@@ -172,7 +174,7 @@ class Fal:
         )
 
     def _locked(self, prompt: str) -> Response | None:
-        """Refuse, when told, whatever is submitted: the account is locked, whichever key it is."""
+        """Refuse every submit of the account while the fault lock_account is set."""
         rule = self._world.faults.take("lock_account", "fal", prompt)
         if rule is None:
             return None
@@ -198,10 +200,6 @@ class Fal:
             return _refused(403, "forbidden", "the balance is used up")
         return None
 
-    def _rejected(self, response: Response) -> Refusal:
-        self._world.ledger.count("fal", "rejected")
-        return Refusal(response)
-
     async def _status(self, request: Request, account: str) -> Response:
         prediction = self._find(request, account)
         return self._status_answer(prediction, logs=_wants_logs(request))
@@ -216,7 +214,7 @@ class Fal:
         return wire.event_stream(self._states(prediction, logs=_wants_logs(request)))
 
     async def _states(self, prediction: Prediction, *, logs: bool) -> AsyncIterator[bytes]:
-        """Tell every change of state, up to the last."""
+        """Yield every state, up to the last."""
         while not prediction.finished:
             told = prediction.state
             yield wire.event(self._state(prediction, logs=logs))
@@ -226,15 +224,11 @@ class Fal:
     def _state(self, prediction: Prediction, *, logs: bool) -> dict[str, Any]:
         state = _handle(prediction)
         if prediction.state == "queued":
-            return state | {"status": "IN_QUEUE", "queue_position": self._position(prediction)}
+            return state | {"status": "IN_QUEUE", "queue_position": 0}
         lines = _logs(prediction) if logs else None
         if prediction.state == "running":
             return state | {"status": "IN_PROGRESS", "logs": lines}
         return state | _completed(prediction) | {"logs": lines}
-
-    def _position(self, prediction: Prediction) -> int:
-        waiting = self._world.studio.waiting("fal")
-        return waiting.index(prediction) if prediction in waiting else 0
 
     async def _result(self, request: Request, account: str) -> Response:
         prediction = self._find(request, account)
@@ -266,7 +260,7 @@ class Fal:
         return self._present(request, self._world.find_polled, account)
 
     def _present(self, request: Request, find: Any, account: str) -> Prediction:
-        """Find a prediction by its id, under its own app and no other."""
+        """Find a prediction by its id; the app in the URL must be its own."""
         prediction: Prediction | None = find("fal", request.path_params["id"], account)
         if prediction and app_of(request.path_params["app"]) == app_of(prediction.model):
             return prediction
@@ -360,12 +354,12 @@ def _refused(status: int, kind: str, detail: str, retry_after: int | None = None
 
 
 def _anybody(request: Request) -> str:
-    """Let everybody in: models are described without a key, too."""
+    """Accept every caller: models are described without a key, too."""
     return wire.credential(request, "Key")
 
 
 def _platform_error(status: int, kind: str, message: str) -> Response:
-    """Word an error as the platform's host does; the queue's has `detail`."""
+    """Return an error as fal's platform API words it; the queue's has `detail`."""
     return answer({"error": {"type": kind, "message": message}}, status)
 
 

@@ -1,4 +1,4 @@
-"""The books: every prediction, every attempt at a callback, every broken rule."""
+"""The ledger: every prediction, every attempt at a callback, every rule that a caller broke."""
 
 import asyncio
 from collections import Counter, deque
@@ -23,7 +23,7 @@ _VIOLATIONS_KEPT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at telling somebody the outcome."""
+    """One attempt to send an outcome."""
 
     at: float
     status_code: int | None = None
@@ -51,7 +51,7 @@ class Prediction:
     origin: str
     """Scheme and host the submit was addressed to; the base of every URL we give out."""
     old: bool
-    """Speaks the older wire shapes."""
+    """Whether answers about it have the older shapes."""
     variant: int
     """Eight random bits for what differs from one answer to the next."""
     submitted_at: float

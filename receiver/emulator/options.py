@@ -25,17 +25,6 @@ class Schedule(msgspec.Struct, frozen=True):
     redirect_is_final: bool = False
 
 
-EACHLABS_CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
-FAL_CALLBACKS = Schedule(
-    waits=tuple(min(2.0 * 2**n, 139.0) for n in range(31)),
-    first_timeout=15,
-    later_timeout=120,
-    lifetime=3600,
-    lifetime_large=360,
-    redirect_is_final=True,
-)
-
-
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How the providers behave when no prompt and no fault says otherwise."""
 
@@ -51,8 +40,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Chance that Oxen's stream carries an unrelated event before one of ours."""
     time_scale: float = 1
     """Multiplies every wait of the callback schedules; their timeouts stay as they are."""
-    eachlabs_callbacks: Schedule = EACHLABS_CALLBACKS
-    fal_callbacks: Schedule = FAL_CALLBACKS
     fal_sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     """Ranges that fal says its callbacks come from; ours do come from this machine."""
     eachlabs_in_flight: int | None = 10
@@ -66,8 +53,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ideogram_in_flight: int | None = 10
     bfl_in_flight: int | None = 24
     """Unfinished predictions per key; None lifts the limit."""
-    fal_concurrency: int | None = None
-    """Predictions in progress at once (a new account has 2); None lifts the limit."""
     api_keys: frozenset[str] | None = None
     """Keys that are let in; None lets any non-empty key in."""
     one_account: bool = False

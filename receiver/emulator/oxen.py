@@ -1,4 +1,4 @@
-"""Oxen.ai: a queue that calls nobody, an event stream that waits for nobody, and its sync twin."""
+"""Oxen.ai: a queue without callbacks, an event stream without replay, and blocking calls."""
 
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,7 +45,7 @@ class Oxen:
     def __init__(self, world: World) -> None:
         self._world = world
         self.streams: WeakSet[EventStream] = WeakSet()
-        """Those that somebody reads: each is kept by its answer alone."""
+        """The open streams; a weak set, as only the response keeps a stream alive."""
         world.studio.on_finish["oxen"] = self._push
         world.faults.at_once("cut_stream", self._cut)
 
@@ -68,7 +68,7 @@ class Oxen:
         ]
 
     def start(self) -> None:
-        """Begin to comment on idle streams."""
+        """Begin to send keep-alive comments on idle streams."""
         self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
 
     def release(self) -> None:
@@ -87,8 +87,7 @@ class Oxen:
         body = await wire.read_object(request) or {}
         prompt = wire.text_of(body.get("prompt"))
         if problem := self._problem(body, prompt):
-            self._world.ledger.count("oxen", "rejected")
-            return problem
+            raise self._world.rejected("oxen", problem)
         predictions = [
             self._described(request, account, body, index)
             for index in range(body.get("num_generations", 1))
@@ -102,9 +101,8 @@ class Oxen:
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         """Return the refusal for what is checked at enqueue; the rest fails later."""
         if rule := self._world.obstacle("oxen", prompt):
-            return _refused(
-                rule.status, "unknown_error", rule.reason or "Unavailable", rule.retry_after
-            )
+            reason = rule.reason or "Unavailable"
+            return _refused(rule.status, "unknown_error", reason, rule.headers)
         count = body.get("num_generations", 1)
         if type(count) is not int or not 1 <= count <= _MOST:
             detail = f"num_generations must be an integer between 1 and {_MOST}"
@@ -143,7 +141,7 @@ class Oxen:
         return answer(_row(self._find(request, account, polled=True)))
 
     async def _bill(self, request: Request, account: str) -> Response:
-        """Describe a generation with its cost, of which no other answer tells."""
+        """Return a generation with its cost, which no other answer has."""
         prediction = self._find(request, account)
         cost = prediction.cost if prediction.finished else None
         row = {"id": prediction.id, "model": prediction.model, "cost": cost}
@@ -181,14 +179,9 @@ class Oxen:
         body = await wire.read_object(request) or {}
         prompt = wire.text_of(body.get("prompt"))
         problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
-        if problem:
-            self._world.ledger.count("oxen", "rejected")
-            return problem
-        if body.get("model") in _FILMING:  # no page says what comes of it
+        if problem is None and body.get("model") in _FILMING:  # what happens is not documented
             self._world.ledger.violation("oxen", "video_as_image", body["model"])
-        prediction = await self._world.run(self._described(request, account, body))
-        if prediction.plan.failure:
-            return _refused_plainly(_reason(prediction), 500)
+        prediction = await self._succeeded(request, account, body, problem)
         return _blocking_answer(prediction, "images", _images(prediction))
 
     async def _film(self, request: Request, account: str) -> Response:
@@ -197,13 +190,19 @@ class Oxen:
         problem = self._problem(body, prompt)
         if problem is None and bool(body.get("prompt")) == bool(body.get("multi_prompt")):
             problem = _refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)
+        prediction = await self._succeeded(request, account, body, problem)
+        return _blocking_answer(prediction, "videos", _videos(prediction))
+
+    async def _succeeded(
+        self, request: Request, account: str, body: Mapping[str, Any], problem: Response | None
+    ) -> Prediction:
+        """Run a prediction whose caller waits; raise Refusal for a problem or a failure."""
         if problem:
-            self._world.ledger.count("oxen", "rejected")
-            return problem
+            raise self._world.rejected("oxen", problem)
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
-            return _refused_plainly(_reason(prediction), 500)
-        return _blocking_answer(prediction, "videos", _videos(prediction))
+            raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
+        return prediction
 
     async def _models(self, request: Request, _account: str) -> Response:
         wanted = request.query_params.get("search", "")
@@ -245,7 +244,7 @@ class Oxen:
         self._world.pushes.push(prediction, lambda: self.broadcast(prediction))
 
     def broadcast(self, prediction: Prediction) -> None:
-        """Tell the account's listeners of this moment; there is no second chance."""
+        """Send the event to those of the account who listen now; it is never sent again."""
         world, at = self._world, self._world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
@@ -284,9 +283,10 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def _refused(status: int, kind: str, title: str, retry_after: int | None = None) -> Response:
+def _refused(
+    status: int, kind: str, title: str, headers: Mapping[str, str] | None = None
+) -> Response:
     body = {"error": {"type": kind, "title": title}, "status": "error", "status_message": kind}
-    headers = None if retry_after is None else {"retry-after": str(retry_after)}
     return answer(body, status, headers)
 
 
@@ -304,15 +304,14 @@ def _model_problem(model: object) -> Response | None:
 
 def _row(prediction: Prediction) -> dict[str, Any]:
     """Return the queue row; what was submitted is echoed beside our own fields."""
-    succeeded, failed = prediction.state == "succeeded", prediction.state == "failed"
     row = prediction.input | {
         "generation_id": prediction.id,
         "model" if prediction.old else "model_name": prediction.model,
         "prompt": prediction.prompt,
         "media_type": "image",
         "status": STATUSES[prediction.state],
-        "result_url": _url(prediction) if succeeded else None,
-        "error_message": _reason(prediction) if failed else None,
+        "result_url": _url(prediction) if prediction.state == "succeeded" else None,
+        "error_message": prediction.reason(REASONS) or None,
         "enqueued_at": int(prediction.submitted_at),
         "started_at": _seconds(prediction.started_at),
         "completed_at": _seconds(prediction.completed_at),
@@ -327,16 +326,11 @@ def _event(prediction: Prediction, expires: int) -> dict[str, Any]:
         "media_type": "image",
     }
     if prediction.plan.failure:
-        return event | {"error": _reason(prediction)}
+        return event | {"error": prediction.reason(REASONS)}
     url = _url(prediction)
     if prediction.plan.ending.output is None:
         url = f"{url}?expires={expires}"
     return event | {"model": prediction.model, "url": url}
-
-
-def _reason(prediction: Prediction) -> str:
-    failure = prediction.plan.failure
-    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
 
 
 def _url(prediction: Prediction) -> str | None:

@@ -1,9 +1,8 @@
-"""Replicate: one object tells submits, polls and callbacks; an hour after its end it is empty."""
+"""Replicate: submits, polls and callbacks have one form; an hour after its end it is emptied."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
@@ -43,7 +42,7 @@ _CALLBACKS = Schedule(
     lifetime=60,
     redirect_is_final=True,
 )
-"""The last word comes about a minute after the end, and a redirect loses it."""
+"""The last retry is about a minute after the end; after a redirect there is none."""
 _KEPT = 3600
 _MINUTE = 60
 _PAGE = 100
@@ -61,9 +60,8 @@ class Replicate:
     def __init__(self, world: World) -> None:
         self._world = world
         self._secret = AccountSecret(world.rng)
-        self._creates: dict[str, deque[float]] = defaultdict(deque)
         self._aborted: set[str] = set()
-        world.studio.on_finish["replicate"] = self._push
+        self._push = world.calls_back("replicate", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._secret.rotate)
 
     def routes(self) -> list[BaseRoute]:
@@ -134,18 +132,12 @@ class Replicate:
 
     def _hurried(self, account: str) -> Response | None:
         """Refuse more submits in a minute than are allowed."""
-        limit, now = self._world.options.replicate_per_minute, self._world.now()
-        creates = self._creates[account]
-        while creates and creates[0] <= now - _MINUTE:
-            creates.popleft()
-        if limit is None or len(creates) < limit:
-            creates.append(now)
-            return None
-        self._world.ledger.violation("replicate", "submits_per_minute", str(limit))
-        return self._later(429, "Request was throttled.", int(creates[0] + _MINUTE - now) + 1)
+        limit = self._world.options.replicate_per_minute
+        wait = self._world.hurried("replicate", account, limit)
+        return self._later(429, "Request was throttled.", wait) if wait else None
 
     def _later(self, status: int, detail: str, seconds: int | None) -> Response:
-        """Say when to come again: in the words, in a field, or in the header."""
+        """Refuse, and say when to retry: in the text, in a field, or in the header."""
         if seconds is None:
             return _refused(status, detail)
         if self._world.old():
@@ -155,7 +147,7 @@ class Replicate:
         return _refused(status, detail, headers={"retry-after": str(seconds)})
 
     def _heed_deadline(self, prediction: Prediction, text: str) -> None:
-        """Stop it at the time of its own that Cancel-After gave it."""
+        """Cancel it after the time in its Cancel-After header."""
         if found := _DEADLINE.fullmatch(text):
             seconds = int(found[1]) * (_MINUTE if found[2] == "m" else 1)
             self._world.timers.after(seconds, lambda: self._out_of_time(prediction))
@@ -209,7 +201,7 @@ class Replicate:
         return answer(_described_version(request.path_params["id"]))
 
     def _state(self, prediction: Prediction) -> dict[str, Any]:
-        """Tell all of a prediction, as every channel does."""
+        """Return a prediction in the form that all channels share."""
         url = f"{prediction.origin}/replicate/v1/predictions/{prediction.id}"
         ended = prediction.completed_at
         removed = ended is not None and self._world.now() - ended > _KEPT
@@ -239,7 +231,7 @@ class Replicate:
         return "aborted" if prediction.id in self._aborted else _STATUSES[prediction.state]
 
     def _output(self, prediction: Prediction) -> Any:
-        """Return a file, several, or words in pieces, as the models differ."""
+        """Return a file, several files, or text in pieces, as the models differ."""
         if prediction.state != "succeeded":
             return None
         told = prediction.plan.ending.output
@@ -250,10 +242,6 @@ class Replicate:
             return output
         urls = [file["url"] for file in output]
         return urls if len(urls) > 1 or prediction.old else urls[0]
-
-    def _push(self, prediction: Prediction) -> None:
-        if prediction.callback_url:
-            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
 
     def callback(self, prediction: Prediction) -> bytes:
         return msgspec.json.encode(self._state(prediction))

@@ -11,7 +11,7 @@ _PREFIX = "whsec_"
 
 
 class AccountSecret:
-    """Signs with what it shows; a stranger signs with something else."""
+    """The secret that the account sees, and a wrong one for forged signatures."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

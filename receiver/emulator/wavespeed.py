@@ -108,7 +108,7 @@ class WaveSpeed:
         return None
 
     def _refused(self, status: int, message: str) -> Response:
-        """Refuse by the status or, in the older shape, by the code alone inside a yes."""
+        """Refuse by the status or, in the older shape, by a code in an answer of status 200."""
         if self._world.old():
             return answer({"code": status, "message": message}, 200)
         return _coded(status, message)
@@ -128,7 +128,7 @@ class WaveSpeed:
         return _wrapped({"balance": 9.5, "currency": "USD"})
 
     def _task(self, prediction: Prediction) -> dict[str, Any]:
-        """Tell all of a task, as every channel does."""
+        """Return a task in the form that all channels share."""
         url = f"{prediction.origin}/wavespeed/api/v3/predictions/{prediction.id}"
         outputs = self._outputs(prediction)
         failure = prediction.plan.failure if prediction.state == "failed" else None

@@ -1,9 +1,10 @@
-"""Everything the providers share, and the desk where a submit is taken in."""
+"""What the emulated providers share: their state, and how a submit is accepted."""
 
 import asyncio
 import random
 import time
 import uuid
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -22,9 +23,10 @@ from receiver.emulator.studio import Studio
 NO_SUCH_MODEL = "no-such-model"
 TEXT_ONLY = "text-only"
 _EARLY_PATIENCE = 1.0
+_MINUTE = 60
 
 _STALE = 600
-"""Seconds by which the time of a stale signature lies back."""
+"""How old a stale signature is, in seconds."""
 
 Body = Callable[[Prediction], bytes]
 Headers = Callable[[Prediction, bytes], Mapping[str, str]]
@@ -38,12 +40,13 @@ class World:
         self.now = now
         self.rng = random.Random(options.seed)  # noqa: S311 - variety, not secrecy
         self._named = 0
+        self._request_times: dict[tuple[Provider, str], deque[float]] = defaultdict(deque)
         self.ledger = Ledger(options.ledger_size, now)
         self.faults = Faults(self.rng)
         self.timers = Timers(now)
         self.courier = Courier(self.timers, options.time_scale)
         self.pushes = Pushes(self.faults, self.timers)
-        self.studio = Studio(self.timers, {"fal": options.fal_concurrency})
+        self.studio = Studio(self.timers)
 
     async def close(self) -> None:
         self.timers.closed = True
@@ -54,17 +57,17 @@ class World:
         return bool(key) if keys is None else key in keys
 
     def account(self, key: str) -> str:
-        """Name whose key it is."""
+        """Return the account of a key."""
         return "everybody" if self.options.one_account else key
 
     def holder(self, key: str, otherwise: Response) -> str:
-        """Name whose key it is, or refuse it."""
+        """Return the account of a key; raise Refusal with `otherwise` for one that is not known."""
         if not self.knows(key):
             raise wire.Refusal(otherwise)
         return self.account(key)
 
     def old(self) -> bool:
-        """Decide whether the next answer speaks the older shape."""
+        """Decide whether the next answer has the older shape."""
         shape = self.options.shape
         return shape == "old" or (shape == "mixed" and self.rng.random() < 0.5)  # noqa: PLR2004 - evens
 
@@ -72,7 +75,7 @@ class World:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def _id_for(self, provider: Provider) -> str:
-        """Name a prediction; where all goes by hand, so that people can tell them apart."""
+        """Return a new id; with `by_hand` one that people can tell from others."""
         self._named += 1
         return self.new_id() if self.options.by_hand is None else f"{provider}-{self._named}"
 
@@ -108,27 +111,40 @@ class World:
         return wire.Refusal(response)
 
     def crowded(self, provider: Provider, account: str, limit: int | None) -> bool:
-        """Tell whether as many of an account's are at work as a provider allows."""
+        """Return whether an account has as many unfinished predictions as it may have."""
         if limit is None or self.studio.in_flight(provider, account) < limit:
             return False
         self.ledger.violation(provider, "in_flight", str(limit))
         return True
 
+    def hurried(self, provider: Provider, account: str, limit: int | None) -> int | None:
+        """Count a request; return the seconds to wait after too many of an account in a minute."""
+        if limit is None:
+            return None
+        times, now = self._request_times[provider, account], self.now()
+        while times and times[0] <= now - _MINUTE:
+            times.popleft()
+        if len(times) >= limit:
+            self.ledger.violation(provider, "per_minute", str(limit))
+            return int(times[0] + _MINUTE - now) + 1
+        times.append(now)
+        return None
+
     def obstacle(self, provider: Provider, prompt: str) -> Rule | None:
-        """Return the rule that refuses this submit; hang up if one drops it before it is billed."""
+        """Return the rule that refuses this submit; hang up if a rule drops it unbilled."""
         if self.faults.take("drop_submit", provider, prompt):
             raise wire.Refusal(wire.HangUp())
         return self.faults.take("refuse_submit", provider, prompt)
 
     def bill(self, predictions: Sequence[Prediction]) -> None:
-        """Enter them in the books and start the work: from here on they cost money."""
+        """Record predictions and start them: from here on they cost money."""
         self.ledger.count(predictions[0].provider, "submits")
         for prediction in predictions:
             self.ledger.add(prediction)
             self.studio.start(prediction)
 
     async def accept(self, predictions: Sequence[Prediction], response: Response) -> Response:
-        """Bill, start and answer, unless a fault upsets the order or eats the answer."""
+        """Bill, start and answer; a fault may call back first, or hang up instead of answering."""
         self.bill(predictions)
         first = predictions[0]
         if rule := self.faults.take("early_callback", first.provider, first.prompt):
@@ -138,13 +154,13 @@ class World:
         return response
 
     async def run(self, prediction: Prediction, seconds: float | None = None) -> Prediction:
-        """Bill a prediction whose caller waits, and wait with it, so long at most."""
+        """Bill a prediction whose caller waits for the result, and wait too, `seconds` at most."""
         prediction.blocking = True
         self.bill([prediction])
         if rule := self.faults.take("stall_submit", prediction.provider, prediction.prompt):
             raise wire.Refusal(wire.HangUp(rule.seconds or 0))
         if self.options.by_hand is not None:
-            self.studio.end(prediction)  # its caller could tell nobody how it is to end
+            self.studio.end(prediction)  # the test is blocked, and could not end it
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await prediction.until(lambda p: p.finished)
@@ -152,17 +168,18 @@ class World:
 
     def calls_back(
         self, provider: Provider, body: Body, headers: Headers, schedule: Schedule
-    ) -> None:
-        """Call back at each end of a prediction at a provider, where a URL was given."""
+    ) -> Callable[[Prediction], None]:
+        """Call back at the end of each prediction that has a callback URL; return what does so."""
 
         def tell(ended: Prediction) -> None:
             if ended.callback_url:
                 self.call(ended, body(ended), headers, schedule)
 
         self.studio.on_finish[provider] = tell
+        return tell
 
     def signing(self, prediction: Prediction, at: float | None) -> tuple[int, bool]:
-        """Return the time with which a callback is signed, and whether a stranger signs it."""
+        """Return the time to sign a callback with, and whether to sign it with a wrong key."""
         about = prediction.provider, prediction.prompt
         seconds = int(self.now() if at is None else at)
         if rule := self.faults.take("stale_timestamp", *about):
@@ -172,7 +189,7 @@ class World:
     def call(
         self, prediction: Prediction, body: bytes, headers: Headers, schedule: Schedule
     ) -> None:
-        """Call back where the submit said, again and again as `schedule` has it."""
+        """Send a callback to the URL of the submit, with the retries of `schedule`."""
         self.pushes.push(
             prediction,
             lambda: self.courier.send(
@@ -221,10 +238,7 @@ def picture_names(prediction: Prediction) -> list[str]:
 
 
 def made(world: World, prediction: Prediction) -> list[dict[str, Any]] | str:
-    """Return the files a prediction made, or its words.
-
-    Pictures are told by where they are, or come themselves as data URIs.
-    """
+    """Return the files a prediction made, by URL or as data URIs; or its text."""
     told = prediction.plan.ending.output
     if told is not None:
         return told if isinstance(told, str) else [dict(file) for file in told]

@@ -59,7 +59,7 @@ class SteadyClock:
         return self._monotonic() + self._offset
 
     def step(self) -> Shift | None:
-        """Say by how much the wall clock has stepped; a drift is followed without a word."""
+        """Return by how much the wall clock has stepped; a drift is followed silently."""
         ahead = self._wall() - self()
         if abs(ahead) <= _STEP:
             self._offset += ahead
@@ -96,7 +96,7 @@ class Watch:
         self._owner = owner
         self._wakeups = wakeups
         self._passed_over = 0.0
-        """The step that was not followed last."""
+        """The last step that was not followed."""
 
     async def run(self) -> NoReturn:
         await repeat(self.look, longest=_EVERY)

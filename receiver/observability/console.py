@@ -1,4 +1,4 @@
-"""The log as a terminal shows it: a physical line each, of what one looks for first."""
+"""The log on a terminal: one line for each event, the most important fields first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATES: Final = ("status", "state", "outcome", "result")
 """Fields that say how something stands; the first that is there is shown."""
 _SHOWN: Final = frozenset({"time", "level", "event", "provider", "model", "prediction"})
 _BESIDE: Final = frozenset({"provider_id", "event_id", "delivery", "request", "owner", "trace"})
-"""What is shown only where there is trouble: ids by which other systems know the same."""
+"""Ids for other systems: shown only in warnings and errors."""
 _QUIET: Final = frozenset({"debug", "info"})
 _SHORT_ID: Final = len("pred_") + 12
 """Enough of an id for a prefix that no other has, unless it was made in the same millisecond."""
@@ -29,7 +29,7 @@ _COLOURS: Final = {
 
 
 class Console:
-    """Renders events for a stream; what is no trouble is cut to the width of a terminal."""
+    """Renders events for a stream; debug and info lines are cut to the terminal's width."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -95,7 +95,7 @@ class Console:
 
 
 def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
-    """Return the other fields, why first; where all is well without those for other systems."""
+    """Return the other fields, `reason` first; debug and info lines without `_BESIDE`."""
     hidden = _SHOWN | _BESIDE if level in _QUIET else _SHOWN
     for name, value in sorted(event.items(), key=lambda field: field[0] != "reason"):
         is_cut = name == "prediction" and level not in _QUIET

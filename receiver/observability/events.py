@@ -1,7 +1,7 @@
-"""What happens is told here, each thing once: a line for who reads, a count for who watches.
+"""Telemetry: everything that happens is reported here once, as a log line and as a metric.
 
-A line has all the ids that it concerns, so that each can be followed by any of them, and never an
-argument, an input or a body.
+A log line has all ids that it concerns, so that any of them finds it, and never an argument, an
+input or a body.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ SubmitResult = Literal["accepted", "answered", "rejected", "postponed", "unconfi
 PollResult = Literal["ended", "pending", "failed"]
 
 QUIET: Final = frozenset({"/healthz", "/health", "/readyz", "/ready", "/metrics"})
-"""Routes that machines ask for all day: told of at debug level, while all is well."""
+"""Routes that machines call all day: logged at debug level, unless they fail."""
 _FAULT: Final = 500
 _CLIENTS_FAULT: Final = 400
 
 
 class Telemetry:
-    """Tells of outcomes, attempts, requests, and what leads to them."""
+    """Reports outcomes, attempts, requests, and what leads to them."""
 
-    def __init__(self, metrics: Metrics | None = None) -> None:
-        self.metrics = metrics or Metrics()
+    def __init__(self) -> None:
+        self.metrics = Metrics()
         self.writable = True
         """Whether the last write to the database was taken."""
 
     def expect(self, providers: Iterable[str], handlers: Iterable[str]) -> None:
-        """Count nothing yet of what will be counted: of a count's first step nobody sees the rise.
+        """Create the counters at zero: Prometheus sees no increase where one begins at 1.
 
-        Whoever is to be woken by a first dead delivery must have seen that there was none.
+        An alert on the first dead delivery needs the zero before it.
         """
         metrics = self.metrics
         for provider, result in product(providers, get_args(SubmitResult)):
@@ -76,7 +76,7 @@ class Telemetry:
     def attempt(
         self, claim: Claim, settlement: Settlement, *, held: bool, error: BaseException | None
     ) -> None:
-        """Tell of an attempt; `held` says whether its claim still was, so that its end counted."""
+        """Report an attempt; `held`: its claim was still ours, so that its end counts."""
         result, decision = settlement.result, settlement.decision
         seconds = max(settlement.ended_at - settlement.started_at, 0.0)
         self.metrics.attempts[claim.handler, result].inc()
@@ -102,11 +102,11 @@ class Telemetry:
         )
 
     def interrupted(self, claim: Claim) -> None:
-        """Tell of an attempt that is cut short because we stop; the first few do not count."""
+        """Report an attempt that is cut short because we stop; the first few do not count."""
         log.warning("handler.interrupted", **_ids(claim))
 
     def lost(self, attempts: Sequence[LostAttempt]) -> None:
-        """Tell of attempts whose process could not: it is gone, or was frozen for too long."""
+        """Report attempts whose own process did not: it is gone, or was frozen for too long."""
         for one in attempts:
             self.metrics.attempts[one.handler, "lost"].inc()
             log.warning(
@@ -126,7 +126,7 @@ class Telemetry:
             )
 
     def request(self, route: str, status: int, fields: Mapping[str, Any]) -> None:
-        """Tell of a request that is over; `fields` are the rest of its line."""
+        """Report a request that has ended; `fields` are the rest of its log line."""
         self.metrics.requests[route, str(status)].inc()
         if status >= _FAULT or "reason" in fields:
             log.warning("request.handled", route=route, status=status, **fields)
@@ -136,7 +136,7 @@ class Telemetry:
             log.info("request.handled", route=route, status=status, **fields)
 
     def refused(self, provider: str, reason: str) -> None:
-        """Count a callback that was not taken; its request's line says the rest."""
+        """Count a refused callback; the log line of its request says the rest."""
         self.metrics.refusals[provider, reason].inc()
 
     def submit(self, provider: str, result: SubmitResult) -> None:
@@ -151,7 +151,7 @@ class Telemetry:
             self.metrics.batches.observe(size)
 
     def store(self, trouble: StoreUnavailable | None) -> None:
-        """Hear that the database takes no writes, or does again."""
+        """Report that the database takes no writes, or does again."""
         self.writable = trouble is None
         if trouble is None:
             log.info("store.recovered")

@@ -60,9 +60,9 @@ def _sounds_secret(name: str) -> bool:
 
 
 def configure_unless_done(fmt: str | None, level: str) -> None:
-    """Configure what nobody has: structlog, and with it the standard library's root logger.
+    """Configure structlog and the standard library's root logger, unless somebody has.
 
-    For an app that a server of others runs, or that another program has inside itself.
+    For an app that runs in another server or is embedded in another program.
     """
     _hush_clients()
     if not structlog.is_configured():
@@ -111,7 +111,7 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, line
     root.handlers = [handler]
     root.setLevel(level.upper())
     _hush_clients()
-    # What Python itself would write to standard error waits for no reader either.
+    # What Python itself writes to standard error must not block either.
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
     threading.excepthook = _on_thread_end
@@ -168,7 +168,7 @@ class _Lines:
         atexit.register(self.flush)
 
     def _begin(self) -> None:
-        """Be empty, and without a thread, as a process is that was just forked."""
+        """Begin empty and without a thread, also in a process that was just forked."""
         # Both can be entered again by a signal's handler that logs, as a plain lock cannot.
         self._lock = threading.RLock()
         self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
@@ -191,7 +191,7 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg
 
     def flush(self, seconds: float = LAST_LINES) -> bool:
-        """Wait until what was said is written, for so long at most; say whether it is."""
+        """Wait, `seconds` at most, until all lines are written; return whether they are."""
         if self._thread is None or not self._thread.is_alive():
             return True
         written = threading.Event()
@@ -223,7 +223,7 @@ class _Lines:
                     one.set()
 
     def _write(self, text: str) -> bool:
-        """Write, however long it takes; closed, full or read by nobody says False."""
+        """Write, however long it takes; return False where the stream is closed or full."""
         try:
             if self._fd is None:
                 self._out.write(text)
@@ -248,7 +248,7 @@ class _Lines:
 
 
 class _Handler(logging.Handler):
-    """Passes what the standard library's loggers say to our lines."""
+    """Writes what the standard library's loggers log by `_Lines`."""
 
     def __init__(self, lines: _Lines) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class _Handler(logging.Handler):
 
 
 def flush(seconds: float = LAST_LINES) -> bool:
-    """Wait until what was logged is written, for so long at most; say whether it is."""
+    """Wait, `seconds` at most, until all lines are written; return whether they are."""
     return all(lines.flush(seconds) for lines in _IN_USE)
 
 

@@ -18,17 +18,17 @@ _OF_KUBERNETES: Final = re.compile(
 
 
 def unread(env: Mapping[str, str], known: Collection[str], *prefixes: str) -> Iterator[str]:
-    """Return the names that begin like ours and that nobody reads."""
+    """Return the variables that begin like our settings and are none."""
     for name in sorted(env):
         if name.startswith(prefixes) and name not in known and not _OF_KUBERNETES.fullmatch(name):
             yield name
 
 
 def misspelled(env: Mapping[str, str]) -> list[str]:
-    """Say which settings nobody reads."""
+    """Name the variables that begin like our settings and are none."""
     known = {name for each in all_settings() for name in each.names}
     return [
-        f"nobody reads {name}{meant(name, known, cutoff=0.75)}"
+        f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
         for name in unread(env, known, "RECEIVER_")
     ]
 

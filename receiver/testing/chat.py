@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,7 +60,7 @@ class Said:
 
 
 class ChatEdge(httpx.AsyncBaseTransport):
-    """Leads to the chat platforms, to the pictures of providers, and else where a test says."""
+    """Sends to the emulated chats, to the pictures of providers, and else where a test says."""
 
     def __init__(self, chats: EmulatedChats, others: httpx.AsyncBaseTransport) -> None:
         self._chats, self._others = chats, others
@@ -90,23 +88,8 @@ def telegram_secret(secret_key: str) -> str:
 
 
 def button_of(message: Message, label: str) -> Button:
-    """Return the button that says so; ValueError where there is none."""
+    """Return the button with this label; ValueError where there is none."""
     found = [button for button in message.buttons if button.label == label]
     if not found:
         raise ValueError(f"no button {label!r} in {[one.label for one in message.buttons]}")
     return found[0]
-
-
-@contextmanager
-def environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment, where handlers read them as they are loaded."""
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

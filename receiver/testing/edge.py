@@ -11,7 +11,7 @@ Answer: TypeAlias = Callable[[httpx.Request], httpx.Response]
 
 
 def answers(http: Answer | None) -> httpx.AsyncBaseTransport:
-    """Answer as a function says; without one, nobody is there."""
+    """Answer as a function says; without one, every request fails to connect."""
     return httpx.MockTransport(http or _nobody)
 
 

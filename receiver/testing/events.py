@@ -1,4 +1,4 @@
-"""Events as they come."""
+"""Events for tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A whole receiver in a test: the real app, a temporary database, and providers on a string."""
+"""A whole receiver in a test: the real app, a temporary database, and emulated providers."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from unittest.mock import patch
 
 import httpx
 import msgspec
@@ -32,7 +34,7 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction, Status
 from receiver.settings import Settings
 from receiver.testing.chat import SETTINGS as CHAT_SETTINGS
-from receiver.testing.chat import ChatEdge, Said, button_of, emulated_chats, environment
+from receiver.testing.chat import ChatEdge, Said, button_of, emulated_chats
 from receiver.testing.delivered import Delivered, Predictions
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.life import API_KEY, PATIENCE, URL, Clock, Leash, Life
@@ -89,7 +91,8 @@ class Kit:
             raise ValueError("chats are emulated, so they cannot be online")
         self.clock = Clock()
         self._leash = Leash()
-        with environment(CHAT_SETTINGS if chats else {}):
+        # Handlers read the environment as they are loaded.
+        with patch.dict(os.environ, CHAT_SETTINGS if chats else {}):
             self._handlers = [
                 self._leash.on(one) if isinstance(one, Handler) else one
                 for one in _handlers(handlers)
@@ -168,7 +171,7 @@ class Kit:
 
     @blocking
     async def crash_after_run(self, event: Event) -> Delivered:
-        """Kill the receiver when a handler has returned and nobody knows; then start it again.
+        """Kill the receiver when a handler has returned and that is not stored; start it again.
 
         Whatever the handler did is done, and it runs once more.
         """
@@ -455,7 +458,7 @@ class Kit:
         return life
 
     async def _crash(self) -> None:
-        """Go on with what is on the disk now; what the old one still does is lost on it."""
+        """Start a new receiver on a copy of the database; what the old one still writes is lost."""
         old, before = self._life, self._database()
         image = Path(self._folder.name, f"receiver{self._lives + 1}.db")
         with closing(sqlite3.connect(before)) as source, closing(sqlite3.connect(image)) as target:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, MutableMapping
@@ -22,11 +21,11 @@ _ELSEWHERE: Final = tuple(
         *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
     )
 )
-"""Where files are that are not the author's own."""
+"""Folders of code that is not the test author's own."""
 _IDS: Final = {"delivery", "event_id", "prediction", "request"}
-"""Fields that are another each time."""
+"""Fields that differ each time."""
 _TOLD: Final = {"handler", "attempt", "result", "state", "reason"}
-"""Fields of an attempt that a test does not know by itself."""
+"""Fields of an attempt that are printed: a test knows the others itself."""
 
 
 @contextmanager
@@ -36,7 +35,12 @@ def warnings_only() -> Iterator[None]:
         yield
         return
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, _drop_what_went_well, _Short()]
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            _drop_what_went_well,
+            structlog.processors.ExceptionRenderer(lambda info: "".join(_trace(info[1])).rstrip()),
+            _Short(),
+        ]
     )
     try:
         yield
@@ -53,21 +57,20 @@ def _drop_what_went_well(
 
 
 class _Short:
-    """Renders an event as one line, and below it where an error that is new was raised."""
+    """Renders an event as one line; a traceback follows the first time that it occurs."""
 
     def __init__(self) -> None:
         self._attempts: set[str] = set()
         self._errors: set[str] = set()
 
     def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        """Return the text; an attempt that ended as one before is not told again."""
-        error, name = _error(event.pop("exc_info", None)), event.pop("event")
+        """Return the text; drop an attempt that ended as one before."""
+        trace, name = event.pop("exception", ""), event.pop("event")
         wanted = _TOLD if name == "handler.attempt" else event.keys() - _IDS
         told = {key: value for key, value in event.items() if key in wanted}
         if name == "handler.attempt" and not _is_new(repr(told | {"attempt": 0}), self._attempts):
             raise structlog.DropEvent
         line = " ".join([f"{method}: {name}", *(f"{key}={value}" for key, value in told.items())])
-        trace = "".join(_trace(error)).rstrip() if error else ""
         return f"{line}\n{trace}" if trace and _is_new(trace, self._errors) else line
 
 
@@ -78,16 +81,8 @@ def _is_new(text: str, known: set[str]) -> bool:
     return True
 
 
-def _error(given: Any) -> BaseException | None:
-    """Return the error that a line is about, in whichever of its three ways it was given."""
-    if isinstance(given, BaseException):
-        return given
-    found: BaseException | None = (given if isinstance(given, tuple) else sys.exc_info())[1]
-    return found if given else None
-
-
 def _trace(error: BaseException) -> list[str]:
-    """Return where the author's own code was, and the error itself."""
+    """Return the frames in the author's own code, and the error."""
     found = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in found if not frame.filename.startswith(_ELSEWHERE)] or found[-1:]
     frames = traceback.format_list([*own[:1], *own[1:][-2:]])

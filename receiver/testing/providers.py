@@ -1,4 +1,4 @@
-"""Instructions for the emulator by which a given event happens."""
+"""What the emulator is told, so that a given event happens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FAILURES: Final[dict[ErrorCode, Failure]] = {
 
 
 def ending_of(event: Event) -> Ending:
-    """Tell how a prediction ends that succeeds or fails."""
+    """Return the ending that makes an event of success or failure."""
     prediction = event.prediction
     if prediction.output is not None:
         return Ending(output=_made(prediction.output))
@@ -33,7 +33,7 @@ def ending_of(event: Event) -> Ending:
 
 
 def refusals_of(prediction: Prediction) -> list[Rule]:
-    """Tell what keeps a submit from being taken, where that is how the prediction fails."""
+    """Return the rules that refuse the submit, where that is how the prediction fails."""
     error = prediction.error
     if error is None:
         return []
@@ -43,7 +43,7 @@ def refusals_of(prediction: Prediction) -> list[Rule]:
 
 
 def _made(outputs: list[Output]) -> tuple[dict[str, object], ...] | str:
-    """Return files as objects; words alone stand for themselves."""
+    """Return files as objects; a single text output as the text."""
     if len(outputs) == 1 and outputs[0].url is None:
         return outputs[0].text or ""
     return tuple(msgspec.to_builtins(output) for output in outputs)

@@ -34,15 +34,15 @@ class Result:
     """As the delivery's state would be; `pending` means it would be tried again."""
     reason: str = ""
     error: BaseException | None = None
-    """What the handler raised, if that was no decision of its."""
+    """What the handler raised, other than Retry, Skip or Dead."""
     submitted: list[Prediction] = field(default_factory=list)
     """The predictions it chained."""
     stored: dict[int, Stored] = field(default_factory=dict)
-    """Where it said that outputs are kept, by their place."""
+    """What it gave to `ctx.record_stored`, by the place of the output."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What it added to the prediction's metadata."""
     note: str = ""
-    """What it wanted kept of the attempt."""
+    """What it gave to `ctx.note`."""
     steps: dict[str, str] = field(default_factory=dict)
     """What `ctx.once` remembered, as JSON: give it to the next run to try a retry."""
 
@@ -68,7 +68,7 @@ def run(
 
 
 class _World:
-    """The outer edge: a memory, a network and an outbound that only this run sees."""
+    """Stands in for the store, the network and the submitter of one run."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ async def test_discords_commands_are_those_of_the_recipes(
 @pytest.mark.anyio
 async def test_telegrams_webhook_menu_and_poll(tmp_path: Path, platforms: Platforms) -> None:
     env, telegram = platforms.env, platforms.chats.telegram
-    assert ("FAIL", f"the webhook is not set, and should be {PUBLIC}/in/telegram") in await doctor(
+    assert ("FAIL", f"the webhook is not set, but should be {PUBLIC}/in/telegram") in await doctor(
         env, "telegram"
     )
     assert receiver("chat", "telegram", cwd=tmp_path, **env).returncode == 0

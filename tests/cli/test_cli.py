@@ -285,7 +285,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_right_one(tmp_path: Path) -> 
     )
     with running("serve", "--dev", "mine.py", cwd=tmp_path, RECEIVER_PUBLIC_ULR="x") as server:
         told = server.wait_for("receiver.started")
-    assert "nobody reads RECEIVER_PUBLIC_ULR (did you mean RECEIVER_PUBLIC_URL?)" in told
+    assert "RECEIVER_PUBLIC_ULR is not a setting (did you mean RECEIVER_PUBLIC_URL?)" in told
     assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in told
 
 
@@ -424,7 +424,7 @@ def test_a_part_of_an_id_is_enough_where_no_other_begins_so(
     retried = json.loads(inside("retry", part, cwd=home, **env).stdout)
     assert retried["id"] == row["id"]
     several = inside("cancel", "pred_0", cwd=home, **env)
-    assert (several.returncode, "write more of it" in several.stderr) == (1, True)
+    assert (several.returncode, "give more digits" in several.stderr) == (1, True)
     none = inside("show", "pred_f", cwd=home, **env)
     assert (none.returncode, none.stderr) == (1, "receiver: no id begins with pred_f\n")
     wrong = inside("retry", part, "--handler", "nobody", cwd=home, **env)
@@ -793,7 +793,7 @@ def test_erase_asks_on_a_terminal(
         os.close(given)
         os.close(terminal)
     assert process.returncode == int(not erased)
-    assert ("go for good" in told.decode()) == (answer is not None)
+    assert ("will be gone for ever" in told.decode()) == (answer is not None)
     shown = json.loads(inside("show", name, "--json", cwd=home, **env).stdout)
     assert (shown["input"] == {}) == erased
 

@@ -97,7 +97,7 @@ async def test_without_a_secret_key_the_rest_is_examined_all_the_same(env: Env) 
     lines = await found({**env, "RECEIVER_SECRET_KEY": "short"})
     assert says(lines, "FAIL", "settings: RECEIVER_SECRET_KEY", "32 characters")
     assert says(lines, "ok", "database:")
-    assert says(lines, "warn", "receiver: not asked")
+    assert says(lines, "warn", "receiver: not checked")
 
 
 async def test_a_database_url_that_cannot_be_read_is_not_taken_for_another(env: Env) -> None:
@@ -124,7 +124,7 @@ async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_
     assert len(lines) == 4
     assert says(lines, "warn", "RECEIVER_PUBLC_URL", "did you mean RECEIVER_PUBLIC_URL?")
     assert says(lines, "warn", "OXEN_APIKEY", "did you mean OXEN_API_KEY?")
-    assert says(lines, "warn", "EACHLABS_ZZZ", "remove it")
+    assert says(lines, "warn", "EACHLABS_ZZZ is not a setting; correct or remove it")
     assert says(lines, "warn", "FAL_KEY_ID", "<id>:<secret>")
 
 
@@ -161,11 +161,11 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
         "CRON_SECRET": "brief",
     }
     lines = await found(env, "secrets")
-    assert says(lines, "FAIL", "number 2 of RECEIVER_SECRET_KEY repeats itself")
+    assert says(lines, "FAIL", "number 2 of RECEIVER_SECRET_KEY repeats a few characters")
     assert says(lines, "FAIL", "number 1 of RECEIVER_API_KEYS has fewer than 16")
     assert says(lines, "FAIL", "CRON_SECRET has fewer than 16")
     assert says(lines, "FAIL", "RECEIVER_VIEWER_KEYS has fewer than 16")
-    assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS are the same text")
+    assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS have the same value")
     assert says(lines, "warn", "a rotation is under way", "3 keys", "3600 s")
     assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is not one")
 
@@ -294,7 +294,7 @@ async def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     monkeypatch.setattr(os, "access", lambda *_: False)
     lines = await found(env, "database")
-    assert says(lines, "FAIL", "10 MB are left")
+    assert says(lines, "FAIL", "only 10 MB are free")
     assert says(lines, "FAIL", "cannot be written")
 
 
@@ -339,7 +339,7 @@ async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -
 
 async def test_an_empty_server_stays_empty(env: Env, bare_database: Database) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": bare_database.url}, "database")
-    assert says(lines, "warn", "it is empty", "sets it up")
+    assert says(lines, "warn", "it is empty", "makes the schema")
     [(count,)] = bare_database.rows("SELECT count(*) FROM pg_namespace WHERE nspname = 'receiver'")
     assert count == 0
 
@@ -405,7 +405,7 @@ WELL: Final = Server(
     [
         ({"replica": True}, "FAIL", "set RECEIVER_DATABASE_URL to the primary"),
         ({"free_connections": 3}, "warn", "raise max_connections"),
-        ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
+        ({"version": None, "may_create": False}, "FAIL", "may not create one"),
         ({"version": 0}, "warn", "brings it up to date"),
         ({"skew": 90.0}, "FAIL", "90.0 s ahead of ours"),
         ({"skew": -3.0}, "warn", "3.0 s behind ours"),
@@ -438,7 +438,7 @@ def test_a_pooler_in_transaction_mode_is_named() -> None:
 def test_a_disk_that_is_nearly_full_is_told() -> None:
     seen = File(exists=True, writable=True, free=2**29, version=LATEST)
     [line] = check_database(seen, Settings())
-    assert (line.level, "512 MB are left" in line.says) == ("warn", True)
+    assert (line.level, "only 512 MB are free" in line.says) == ("warn", True)
 
 
 # --- the receiver, and the way to it ---
@@ -510,7 +510,7 @@ async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
     del env["RECEIVER_SECRET_KEY"]
     env |= {"RECEIVER_DEV": "1", "RECEIVER_URL": place.url}
     lines = await found(env)
-    assert says(lines, "warn", "receiver: not asked")
+    assert says(lines, "warn", "receiver: not checked")
     assert says(lines, "ok", "secrets: made up by --dev")
     (tmp_path / "receiver.db.dev-secret").write_text(KEY)
     assert says(await found(env, "receiver"), "ok", "runs at")
@@ -579,7 +579,7 @@ async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
     monkeypatch.setattr(Caller, "look", lambda _env: (caller, []))
     del env["RECEIVER_URL"]
     assert says(
-        await found(env, "receiver"), "warn", "none that is ours answers", "is not a receiver"
+        await found(env, "receiver"), "warn", "no receiver of ours answers", "is not a receiver"
     )
 
 
@@ -593,10 +593,10 @@ def _says(response: Response) -> Passing:
 OBSTACLES: Final[dict[str, tuple[Passing, str]]] = {
     "redirect": (
         _says(Response(status_code=308, headers={"location": "https://www.test/"})),
-        "it redirects (HTTP 308) to https://www.test/; name the URL that answers by itself",
+        "it redirects (HTTP 308) to https://www.test/; set the URL that it redirects to",
     ),
-    "landing page": (_says(Response("<html>welcome")), "is not a receiver, but some page"),
-    "JSON of others": (_says(JSONResponse({"answer": 1, "sha256": "x"})), "but some page"),
+    "landing page": (_says(Response("<html>welcome")), "but it is not a receiver"),
+    "JSON of others": (_says(JSONResponse({"answer": 1, "sha256": "x"})), "it is not a receiver"),
     "not found": (_says(Response("404", 404)), "HTTP 404 from something that is not a receiver"),
     "login": (_says(Response("401", 401)), "HTTP 401 from something that is not a receiver"),
     "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is not a receiver"),
@@ -619,10 +619,10 @@ SPOILT: Final[dict[str, tuple[str, Spoiling, str]]] = {
     "path stripped": (
         "FAIL",
         lambda m, p, b: (m, p.removeprefix("/webhooks"), b),
-        "sees another path",
+        "gets another path",
     ),
-    "path added": ("FAIL", lambda m, p, b: (m, f"/api{p}", b), "sees another path"),
-    "method": ("FAIL", lambda _, p, b: ("GET", p, b), "another method of POST"),
+    "path added": ("FAIL", lambda m, p, b: (m, f"/api{p}", b), "gets another path"),
+    "method": ("FAIL", lambda _, p, b: ("GET", p, b), "changes POST to another method"),
     "body trimmed": (
         "FAIL",
         lambda m, p, b: (m, p, b.strip()),
@@ -662,7 +662,7 @@ async def test_an_answer_kept_from_another_echo_proves_nothing(
         kept = await client.post(f"/webhooks/echo/{tokens.echoes(now)[0]}", content=b"x")
     assert kept.status_code == 200
     env = {**place.env, "RECEIVER_PUBLIC_URL": proxy(_says(JSONResponse(kept.json())))}
-    assert says(await found(env, "public url"), "FAIL", "is not a receiver, but some page")
+    assert says(await found(env, "public url"), "FAIL", "but it is not a receiver")
 
 
 async def test_a_certificate_that_nobody_trusts_is_told(
@@ -690,8 +690,8 @@ async def test_a_name_without_an_address_and_a_port_without_a_server_are_told(
 async def test_before_a_receiver_runs_its_public_url_is_not_blamed(env: Env) -> None:
     env |= {"RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{dead_port()}", "RECEIVER_DEV": "1"}
     lines = await found(env)
-    assert says(lines, "warn", "receiver: none that is ours answers", "receiver serve")
-    assert says(lines, "warn", "public url:", "cannot be judged while no receiver runs")
+    assert says(lines, "warn", "receiver: no receiver of ours answers", "receiver serve")
+    assert says(lines, "warn", "public url:", "cannot be checked while no receiver runs")
     assert not says(lines, "FAIL")
 
 
@@ -778,10 +778,10 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
     }
     lines = await found(env | providers | wrong)
     assert says(lines, "ok", "provider oxen: off")
-    assert says(lines, "FAIL", "provider eachlabs: cannot be asked", "connection refused")
+    assert says(lines, "FAIL", "provider eachlabs: cannot be reached", "connection refused")
     assert says(lines, "FAIL", "provider fal: it redirects (HTTP 302)")
     for name in ("fal", "replicate"):
-        assert says(lines, "FAIL", f"provider {name}: what proves its callbacks cannot be had")
+        assert says(lines, "FAIL", f"{name}: the keys that prove its callbacks cannot be fetched")
     secret = {"REPLICATE_WEBHOOK_SIGNING_SECRET": "whsec_c2VjcmV0"}
     lines = await found(env | providers | wrong | secret)
     assert not says(lines, "FAIL", "provider replicate")
@@ -820,7 +820,7 @@ async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_pa
     assert says(lines, "FAIL", "empty.py", "has no handler")
     assert says(lines, "FAIL", "twin.py:2", "'good' is taken")
     assert says(lines, "FAIL", "absent.py", "no such file")
-    assert says(lines, "warn", "good is to run after x")
+    assert says(lines, "warn", "good is to run after x", "will not wait")
 
 
 async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_serve(
@@ -834,7 +834,7 @@ async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_s
 
 
 async def test_without_handlers_there_is_a_warning(env: Env) -> None:
-    assert says(await found(env, "handlers"), "warn", "there is none")
+    assert says(await found(env, "handlers"), "warn", "no handler is registered")
 
 
 # --- the whole ---
@@ -890,7 +890,7 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
     assert told["worst"] == "warn"
     assert {"level", "name", "says", "fix"} == set(told["data"][0])
     assert failed.result().returncode == 1
-    assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats itself" in failed.result().stdout
+    assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats a few characters" in failed.result().stdout
 
 
 def test_our_clock_is_right_where_one_provider_agrees() -> None:

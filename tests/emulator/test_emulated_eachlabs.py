@@ -85,7 +85,7 @@ def test_more_than_the_allowed_requests_are_refused_and_noted(start: Start) -> N
     emulated = start(eachlabs_per_minute=3, clock=lambda: now[0])
     codes = [emulated.poll("eachlabs", "x").status_code for _ in range(4)]
     assert codes == [404, 404, 404, 429]
-    assert [entry["rule"] for entry in emulated.ledger()["violations"]] == ["requests_per_minute"]
+    assert [entry["rule"] for entry in emulated.ledger()["violations"]] == ["per_minute"]
     headers = {"authorization": "", "x-api-key": "key-2"}
     assert emulated.call("eachlabs", "GET", "/v1/prediction/x", headers=headers).status_code == 404
     now[0] = 60

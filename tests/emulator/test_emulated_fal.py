@@ -243,32 +243,6 @@ def test_a_refused_submit_is_not_billed(
     assert emulated.ledger()["predictions"] == []
 
 
-def test_a_queue_longer_than_wished_is_429(start: Start) -> None:
-    emulated = start(generation=60)
-    path, body = "/queue/a/b?fal_max_queue_length=1", {"prompt": "x"}
-    codes = [emulated.call("fal", "POST", path, json=body).status_code for _ in range(3)]
-    assert codes == [200, 200, 429]
-
-
-def test_concurrency_makes_the_queue_wait_and_refuses_direct_calls(start: Start) -> None:
-    emulated = start(fal_concurrency=1)
-    busy = emulated.fal("[never][fast]").json()
-    body: dict[str, Any] = {}
-    while body.get("status") != "IN_PROGRESS":
-        body = get(emulated, busy["status_url"]).json()
-    direct = emulated.call("fal", "POST", "/run/a/b", json={"prompt": "x"})
-    assert (direct.status_code, direct.headers["x-fal-needs-retry"]) == (429, "1")
-    first, second, third = (emulated.fal("[fast]").json() for _ in range(3))
-    eventually(
-        lambda: get(emulated, third["status_url"]).json(),
-        lambda state: state["queue_position"] == 2,
-    )
-    emulated.http.put(second["cancel_url"], headers=KEYS["fal"])
-    emulated.http.put(busy["cancel_url"], headers=KEYS["fal"])
-    for handle in first, third:
-        assert "error" not in emulated.finished("fal", handle["request_id"])
-
-
 def test_what_was_cancelled_while_running_stays_so(start: Start, mailbox: Mailbox) -> None:
     emulated = start(generation=0.1)
     handle = emulated.fal("x", webhook=mailbox.url).json()

@@ -81,7 +81,7 @@ def test_who_submits_too_fast_is_told_when_to_come_again(start: Start, shape: Sh
     words = re.search(r"resets in ~(\d+)s", refused.json()["detail"])
     told = refused.headers.get("retry-after") or refused.json().get("retry_after")
     assert 0 < int(told or (words and words[1]) or 0) <= 61
-    assert [row["rule"] for row in emulated.ledger()["violations"]] == ["submits_per_minute"]
+    assert [row["rule"] for row in emulated.ledger()["violations"]] == ["per_minute"]
 
 
 def test_a_wait_ends_with_what_there_is(emulated: Emulated) -> None:

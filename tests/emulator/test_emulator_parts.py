@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 from starlette.types import Message
 
-from receiver.emulator import Options, Rule
+from receiver.emulator import Rule
 from receiver.emulator.courier import Callback, Courier, Timers
+from receiver.emulator.fal import CALLBACKS
 from receiver.emulator.faults import Faults
+from receiver.emulator.options import Schedule
 from receiver.emulator.outgoing import AT_ONCE
 from receiver.emulator.pushes import Pushes
 from receiver.emulator.wire import CLOSE, HangUp
@@ -55,7 +57,7 @@ def test_more_callbacks_than_workers_are_all_tried() -> None:
         courier = Courier(Timers(), 1)
         pending = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
         for one in pending:
-            courier.send(Callback(one, b"", dict, Options().eachlabs_callbacks))
+            courier.send(Callback(one, b"", dict, CALLBACKS))
         for one in pending:
             await one.until(lambda p: bool(p.callback_attempts))
         await courier.close()
@@ -63,10 +65,24 @@ def test_more_callbacks_than_workers_are_all_tried() -> None:
     asyncio.run(scenario())
 
 
+def test_silence_is_a_timeout_and_is_tried_again() -> None:
+    async def scenario(url: str) -> list[str | None]:
+        courier, one = Courier(Timers(), 1), prediction(callback_url=url)
+        schedule = Schedule(waits=(0, 0), first_timeout=0.05, later_timeout=0.05)
+        courier.send(Callback(one, b"", dict, schedule))
+        await one.until(lambda p: len(p.callback_attempts) == 3)
+        await courier.close()
+        return [attempt.error for attempt in one.callback_attempts]
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
+        assert asyncio.run(scenario(url)) == ["timeout"] * 3
+
+
 def test_closing_ends_an_attempt_under_way() -> None:
     async def scenario(url: str) -> bool:
         courier, one = Courier(Timers(), 1), prediction(callback_url=url)
-        courier.send(Callback(one, b"", dict, Options().fal_callbacks))
+        courier.send(Callback(one, b"", dict, CALLBACKS))
         await asyncio.sleep(0)
         await courier.close()
         return bool(one.callback_attempts)

@@ -291,7 +291,7 @@ def test_a_crash_after_it_ran_does_not_dispatch_again(github: GitHub, kit: Kit) 
         ("GITHUB_TOKEN", "", "GITHUB_TOKEN"),
         ("GITHUB_TOKEN", "ghp_one\nghp_two", "GITHUB_TOKEN"),
         ("GITHUB_REPOSITORY", "", "GITHUB_REPOSITORY as owner/name"),
-        ("GITHUB_REPOSITORY", "https://github.com/ann/art", "GITHUB_REPOSITORY as owner/name"),
+        ("GITHUB_REPOSITORY", "https://github.com/ann/art", "GITHUB_REPOSITORY must be owner/name"),
         ("GITHUB_API_URL", "api.github.com", "GITHUB_API_URL"),
     ],
 )

@@ -1,8 +1,8 @@
-"""`receiver doctor`: examine a receiver's surroundings; a line says what is wrong, and the fix.
+"""`receiver doctor`: check what a receiver depends on; each finding has its fix.
 
 It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
-submits nothing and costs nothing. All checks run at once; each has its time, and none stops the
-others.
+submits nothing and costs nothing. All checks run at once, each with a time limit, and none stops
+the others.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from receiver.cli.doctor.network import (
 from receiver.deliveries.importing import look as look_at_handlers
 from receiver.deliveries.registry import Registry
 from receiver.predictions.tokens import Tokens
+from receiver.providers import NAMES
 from receiver.settings import Caller, Settings
 from receiver.settings.development import secret_file
 from receiver.settings.egress import outward
@@ -59,12 +60,12 @@ Check: TypeAlias = Callable[[], Findings | Awaitable[Findings]]
 async def examine(
     env: Mapping[str, str], *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """Make every check, and give what was found in the order in which it should be fixed."""
+    """Run every check; return the findings in the order in which to fix them."""
     settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
     verify = untold() if check_tls(env) else None
-    # By the proxies and the authorities that the receiver goes by.
+    # With the same proxies and CA bundle as the receiver.
     async with httpx.AsyncClient(
         transport=outward(settings.proxies, verify),
         trust_env=False,
@@ -74,7 +75,7 @@ async def examine(
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
         keys = _secret_keys(settings)
         echoes = Echoes(asker, Tokens(keys)) if keys else None
-        # What several checks want to know is asked once, and each waits for it.
+        # Asked once for several checks, which wait for it.
         seen = asyncio.create_task(_look(settings, broken))
         here = asyncio.create_task(_ask_here(echoes, caller))
         checks: list[tuple[str, Check]] = [
@@ -92,7 +93,7 @@ async def examine(
             ("handlers", partial(_check_handlers, settings, seen)),
         ]
         found = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
-        # The others have seen the clocks.
+        # Last: the other checks have read the clocks.
         clocks = partial(_when_seen, seen, check_clocks, asker.skews)
         found.append(await _bounded("clock", clocks))
     return [
@@ -112,10 +113,11 @@ async def _bounded(name: str, check: Check) -> Findings:
             made = check()
             found = await made if isawaitable(made) else made
     except TimeoutError:
-        found = [fail(f"the check did not end within {_LONGEST:g} s", "see what it waits for")]
+        said = f"the check did not end within {_LONGEST:g} s"
+        found = [fail(said, "a server that it asks may hang")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         said = f"the check itself failed: {type(error).__name__}: {error}"
-        found = [fail(said, "please report it")]
+        found = [fail(said, "please report this as a bug")]
     return [msgspec.structs.replace(each, name=each.name or name) for each in found]
 
 
@@ -130,23 +132,26 @@ async def _ask_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | Non
 async def _when_seen(
     seen: Awaitable[Look], check: Callable[..., Findings], *given: object
 ) -> Findings:
-    """Make a check that needs a look at the database."""
+    """Run a check that needs what was read of the database."""
     return check(await seen, *given)
 
 
 async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings:
-    registry, found = await asyncio.to_thread(_load, settings.handlers)
+    registry, problems = await asyncio.to_thread(_load, settings.handlers)
+    fix = "fix it: `receiver serve` would not start"
+    found = [fail(line, fix) for text in problems for line in text.splitlines()]
+    found += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
     found += check_pending(await seen, registry)
-    if registry.handlers and not found:
+    if not found:
         found = [ok(f"{', '.join(registry.handlers)}: loaded")]
-    if found or registry.routes:
-        return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
-    fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
-    return [warn("there is none: outcomes are recorded, and that is all", fix)]
+    return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
+
+
+_CORRECT: Final = "correct the name, or give the doctor the handlers that `receiver serve` gets"
 
 
 def _secret_keys(settings: Settings) -> list[str]:
-    """Return the secret keys; in development, the one that a receiver made up here."""
+    """Return the secret keys; in development, the one that `serve --dev` made here."""
     if settings.secret_keys or not settings.dev:
         return [key.reveal() for key in settings.secret_keys]
     with contextlib.suppress(OSError):
@@ -154,17 +159,7 @@ def _secret_keys(settings: Settings) -> list[str]:
     return []
 
 
-def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
-    """Load the handlers as `serve` does; what they print on the way is no part of the report."""
+def _load(names: Sequence[str]) -> tuple[Registry, list[str]]:
+    """Load the handlers as `serve` does; what they print meanwhile goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        registry, problems = look_at_handlers(names)
-    fix = "fix it: `receiver serve` would not start"
-    found = [fail(line, fix) for text in problems for line in text.splitlines()]
-    found += [
-        warn(
-            f"{name} is to run after {other}, which is not a handler here: it will not wait",
-            "name its file too, or correct the name",
-        )
-        for name, other in registry.strangers()
-    ]
-    return registry, found
+        return look_at_handlers(names)

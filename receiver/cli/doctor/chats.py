@@ -17,7 +17,7 @@ _AGAIN: Final = "run `receiver chat {}` again"
 
 
 async def check_slack(env: Mapping[str, str], _settings: Settings, asker: Asker) -> Findings:
-    """Look whether the token is good, and what it may."""
+    """Check the token and its scopes."""
     token = {"authorization": f"Bearer {chats.of(env, 'SLACK_TOKEN')}"}
     url = f"{chats.of(env, 'SLACK_URL')}/auth.test"
     answer = await asker.ask(httpx.Request("POST", url, headers=token), "Slack")
@@ -34,7 +34,7 @@ async def check_slack(env: Mapping[str, str], _settings: Settings, asker: Asker)
 
 
 async def check_discord(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
-    """Look whether the commands are those of the recipes."""
+    """Check that the commands are those of the recipes."""
     application = chats.of(env, "DISCORD_APPLICATION")
     url = f"{chats.of(env, 'DISCORD_URL')}/applications/{application}/commands"
     bot = chats.AGENT | {"authorization": f"Bot {chats.of(env, 'DISCORD_TOKEN')}"}
@@ -60,7 +60,7 @@ def _list(names: Mapping[Any, object]) -> str:
 
 
 async def check_telegram(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
-    """Look at the webhook, at what it failed with, and at the group privacy."""
+    """Check the webhook and its last error, the menu, and the group privacy."""
     bot = f"{chats.of(env, 'TELEGRAM_URL')}/bot{chats.of(env, 'TELEGRAM_TOKEN')}"
 
     async def ask(method: str) -> Any:
@@ -69,21 +69,21 @@ async def check_telegram(env: Mapping[str, str], settings: Settings, asker: Aske
 
     me = await ask("getMe")
     if not isinstance(me, dict):
-        return [fail("TELEGRAM_TOKEN is of no bot", "ask BotFather for it")]
+        return [fail("TELEGRAM_TOKEN is not the token of a bot", "get it from BotFather")]
     found: Findings = []
     hook, polls = await ask("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
     url = "" if polls else f"{settings.public_url}/in/telegram"
     if hook["url"] != url:
-        said = f"the webhook is {hook['url'] or 'not set'}, and should be {url or 'not set'}"
+        said = f"the webhook is {hook['url'] or 'not set'}, but should be {url or 'not set'}"
         found.append(fail(said, _AGAIN.format("telegram" + " --poll" * polls)))
     if error := hook.get("last_error_message"):
         said = f"{hook['pending_update_count']} updates wait; last error: {error}"
-        found.append(warn(said, "see the log of the receiver"))
+        found.append(warn(said, "read the log of the receiver"))
     if await ask("getMyCommands") != chats.telegram_commands(settings.recipes):
-        found.append(warn("the menu is not that of the recipes", _AGAIN.format("telegram")))
+        found.append(warn("the menu does not match the recipes", _AGAIN.format("telegram")))
     if not me.get("can_read_all_group_messages"):
-        said = f"@{me.get('username')} hears commands and replies in groups, and no mentions"
-        fix = "that is enough, or /setprivacy at BotFather, and add the bot to groups again"
+        said = f"@{me.get('username')} gets commands and replies in groups, but no mentions"
+        fix = "if it should get them, /setprivacy at BotFather, and add it to its groups again"
         found.append(ok(f"{said}: {fix}"))
     return found or [ok(f"@{me.get('username')}")]
 
@@ -98,12 +98,12 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, str], Settings, Asker], Awaita
 async def check_chat(
     platform: str, env: Mapping[str, str], settings: Settings, asker: Asker
 ) -> Findings:
-    """Check a platform that orders come from; nothing is asked of the others."""
+    """Check a platform that orders come from; without its handler nothing is asked of it."""
     names = {f"{platform}-in", f"receiver_handlers.{platform}_in"}
     if not names & set(settings.handlers):
         return []
     try:
         return await CHECKS[platform](env, settings, asker)
     except (*ASKING, msgspec.MsgspecError, KeyError, TypeError) as error:
-        fix = f"look at {platform.upper()}_URL and at the way out of here"
-        return [warn(f"it does not answer as it should: {type(error).__name__}", fix)]
+        fix = f"check {platform.upper()}_URL, and that this machine may connect to it"
+        return [warn(f"it gives no valid answer: {type(error).__name__}", fix)]

@@ -31,7 +31,7 @@ from receiver.store.schema import migrations
 LATEST: Final = len(migrations("sqlite"))
 """The schema that this program makes and needs."""
 OVERDUE: Final = 300.0
-"""Seconds past its time after which nobody seems to see to something."""
+"""Seconds past its time after which something counts as overdue."""
 _LOOK: Final = 6.0
 """Seconds for a look at the database."""
 _MEGABYTE: Final = 1024 * 1024
@@ -43,11 +43,11 @@ WRONG: Final = 60.0
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """A database file, as it lies there."""
+    """What was found of a database file."""
 
     exists: bool
     writable: bool
-    """It, and the folder it is in (or will be)."""
+    """Both the file and its folder."""
     free: int
     """Bytes left on its disk."""
     version: int = 0
@@ -77,7 +77,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Look: TypeAlias = File | Server | Finding | None
-"""A finding where there was nothing to look at; None where another check says so."""
+"""A finding where it could not be read; None where another check reports why."""
 
 
 async def look(settings: Settings) -> Look:
@@ -88,8 +88,8 @@ async def look(settings: Settings) -> Look:
                 return await _look_at_server(settings)
             return await asyncio.to_thread(look_at_file, settings.sqlite_path)
     except TimeoutError:
-        said = f"{settings.database} says nothing within {_LOOK:g} s"
-        return fail(said, "see that its disk or its server answers")
+        said = f"{settings.database} does not answer within {_LOOK:g} s"
+        return fail(said, "check its disk, or its server")
 
 
 # --- SQLite ---
@@ -231,13 +231,13 @@ def _file(seen: File, settings: Settings) -> Iterator[Finding]:
     if not seen.writable:
         yield fail(
             f"{path} or its folder cannot be written by this user",
-            "give it to the user that runs the receiver; SQLite writes files beside it, too",
+            "let the user that runs the receiver write there; SQLite writes files beside it, too",
         )
     if seen.free < _LOW:
         level = fail if seen.free < _FULL else warn
         yield level(
-            f"{_size(seen.free)} are left on the disk of {path}",
-            "make room: without any, callbacks are answered 503",
+            f"only {_size(seen.free)} are free on the disk of {path}",
+            "free some space: on a full disk callbacks are answered 503",
         )
     if seen.exists and seen.trouble is None:
         yield from _schema(seen.version)
@@ -262,11 +262,11 @@ def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
     elif seen.version is not None:
         yield from _schema(seen.version)
     elif seen.may_create:
-        yield warn("it is empty", "`receiver migrate` sets it up")
+        yield warn("it is empty", "`receiver migrate` makes the schema")
     else:
         yield fail(
-            "it is not set up, and our role may not create a schema in it",
-            "run `receiver migrate` once as a role that may",
+            "it has no schema of ours, and our role may not create one",
+            "run `receiver migrate` once as a role that may create a schema",
         )
 
 
@@ -287,8 +287,8 @@ _DEAD: Final = (
     "see `receiver deliveries --state dead`, fix the handler, then `receiver retry ID`, or "
     "`receiver replay --state dead` for all"
 )
-_UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is not out of breath"
-_UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
+_UNATTENDED: Final = "check that `receiver serve` or `receiver worker` runs, and is not overloaded"
+_UNASKED: Final = "check that `receiver serve` runs, and reaches the providers"
 
 
 def check_backlog(seen: Look) -> Findings:
@@ -303,11 +303,11 @@ def check_backlog(seen: Look) -> Findings:
     )
     found = [warn(f"{number} {said}", fix) for number, said, fix in counted if number]
     if paused := sorted(name for name, state in backlog.held.items() if state == "paused"):
-        fix = "resume them when what they do can be done again"
+        fix = "`receiver resume HANDLER` when it can work again"
         found.append(warn(f"{_some(paused)}: paused by hand", fix))
     for name in sorted(backlog.held.keys() - {*paused}):
-        said = f"{name} is held back after a run of failures: {backlog.reasons[name]}"
-        found.append(warn(said, "fix what it calls; it is tried again by itself"))
+        said = f"{name} is held back after many failures in a row: {backlog.reasons[name]}"
+        found.append(warn(said, "fix what it calls; it is tried again without you"))
     return found or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
 
 
@@ -318,12 +318,12 @@ def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
     for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
             f"{pending[name]} deliveries are pending for {name}, which is not a handler here",
-            "name its file in RECEIVER_HANDLERS again, or give a handler that name",
+            "add its file to RECEIVER_HANDLERS again, or give a handler that name",
         )
 
 
 def check_clocks(seen: Look, skews: Mapping[str, float]) -> Findings:
-    """Hold our clock against the provider's that is nearest, and the database server's.
+    """Compare our clock with the nearest of the providers' and with the database server's.
 
     `skews` are seconds by which providers' clocks are ahead: where one agrees, ours is right.
     """
@@ -335,11 +335,11 @@ def check_clocks(seen: Look, skews: Mapping[str, float]) -> Findings:
 
 
 def _compare(skew: float, whose: str) -> Finding:
-    """Judge a clock by the seconds that it is ahead of ours."""
+    """Report a clock that is `skew` seconds ahead of ours."""
     said = f"{whose} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
     if abs(skew) > SKEWED:
         level = fail if abs(skew) > WRONG else warn
-        return level(said, "set both by NTP (timedatectl set-ntp true)")
+        return level(said, "set both clocks by NTP (timedatectl set-ntp true)")
     return ok(f"{whose} agrees with ours")
 
 

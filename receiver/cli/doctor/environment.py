@@ -5,12 +5,12 @@ A secret is never shown, not in part.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.model.text import meant
 from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
@@ -27,10 +27,10 @@ _PLACEHOLDERS: Final = (
     "supersecret", "super-secret", "mysecret", "my-secret", "not-so-secret", "unsafe", "insecure",
 )  # fmt: skip
 _FEWEST: Final = 8
-"""Different characters: of 32 random hexadecimal digits that are fewer, one in 10^9 is so poor."""
+"""Different characters; 32 random hexadecimal digits have fewer once in 10^9 times."""
 SHORTEST_API_KEY: Final = 16
 _SHORTEST_HIDDEN: Final = 6
-"""Shorter ones are parts of words. No check quotes a secret: this is the second safeguard."""
+"""Shorter ones occur in ordinary words. No check quotes a secret; this is a second safeguard."""
 
 
 def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
@@ -40,11 +40,11 @@ def check_settings(env: Mapping[str, str], settings: Settings, problems: list[st
     if settings.dev:
         found.append(
             warn(
-                "RECEIVER_DEV is on: a key that is made of the secret key opens /v1",
-                "leave it out where others can reach the receiver",
+                "RECEIVER_DEV is on: /v1 also takes a key derived from the secret key",
+                "unset it where others can reach the receiver",
             )
         )
-    return found or [ok(f"all {sum(name in env for name in names)} can be read")]
+    return found or [ok(f"all {sum(name in env for name in names)} are valid")]
 
 
 def _problem(problem: str) -> Finding:
@@ -54,13 +54,8 @@ def _problem(problem: str) -> Finding:
 
 def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
     for name in advice.unread(env, known, *_OURS):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        fix = (
-            f"did you mean {near[0]}?"
-            if near
-            else "remove it: `receiver settings` lists those that are"
-        )
-        yield warn(f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))
+        said = f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
+        yield warn(said, _KNOWN_STRANGERS.get(name, "correct or remove it: `receiver settings`"))
 
 
 # --- secrets ---
@@ -104,26 +99,26 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
 
 
 def _placeholders(settings: Settings) -> Iterator[Finding]:
-    """Look at providers' keys, which are made by others: only for what is no key at all."""
+    """Check providers' keys, which we did not make, only for placeholders."""
     for name, given in settings.providers.items():
         if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
-            said = f"the key of {name} reads like a placeholder"
-            yield fail(said, "set the one that it gave you, or none")
+            said = f"the key of {name} looks like a placeholder"
+            yield fail(said, "set the one that the provider gave you, or none")
 
 
 def weakness(text: str) -> str | None:
-    """Return why a secret could be guessed; None where nothing speaks for it."""
+    """Return why a secret could be guessed, or None."""
     if any(word in text.lower() for word in _PLACEHOLDERS):
-        return "reads like a placeholder"
-    return "repeats itself" if len(set(text)) < _FEWEST else None
+        return "looks like a placeholder"
+    return "repeats a few characters" if len(set(text)) < _FEWEST else None
 
 
 def _rotation(settings: Settings) -> Iterator[Finding]:
     number = len(settings.secret_keys)
     if number > 1:
         yield warn(
-            f"a rotation is under way: RECEIVER_SECRET_KEY has {number} keys, the first signs and "
-            "all open",
+            f"a rotation is under way: RECEIVER_SECRET_KEY has {number} keys; the first signs, "
+            "all are accepted",
             "remove the old one RECEIVER_PREDICTION_TIMEOUT "
             f"({settings.prediction_timeout:g} s) after the last process stopped signing with it",
         )
@@ -147,8 +142,8 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
         places.setdefault(secret, []).append(name)
     for names in places.values():
         if len(set(names)) > 1 and any(name.startswith("RECEIVER_") for name in names):
-            said = f"{' and '.join(dict.fromkeys(names))} are the same text"
-            yield fail(said, f"give each its own, as one leak opens all: {_MAKE_ONE}")
+            said = f"{' and '.join(dict.fromkeys(names))} have the same value"
+            yield fail(said, f"give each its own, so that one leak does not open both: {_MAKE_ONE}")
 
 
 def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
@@ -166,7 +161,7 @@ def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
 
 
 def hide(text: str, settings: Settings, caller: Caller) -> str:
-    """Take every secret out of a text, should an error have quoted one."""
+    """Replace every secret in a text, in case an error quotes one."""
     secrets = {secret.reveal() for _, secret in _named(settings)}
     secrets |= {caller.key.reveal()} if caller.key else set()
     urls = (settings.database_url, settings.migrate_url, caller.proxy)

@@ -28,12 +28,12 @@ Findings: TypeAlias = list[Finding]
 
 
 def ok(says: str, *, name: str = "") -> Finding:
-    """Return that all is well; a finding without a name is given that of its check."""
+    """Make a finding that all is well; without a name it gets that of its check."""
     return Finding("ok", name, says)
 
 
-def warn(says: str, fix: str = "", *, name: str = "") -> Finding:
-    return Finding("warn", name, says, fix)
+def warn(says: str, fix: str) -> Finding:
+    return Finding("warn", "", says, fix)
 
 
 def fail(says: str, fix: str = "", *, name: str = "") -> Finding:

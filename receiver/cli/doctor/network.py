@@ -54,7 +54,9 @@ class Trouble(NamedTuple):
 
 
 _SILENT: Final = Trouble(
-    f"nothing answers within {_PATIENCE:g} s", "see firewalls, and where the proxy leads", True
+    f"nothing answers within {_PATIENCE:g} s",
+    "check firewalls, and where the proxy forwards to",
+    True,
 )
 
 
@@ -94,7 +96,7 @@ class Asker:
 
 
 class Echoes:
-    """Finds out whether our receiver answers at a URL, and what becomes of bodies on the way."""
+    """Checks that our receiver answers at a URL, and that bodies arrive there unchanged."""
 
     def __init__(self, asker: Asker, tokens: Tokens) -> None:
         self._asker = asker
@@ -127,13 +129,13 @@ class Echoes:
         expected = self._tokens.answer_echo(token, digest, now)
         if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
             return Trouble(
-                "what answers there is not a receiver, but some page",
+                "something answers there, but it is not a receiver",
                 "let the proxy pass /webhooks/ to the receiver, or fix the URL",
             )
         if digest != hashlib.sha256(body).hexdigest():
             return Trouble(
                 "the body of a callback is changed on its way",
-                "have the proxy pass bodies as they are: providers sign their bytes",
+                "let the proxy pass bodies unchanged: providers sign their bytes",
             )
         return None
 
@@ -141,13 +143,13 @@ class Echoes:
 _BREAKS: Final[dict[type[BaseException], Trouble]] = {
     ssl.SSLError: Trouble(
         "TLS fails ({0})",
-        "use a certificate that is valid for this name, with all intermediate ones, on that port",
+        "install a certificate that is valid for this name, with its intermediate certificates",
     ),
     socket.gaierror: Trouble("its name cannot be resolved", "fix the name, or its DNS record"),
     TimeoutError: _SILENT,
     httpx.TimeoutException: _SILENT,
     ConnectionRefusedError: Trouble(
-        "nothing listens there (connection refused)", "start what should, or fix the port", True
+        "nothing listens there (connection refused)", "start the server, or fix the port", True
     ),
 }
 """Why there was no answer, by the first of these errors in the chain of causes."""
@@ -163,19 +165,19 @@ def _broken(error: BaseException) -> Trouble:
         several = getattr(cause, "exceptions", ())
         cause = several[0] if several else cause.__cause__ or cause.__context__
     said = f"no answer came ({type(error).__name__}: {error})"
-    return Trouble(said, "see what listens there", absent=True)
+    return Trouble(said, "check what listens there", absent=True)
 
 
 _REFUSALS: Final = {
     401: (
-        "a receiver answers that does not know this secret key, or whose clock is a minute off",
-        "see that it is the right one, and restart it after a change of RECEIVER_SECRET_KEY",
+        "a receiver answers that does not know this secret key, or its clock is a minute off",
+        "check that it is the right one; after a change of RECEIVER_SECRET_KEY, restart it",
     ),
     404: (
-        "a receiver answers, but it sees another path (or is of an older release)",
-        "have the proxy pass the whole path, without stripping or adding a part",
+        "a receiver answers, but gets another path (or it is an older release)",
+        "let the proxy pass the whole path, and add nothing to it",
     ),
-    405: ("the proxy makes another method of POST", "have it pass requests as they are"),
+    405: ("the proxy changes POST to another method", "let it pass the method unchanged"),
 }
 """What a receiver's own refusal of an echo means, by its status."""
 
@@ -189,7 +191,7 @@ def _refused(answer: ProviderResponse) -> Trouble:
         where = answer.headers.get("location", "nowhere")[:200]
         return Trouble(
             f"it redirects ({said}) to {where}",
-            "name the URL that answers by itself: providers take a redirect for a refusal",
+            "set the URL that it redirects to: providers treat a redirect as a failure",
         )
     if ours and answer.status in _REFUSALS:
         return Trouble(*_REFUSALS[answer.status])
@@ -197,7 +199,7 @@ def _refused(answer: ProviderResponse) -> Trouble:
         said = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
         return Trouble(said, "raise its limit (nginx: client_max_body_size)")
     absent = answer.status in {502, 503, 504}
-    fix = "start the receiver, or fix where the proxy leads" if absent else _OPEN_IT
+    fix = "start the receiver, or fix where the proxy forwards to" if absent else _OPEN_IT
     return Trouble(f"{said} from something that is not a receiver", fix, absent=absent)
 
 
@@ -205,29 +207,29 @@ _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a
 
 
 Asked: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
-"""What comes of asking a receiver by each secret key; None where there is no key."""
+"""The result for each secret key, newest first; None where there is no key."""
 
 
 async def check_receiver(here: Asked, caller: Caller, settings: Settings, asker: Asker) -> Findings:
-    """Judge the one at RECEIVER_URL; `here`: what came of asking it."""
+    """Check the receiver at RECEIVER_URL; `here` is the result of its echoes."""
     troubles = await here
     if troubles is None:
-        said = "not asked, as there is no secret key to know it by"
+        said = "not checked: without a secret key it cannot be recognised"
         return [warn(said, "set RECEIVER_SECRET_KEY")]
     found = _troubles_of(troubles, settings)
     if all(troubles) and (_is_absent(troubles) or not caller.is_told):
-        said = f"none that is ours answers at {caller.url}: {found[0].says}"
-        fix = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
+        said = f"no receiver of ours answers at {caller.url}: {found[0].says}"
+        fix = "start it with `receiver serve`, or set RECEIVER_URL, and it is checked too"
         return [warn(said, fix)]
     try:
         return found or await _look_inside(caller, settings, asker)
     except ASKING as error:
-        said = f"it answered an echo, and then no more: {_broken(error).says}"
-        return [fail(said, "see its log")]
+        said = f"it answered the first request, but not the next: {_broken(error).says}"
+        return [fail(said, "read its log")]
 
 
 async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Findings:
-    """Look closer at what has shown that it is ours."""
+    """Ask a receiver that has proved to be ours whether it is ready and knows our API keys."""
 
     def get(path: str, key: str = "") -> Awaitable[ProviderResponse]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -244,7 +246,7 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     found = []
     if ready.status != httpx.codes.OK:
         said = f"it runs at {caller.url}, but its database takes no writes"
-        found.append(fail(said, "see its log for store.unavailable"))
+        found.append(fail(said, "look for store.unavailable in its log"))
     for name in _locked(ready):
         said = f"{name} has locked the account, and its submits wait"
         found.append(fail(said, _LOCKED, name=f"provider {name}"))
@@ -256,7 +258,7 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     return found or [ok(f"runs at {caller.url}, ready, knows every key")]
 
 
-_LOCKED: Final = "see its balance and its mails; submits go on by themselves, within a minute"
+_LOCKED: Final = "check its balance and mails; once it is unlocked, submits go on within a minute"
 
 
 def _locked(ready: ProviderResponse) -> list[str]:
@@ -270,7 +272,7 @@ def _is_absent(troubles: Sequence[Trouble | None]) -> bool:
 
 
 def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
-    """Say what came of asking by each key; nothing where all is well."""
+    """Turn the results for each key into findings; none where all is well."""
     bad = [(number, trouble) for number, trouble in enumerate(troubles, 1) if trouble is not None]
     if len(bad) == len(troubles):
         return [fail(trouble.says, trouble.fix) for _, trouble in bad[:1]]
@@ -289,7 +291,7 @@ def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Find
 async def check_public_url(
     settings: Settings, broken: Collection[str], echoes: Echoes | None, here: Asked
 ) -> Findings:
-    """Look at the way that callbacks take; `here`: what came of asking past it."""
+    """Check the way that callbacks take; `here` is the result at RECEIVER_URL."""
     if "RECEIVER_PUBLIC_URL" in broken:
         return []
     url = settings.public_url
@@ -297,8 +299,8 @@ async def check_public_url(
         return [
             warn(
                 "RECEIVER_PUBLIC_URL is not set, and no provider can call back",
-                "set it to the https:// URL by which the world reaches this receiver; until then "
-                "outcomes come by stream and poll, later",
+                "set it to the public https:// URL of this receiver; until then outcomes come by "
+                "stream and poll, later",
             )
         ]
     found = [*_scheme(url, settings), *await _addresses(url, settings)]
@@ -307,8 +309,8 @@ async def check_public_url(
     troubles = await echoes.by_each_key(url)
     if _is_absent(troubles) and all(await here or [None]):
         trouble = next(filter(None, troubles))
-        said = f"{url} cannot be judged while no receiver runs: {trouble.says}"
-        return [*found, warn(said, "start it, then ask the doctor again")]
+        said = f"{url} cannot be checked while no receiver runs: {trouble.says}"
+        return [*found, warn(said, "start it, then run the doctor again")]
     if any(troubles):
         return found + _troubles_of(troubles, settings)
     return [*found, await _large(url, settings, echoes)]
@@ -317,7 +319,7 @@ async def check_public_url(
 def _scheme(url: str, settings: Settings) -> Iterator[Finding]:
     if urlsplit(url).scheme != "https":
         yield (warn if settings.dev else fail)(
-            f"{url} is not https, and callbacks with their secrets can be read on their way",
+            f"{url} is not https: others can read callbacks, and the secrets in them",
             "put a proxy with a certificate before the receiver, and name its https:// URL",
         )
 
@@ -332,13 +334,13 @@ async def _addresses(url: str, settings: Settings) -> Findings:
     if not private:
         return []
     if settings.dev:
-        said = f"{host} leads to {private[0]}: only providers on this machine can call back"
-        return [warn(said, "use a tunnel for real ones")]
+        said = f"{host} resolves to {private[0]}: only providers on this machine can call back"
+        return [warn(said, "use a tunnel for real providers")]
     if host in {*private, "localhost"}:
         said = f"{host} is a private address, which no provider can reach"
         return [fail(said, "name a public host in RECEIVER_PUBLIC_URL")]
-    said = f"{host} leads to {private[0]} as seen from here, which no provider can reach"
-    return [warn(said, "see that it leads to a public address as seen from outside")]
+    said = f"{host} resolves to {private[0]} here, which no provider can reach"
+    return [warn(said, "check that it resolves to a public address from outside")]
 
 
 async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
@@ -372,11 +374,11 @@ async def _check_key(provider: Provider, asker: Asker) -> Findings:
     try:
         answer = await asker.ask(provider.try_key(), provider.name)
     except ASKING as error:
-        return [fail(f"cannot be asked: {_broken(error).says}", _REACH)]
+        return [fail(f"cannot be reached: {_broken(error).says}", _REACH)]
     return [_judge(answer, provider.key_works(answer))]
 
 
-_REACH: Final = "see that this machine may call it, and that its URL is the right one"
+_REACH: Final = "check its URL, and that this machine may connect to it"
 
 
 def _judge(answer: ProviderResponse, works: bool | None) -> Finding:
@@ -384,7 +386,7 @@ def _judge(answer: ProviderResponse, works: bool | None) -> Finding:
     if works:
         return ok(f"the key is good ({said})")
     if works is False:
-        return fail(f"the key is refused ({said})", "set it to one of your account there")
+        return fail(f"the key is refused ({said})", "set it to a key of your account there")
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
         return fail(f"it redirects ({said})", "fix its URL, or leave it to the default")
     return warn(f"cannot tell whether the key is good ({said})", "try again later")
@@ -398,6 +400,6 @@ async def _check_keys(provider: Publishing, asker: Asker) -> Findings:
         said = f"HTTP {answer.status}"
     except ASKING as error:
         keys, said = [], _broken(error).says
-    said = f"what proves its callbacks cannot be had from {request.url}: {said}"
-    fix = "without it no callback can be proved: see its URL, and that it can be reached"
+    said = f"the keys that prove its callbacks cannot be fetched from {request.url}: {said}"
+    fix = "without them no callback can be proved: check the URL, and that it can be reached"
     return [] if keys else [fail(said, fix)]

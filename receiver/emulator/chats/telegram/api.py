@@ -114,9 +114,6 @@ class Telegram:
             "sendmediagroup": self._send_group,
             "sendchataction": self._act,
             "editmessagetext": self._edit_text,
-            "editmessagecaption": self._edit_caption,
-            "editmessagemedia": self._edit_media,
-            "editmessagereplymarkup": self._edit_markup,
             "deletemessage": self._delete,
             "answercallbackquery": self._answer_query,
             "getfile": self._get_file,
@@ -190,45 +187,22 @@ class Telegram:
         caption = _caption(Given(one))
         return kind, self.files.take(kind, one.get("media"), given.files, ""), caption
 
-    def _own(self, given: Given, verb: str) -> Message:
+    def _edit_text(self, given: Given) -> Any:
         message = self.board.find(self._chat(given), given.text("message_id"))
         if message is None:
-            raise bad(f"message to {verb} not found")
+            raise bad("message to edit not found")
         if message.author != BOT:
-            raise bad(f"message can't be {verb}ed")
-        return message
-
-    def _edit(self, given: Given, message: Message, **new: Any) -> Any:
-        if "reply_markup" in given.args or message.buttons:
-            new["buttons"] = keyboard(given.value("reply_markup"))
-        if all(getattr(message, name) == value for name, value in new.items()):
+            raise bad("message can't be edited")
+        if message.files:
+            raise bad("there is no text in the message to edit")
+        text = check_text(given, "text", LONGEST, "message")
+        buttons = keyboard(given.value("reply_markup"))
+        if (message.text, message.buttons) == (text, buttons):
             raise bad(
                 "message is not modified: specified new message content and reply markup are "
                 "exactly the same as a current content and reply markup of the message"
             )
-        return self._seen(self.board.edit(message, **new))
-
-    def _edit_text(self, given: Given) -> Any:
-        message = self._own(given, "edit")
-        if message.files:
-            raise bad("there is no text in the message to edit")
-        return self._edit(given, message, text=check_text(given, "text", LONGEST, "message"))
-
-    def _edit_caption(self, given: Given) -> Any:
-        message = self._own(given, "edit")
-        if not message.files:
-            raise bad("there is no caption in the message to edit")
-        caption = _caption(given)
-        return self._edit(given, message, text=caption)
-
-    def _edit_media(self, given: Given) -> Any:
-        message = self._own(given, "edit")
-        kind, file, caption = self._medium(given.value("media"), given)
-        message.raw["kind"] = kind
-        return self._edit(given, message, files=[file], text=caption)
-
-    def _edit_markup(self, given: Given) -> Any:
-        return self._edit(given, self._own(given, "edit"))
+        return self._seen(self.board.edit(message, text=text, buttons=buttons))
 
     def _delete(self, given: Given) -> bool:
         message = self.board.find(self._chat(given), given.text("message_id"))
