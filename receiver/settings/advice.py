@@ -40,13 +40,18 @@ def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
         found.append(
             "RECEIVER_PUBLIC_URL is not set: outcomes come by stream and poll only, no callbacks"
         )
-    on = [name for name, given in settings.providers.items() if given.key is not None]
+    on = _with_keys(settings)
     if not on:
         keys = ", ".join(declared.key for declared in DECLARED.values())
         found.append(f"no provider has a key: to submit, set one of {keys}")
     if not settings.api_keys and not settings.dev:
         found.append("RECEIVER_API_KEYS is not set: every /v1 route answers 401")
-    return [*found, *_unprovable(settings, on), *_fleeting(settings, on, handlers)]
+    return [*found, *_unprovable(settings, on), *fleeting(settings, handlers)]
+
+
+def _with_keys(settings: Settings) -> list[str]:
+    """Name the providers that are used."""
+    return [name for name, given in settings.providers.items() if given.key is not None]
 
 
 def _unprovable(settings: Settings, on: Collection[str]) -> Iterator[str]:
@@ -57,12 +62,12 @@ def _unprovable(settings: Settings, on: Collection[str]) -> Iterator[str]:
             yield f"{secret} is not set: outcomes of {name} come by poll only, no callbacks"
 
 
-def _fleeting(settings: Settings, on: Collection[str], handlers: Collection[str]) -> Iterator[str]:
+def fleeting(settings: Settings, handlers: Collection[str]) -> Iterator[str]:
     """Say whose results are gone before somebody looks, if nothing keeps them at once.
 
     What is reached elsewhere than the provider itself is a stand-in for it.
     """
-    for name in on if "save" not in handlers else ():
+    for name in _with_keys(settings) if "save" not in handlers else ():
         seconds = DECLARED[name].results_live
         if seconds is not None and settings.providers[name].urls == DECLARED[name].urls:
             yield f"results of {name} are gone after {seconds / 60:.0f} minutes: serve `save` too"

@@ -837,6 +837,13 @@ async def test_without_handlers_there_is_a_warning(env: Env) -> None:
     assert says(await found(env, "handlers"), "warn", "no handler is registered")
 
 
+async def test_results_that_are_gone_soon_and_kept_by_nobody_are_a_warning(env: Env) -> None:
+    env |= {"BFL_API_KEY": "key-of-mine", "HTTPS_PROXY": f"http://127.0.0.1:{dead_port()}"}
+    assert says(await found(env, "handlers"), "warn", "bfl are gone after 10 minutes", "`save`")
+    lines = await found(env | {"RECEIVER_HANDLERS": "save"}, "handlers")
+    assert lines == [("ok", "handlers: save: loaded")]
+
+
 # --- the whole ---
 
 

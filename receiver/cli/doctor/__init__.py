@@ -43,7 +43,7 @@ from receiver.deliveries.importing import look as look_at_handlers
 from receiver.deliveries.registry import Registry
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.settings import Caller, Settings
+from receiver.settings import Caller, Settings, advice
 from receiver.settings.development import secret_file
 from receiver.settings.egress import outward
 from receiver.settings.tls import check as check_tls
@@ -141,12 +141,14 @@ async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings
     fix = "fix it: `receiver serve` would not start"
     found = [fail(line, fix) for text in problems for line in text.splitlines()]
     found += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
+    found += [warn(problem, _KEEP) for problem in advice.fleeting(settings, registry.handlers)]
     found += check_pending(await seen, registry)
     if not found:
         found = [ok(f"{', '.join(registry.handlers)}: loaded")]
     return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
 
 
+_KEEP: Final = "it stores what is made as soon as it is known (deploy/handlers.md)"
 _CORRECT: Final = "correct the name, or give the doctor the handlers that `receiver serve` gets"
 
 
