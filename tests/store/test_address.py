@@ -108,6 +108,7 @@ def test_the_systems_authorities_can_be_asked_for() -> None:
         ("sslmode=require&sslrootcert=system", "needs sslmode=verify-full"),
         ("sslrootcert=/nowhere.pem", "names /nowhere.pem"),
         ("sslcert=/nowhere.crt", "names /nowhere.crt"),
+        ("connect_timeout=soon", "connect_timeout must be a number of seconds"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_its_name(more: str, words: str) -> None:

@@ -120,6 +120,12 @@ async def refusal(url: str) -> str:
     return str(error.value)
 
 
+async def refusal_to_migrate(url: str) -> str:
+    with pytest.raises(StoreUnusable) as error:
+        await PostgresStore(url, print, PgQueuerJobs(SCHEMA)).migrate()
+    return str(error.value)
+
+
 def tables(database: Database) -> set[str]:
     found = database.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'receiver'")
     return {name for (name,) in found}
@@ -343,6 +349,21 @@ class TestRefusals:
         said = await refusal(url)
         assert said.startswith("cannot open the database: ")
         assert "hu" not in said
+
+    @pytest.mark.parametrize(
+        "parameter", ["nonsense=1", "statement_timeout=odd", "pgbouncer=true&nonsense=1"]
+    )
+    async def test_what_the_server_does_not_take_is_one_sentence_also_on_a_schema_that_is_made(
+        self, database: Database, parameter: str
+    ) -> None:
+        url = f"{database.url}&{parameter}"
+        for said in (await refusal(url), await refusal_to_migrate(url)):
+            assert "RECEIVER_DATABASE_URL has a parameter " in said
+            assert parameter.rpartition("&")[2].partition("=")[0] in said
+
+    async def test_libpqs_own_variables_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PGPORT", "odd")
+        assert "by RECEIVER_DATABASE_URL, PGPORT" in await refusal("postgresql:///app")
 
     async def test_a_database_that_cannot_hold_every_text_is_one_sentence(
         self, server: Database
