@@ -361,9 +361,19 @@ class TestRefusals:
             assert "RECEIVER_DATABASE_URL has a parameter " in said
             assert parameter.rpartition("&")[2].partition("=")[0] in said
 
-    async def test_libpqs_own_variables_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PGPORT", "odd")
-        assert "by RECEIVER_DATABASE_URL, PGPORT" in await refusal("postgresql:///app")
+    @pytest.mark.parametrize(
+        ("name", "value", "url"),
+        [
+            ("PGPORT", "odd", "postgresql:///app"),
+            ("PGSSLMODE", "odd", "postgresql://127.0.0.1:1/app"),
+            ("PGSSLROOTCERT", "/nowhere", "postgresql://127.0.0.1:1/app?sslmode=require"),
+        ],
+    )
+    async def test_libpqs_own_variables_are_named(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, url: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        assert f"by RECEIVER_DATABASE_URL, {name} (" in await refusal(url)
 
     async def test_a_database_that_cannot_hold_every_text_is_one_sentence(
         self, server: Database

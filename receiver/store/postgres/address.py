@@ -117,6 +117,8 @@ def _read(url: str) -> Address:
     for name, path in by_use["file"].items():
         if not Path(path).is_file():
             raise _unusable(f"{name} names {path}, which is not a file that can be read")
+        if name == "sslrootcert":
+            _check_authorities(path)
     # asyncpg would take those in front of the path first, and part their folders at colons.
     at_servers = {"host": ",".join(named.hosts), "port": ",".join(named.ports)}
     where = {name: text for name, text in at_servers.items() if text}
@@ -187,6 +189,15 @@ def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext
     return context
 
 
+def _check_authorities(path: str) -> None:
+    """Look into the file: an error of OpenSSL's names neither it nor the parameter."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # SSLError too
+        why = f": {error.strerror}" if error.strerror else ""
+        raise _unusable(f"sslrootcert names {path}, which holds no certificates{why}") from error
+
+
 def _unusable(what: str) -> StoreUnusable:
     return StoreUnusable(f"cannot open the database: RECEIVER_DATABASE_URL: {what}")
 
@@ -219,7 +230,10 @@ def _causes(place: str, seconds: float) -> Mapping[str, str]:
         "InvalidParameterValueError": "RECEIVER_DATABASE_URL has a parameter with a value that "
         f"{place} does not take",
         "TooManyConnectionsError": f"{place} has no connection left",
-        "ValueError": f"{place}, by {', '.join(['RECEIVER_DATABASE_URL', *_libpqs()])}",
+        **dict.fromkeys(
+            ("ValueError", "SSLError", "FileNotFoundError", "PermissionError"),
+            f"{place}, by {', '.join(['RECEIVER_DATABASE_URL', *_libpqs()])}",
+        ),
     }
 
 
