@@ -136,7 +136,7 @@ async def test_a_start_that_failed_is_told_and_another_may_follow(tmp_path: Path
 async def test_a_server_hears_in_a_sentence_that_the_database_takes_no_writes(
     database: Database,
 ) -> None:
-    app = app_on(f"{database.url}&default_transaction_read_only=on")
+    app = app_on(database.url_with("default_transaction_read_only=on"))
     said: list[Any] = []
 
     async def start() -> dict[str, str]:

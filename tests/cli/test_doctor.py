@@ -340,7 +340,7 @@ async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -
 async def test_a_database_that_is_set_to_take_no_writes_is_told(
     env: Env, database: Database
 ) -> None:
-    url = f"{database.url}{'&' if '?' in database.url else '?'}default_transaction_read_only=on"
+    url = database.url_with("default_transaction_read_only=on")
     lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
     assert says(lines, "FAIL", "database: default_transaction_read_only is on")
 
@@ -390,8 +390,7 @@ async def test_a_url_with_a_password_that_is_not_encoded_is_told(env: Env) -> No
 async def test_parameters_that_only_others_know_do_not_keep_the_doctor_out(
     env: Env, bare_database: Database
 ) -> None:
-    sign = "&" if "?" in bare_database.url else "?"
-    url = f"{bare_database.url}{sign}pgbouncer=true&channel_binding=prefer"
+    url = bare_database.url_with("pgbouncer=true&channel_binding=prefer")
     lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
     assert says(lines, "warn", "it is empty")
 

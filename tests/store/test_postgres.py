@@ -261,9 +261,8 @@ class TestMigrations:
 async def test_parameters_without_effect_are_named_and_settings_of_the_server_are_set(
     bare_database: Database, logged: Logged
 ) -> None:
-    sign = "&" if "?" in bare_database.url else "?"
     more = "connection_limit=1&channel_binding=prefer&work_mem=5MB"
-    process = Process(f"{bare_database.url}{sign}{more}")
+    process = Process(bare_database.url_with(more))
     await process.store.migrate()
     said = [line["unused"] for line in logged if line["event"] == "store.parameters"]
     assert said == ["connection_limit, channel_binding"]
@@ -356,7 +355,7 @@ class TestRefusals:
     async def test_what_the_server_does_not_take_is_one_sentence_also_on_a_schema_that_is_made(
         self, database: Database, parameter: str
     ) -> None:
-        url = f"{database.url}&{parameter}"
+        url = database.url_with(parameter)
         for said in (await refusal(url), await refusal_to_migrate(url)):
             assert "RECEIVER_DATABASE_URL has a parameter " in said
             assert parameter.rpartition("&")[2].partition("=")[0] in said
