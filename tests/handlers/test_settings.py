@@ -108,6 +108,10 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
         )
     ),
     *(
+        ("notify", {name: "/nowhere.pem"}, f"{name} names /nowhere.pem, which is not there")
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    ),
+    *(
         ("forward", {"FORWARD_URL": url}, "FORWARD_URL must be an address")
         for url in ("x.example", "ftp://x.example", "https://", "http://x y", "http://x:99999")
     ),
