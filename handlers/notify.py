@@ -96,7 +96,15 @@ def services(text: str) -> list[Service]:
     return [service(place, url) for place, url in enumerate(dict.fromkeys(text.split()), 1)]
 
 
+def bundle(text: str) -> str:
+    if text and not Path(text).exists():
+        raise ValueError(f"names {text}, which is not there: unset it, or name certificates")
+    return text
+
+
 with read_settings() as read:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # what apprise sends by reads them
+        read.parsed(name, "whom to trust, where it is not certifi's list", bundle, default="")
     SERVICES = read.parsed("NOTIFY_URLS", "at least one address as apprise writes it", services)
     TITLE = read.template("NOTIFY_TITLE", "a Template", default="{model} {type}")
     TEXT = read.template(

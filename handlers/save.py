@@ -52,6 +52,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 FAMILIES = {"application", "audio", "font", "image", "model", "text", "video"}
+CLOUDS = ("AWS_", "AZURE_", "GOOGLE_")  # what a store reads by itself, as it is written
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 SOON = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}  # the delivery is retried anyway
 
@@ -75,6 +76,9 @@ def place(text: str) -> tuple[Path | ObjectStore, str]:
 
 def store(url: str) -> ObjectStore:
     options = None
+    for variable, value in os.environ.items():
+        if variable.startswith(CLOUDS) and value != value.strip().strip("\"'"):
+            raise ValueError(f"needs {variable} without blanks, line ends or quotes around it")
     for variable in ENDPOINTS:
         server = os.environ.get(variable, "")
         if server and not re.fullmatch(r"https?://[^\s\"']+", server):

@@ -137,6 +137,9 @@ class Database:
     def name(self) -> str:
         return urlsplit(self.url).path[1:]
 
+    def url_with(self, parameters: str) -> str:
+        return f"{self.url}{'&' if '?' in self.url else '?'}{parameters}"
+
     def terminate(self, condition: str = "true") -> int:
         """End the receiver's connections of which this holds; say how many there were."""
         return len(

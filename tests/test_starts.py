@@ -34,6 +34,7 @@ from tests.journey.parts import ROOT, free_port
 from tests.journey.parts import eventually as soon
 from tests.loopback import is_ready
 from tests.patience import PATIENCE
+from tests.postgres import Database
 from tests.receiving import API_KEY, ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +131,25 @@ async def test_a_start_that_failed_is_told_and_another_may_follow(tmp_path: Path
         path.unlink()
         async with app.router.lifespan_context(app):
             assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_a_server_hears_in_a_sentence_that_the_database_takes_no_writes(
+    database: Database,
+) -> None:
+    app = app_on(database.url_with("default_transaction_read_only=on"))
+    said: list[Any] = []
+
+    async def start() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def hear(message: Any) -> None:
+        said.append(message)
+
+    with pytest.raises(StoreUnavailable):
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}}, start, hear)
+    [failed] = said
+    assert failed["type"] == "lifespan.startup.failed"
+    assert failed["message"].startswith("receiver: the database does not take writes: ")
 
 
 async def test_while_it_stops_what_comes_is_refused(tmp_path: Path) -> None:

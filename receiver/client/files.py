@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from receiver.client.steps import ClientError
+from receiver.model.extensions import type_of
 
 LARGEST: Final = 3_000_000
 """Bytes: in base64, with the rest of a submit, it fits RECEIVER_MAX_BODY_BYTES (4 MiB)."""
@@ -19,9 +20,7 @@ def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
     What it is, is told by the end of its name, unless `content_type` says so. Raises ClientError
     where it cannot be read, is larger than 3 MB, or is of no type that its name tells.
     """
-    import mimetypes  # noqa: PLC0415 - it is slow to load, and few clients send files
-
-    kind = content_type or mimetypes.guess_type(Path(path).name, strict=False)[0]
+    kind = content_type or type_of(Path(path).name)
     if kind is None:
         raise ClientError("unfit", f"{path}: its name does not tell what it is: say content_type=")
     try:

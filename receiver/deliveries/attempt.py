@@ -6,7 +6,14 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Sequence
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from functools import partial
+from types import (
+    AsyncGeneratorType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 from typing import Any, Final
 
 from receiver.deliveries.containment import Charge, charged, contain, said
@@ -57,7 +64,10 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [leaf for one in error.exceptions for leaf in _leaves(one)]
 
 
-_UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType, map, filter)
+_UNRUN: Final = (
+    *(CoroutineType, GeneratorType, AsyncGeneratorType, map, filter),
+    *(FunctionType, MethodType, partial),
+)
 
 
 def _check_ran(result: Any) -> None:

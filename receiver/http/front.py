@@ -29,7 +29,7 @@ from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.webhooks import WEBHOOK_PATH
 from receiver.model.answers import Drained
-from receiver.model.errors import Problem, StoreUnusable
+from receiver.model.errors import Problem, StoreUnavailable, StoreUnusable
 from receiver.settings import Settings
 
 log = structlog.get_logger("receiver")
@@ -97,7 +97,7 @@ class Front:
         try:
             async with self.running():
                 yield
-        except StoreUnusable as error:
+        except (StoreUnusable, StoreUnavailable) as error:
             self.app.unusable = str(error)
             raise
         finally:

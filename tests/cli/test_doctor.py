@@ -337,6 +337,14 @@ async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -
     assert says(lines, "ok", "clock: the database server's clock agrees")
 
 
+async def test_a_database_that_is_set_to_take_no_writes_is_told(
+    env: Env, database: Database
+) -> None:
+    url = database.url_with("default_transaction_read_only=on")
+    lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
+    assert says(lines, "FAIL", "database: default_transaction_read_only is on")
+
+
 async def test_an_empty_server_stays_empty(env: Env, bare_database: Database) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": bare_database.url}, "database")
     assert says(lines, "warn", "it is empty", "makes the schema")
@@ -382,8 +390,7 @@ async def test_a_url_with_a_password_that_is_not_encoded_is_told(env: Env) -> No
 async def test_parameters_that_only_others_know_do_not_keep_the_doctor_out(
     env: Env, bare_database: Database
 ) -> None:
-    sign = "&" if "?" in bare_database.url else "?"
-    url = f"{bare_database.url}{sign}pgbouncer=true&channel_binding=prefer"
+    url = bare_database.url_with("pgbouncer=true&channel_binding=prefer")
     lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
     assert says(lines, "warn", "it is empty")
 
@@ -508,6 +515,7 @@ async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
     place: Place, env: Env, tmp_path: Path
 ) -> None:
     del env["RECEIVER_SECRET_KEY"]
+    assert not says(await found(env), "ok", "secrets")
     env |= {"RECEIVER_DEV": "1", "RECEIVER_URL": place.url}
     lines = await found(env)
     assert says(lines, "warn", "receiver: not checked")

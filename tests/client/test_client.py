@@ -623,7 +623,13 @@ def test_a_file_is_a_data_uri(tmp_path: Path) -> None:
     picture.write_bytes(b"\x89PNG")
     assert file(picture) == "data:image/png;base64,iVBORw=="
     assert file(str(picture), "image/x") == "data:image/x;base64,iVBORw=="
-    assert file(picture.rename(tmp_path / "a.webp")).startswith("data:image/webp;")
+    for name, kind in (
+        *(("a.webp", "image/webp"), ("a.b.JPEG", "image/jpeg"), ("a.jxl", "image/jxl")),
+        *(("a.flac", "audio/flac"), ("a.ogg", "audio/ogg"), ("a.m4a", "audio/mp4")),
+        *(("a.mkv", "video/x-matroska"), ("a.ts", "video/mp2t"), ("a.glb", "model/gltf-binary")),
+    ):  # as no machine's own table has them all
+        picture = picture.rename(tmp_path / name)
+        assert file(picture).startswith(f"data:{kind};")
     (tmp_path / "big.png").write_bytes(bytes(3_000_001))
     for name, words in (
         ("big.png", "larger than 3,000,000 bytes: put it where"),
@@ -631,6 +637,7 @@ def test_a_file_is_a_data_uri(tmp_path: Path) -> None:
         ("a\0.png", "cannot be read"),
         ("", "its name does not tell"),
         ("a.what", "its name does not tell"),
+        ("png", "its name does not tell"),
     ):
         with pytest.raises(ClientError, match=words):
             file(tmp_path / name)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -997,8 +998,16 @@ def _generator(_: Event) -> Any:
     return map(print, "abc")
 
 
+def _no_call(_: Event) -> Any:
+    return _list_of_work
+
+
+async def _call_for_later(_: Event) -> Any:
+    return {"later": partial(print, "abc")}
+
+
 @pytest.mark.usefixtures("on_sqlite")
-@pytest.mark.parametrize("handler", [_list_of_work, _work, _generator])
+@pytest.mark.parametrize("handler", [_list_of_work, _work, _generator, _no_call, _call_for_later])
 async def test_what_was_returned_and_not_run_is_no_success(place: Place, handler: Any) -> None:
     async with dispatching(place, on(name="h", retry=Retry(attempts=1))(handler)) as running:
         delivery = await running.ends(await running.enqueue(), "h")

@@ -52,7 +52,7 @@ GOOD: Final[dict[str, dict[str, str]]] = {
     "chain": {"CHAIN_PROVIDER": "fal", "CHAIN_MODEL": "m", "CHAIN_INPUT": '{"u": "{url}"}'},
 }
 NAMES: Final = re.compile(
-    "(" + "|".join(name.upper() for name in GOOD) + r")(_\w+)?|AWS_\w+|AZURE_\w+"
+    "(" + "|".join(name.upper() for name in GOOD) + r")(_\w+)?|(AWS|AZURE|GOOGLE)_\w+"
 )
 
 
@@ -96,6 +96,21 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
     ("save", {"SAVE_URL": "ftp://a/b"}, "SAVE_URL must be a folder or a store"),
     ("save", {"SAVE_URL": "s3://b", "AWS_ENDPOINT_URL": "minio:9000"}, "needs AWS_ENDPOINT_URL"),
     ("save", {"SAVE_URL": "s3://b", "AWS_ENDPOINT_URL": "http://m\r"}, "needs AWS_ENDPOINT_URL"),
+    *(
+        ("save", {"SAVE_URL": "s3://b", name: value}, f"SAVE_URL needs {name} without blanks")
+        for name, value in (
+            ("AWS_ACCESS_KEY_ID", "hunter2\r"),
+            ("AWS_REGION", " eu"),
+            ("AWS_SESSION_TOKEN", "hunter2\n"),
+            ("AWS_SECRET_ACCESS_KEY", '"hunter2"'),
+            ("AZURE_STORAGE_ACCOUNT_KEY", "'hunter2'"),
+            ("GOOGLE_SERVICE_ACCOUNT", "/hunter2.json\r"),
+        )
+    ),
+    *(
+        ("notify", {name: "/nowhere.pem"}, f"{name} names /nowhere.pem, which is not there")
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    ),
     *(
         ("forward", {"FORWARD_URL": url}, "FORWARD_URL must be an address")
         for url in ("x.example", "ftp://x.example", "https://", "http://x y", "http://x:99999")

@@ -1,6 +1,7 @@
 """URLs as hosts hand them out."""
 
 from contextlib import closing
+from pathlib import Path
 from socket import create_server
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -108,12 +109,20 @@ def test_the_systems_authorities_can_be_asked_for() -> None:
         ("sslmode=require&sslrootcert=system", "needs sslmode=verify-full"),
         ("sslrootcert=/nowhere.pem", "names /nowhere.pem"),
         ("sslcert=/nowhere.crt", "names /nowhere.crt"),
+        ("connect_timeout=soon", "connect_timeout must be a number of seconds"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_its_name(more: str, words: str) -> None:
     with pytest.raises(StoreUnusable, match="RECEIVER_DATABASE_URL") as refused:
         read(f"{AT}?{more}")
     assert words in str(refused.value)
+
+
+def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "root.crt"
+    path.write_text("no certificate")
+    with pytest.raises(StoreUnusable, match=f"sslrootcert names {path}, which holds no certif"):
+        read(f"{AT}?sslmode=verify-full&sslrootcert={path}")
 
 
 @pytest.mark.parametrize("password", ["hu@sh", "hu/sh", "hu#sh", "hu?sh", "hu[sh", "hu@/sh"])

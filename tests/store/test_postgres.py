@@ -120,6 +120,12 @@ async def refusal(url: str) -> str:
     return str(error.value)
 
 
+async def refusal_to_migrate(url: str) -> str:
+    with pytest.raises(StoreUnusable) as error:
+        await PostgresStore(url, print, PgQueuerJobs(SCHEMA)).migrate()
+    return str(error.value)
+
+
 def tables(database: Database) -> set[str]:
     found = database.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'receiver'")
     return {name for (name,) in found}
@@ -255,9 +261,8 @@ class TestMigrations:
 async def test_parameters_without_effect_are_named_and_settings_of_the_server_are_set(
     bare_database: Database, logged: Logged
 ) -> None:
-    sign = "&" if "?" in bare_database.url else "?"
     more = "connection_limit=1&channel_binding=prefer&work_mem=5MB"
-    process = Process(f"{bare_database.url}{sign}{more}")
+    process = Process(bare_database.url_with(more))
     await process.store.migrate()
     said = [line["unused"] for line in logged if line["event"] == "store.parameters"]
     assert said == ["connection_limit, channel_binding"]
@@ -343,6 +348,31 @@ class TestRefusals:
         said = await refusal(url)
         assert said.startswith("cannot open the database: ")
         assert "hu" not in said
+
+    @pytest.mark.parametrize(
+        "parameter", ["nonsense=1", "statement_timeout=odd", "pgbouncer=true&nonsense=1"]
+    )
+    async def test_what_the_server_does_not_take_is_one_sentence_also_on_a_schema_that_is_made(
+        self, database: Database, parameter: str
+    ) -> None:
+        url = database.url_with(parameter)
+        for said in (await refusal(url), await refusal_to_migrate(url)):
+            assert "RECEIVER_DATABASE_URL has a parameter " in said
+            assert parameter.rpartition("&")[2].partition("=")[0] in said
+
+    @pytest.mark.parametrize(
+        ("name", "value", "url"),
+        [
+            ("PGPORT", "odd", "postgresql:///app"),
+            ("PGSSLMODE", "odd", "postgresql://127.0.0.1:1/app"),
+            ("PGSSLROOTCERT", "/nowhere", "postgresql://127.0.0.1:1/app?sslmode=require"),
+        ],
+    )
+    async def test_libpqs_own_variables_are_named(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, url: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        assert f"by RECEIVER_DATABASE_URL, {name} (" in await refusal(url)
 
     async def test_a_database_that_cannot_hold_every_text_is_one_sentence(
         self, server: Database

@@ -62,6 +62,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     release: str
     replica: bool
+    read_only: bool = False
+    """Transactions take no writes, as hosts set it for a database that is full."""
     skew: float
     """Seconds by which its clock is ahead of ours."""
     free_connections: int
@@ -133,6 +135,7 @@ def _read_file(path: str) -> dict[str, Any]:
 _SERVER: Final = """
 SELECT current_setting('server_version') AS release,
        pg_is_in_recovery() AS replica,
+       current_setting('default_transaction_read_only')::boolean AS read_only,
        current_setting('max_connections')::int
            - current_setting('superuser_reserved_connections')::int
            - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
@@ -247,6 +250,12 @@ def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
     if seen.replica:
         said = "the server is a replica and takes no writes"
         yield fail(said, "set RECEIVER_DATABASE_URL to the primary")
+    if seen.read_only:
+        yield fail(
+            "default_transaction_read_only is on, and nothing can be written",
+            "see why (hosts set it where a disk is full), and turn it off for the database and for "
+            "our role",
+        )
     if seen.free_connections < settings.connections:
         yield warn(
             f"the server has {seen.free_connections} connections left, and each process of ours "

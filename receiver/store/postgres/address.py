@@ -6,11 +6,12 @@ and be refused there.
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from receiver.model.errors import StoreUnusable
@@ -116,6 +117,8 @@ def _read(url: str) -> Address:
     for name, path in by_use["file"].items():
         if not Path(path).is_file():
             raise _unusable(f"{name} names {path}, which is not a file that can be read")
+        if name == "sslrootcert":
+            _check_authorities(path)
     # asyncpg would take those in front of the path first, and part their folders at colons.
     at_servers = {"host": ",".join(named.hosts), "port": ",".join(named.ports)}
     where = {name: text for name, text in at_servers.items() if text}
@@ -166,7 +169,11 @@ def _by_use(given: dict[str, str]) -> dict[str, dict[str, str]]:
 
 def _seconds(text: str) -> float | None:
     """Read libpq's connect_timeout: nothing, zero and less mean no limit, which we do not know."""
-    return float(text) if text and float(text) > 0 else None
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        raise _unusable("connect_timeout must be a number of seconds") from None
+    return seconds if seconds > 0 else None
 
 
 def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext | None:
@@ -180,6 +187,15 @@ def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext
     if "sslcert" in files:
         context.load_cert_chain(files["sslcert"], files.get("sslkey"))
     return context
+
+
+def _check_authorities(path: str) -> None:
+    """Look into the file: an error of OpenSSL's names neither it nor the parameter."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # SSLError too
+        why = f": {error.strerror}" if error.strerror else ""
+        raise _unusable(f"sslrootcert names {path}, which holds no certificates{why}") from error
 
 
 def _unusable(what: str) -> StoreUnusable:
@@ -211,7 +227,13 @@ def _causes(place: str, seconds: float) -> Mapping[str, str]:
         "InvalidCatalogNameError": f"{place} has no such database",
         "UndefinedObjectError": f"RECEIVER_DATABASE_URL has a parameter that neither we nor {place}"
         " know",
+        "InvalidParameterValueError": "RECEIVER_DATABASE_URL has a parameter with a value that "
+        f"{place} does not take",
         "TooManyConnectionsError": f"{place} has no connection left",
+        **dict.fromkeys(
+            ("ValueError", "SSLError", "FileNotFoundError", "PermissionError"),
+            f"{place}, by {', '.join(['RECEIVER_DATABASE_URL', *_libpqs()])}",
+        ),
     }
 
 
@@ -220,5 +242,10 @@ def explain(error: BaseException, place: str, seconds: float) -> str:
     known = _causes(place, seconds)
     kinds = [kind.__name__ for kind in type(error).__mro__]
     said = next((known[kind] for kind in kinds if kind in known), place)
-    hint: Any = getattr(error, "hint", None)
-    return f"{said} ({type(error).__name__}: {error}{f'; {hint}' if hint else ''})"
+    words = "; ".join(str(error).splitlines())
+    return f"{said} ({type(error).__name__}: {words})"
+
+
+def _libpqs() -> list[str]:
+    """Return libpq's own variables that are set: asyncpg reads them where a URL says nothing."""
+    return sorted(filter(re.compile(r"PG[A-Z]+").fullmatch, os.environ))

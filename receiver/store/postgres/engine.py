@@ -179,6 +179,8 @@ class PostgresStore(Store):
 
     async def migrate(self) -> None:
         await self._migrate()
+        with _in_a_sentence(self._migrating):
+            await _use_once(self._migrating)
         self._tell_of_parameters()
 
     async def start(self) -> None:
@@ -188,6 +190,7 @@ class PostgresStore(Store):
                 await self._check_schema(self._pool)
             else:
                 await self._set_up()
+                await _use_once(self._sessions)
                 self._pool = await self._open_pool()
         self._tell_of_parameters()
         if self._sessions.is_pooled and not self._access.serverless:
@@ -685,6 +688,16 @@ class PostgresStore(Store):
 
 async def _leave_as_it_is(_: Any) -> None:
     """Do not reset a connection in the pool: nothing here leaves state, and it is a round trip."""
+
+
+async def _use_once(sessions: Sessions) -> None:
+    """Make a connection as all of ours are: settings may be refused that the first does not set."""
+    connection = await sessions.connect()
+    try:
+        async with in_transaction(connection, sessions.begin):
+            pass
+    finally:
+        await close(connection)
 
 
 @contextlib.contextmanager
