@@ -188,7 +188,7 @@ def written(value: Any) -> str:
 
 # --- what Slack says ---
 
-HUMAN = {"", "file_share", "thread_broadcast"}
+HUMAN = ("", "file_share", "thread_broadcast")
 """Subtypes of messages that people write."""
 
 Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9]{0,40}\Z")]
@@ -264,7 +264,7 @@ def is_for_us(event: dict[str, Any]) -> bool:
         event.get("type") == "message" and event.get("channel_type") == "im"
     )
     is_by_bot = any(event.get(name) for name in ("bot_id", "bot_profile", "app_id"))
-    is_human = event.get("subtype", "") in HUMAN and event.get("user") not in {None, "USLACKBOT"}
+    is_human = event.get("subtype", "") in HUMAN and event.get("user") not in (None, "USLACKBOT")
     return is_said and is_human and not is_by_bot
 
 

@@ -229,33 +229,36 @@ def written(value: Any) -> str:
 
 # --- what Telegram says ---
 
+Whole = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+"""A number; Telegram's have 52 bits at most."""
+
 
 class Chat(msgspec.Struct):
-    id: int
+    id: Whole
     type: str = "private"
 
 
 class User(msgspec.Struct):
-    id: int
+    id: Whole
     is_bot: bool = False
 
 
 class File(msgspec.Struct):
     file_id: str
-    file_size: int = 0
+    file_size: Whole = 0
     mime_type: str = "image/jpeg"
 
 
 class Entity(msgspec.Struct):
     type: str
-    offset: int
-    length: int
+    offset: Whole
+    length: Whole
 
 
 class Message(msgspec.Struct, rename={"by": "from"}):
-    message_id: int
+    message_id: Whole
     chat: Chat
-    date: int = 0
+    date: Whole = 0
     by: User | None = None
     text: str = ""
     caption: str = ""
@@ -263,7 +266,7 @@ class Message(msgspec.Struct, rename={"by": "from"}):
     caption_entities: list[Entity] = []
     photo: list[File] = []
     document: File | None = None
-    message_thread_id: int | None = None
+    message_thread_id: Whole | None = None
     reply_to_message: "Message | None" = None
     via_bot: Any = None
 

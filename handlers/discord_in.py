@@ -16,7 +16,7 @@ import re
 from functools import partial
 from hashlib import sha256
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -221,7 +221,7 @@ async def find_message(given: Interaction, door: Door, prediction_id: str) -> No
 
 
 def hook(token: str) -> str:
-    return f"{URL}/webhooks/{APPLICATION}/{token}"
+    return f"{URL}/webhooks/{APPLICATION}/{quote(token, safe='')}"
 
 
 def original(token: str) -> str:

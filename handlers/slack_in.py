@@ -111,14 +111,20 @@ class Asked(msgspec.Struct, frozen=True):
         person, place = f"slack:{self.team}/{self.user}", f"slack:{self.team}/{self.channel}"
         return chat.Who(person, place, self.user in ADMINS)
 
+    @property
+    def hook(self) -> str:
+        """The response_url, if it is one that can be asked."""
+        is_sound = re.fullmatch(r"[!-~]{1,2000}", self.response_url)
+        return self.response_url if is_sound and self.response_url.startswith(HOOKS) else ""
+
     def brings(self, door: Door, recipe: str) -> dict[str, Any]:
         """Return the metadata and private values by which an order is answered later."""
         metadata = {"answered_by": "slack-in", "slack_channel": self.channel}
         if self.thread:
             metadata["slack_thread"] = self.thread
         private: dict[str, Any] = {"labels": chat.labels(door, recipe)}
-        if self.response_url.startswith(HOOKS):
-            private |= {"response_url": self.response_url, "is_pressed": self.is_pressed}
+        if self.hook:
+            private |= {"response_url": self.hook, "is_pressed": self.is_pressed}
         return {"metadata": metadata, "private": private}
 
     async def told(
@@ -126,8 +132,8 @@ class Asked(msgspec.Struct, frozen=True):
     ) -> None:
         """Tell the asker alone: by the response_url, in the place, or at last directly."""
         message = alone(text, buttons) | {"replace_original": replace}
-        if self.response_url.startswith(HOOKS):
-            answer = await http.post(self.response_url, json=message)
+        if self.hook:
+            answer = await http.post(self.hook, json=message)
             if answer.is_success:
                 return
         form = {"text": text, "blocks": msgspec.json.encode(message["blocks"]).decode()}
@@ -267,8 +273,8 @@ async def remove(door: Door, asked: Asked, ts: str) -> None:
     try:
         await SLACK.call(door.http, "chat.delete", channel=asked.channel, ts=ts)
     except Dead:
-        if asked.response_url.startswith(HOOKS):
-            await door.http.post(asked.response_url, json={"delete_original": True})
+        if asked.hook:
+            await door.http.post(asked.hook, json={"delete_original": True})
 
 
 async def order(
@@ -365,10 +371,10 @@ async def linked(
 ) -> bool:
     """Post links for all to see by the response_url; return whether Slack took that."""
     outputs = [output for output in event.prediction.output or [] if output.url]
-    if not asked.response_url or not all(output.link(2900) for output in outputs):
+    if not asked.hook or not all(output.link(2900) for output in outputs):
         return False
     blocks = [*blocks_of(event, text, [link(one) for one in outputs]), *actions(buttons)]
     unfurls = {"unfurl_media": not event.prediction.flagged}
     message = {"response_type": "in_channel", "text": text, "blocks": blocks, **unfurls}
-    said = await ctx.http.post(asked.response_url, json=message | {"replace_original": False})
+    said = await ctx.http.post(asked.hook, json=message | {"replace_original": False})
     return said.is_success

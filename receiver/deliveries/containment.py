@@ -14,7 +14,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, NoReturn, TypeVar
 
 import structlog
 
@@ -149,6 +150,10 @@ class _Program:
     thread: int | None = None
 
 
+_KEPT: Final = ("set_task_factory", "set_default_executor", "shutdown_default_executor")
+"""What no handler may ask of a loop that it shares: all that runs would go on with the result."""
+
+
 def is_program(loop: asyncio.AbstractEventLoop) -> bool:
     """Return whether this process runs a program of ours on this loop, and nobody else's."""
     return loop is _Program.loop
@@ -157,7 +162,8 @@ def is_program(loop: asyncio.AbstractEventLoop) -> bool:
 def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     """Run a program of ours to its end on a loop of its own, whatever handlers do to the loop."""
     contain(loop, owned=True)
-    loop.set_task_factory = _keep_factory  # type: ignore[method-assign] # a handler's would make ours
+    for name in _KEPT:  # a handler's factory would make our tasks, and its executor do our work
+        setattr(loop, name, partial(_keep, name))
     asyncio.set_event_loop(loop)
     _Program.loop, _Program.thread = loop, threading.get_ident()
     task = loop.create_task(main)
@@ -170,8 +176,8 @@ def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
         _end(loop)
 
 
-def _keep_factory(factory: object) -> None:  # noqa: ARG001 - the loop's
-    raise RuntimeError("this loop makes its tasks by the receiver's own factory, and no other")
+def _keep(name: str, *_: object, **__: object) -> NoReturn:
+    raise RuntimeError(f"this loop is the receiver's, and others' too: it takes no {name}()")
 
 
 def _turn(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> None:

@@ -218,7 +218,8 @@ class Submitter:
     async def send_now(self, prediction_id: str) -> None:
         """Begin what there is room for; if this prediction is begun, see its submit through.
 
-        An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
+        An outcome that outruns the submit's answer ends the wait, and so do the end of the app, and
+        a store that does not take what the provider has answered.
         """
         with self._runtime.wakeups.listen("prediction", prediction_id) as news:
             await self.begin()
@@ -363,8 +364,8 @@ class Submitter:
             self._wire.pause(receipt.after)
         due_at = self._schedule.next_submit(job, receipt.after)
         if receipt.holds == "full":
-            in_flight = await _insist(
-                lambda: self._store.predictions.in_flight(self.provider.name, AT_ONCE)
+            in_flight = await self._insist(
+                job, lambda: self._store.predictions.in_flight(self.provider.name, AT_ONCE)
             )
             self.room.full(in_flight - 1, began, receipt.after)
         elif receipt.holds == "locked":
@@ -386,8 +387,9 @@ class Submitter:
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
         """Take a blocking call's answer; one that is not the end is asked about."""
-        taken = await _insist(
-            lambda: self._inbox.learned(self.provider.name, job.ticket.id, "sync", outcome, body)
+        taken = await self._insist(
+            job,
+            lambda: self._inbox.learned(self.provider.name, job.ticket.id, "sync", outcome, body),
         )
         if taken.status not in TERMINAL:
             await self._progress(job, "polled", self._schedule.first_poll(push_expected=False))
@@ -485,13 +487,14 @@ class Submitter:
             cost=receipt.cost if receipt else None,
             reason=reason,
         )
-        done = await _insist(lambda: self._store.predictions.progress(progress))
+        done = await self._insist(job, lambda: self._store.predictions.progress(progress))
         self._due(due_at)
         return done
 
     async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
         """End what the provider did not take; `body` is its answer, where there was one."""
-        await _insist(
+        await self._insist(
+            job,
             lambda: self._inbox.verdict(
                 self.provider.name,
                 job.ticket.id,
@@ -501,8 +504,20 @@ class Submitter:
                 is_free=job.ticket.mode == "queue" or not body,
                 channel="sync" if body else None,
                 body=body,
-            )
+            ),
         )
+
+    async def _insist(self, job: Job, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a write until the store takes it: the provider has answered, and will not again.
+
+        Who waits for this submit is told to wait no longer: that may take hours.
+        """
+        while True:
+            try:
+                return await write()
+            except StoreUnavailable:
+                self._runtime.wakeups.wake("prediction", job.ticket.id)
+                await asyncio.sleep(0.5)
 
 
 def _too_large(job: Job, error: TooLarge) -> Receipt:
@@ -510,12 +525,3 @@ def _too_large(job: Job, error: TooLarge) -> Receipt:
     if job.ticket.mode == "sync":
         return Outcome(kind="failed", error=Error(code="provider_error", message=str(error)))
     return Ambiguous(str(error))
-
-
-async def _insist(write: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a write until the store takes it: the provider has answered, and will not again."""
-    while True:
-        try:
-            return await write()
-        except StoreUnavailable:
-            await asyncio.sleep(0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +58,32 @@ async def four_times(
     """Say the same at once, four times; give the statuses."""
     answers = await asyncio.gather(*[call(station, path, body, headers) for _ in range(4)])
     return [answer.status_code for answer in answers]
+
+
+ODD: Final[tuple[Any, ...]] = (
+    None,
+    True,
+    -1,
+    1.5,
+    10**400,
+    "",
+    "\0",
+    "x" * 20_000,
+    [],
+    {},
+    [None],
+    [{}],
+)
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """Give copies of a JSON value in which one part, at any depth, is missing or is odd."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield {key: each for key, each in value.items() if key != name}
+            yield from ({**value, name: each} for each in (*ODD, *spoilt(part)))
+    elif isinstance(value, list):
+        yield from ([each] for part in value for each in (*ODD, *spoilt(part)))
 
 
 def nowhere() -> EmulatedChats:

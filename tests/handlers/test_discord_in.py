@@ -27,6 +27,7 @@ from tests.handlers.talking import (
     nowhere,
     predictions,
     rejected,
+    spoilt,
     talking,
 )
 from tests.journey.parts import eventually
@@ -123,6 +124,16 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
     assert set(rejected(kit)) <= {"bad_signature"}
 
 
+@pytest.mark.anyio
+async def test_nothing_that_is_signed_is_a_fault_of_ours(start: Start, discord: str) -> None:
+    said = [*spoilt(json.loads(COMMAND)), *spoilt(json.loads(BUTTON))]
+    async with start(discord, clock=lambda: AT, others=nowhere(), **RECIPES) as station:
+        for one in said:
+            body = json.dumps(one).encode()
+            answer = await call(station, "/in/discord", body, signed(int(AT), body))
+            assert answer.status_code < 500, str(one)[:300]
+
+
 # --- orders ---
 
 
@@ -214,6 +225,19 @@ def test_a_token_that_never_lived_leaves_a_new_message_and_a_closed_channel_a_di
     second = kit.says("/imagine a tower", on="discord")
     [direct] = [one for one in second.replies if one.pictures]
     assert direct.place == kit.chats.place("discord", "D", "U1")
+
+
+def test_a_token_that_fits_into_no_address_leaves_a_new_message(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    place, person = kit.chats.place("discord", "C1", "U1"), numbered("U1")
+    given = json.loads(COMMAND) | {"token": "a b?\0", "channel_id": place}
+    given |= {"id": str(int(kit.clock() * 1000 - EPOCH) << 22)}
+    given["member"]["user"]["id"] = str(person)
+    body = json.dumps(given).encode()
+    assert kit.calls("/in/discord", body, signed(int(kit.clock()), body)).status_code == 200
+    kit.finish_all()
+    [shown] = [one for one in kit.chats.discord.board.messages if one.pictures]
+    assert (shown.by, shown.place) == ("messages.post", place)
 
 
 @pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +33,7 @@ from tests.handlers.talking import (
     nowhere,
     predictions,
     rejected,
+    spoilt,
     talking,
 )
 from tests.journey.parts import eventually
@@ -170,6 +171,26 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
     assert predictions(kit) == []
     reasons = eventually(lambda: set(rejected(kit)), lambda found: "bad_timestamp" in found)
     assert reasons <= {"bad_timestamp", "bad_signature", "not-allowed"}
+
+
+@pytest.mark.anyio
+async def test_nothing_that_is_signed_is_a_fault_of_ours(start: Start, slack: str) -> None:
+    press = json.loads(dict(parse_qsl(BUTTON.decode()))["payload"]) | {
+        "team": {"id": "T01"},
+        "channel": {"id": "C01"},
+        "container": {"message_ts": "1700000000.000100"},
+        "response_url": "https://hooks.slack.com/x",
+    }
+    said = [
+        *((JSON, json.dumps(one)) for one in spoilt(json.loads(MENTION))),
+        *((FORM, urlencode(one)) for one in spoilt(dict(parse_qsl(COMMAND.decode())))),
+        *((FORM, urlencode({"payload": json.dumps(one)})) for one in spoilt(press)),
+    ]
+    async with start(slack, clock=lambda: float(AT), others=nowhere(), **RECIPES) as station:
+        for kind, text in said:
+            body = text.replace("U01", "U1").encode()
+            answer = await call(station, "/in/slack", body, kind | signed(SECRET, AT, body))
+            assert answer.status_code < 500, text[:300]
 
 
 # --- orders ---
@@ -368,6 +389,19 @@ def test_when_the_response_url_is_dead_a_failure_is_told_by_the_bot(
     last = said.messages[-1]
     assert "took too long" in last.text
     assert last.by == ("response" if minutes == 16 else "chat.postEphemeral")
+
+
+@pytest.mark.parametrize("url", ["https://hooks.slack.com/a\0b", "https://hooks.slack.com/ü"])
+def test_when_the_response_url_is_no_address_a_failure_is_told_by_the_bot(
+    receiver_kit: Kits, url: str
+) -> None:
+    kit = talking(receiver_kit, "slack_in")
+    body = urlencode(dict(parse_qsl(COMMAND.decode())) | {"user_id": "U1", "response_url": url})
+    headers = FORM | signed(SECRET, int(kit.clock()), body.encode())
+    assert kit.calls("/in/slack", body.encode(), headers).status_code == 200
+    kit.finish_all(make_event("failed", error=("timeout", "slow")))
+    told = kit.chats.slack.board.messages[-1]
+    assert (told.by, "took too long" in told.text) == ("chat.postEphemeral", True)
 
 
 @pytest.mark.parametrize("minutes", [0, 31])

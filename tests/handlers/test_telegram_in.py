@@ -28,6 +28,7 @@ from tests.handlers.talking import (
     nowhere,
     predictions,
     rejected,
+    spoilt,
     talking,
 )
 from tests.journey.parts import eventually
@@ -96,6 +97,17 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
 
     say()
     assert set(rejected(kit)) <= {"bad_secret"}
+
+
+@pytest.mark.anyio
+async def test_nothing_that_is_proved_is_a_fault_of_ours(start: Start, telegram: str) -> None:
+    message = COMMAND["message"]
+    pressed = {"id": "1", "from": message["from"], "message": message, "data": "a"}
+    said = [*spoilt(COMMAND), *spoilt({"update_id": 1, "callback_query": pressed})]
+    async with start(telegram, others=nowhere(), **RECIPES) as station:
+        for one in said:
+            answer = await call(station, "/in/telegram", json.dumps(one).encode(), secret())
+            assert answer.status_code < 500, str(one)[:300]
 
 
 # --- orders ---

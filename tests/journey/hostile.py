@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,6 +127,16 @@ async def makes_no_tasks_later() -> None:
     raise ValueError
 
 
+async def shuts_the_executor() -> None:
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def takes_the_executor() -> None:
+    executor = ThreadPoolExecutor()
+    executor.shutdown()
+    asyncio.get_running_loop().set_default_executor(executor)
+
+
 async def forks() -> None:
     if not os.fork():
         return
@@ -160,6 +171,8 @@ WAYS: dict[str, Callable[[], Any]] = {
         closes_streams,
         makes_no_tasks,
         makes_no_tasks_later,
+        shuts_the_executor,
+        takes_the_executor,
         forks,
         forks_in_a_callback,
     )
@@ -238,4 +251,5 @@ def _sleeper() -> int:
 
 
 @on("*", name="good", metadata={"kind": "good"})
-async def good(_: Event) -> None: ...
+async def good(_: Event) -> None:
+    await asyncio.to_thread(int)

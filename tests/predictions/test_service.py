@@ -30,7 +30,7 @@ from receiver.predictions.service import fingerprint
 from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.providers.adapter import Stopping
 from receiver.settings import Settings
-from tests.conftest import Start
+from tests.conftest import Disk, Start
 from tests.patience import PATIENCE
 from tests.providers.samples import blocks
 from tests.receiving import (
@@ -886,6 +886,22 @@ async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: 
             made = await asyncio.gather(*(station.submit(prompt=f"{wave} {n}") for n in range(3)))
             assert [one["status"] for one in made] == ["processing"] * 3
         assert len(network.sent) == 9
+
+
+async def test_a_full_disk_holds_no_caller_up_whose_prediction_is_stored(
+    start: Start, network: Network, disk: Disk
+) -> None:
+    def answered_when_full(request: httpx.Request) -> Any:
+        disk.full = True
+        return reply({}, 503)(request)
+
+    network.script("fal.submit", answered_when_full)
+    async with start() as station, asyncio.timeout(PATIENCE):
+        made = await station.submit("fal")
+        assert (made["status"], disk.full) == ("submitting", True)
+        disk.full = False
+        await station.until(made["id"], "processing")
+        assert network.count("fal.submit") == 2
 
 
 async def test_submits_that_come_together_are_begun_together(start: Start) -> None:

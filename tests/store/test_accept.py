@@ -257,7 +257,7 @@ async def test_a_second_name_of_the_provider_is_no_mismatch(engine: Engine) -> N
         engine.store, arrival(1, provider_id="gw-1", also_known_as="req-1")
     )
     assert taken.verdict == "accepted"
-    assert engine.column("provider_id", pred(1)) == "req-1"
+    assert taken.provider_id == engine.column("provider_id", pred(1)) == "req-1"
 
 
 @pytest.mark.pooled

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from receiver.model.errors import StoreUnavailable
+from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.store.leases import LeaseRequest
 from receiver.store.sqlite.descriptors import CLOSED, Descriptors
 from receiver.store.sqlite.engine import SQLiteStore
@@ -72,16 +72,40 @@ async def test_nothing_is_promised_that_a_restart_would_not_find(
         store.close()
 
 
-async def test_a_log_that_was_cut_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", ["receiver.db", "receiver.db-wal"])
+async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str) -> None:
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     store.open()
     try:
-        await store.try_write(1.0)
-        os.truncate(tmp_path / "receiver.db-wal", 0)
-        with pytest.raises(StoreUnavailable, match="was cut"):
-            await _probe_until_refused(store)
+        await store.leases.hold(role("kept"))
+        os.truncate(tmp_path / cut, 0)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match=f"{cut}.* was cut"):
+                await store.leases.hold(role("refused"))
     finally:
         store.close()
+
+
+async def test_a_lock_that_was_removed_is_taken_anew_or_nothing_is_promised(tmp_path: Path) -> None:
+    path, lock = tmp_path / "receiver.db", tmp_path / "receiver.db.lock"
+    stores = [SQLiteStore(str(path), lambda _: None) for _ in range(3)]
+    stores[0].open()
+    try:
+        lock.unlink()
+        await stores[0].leases.hold(role("kept"))
+        with pytest.raises(StoreUnusable, match="in use by another receiver"):
+            stores[1].open()
+        lock.unlink()
+        stores[2].open()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="in use by another receiver"):
+                await stores[0].leases.hold(role("refused"))
+        await stores[2].leases.hold(role("kept too"))
+        stores[2].close()
+        await stores[0].leases.hold(role("kept again"))
+    finally:
+        for store in stores:
+            store.close()
 
 
 @pytest.mark.parametrize("reuse", ["nothing", "another file", "the database"])

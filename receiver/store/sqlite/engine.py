@@ -131,6 +131,7 @@ class SQLiteStore(Store):
 
     def _ensure(self) -> None:
         """Raise StoreUnavailable where a commit would be lost, and begin to save what there is."""
+        self._lock.ensure()
         try:
             self._file.ensure()
         except StoreUnavailable:
@@ -247,7 +248,6 @@ class _SameFile:
         self._beside = (f"{path}-wal", f"{path}-shm")
         self._first: Identity | None = None
         self._first_beside: list[Identity | None] = []
-        self._is_cut = False
         self.is_index_lost = False
         """The index of the log is one for all connections of a process, and so are its locks."""
 
@@ -257,8 +257,7 @@ class _SameFile:
         self._first_beside = [identity_of(path) for path in self._beside]
 
     def check(self) -> bool:
-        """Look at all, ten times a second at most: at the beginning of the log too."""
-        self._is_cut = not _begins_well(self._beside[0])
+        """Return whether all is there."""
         return self._trouble() is None
 
     def ensure(self) -> None:
@@ -281,9 +280,18 @@ class _SameFile:
         for path, first in zip(self._beside, self._first_beside, strict=True):
             if identity_of(path) != first:
                 return f"{path}, which belongs to the database, was removed or replaced"
-        if self._is_cut:
+        if self._first is not None and _is_empty(self._path):
+            return f"the database {self._path} was cut"
+        if not _begins_well(self._beside[0]):
             return f"{self._beside[0]}, which belongs to the database, was cut"
         return None
+
+
+def _is_empty(path: str) -> bool:
+    # Not opened for it: to close any descriptor of the database gives up SQLite's locks on it.
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size == 0  # noqa: PTH116 - a name, as SQLite is given it
+    return False
 
 
 def _begins_well(path: str) -> bool:
@@ -336,6 +344,20 @@ class _FileLock:
         os.write(fd, str(os.getpid()).encode())
         self._fd = fd
         forks.PRIVATE.add(fd)
+
+    def ensure(self) -> None:
+        """Take the lock anew where its file was removed; StoreUnavailable: another has it now."""
+        held = self._fd
+        if held is None or identity_of(self._path) == identity_of(held):
+            return
+        try:
+            self.acquire()
+        except (StoreUnusable, OSError) as error:
+            raise StoreUnavailable(
+                f"the lock {self._path} was removed while we ran: {error}"
+            ) from None
+        forks.PRIVATE.discard(held)
+        os.close(held)
 
     def release(self) -> None:
         if self._fd is not None:
