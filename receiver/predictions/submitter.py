@@ -164,6 +164,8 @@ class Submitter:
         self._longest_nap = LONGEST_NAP if runtime.single_process else BACKSTOP
         self.submits = 0
         """How many were begun."""
+        self._at_most: int | None = None
+        """How many are in flight at most, where no other process submits: to count takes long."""
         self._ready = ready
         self._due = due
         self._limits = limits
@@ -267,17 +269,21 @@ class Submitter:
         if wait > 0 or room <= 0:
             latest = await self._store.predictions.next_late(self.provider.name)
             return await self._end_late(latest, wait or self._longest_nap)
+        at_most, self._at_most = self._at_most, None  # not known if the commit fails
         begun = await self._store.predictions.begin_submits(
             SubmitBudget(
                 provider=self.provider.name,
                 now=now,
                 most=room,
                 max_in_flight=self.room.in_flight(self._limits.max_in_flight),
+                at_most=at_most,
                 per_minute=self._limits.requests_per_minute,
                 hold_until=now + ANSWER_TIMEOUT + MARGIN,
                 timeout=self._settings.prediction_timeout,
             )
         )
+        if self._runtime.single_process:
+            self._at_most = begun.at_most
         for job in begun.jobs:
             self.under_way.start(self._submit_safely(job), job.ticket.id)
             self.submits += 1

@@ -104,6 +104,8 @@ class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
     now: float
     most: int
     max_in_flight: int | None
+    at_most: int | None = None
+    """How many are in flight at most, where the caller knows that; else they are counted."""
     per_minute: int | None
     hold_until: float
     """When another process takes it if this one dies before it has sent anything."""
@@ -120,6 +122,8 @@ class SubmitBatch(msgspec.Struct, frozen=True):
     """When the next queued one may be submitted; None: there is none, or no room for it."""
     latest: float | None = None
     """When it is too late for the first of those that are queued."""
+    at_most: int | None = None
+    """How many are in flight at most after these, if that was limited."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
@@ -238,10 +242,13 @@ def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
     provider = {"provider": slots.provider}
     most = slots.most
     wait = 0.0
+    at_most = slots.at_most
     if slots.max_in_flight is not None:
-        bounded = {**provider, "max_in_flight": slots.max_in_flight}
-        [row] = yield Run(sql.count_in_flight, bounded)
-        most = min(most, slots.max_in_flight - row["number"])
+        if at_most is None or at_most + most > slots.max_in_flight:
+            bounded = {**provider, "max_in_flight": slots.max_in_flight}
+            [row] = yield Run(sql.count_in_flight, bounded)
+            at_most = row["number"]
+        most = min(most, slots.max_in_flight - at_most)
     if slots.per_minute is not None:
         room, wait = yield from room_for(slots.provider, slots.now, slots.per_minute)
         most = min(most, room)
@@ -254,9 +261,9 @@ def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
     if jobs and slots.per_minute is not None:
         yield from count_requests(slots.provider, slots.now, len(jobs))
     [row] = yield Run(sql.next_queued, provider)
-    return SubmitBatch(
-        sorted(jobs, key=lambda job: job.ticket.id), wait, row["due_at"], row["latest_at"]
-    )
+    jobs.sort(key=lambda job: job.ticket.id)
+    in_all = None if slots.max_in_flight is None or at_most is None else at_most + len(jobs)
+    return SubmitBatch(jobs, wait, row["due_at"], row["latest_at"], in_all)
 
 
 _PROGRESS: Final = {

@@ -153,6 +153,27 @@ async def test_wishes_to_begin_that_meet_in_one_batch_share_the_places(store: St
     assert sorted(ids) == [pred(number) for number in range(4)]
 
 
+async def test_what_is_known_to_be_in_flight_is_counted_again_near_the_limit_only(
+    store: Store,
+) -> None:
+    for number in range(10):
+        await store.predictions.create(new(number))
+
+    async def begin(most: int, at_most: int | None, limit: int | None = 6) -> tuple[int, Any]:
+        wish = slots(most=most, max_in_flight=limit, at_most=at_most)
+        found = await store.predictions.begin_submits(wish)
+        return len(found.jobs), found.at_most
+
+    assert await begin(3, None) == (3, 3)
+    await accept_outcome(store, arrival(0))
+    assert await begin(2, 3) == (2, 5)  # four are in flight
+    assert await begin(2, 5) == (2, 6)
+    assert await begin(2, 6) == (0, None)
+    await accept_outcome(store, arrival(1))
+    assert await begin(2, 6) == (1, 6)
+    assert await begin(1, 6, limit=None) == (1, None)
+
+
 CAUSES: dict[ProgressCause, Cause] = {
     "accepted": Cause.ACCEPTED,
     "postponed": Cause.POSTPONED,
