@@ -37,8 +37,8 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one more than there are cores, as many tests wait; but each costs seconds to start."""
-    return min(1 + (os.cpu_count() or 1), 4)
+    """Run two more than there are cores, as many tests wait; but each costs seconds to start."""
+    return min(2 + (os.cpu_count() or 1), 4)
 
 
 LONG = (
