@@ -159,7 +159,7 @@ class Program:
             if not cleared:
                 self._tell(signal.SIGTERM)
                 await within(GRACE, asyncio.gather(self.ended.wait(), tail.ended.wait()))
-        finally:  # also if even this wait is stopped: nobody else comes back to it
+        finally:  # also if even this wait is stopped: nothing else comes back to it
             if not cleared:
                 self._tell(signal.SIGKILL)
 

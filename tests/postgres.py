@@ -66,7 +66,7 @@ class _Aside:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, url: str, act: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        """Do something with a connection that is nobody else's meanwhile."""
+        """Do something with a connection that no other uses meanwhile."""
         return self._await(self._run(url, act))
 
     def close(self, url: str) -> None:
@@ -185,7 +185,7 @@ class Database:
 
 
 def start_server(folder: Path, *, durable: bool = False) -> Database:
-    """Run a server from the wheel in `folder`, shared with whoever else asks for that folder."""
+    """Run a server from the wheel in `folder`, shared with all that ask for that folder."""
     return Database(_start(folder, () if durable else _TUNED).get_uri())
 
 

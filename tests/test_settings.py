@@ -399,7 +399,7 @@ def test_a_database_url_names_a_server_and_hides_how_to_get_in(url: str, shown: 
     ],
 )
 def test_a_server_that_makes_no_sense_is_refused_unshown(url: str) -> None:
-    """Whoever does not escape a password would else find a part of it in the log."""
+    """Users who do not escape a password would else find a part of it in the log."""
     [problem] = problems({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
     assert problem.startswith("RECEIVER_DATABASE_URL: ")
     assert "hu" not in problem

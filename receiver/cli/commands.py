@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from receiver.cli import look, mend, operate, predict, run  # noqa: F401 - they declare its commands
+from receiver.cli import change, look, operate, predict, run  # noqa: F401 - they declare its commands
 from receiver.cli.program import main
 
 __all__ = ["main"]

@@ -19,7 +19,7 @@ from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PANELS: Final = ("Run", "Predict", "Look", "Mend", "Operate")
+PANELS: Final = ("Run", "Predict", "Look", "Change", "Operate")
 """What commands are for: the titles of `--help`, in their order."""
 
 

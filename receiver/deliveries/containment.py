@@ -155,7 +155,7 @@ _KEPT: Final = ("set_task_factory", "set_default_executor", "shutdown_default_ex
 
 
 def is_program(loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether this process runs a program of ours on this loop, and nobody else's."""
+    """Return whether this process runs a program of ours on this loop, and no other program."""
     return loop is _Program.loop
 
 

@@ -141,8 +141,8 @@ class Protocol(HttpToolsProtocol):
 
     What comes with a request beside its body (line, headers, trailers, what frames its chunks) is
     bounded in size and number; its head is bounded in time, and so is what follows an answer that
-    did not wait for the end of the request. Bodies are timed where they are read. Whoever asks and
-    does not read the answer is cut off.
+    did not wait for the end of the request. Bodies are timed where they are read. A client that
+    does not read its answer is cut off.
 
     Requests are answered in their order. Where no further one can come (the client half-closed the
     connection, or sent what is no HTTP), those before it are still answered, and then it is closed.

@@ -75,7 +75,7 @@ class Tokens:
     def answer_echo(self, token: str, digest: str, now: float) -> str:
         """Sign, with the key that made `token`, the digest of what came with it.
 
-        Raises Unproved, also for what was made too long ago. Whoever sees a token may use it until
+        Raises Unproved, also for what was made too long ago. Who sees a token may use it until
         then, and learns nothing by it: an answer is good for nothing but this comparison.
         """
         asked, dot, _ = token.partition(".")

@@ -880,7 +880,7 @@ HOSTILE: Final = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\nreceiver: forged 
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[str]:
-    """Serve a receiver all of whose words want to act on the terminal of whoever reads them."""
+    """Serve a receiver all of whose words want to act on the terminal of their reader."""
     names = (
         "id handler reason kind source channel prediction_id state name provider model status "
         "because wanted delivery type prediction"

@@ -107,7 +107,7 @@ def test_hanging_up_waits_for_the_end_of_the_connection() -> None:
     assert (closed, messages) == (["closed"], [])
 
 
-def test_whoever_stopped_waiting_is_not_told() -> None:
+def test_one_that_stopped_waiting_is_not_told() -> None:
     async def scenario() -> None:
         one = prediction()
         waiting = asyncio.ensure_future(one.until(lambda p: p.finished))

@@ -415,7 +415,7 @@ def test_no_secret_is_told_of_a_service_that_fails(
     )
     assert SECRET in str(hook.asked[0].headers)
     assert SECRET not in str([delivered.delivery, capfd.readouterr(), caplog.text])
-    # Whoever imports apprise first hears of its language.
+    # The first import of apprise tells of its language.
     said = [record for record in caplog.records if record.module != "locale"]
     assert "apprise" not in {record.name for record in said}
 

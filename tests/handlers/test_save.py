@@ -115,7 +115,7 @@ def test_handlers_that_come_after_it_see_the_durable_address(
     assert stored.url.startswith(folder.as_uri())
 
 
-def test_whoever_comes_after_it_comes_even_if_it_is_dead(receiver_kit: Kits, folder: Path) -> None:
+def test_what_comes_after_it_comes_even_if_it_is_dead(receiver_kit: Kits, folder: Path) -> None:
     seen: list[Any] = []
 
     @on("succeeded", name="post", after="save")

@@ -1,4 +1,4 @@
-"""What was delivered to nobody, as whoever is on call sees it; on either engine."""
+"""What was delivered to nobody, as the person on call sees it; on either engine."""
 
 from __future__ import annotations
 

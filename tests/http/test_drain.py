@@ -169,7 +169,7 @@ async def test_what_is_due_for_a_look_is_asked_about(start: Start, network: Netw
         network.always("fal.poll", network.ends)
         station.edit("UPDATE predictions SET due_at = 1")
         found = await drained(station, 20)
-        # The process looks too; whoever does, the outcomes and their deliveries are seen to.
+        # The process looks too; one of the two takes the outcomes and their deliveries.
         assert found["polls"] <= 3
         for prediction_id in ids:
             await station.until(prediction_id, "succeeded")

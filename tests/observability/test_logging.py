@@ -342,7 +342,7 @@ class Pipe:
 def pipe() -> Iterator[Pipe]:
     made = Pipe()
     yield made
-    made.reader.close()  # whoever still writes is done with it now
+    made.reader.close()  # a writer that still waits gets an error now
     flush(10)
     made.out.close()
 

@@ -1,4 +1,4 @@
-"""Traces: one for a prediction, whoever goes on with it; none where nobody asks for them."""
+"""Traces: one for a prediction, whichever process goes on with it; none where traces are off."""
 
 from __future__ import annotations
 

@@ -645,7 +645,7 @@ async def test_a_look_is_in_time_however_long_nobody_had_to_look(
     )  # no look comes by itself
     network.always("fal.poll", network.ends)
     async with start(**SOON) as station:
-        await asyncio.sleep(0.1)  # let whoever looks go to sleep
+        await asyncio.sleep(0.1)  # let the one that looks go to sleep
         prediction = await station.submit("fal")
         await station.until(prediction["id"], "succeeded")
 

@@ -85,7 +85,7 @@ def test_what_was_never_started_can_be_closed() -> None:
     assert ends(Checkpointer(lambda: sqlite3.connect(":memory:")))
 
 
-def test_whoever_wants_the_log_empty_does_not_wait_for_one_that_is_closed() -> None:
+def test_one_that_wants_the_log_empty_does_not_wait_for_one_that_is_closed() -> None:
     def connect() -> sqlite3.Connection:
         raise sqlite3.OperationalError("unable to open database file")
 

@@ -1,4 +1,4 @@
-"""What is pending for handlers: claimed by one, settled once, fenced against whoever lost it."""
+"""What is pending for handlers: claimed by one, settled once, fenced against one that lost it."""
 
 import asyncio
 from typing import Any
@@ -127,7 +127,7 @@ async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) ->
     assert [attempt["number"] for attempt in delivery.history] == [1, 2]
 
 
-async def test_whoever_looks_a_moment_early_hears_to_look_again_soon(store: Store) -> None:
+async def test_one_that_looks_a_moment_early_hears_to_look_again_soon(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim, AGAIN))  # due at +21+30
     early = await store.claim(wanted(now=NOW + 51 - 0.0001))

@@ -162,7 +162,7 @@ async def test_twice_is_as_good_as_once(engine: Engine, store: Store) -> None:
 
 async def test_what_lives_is_left_alone(engine: Engine, store: Store) -> None:
     living = [status for status in Status if status not in TERMINAL]
-    # From the last on, as whoever begins submits begins all that are queued.
+    # From the last on, as a process that begins submits begins all that are queued.
     for number, status in reversed(list(enumerate(living))):
         await stand(store, number, status)
     before = engine.dump()
@@ -220,7 +220,7 @@ async def test_its_neighbours_keep_theirs(engine: Engine, store: Store) -> None:
 
 
 async def test_the_log_is_emptied_also_while_somebody_reads(tmp_path: Path) -> None:
-    """A reader of an old moment holds it up for as long as it reads, and nobody else."""
+    """A reader of an old moment holds it up for as long as it reads, and no other does."""
     engine = SQLite(tmp_path / "receiver.db")
     log = tmp_path / "receiver.db-wal"
     store = engine.store

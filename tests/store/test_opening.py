@@ -48,7 +48,7 @@ async def test_what_was_written_is_there_after_opening_again(path: Path) -> None
 
 @pytest.mark.parametrize("mode", [None, 0o640])
 def test_a_new_file_is_for_its_owner_alone(path: Path, mode: int | None) -> None:
-    """People's prompts and pictures are in it; whoever made one beforehand has decided."""
+    """People's prompts and pictures are in it; a user who made one beforehand has decided."""
     if mode is not None:
         path.touch(mode)
         path.chmod(mode)

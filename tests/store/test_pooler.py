@@ -82,7 +82,7 @@ async def test_in_session_mode_everything_works(bare_database: Database, pooler:
         "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname IN ('public', 'receiver')"
     )
     assert places == [("receiver",)]
-    for number in range(2):  # whoever comes second is given sessions that were used before
+    for number in range(2):  # the second is given sessions that were used before
         stores = [made(url, "off"), made(url)]
         async with started(*stores):
             await use(stores[0], number, stores[1])

@@ -239,7 +239,7 @@ class TestMigrations:
         await begun.rollback()
         await holder.close()
 
-    async def test_whoever_waits_for_another_that_sets_up_says_so(
+    async def test_one_that_waits_for_another_that_sets_up_says_so(
         self, bare_database: Database, logged: Logged
     ) -> None:
         async with self.setting_up(bare_database):
@@ -248,7 +248,7 @@ class TestMigrations:
         await starting
         assert advisory_locks(bare_database) == 0
 
-    async def test_whoever_waits_for_too_long_gives_up_with_a_sentence(
+    async def test_one_that_waits_for_too_long_gives_up_with_a_sentence(
         self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrating, "_TO_MIGRATE", "SET LOCAL lock_timeout = '100ms'")
@@ -661,7 +661,7 @@ TAKES: dict[str, tuple[Decision | None, Acts]] = {
 
 
 @pytest.mark.parametrize("name", TAKES)
-async def test_whoever_takes_two_deliveries_begins_with_the_first(
+async def test_a_worker_that_takes_two_deliveries_begins_with_the_first(
     database: Database, name: str
 ) -> None:
     """Else two who begin at different ends wait for each other, until the server ends one."""

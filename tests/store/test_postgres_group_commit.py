@@ -323,7 +323,7 @@ async def test_a_server_that_is_away_is_reported_once_and_so_is_its_return(
     assert [report is None for report in line.reports] == [False, True]
 
 
-async def test_whoever_is_told_of_trouble_cannot_stop_the_writing(scratch: Database) -> None:
+async def test_a_report_that_fails_cannot_stop_the_writing(scratch: Database) -> None:
     async with committing(scratch) as line:
 
         def fail(_: object) -> None:

@@ -23,7 +23,7 @@ from receiver.cli.words import (
 )
 from receiver.model.errors import ReceiverError
 
-command = panel("Mend")
+command = panel("Change")
 
 _HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 
