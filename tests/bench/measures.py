@@ -174,6 +174,12 @@ def deliver(bench: Bench, place: Database | None) -> None:
             [(seconds,)] = books.ask("SELECT max(ended_at) - min(started_at) FROM attempts")
         name = f"{books.engine}: deliveries, {workers} worker{'s' * (workers > 1)}"
         bench.beside_empty(name, f"{DELIVERIES / seconds:,.0f}", cpu, memory)
+    for records in () if place is None else (False, True):
+        with scene.books(place) as (home, books):
+            seconds, used, peak = scene.pgqueuer_alone(home, books.url, DELIVERIES, records=records)
+        name = "PgQueuer's own worker: empty jobs" + ", each with a row" * records
+        rate, size = f"{DELIVERIES / seconds:,.0f}", f"{peak / 1e6:.0f}"
+        bench.beside_empty(name, rate, used / DELIVERIES, size)
 
 
 def _attempts(books: scene.Books) -> int:

@@ -423,12 +423,62 @@ def files(home: Path) -> Server:
     return Server([sys.executable, str(script)], port, home, {})
 
 
+PGQUEUER = """import asyncio, resource, sys, time
+import asyncpg
+from pgqueuer.db import AsyncpgPoolDriver
+from pgqueuer.qm import QueueManager
+from pgqueuer.queries import Queries
+from pgqueuer.types import QueueExecutionMode
+
+url, count, records = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+RECORD = "INSERT INTO done (delivery, ended_at) VALUES ($1, now())"
+
+
+def used():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return time.perf_counter(), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+async def main():
+    async with asyncpg.create_pool(url, server_settings={"search_path": "public"}) as pool:
+        manager = QueueManager(Queries(AsyncpgPoolDriver(pool)))
+        await manager.queries.install()
+        await pool.execute("CREATE TABLE done (delivery TEXT PRIMARY KEY, ended_at TIMESTAMPTZ)")
+
+        @manager.entrypoint("empty", concurrency_limit=64)
+        async def empty(job):
+            if records:
+                await pool.execute(RECORD, job.payload.decode())
+
+        names = [f"dlv_{number}".encode() for number in range(count)]
+        await manager.queries.enqueue(["empty"] * count, names, [0] * count)
+        began, before, _ = used()
+        await manager.run(batch_size=64, mode=QueueExecutionMode.drain)
+        ended, after, memory = used()
+        assert await pool.fetchval("SELECT count(*) FROM pgqueuer") == 0
+        assert await pool.fetchval("SELECT count(*) FROM done") == (count if records else 0)
+        print(ended - began, after - before, memory)
+
+
+asyncio.run(main())
+"""
+
+
 def httpx_alone(home: Path, url: str, count: int) -> tuple[float, float, int]:
     """Fetch results into files; give the seconds, those of CPU, and the most memory."""
+    return _alone(home, ALONE, url, str(count))
+
+
+def pgqueuer_alone(home: Path, url: str, count: int, *, records: bool) -> tuple[float, float, int]:
+    """Run empty jobs by PgQueuer's own worker, each of which `records` its end in a row, or not."""
+    return _alone(home, PGQUEUER, url, str(count), str(records))
+
+
+def _alone(home: Path, text: str, *arguments: str) -> tuple[float, float, int]:
     script = home / "alone.py"
-    script.write_text(ALONE)
-    command = [sys.executable, str(script), url, str(count)]
-    done = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True)
+    script.write_text(text)
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, cwd=home, check=True, stdout=subprocess.PIPE, text=True)
     seconds, cpu, memory = done.stdout.split()
     return float(seconds), float(cpu), int(memory)
 
