@@ -6,6 +6,8 @@ has passed and that is the end; or the prediction is due again, later.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -35,6 +37,8 @@ _MOST_PAGES: Final = 6
 """Requests of one search for what an ambiguous submit has made."""
 _LAST_WORD: Final = 60.0
 """Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
+_LAST_WRITE: Final = 1.0
+"""Seconds in which a poll that a stop cuts off makes its row due again."""
 
 
 class Poller:
@@ -70,7 +74,7 @@ class Poller:
         self._next_look = float("inf")
 
     async def drop(self) -> None:
-        """Drop the looks under way: their rows are due again when their hold ends."""
+        """Drop the looks under way, and make their rows due now, for another process."""
         await self.under_way.cancel()
 
     def due(self, at: float) -> None:
@@ -132,6 +136,11 @@ class Poller:
     async def _look_safely(self, job: Job) -> None:
         try:
             await self.look(job)
+        except asyncio.CancelledError:
+            with contextlib.suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(_LAST_WRITE):
+                    await self._again(job, self._clock())
+            raise
         except StoreUnavailable:
             return  # the row is due again when its hold ends
         except Exception:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from receiver.observability.runtime import Runtime
@@ -17,7 +18,9 @@ from receiver.settings import Settings
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, PredictionStore
 from receiver.store.sqlite.engine import SQLiteStore
-from tests.receiving import ENV, eventually
+from tests.conftest import Start
+from tests.patience import PATIENCE
+from tests.receiving import ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -102,3 +105,20 @@ async def test_what_falls_due_later_is_looked_at_then_and_not_before(tmp_path: P
             await eventually(lambda: len(books.asked) == 2)
             poller.due(clock.now)
             await eventually(lambda: len(books.asked) == 3)
+
+
+@pytest.mark.both_engines
+async def test_a_poll_that_a_stop_cuts_off_is_due_at_once(start: Start, network: Network) -> None:
+    asked = asyncio.Event()
+
+    async def hangs(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    network.script("fal.poll", hangs)
+    async with start(RECEIVER_POLL_AFTER="0.02") as station:
+        await station.submitted("fal")
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        assert station.one("SELECT due_at FROM predictions") > station.clock()
+    assert station.one("SELECT due_at FROM predictions") <= station.clock()
