@@ -216,8 +216,15 @@ for _name, _way in DEADLY.items():
     _register(_name, _way, kind="deadly")
 
 
+def _wait_until_it_may_hang() -> None:
+    """Wait until the submit has been answered: its server may be the process that hangs."""
+    while not Path(os.environ["JOURNEY_FOLDER"], "may_hang").exists():
+        time.sleep(0.02)
+
+
 @on("*", name="block", metadata={"kind": "block"}, timeout=60)
 async def block(_: Event) -> None:
+    await asyncio.to_thread(_wait_until_it_may_hang)
     _note("block", 1)
     threading.Event().wait()
 
@@ -225,6 +232,7 @@ async def block(_: Event) -> None:
 @on("*", name="seize", metadata={"kind": "seize"}, timeout=60)
 async def seize(_: Event) -> None:
     """Let no other thread run, as a careless extension does."""
+    await asyncio.to_thread(_wait_until_it_may_hang)
     _note("seize", 1)
     while True:
         ctypes.PyDLL(None).sleep(3600)

@@ -100,6 +100,7 @@ def test_a_hostile_handler_ends_its_own_attempts_only(
         # The signals that a handler took are ours again, and nothing that is stuck holds them up.
         stuck = "seize" if where is None else "block"
         world.submit("fal", "a lighthouse [fast]", "stuck", kind=stuck)
+        (world.folder / "may_hang").touch()
         eventually(partial(noted, world, stuck))
         process.send(signal.SIGTERM)
         assert process.running is not None
