@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from fnmatch import translate
 from typing import Any, Final, NoReturn
 
-import msgspec
 import structlog
 
 from receiver.deliveries.registry import Registry
@@ -21,9 +20,10 @@ from receiver.model.answers import Replay, Selection
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.model.tasks import repeat
-from receiver.model.values import Recipients, plain
+from receiver.model.values import Recipients
 from receiver.observability.runtime import Runtime
 from receiver.store.inbox import CurrentState
+from receiver.store.predictions import metadata_test
 from receiver.store.replays import Candidate, CountedReplay, Replays, ReplayStep, RunningReplay
 
 log = structlog.get_logger("receiver")
@@ -165,9 +165,7 @@ class _Selector:
         self._wanted = wanted
         self._registry = registry
         self._model = re.compile(translate("*" if wanted.model is None else wanted.model))
-        self._metadata = {
-            name: re.compile(translate(glob)) for name, glob in (wanted.metadata or {}).items()
-        }
+        self._has_metadata = metadata_test(wanted.metadata or {})
 
     def count(self, found: Candidate) -> int:
         """Return how many deliveries of an event would be redelivered."""
@@ -195,12 +193,4 @@ class _Selector:
         return Recipients(tuple(names), self._registry.waiting(names))
 
     def _takes(self, known: CurrentState) -> bool:
-        if not self._model.match(known.model):
-            return False
-        if not self._metadata:
-            return True
-        metadata: dict[str, Any] = msgspec.json.decode(known.metadata)
-        return all(
-            name in metadata and glob.match(plain(metadata[name]))
-            for name, glob in self._metadata.items()
-        )
+        return self._model.match(known.model) is not None and self._has_metadata(known.metadata)
