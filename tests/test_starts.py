@@ -254,7 +254,7 @@ def test_each_store_has_a_name_of_its_own() -> None:
     one, other = (
         PostgresStore("postgresql:///x", lambda _: None, PgQueuerJobs(SCHEMA)) for _ in range(2)
     )
-    assert one._me != other._me  # noqa: SLF001 - by it a process tells its own news from others'
+    assert one._notices.sender != other._notices.sender  # noqa: SLF001 - by it a process tells its own news from others'
 
 
 # --- servers of others ---

@@ -52,9 +52,6 @@ class Store(Engine):
     That is from the rows themselves, or from a queue beside them.
     """
 
-    _skew = 0.0
-    """Seconds by which a server's clock is ahead: leases are kept by that one, for all."""
-
     def __init__(
         self,
         report: Callable[[StoreUnavailable | None], None],
@@ -121,7 +118,12 @@ class Store(Engine):
         """Return what is due of these, and when more will be, by one statement that reads."""
         rows = [(name,) for name in providers]
         found = await self.read(due_sql.select_due, rows, owner=owner)
-        return due_of(found, handlers, providers, now, ahead=self._skew)
+        return due_of(found, handlers, providers, now, ahead=self.ahead)
+
+    @property
+    def ahead(self) -> float:
+        """Return by how many seconds a server's clock is ahead: leases are kept by that one."""
+        return 0.0
 
     async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
         """Return whether to follow a step of this computer's clock; without it would be `now`."""

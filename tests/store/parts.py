@@ -224,7 +224,7 @@ class TimedStore(PostgresStore):
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         async def renew() -> None:
             connection = await self.connect()
-            await self._renew_now(connection, owner, delivery_ids, lease_until)
+            await self._queue.renew_on(connection, owner, delivery_ids, lease_until)
             await connection.close()
 
         wait_for(renew())  # at once, where the real one leaves it to a thread

@@ -97,7 +97,7 @@ async def test_a_schema_that_is_not_there_is_told_and_not_made(bare_database: Da
     with pytest.raises(StoreUnusable, match="is not set up: run `receiver migrate` once"):
         await made.store.start()
     await made.store.stop()
-    assert made.connections() == []
+    await eventually(lambda: made.connections() == [])
     assert bare_database.rows("SELECT FROM pg_namespace WHERE nspname = 'receiver'") == []
     await made.store.migrate()
     async with function(bare_database):

@@ -1,0 +1,48 @@
+"""The server's clock, beside ours: leases are kept by the server's, which all processes share."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import structlog
+
+from receiver.store.postgres.group_commit import Connection
+from receiver.store.statement import Statement
+
+log = structlog.get_logger("receiver")
+
+CLOCK: Final = Statement(
+    "SELECT extract(epoch FROM clock_timestamp())::double precision AS seconds"
+)
+_SKEWED: Final = 2.0
+"""Seconds between our clock and the server's that are worth a warning."""
+
+
+class ServerClock:
+    """How far the server's clock is ahead of ours."""
+
+    def __init__(self) -> None:
+        self.skew = 0.0
+        """Seconds; 0 where the two are close enough."""
+
+    async def compare_on(self, connection: Connection) -> None:
+        """Ask the server for its time, and compare."""
+        asked = time.time()
+        self.compare(await connection.fetchval(CLOCK.postgres), asked)
+
+    def compare(self, there: float, asked: float) -> None:
+        """Measure again how far apart the clocks are, as either may have been set.
+
+        `there` is the time that the server told, `asked` our own when it was asked.
+        """
+        here = time.time()
+        skew = there - here
+        # An answer that waited while our loop was busy is too old to compare with.
+        if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self.skew) <= _SKEWED:
+            return
+        self.skew = skew if abs(skew) > _SKEWED else 0.0
+        if self.skew:
+            log.warning("clock.skewed", seconds=round(self.skew, 1))
+        else:
+            log.info("clock.skewed", seconds=0.0)  # no more

@@ -1,0 +1,95 @@
+"""NOTIFY and LISTEN: each process tells all others what it has committed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from receiver.model.tasks import Topic, Wakeups
+from receiver.store.attempts import AttemptNews, AttemptNotice
+from receiver.store.engine import AttemptName
+from receiver.store.postgres.group_commit import Connection
+from receiver.store.postgres.sessions import COMMAND_TIMEOUT
+from receiver.store.statement import News
+
+log = structlog.get_logger("receiver")
+
+CHANNEL: Final = "receiver_news"
+TOPICS: Final[tuple[Topic, ...]] = ("handler", "changes", "prediction")
+"""What other processes' commits are news of."""
+_MOST_NAMED: Final = 150
+"""Predictions named in one notice: its text may have 8,000 bytes."""
+_MOST_ATTEMPTS: Final = 100
+"""Attempts named in one notice, likewise."""
+
+
+class Notices:
+    """Writes the notices of this process, and passes on those of others."""
+
+    def __init__(self, wakeups: Wakeups, attempts: AttemptNews) -> None:
+        self._wakeups = wakeups
+        self._attempts = attempts
+        self.sender = secrets.token_hex(8)
+        """This process: its own notices come back to it, and are no news."""
+
+    def of_commit(self, news: News) -> list[str]:
+        """Return the texts of notices, as many as it takes."""
+        handlers = sorted({handler for _, handler in news.pending})
+        parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
+        notices = [[self.sender, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
+        return [msgspec.json.encode(notice).decode() for notice in notices]
+
+    def of_attempts(self, items: Sequence[Sequence[AttemptName]]) -> list[str]:
+        """Return the texts of notices of attempts that ended; an item of none subscribes."""
+        named = [name for ended in items for name in ended]
+        parts = [named[at : at + _MOST_ATTEMPTS] for at in range(0, len(named), _MOST_ATTEMPTS)]
+        if not all(items):
+            parts.append([])
+        return [msgspec.json.encode(AttemptNotice(self.sender, part)).decode() for part in parts]
+
+    async def listen(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        """Listen for other processes' commits for as long as we run; a gap wakes all workers."""
+        while True:
+            try:
+                await self._listen_until_it_ends(connect)
+            except Exception as error:  # noqa: BLE001 - we must listen again after any error
+                log.warning("news.interrupted", reason=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(1.0)
+
+    async def _listen_until_it_ends(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        connection = await connect()
+        ended = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(CHANNEL, self._receive)
+            for topic in TOPICS:
+                self._wakeups.wake_all(topic)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), COMMAND_TIMEOUT)
+                await connection.fetchval("SELECT 1")  # else a cut wire would never be noticed
+        finally:
+            connection.terminate()
+
+    def _receive(self, _connection: object, _pid: int, _channel: str, text: object) -> None:
+        try:
+            notice = msgspec.json.decode(
+                str(text), type=tuple[str, list[str], list[str]] | AttemptNotice
+            )
+        except msgspec.DecodeError:
+            return  # any role of this database may send a notice, and so nonsense
+        if isinstance(notice, AttemptNotice):
+            if notice.sender != self.sender:
+                self._attempts.hear(notice)
+            return
+        sender, handlers, predictions = notice
+        if sender != self.sender:
+            self._wakeups.wake("handler", *handlers)
+            self._wakeups.wake_all("changes")
+            self._wakeups.wake("prediction", *predictions)
