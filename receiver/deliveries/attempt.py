@@ -16,7 +16,7 @@ from types import (
 )
 from typing import Any, Final
 
-from receiver.deliveries.containment import Charge, charged, contain, said
+from receiver.deliveries.containment import Charge, charged, contain, described
 from receiver.deliveries.context import Context, Tools, clean, in_thread
 from receiver.deliveries.handlers import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
@@ -161,23 +161,23 @@ class Attempt:
             return None
         error = _decisive(error)
         kind = _kind_of(error)
-        reason = _say(error, self._private)
+        reason = _reason(error, self._private)
         if kind == "error":
             reason = f"{type(error).__name__}: {reason}"
-            self.error = self._tellable(error, reason)
+            self.error = self._without_private(error, reason)
         return Failure(kind=kind, reason=reason, after=getattr(error, "after", None))
 
-    def _tellable(self, error: BaseException, reason: str) -> BaseException:
+    def _without_private(self, error: BaseException, reason: str) -> BaseException:
         """Return an error for logs and traces; one that quotes private content is replaced."""
-        told = tellable(error)
+        safe = plain_error(error)
         if self._private:
-            text = "".join(traceback.format_exception(told))
+            text = "".join(traceback.format_exception(safe))
             if hidden(text, self._private) != text:
                 return RuntimeError(reason).with_traceback(error.__traceback__)
-        return told
+        return safe
 
 
-def tellable(error: BaseException) -> BaseException:
+def plain_error(error: BaseException) -> BaseException:
     """Return an error that logs and traces can print: a handler's own may raise from its words."""
     try:
         traceback.format_exception(error)
@@ -188,6 +188,6 @@ def tellable(error: BaseException) -> BaseException:
     return error
 
 
-def _say(error: BaseException, private: Sequence[str]) -> str:
-    words = hidden(clean(said(error)), private)
+def _reason(error: BaseException, private: Sequence[str]) -> str:
+    words = hidden(clean(described(error)), private)
     return (words or type(error).__name__)[:_LONGEST_REASON]

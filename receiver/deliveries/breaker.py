@@ -151,7 +151,7 @@ class HandlerBreaker:
         """Return whether there is nothing that a success would change."""
         return not self._failed and self._probe is None and not self._known.is_open(self._name)
 
-    async def tell(self, delivery: str, failure: Failure | None) -> None:
+    async def record(self, delivery: str, failure: Failure | None) -> None:
         """Record how an attempt ended; a breaker that cannot be set stays as it is."""
         is_probe = delivery == self._probe
         try:

@@ -63,10 +63,10 @@ def contained(error: BaseException) -> Exception:
     """Turn what would end more than an attempt into an error."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    return RuntimeError(f"{type(error).__name__}: {said(error)}")
+    return RuntimeError(f"{type(error).__name__}: {described(error)}")
 
 
-def said(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Return an error's own words; one that cannot say what it is has a type all the same."""
     try:
         return str(error)
@@ -207,7 +207,7 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_until_complete(asyncio.wait(left))
         loop.run_until_complete(loop.shutdown_asyncgens())
     except (*_ENDS_A_LOOP, RuntimeError) as error:
-        log.warning("loop.interrupted", cause=said(error))
+        log.warning("loop.interrupted", cause=described(error))
     finally:
         asyncio.set_event_loop(None)
         _Program.loop = None

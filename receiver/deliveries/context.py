@@ -335,12 +335,12 @@ async def in_thread(
             result = context.run(function, *args)
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
             take_back(process)
-            tell(future.set_exception, contained(error))
+            pass_on(future.set_exception, contained(error))
         else:
             take_back(process)
-            tell(future.set_result, result)
+            pass_on(future.set_result, result)
 
-    def tell(settle: Callable[[Any], None], value: Any) -> None:
+    def pass_on(settle: Callable[[Any], None], value: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             loop.call_soon_threadsafe(finish, settle, value)
 

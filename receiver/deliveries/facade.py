@@ -144,11 +144,11 @@ class Deliveries:
             nonlocal is_written
             is_written |= step.endswith("send_request_body.complete")
 
-        told = {"trace": trace}
+        extensions = {"trace": trace}
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._http.stream("POST", url, timeout=seconds, extensions=told) as answer,
+                self._http.stream("POST", url, timeout=seconds, extensions=extensions) as answer,
             ):
                 return answer.status_code
         except httpx.ReadTimeout:

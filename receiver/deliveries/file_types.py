@@ -49,8 +49,8 @@ def kind_of(head: bytes, promises: Sequence[str]) -> str:
             raise Dead(
                 f"the result is not what it says: {promise} was promised and the bytes are {shown}"
             )
-    said = next((p for p in [*families, *promises] if p not in _NO_PROMISE), _UNKNOWN)
-    return _called(sniff(head), said)
+    announced = next((p for p in [*families, *promises] if p not in _NO_PROMISE), _UNKNOWN)
+    return _called(sniff(head), announced)
 
 
 def _keeps(shown: str, promise: str) -> bool:
@@ -62,12 +62,12 @@ def _keeps(shown: str, promise: str) -> bool:
     return shown.startswith(f"{family}/") or (family == "video" and shown in _MOVING)
 
 
-def _called(shown: str | None, said: str) -> str:
+def _called(shown: str | None, announced: str) -> str:
     """Say what the bytes show; where they leave something open, in the words of the promise."""
-    if shown is None or said.endswith(f"+{shown.partition('/')[2]}"):
-        return said
+    if shown is None or announced.endswith(f"+{shown.partition('/')[2]}"):
+        return announced
     other = _EITHER.get(shown, "")
-    return other if other and said.startswith(f"{other.partition('/')[0]}/") else shown
+    return other if other and announced.startswith(f"{other.partition('/')[0]}/") else shown
 
 
 _UNKNOWN: Final = "application/octet-stream"

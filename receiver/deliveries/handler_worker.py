@@ -162,7 +162,7 @@ class HandlerWorker:
         try:
             found = await self._store.claim(wanted)
             self._runtime.telemetry.lost(found.lost)
-            await self._store.attempts.tell([(one.delivery, one.number) for one in found.lost])
+            await self._store.attempts.publish([(one.delivery, one.number) for one in found.lost])
         except Exception:
             if passage.is_probe:
                 await self._breaker.give_back()
@@ -208,7 +208,7 @@ class HandlerWorker:
                     await self._end(claim, attempt, failure, policy, started, span)
             else:
                 await self._end(claim, attempt, failure, policy, started, span)
-                await self._breaker.tell(claim.id, failure)  # late: it may wait for the disk
+                await self._breaker.record(claim.id, failure)  # late: it may wait for the disk
         if failure and failure.kind == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place
@@ -246,7 +246,7 @@ class HandlerWorker:
         self._runtime.wakeups.wake("handler", *again)
         self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
         if held:
-            await self._store.attempts.tell([(claim.id, claim.number)])
+            await self._store.attempts.publish([(claim.id, claim.number)])
         if claim.private is not None and decision.state != "pending":
             await self._empty(claim.event.prediction.id)
 
@@ -260,7 +260,7 @@ class HandlerWorker:
         with contextlib.suppress(StoreUnavailable):
             lost = await self._store.release(self._owner, self._clock(), (claim.id,))
             self._runtime.telemetry.lost(lost)
-        await self._breaker.tell(claim.id, _CUT_SHORT)
+        await self._breaker.record(claim.id, _CUT_SHORT)
 
     async def _empty(self, prediction_id: str) -> None:
         """Empty what only handlers see, if this was the last of them; retention does it too.

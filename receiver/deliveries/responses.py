@@ -26,8 +26,8 @@ def expect(
     """
     if answer.is_success:
         return answer
-    said = " ".join(answer.text.split())[:_LONGEST]
-    reason = f"HTTP {answer.status_code}: {said}" if said else f"HTTP {answer.status_code}"
+    body = " ".join(answer.text.split())[:_LONGEST]
+    reason = f"HTTP {answer.status_code}: {body}" if body else f"HTTP {answer.status_code}"
     if answer.status_code in final:
         raise Dead(reason)
     if after is None:

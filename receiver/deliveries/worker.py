@@ -171,7 +171,7 @@ class Worker:
         lost = await self._store.reclaim(self._runtime.owner, self._runtime.clock())
         self._runtime.telemetry.lost(lost)
         self._runtime.wakeups.wake("handler", *(one.handler for one in lost))
-        await self._store.attempts.tell([(one.delivery, one.number) for one in lost])
+        await self._store.attempts.publish([(one.delivery, one.number) for one in lost])
 
     async def stop(self, *, asked: bool = True) -> None:
         """Claim no more, let running handlers end for a while, give back the rest.

@@ -96,8 +96,8 @@ class Guard:
         client = client_of(request.scope)
         key = self._keys.admit(self._limits, client, _bearer(request), {*uses, "read"})
         if key is None:
-            said = "send Authorization: Bearer with one of RECEIVER_API_KEYS"
-            raise Problem(401, "unauthorized", said)
+            message = "send Authorization: Bearer with one of RECEIVER_API_KEYS"
+            raise Problem(401, "unauthorized", message)
         if key.use not in uses:
             raise Problem(403, "read-only", "this key is for reading, and that would do something")
         request.state.key = key.name

@@ -73,7 +73,7 @@ class Front:
         self._http: Http | None = None
         self._why = NO_LIFESPAN
         self._is_running = False
-        self._told = ""
+        self._logged = ""
         self.wrap: Wrap | None = None
         """Puts before the routes what belongs there while they are open."""
         self.app = _App(
@@ -166,8 +166,8 @@ class Front:
 
     async def _refuse(self, request: Request) -> NoReturn:
         hide_token(request.scope)
-        if self._told != self._why:
-            self._told = self._why
+        if self._logged != self._why:
+            self._logged = self._why
             log.error("receiver.unstarted", reason=self._why)
         raise Problem(503, "unavailable", self._why, retry_after=_SOON)
 
@@ -184,7 +184,7 @@ class _App(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            send = partial(self._say, send)
+            send = partial(self._send_refusal, send)
         if self.prefix and scope["type"] == "http":
             self._enter(scope)
         # An embedding program may have put a middleware before all routes, this one too.
@@ -203,7 +203,7 @@ class _App(Starlette):
         else:
             await super().__call__(scope, receive, send)
 
-    async def _say(self, send: Send, message: Message) -> None:
+    async def _send_refusal(self, send: Send, message: Message) -> None:
         """Send the server a sentence on why we do not start, not Starlette's traceback."""
         if message["type"] == "lifespan.startup.failed" and self.unusable:
             message = {**message, "message": f"receiver: {self.unusable}"}

@@ -32,7 +32,7 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL and address != addresses[-1][1]:
                     continue  # a name may have an address of a family that is off here
-                raise ReceiverError(_told(host, chosen, error)) from None
+                raise ReceiverError(_problem(host, chosen, error)) from None
             forks.PRIVATE.add(listener.fileno())  # a handler's file may fork as it is loaded
             stack.callback(forks.PRIVATE.discard, listener.fileno())
             found.append(listener)
@@ -59,7 +59,7 @@ def _listen(listener: socket.socket, address: tuple[str | int, ...]) -> None:
     listener.listen(_BACKLOG)
 
 
-def _told(host: str, port: int, error: OSError) -> str:
+def _problem(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} of {host} is taken: stop what listens there, or give another by --port"
     return f"cannot listen on port {port} of {host}: {error.strerror or error}"

@@ -155,7 +155,7 @@ class LiveStream:
             ended = self._attempts.take()  # first: the events that they are of are in the log
             position = await self._follow()
             if ended:
-                await self._tell(await self._attempts.read(ended, position), position)
+                await self._publish(await self._attempts.read(ended, position), position)
             return _NAP
         self._position = None
         self._following.clear()
@@ -168,10 +168,10 @@ class LiveStream:
             self._position = end
             self._following.set()
         while self._position < end:
-            await self._tell(*await self._changes.page(self._position, end))
+            await self._publish(*await self._changes.page(self._position, end))
         return self._position
 
-    async def _tell(self, changes: Sequence[StatusChange], position: int) -> None:
+    async def _publish(self, changes: Sequence[StatusChange], position: int) -> None:
         """Send changes to the readers; one that joins meanwhile has caught up to `position`."""
         readers = list(self._readers)
         before, self._position = self._position, position

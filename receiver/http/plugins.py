@@ -15,7 +15,7 @@ import structlog
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from receiver.deliveries.attempt import tellable
+from receiver.deliveries.attempt import plain_error
 from receiver.deliveries.containment import Charge, charged, contain, contained
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginRoute, Reply
@@ -188,7 +188,7 @@ class PluginRoutes:
         except _NO_FAULT:
             raise
         except Exception as error:
-            log.exception("route.failed", plugin=route.name, exc_info=tellable(error))
+            log.exception("route.failed", plugin=route.name, exc_info=plain_error(error))
             reason = "proof_failed"
         else:
             if found is None:
@@ -213,7 +213,7 @@ class PluginRoutes:
                 return Reply(reply.status, bytes(reply.body), dict(reply.headers))
             log.error("route.failed", plugin=route.name, reason=f"it returned {type(reply)}")
         except Exception as error:
-            log.exception("route.failed", plugin=route.name, exc_info=tellable(error))
+            log.exception("route.failed", plugin=route.name, exc_info=plain_error(error))
         return _problem(_OUR_FAULT)
 
     async def _answered(self, route: PluginRoute, call: Call, door: Door) -> Any:
@@ -299,11 +299,11 @@ def _failed(error: Exception) -> Reply:
         case Unproved():
             return _problem(_UNPROVED, _CHALLENGE)
         case Limited():
-            said = str(error)
-            return _problem(Problem(429, "rate-limited", said, retry_after=error.seconds))
+            message = str(error)
+            return _problem(Problem(429, "rate-limited", message, retry_after=error.seconds))
         case TimeoutError():
-            said = "this took too long: say it again"
-            return _problem(Problem(503, "route-too-slow", said, retry_after=_SOON))
+            message = "this took too long: say it again"
+            return _problem(Problem(503, "route-too-slow", message, retry_after=_SOON))
     return _problem(Problem(503, LATER[type(error)], "try again later", retry_after=_SOON))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from receiver.deliveries.attempt import tellable
+from receiver.deliveries.attempt import plain_error
 from receiver.deliveries.containment import Charge, charged, contain
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginSource, Reply
@@ -80,7 +80,7 @@ class SourceTask:
             raise
         except Exception as error:
             self._failures += 1
-            log.exception("source.failed", plugin=self._source.name, exc_info=tellable(error))
+            log.exception("source.failed", plugin=self._source.name, exc_info=plain_error(error))
             return max(backoff(self._failures, _REST * 2, _CAP, 0.5 + self._random() / 2), _REST)
         return _REST
 

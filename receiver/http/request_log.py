@@ -64,9 +64,9 @@ class Requests:
             hide_token(scope)
             raise
         finally:
-            self._tell(scope, exchange, time.perf_counter() - began)
+            self._log(scope, exchange, time.perf_counter() - began)
 
-    def _tell(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+    def _log(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         fields = scope[_ABOUT]
         fields["method"] = scope["method"][:_LONGEST_METHOD]
         fields["seconds"] = round(seconds, 4)

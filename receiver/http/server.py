@@ -547,12 +547,12 @@ def keep_signals(stop: Callable[[int, FrameType | None], Any]) -> None:
 @asynccontextmanager
 async def told_to_stop() -> AsyncIterator[asyncio.Event]:
     """Return what is set when a signal tells us to stop."""
-    told = asyncio.Event()
+    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         LIMIT.arm()  # the loop may be stuck
-        loop.call_soon_threadsafe(told.set)
+        loop.call_soon_threadsafe(stopping.set)
 
     async def keep() -> None:
         while True:
@@ -561,7 +561,7 @@ async def told_to_stop() -> AsyncIterator[asyncio.Event]:
 
     keeping = asyncio.create_task(keep())
     try:
-        yield told
+        yield stopping
     finally:
         keeping.cancel()
 

@@ -34,21 +34,21 @@ def _parents_event() -> Callable[[], bool]:
 class _Link:
     """A handler that calls `heard`, and then the one that was there before it."""
 
-    def __init__(self, heard: Callable[[], None], before: Callable[..., Any]) -> None:
-        self.heard: Callable[[], None] | None = heard
+    def __init__(self, on_signal: Callable[[], None], before: Callable[..., Any]) -> None:
+        self.on_signal: Callable[[], None] | None = on_signal
         self.before = before
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.heard is not None:
-            self.heard()
+        if self.on_signal is not None:
+            self.on_signal()
         self.before(number, frame)
 
 
 class Ending:
     """Calls `told` on this loop when a signal says that the process should end."""
 
-    def __init__(self, told: Callable[[], None]) -> None:
-        self._told = told
+    def __init__(self, on_signal: Callable[[], None]) -> None:
+        self._on_signal = on_signal
         self._loop = asyncio.get_running_loop()
         self._links: list[tuple[signal.Signals, _Link]] = []
 
@@ -63,7 +63,7 @@ class Ending:
                 made = (one for kind, one in self._links if kind == number)
                 link = next((one for one in made if one.before == handler), None)
                 if link is None:
-                    link = _Link(self._hear, handler)
+                    link = _Link(self._receive, handler)
                     self._links.append((number, link))
                 signal.signal(number, link)  # the same again, where a server puts its own back
 
@@ -73,16 +73,16 @@ class Ending:
         while not is_told():
             await asyncio.sleep(_EVERY)
             self.listen()
-        self._told()
+        self._on_signal()
 
     def stop(self) -> None:
         """Restore the signal handlers; one that others stand before stays, and only hands on."""
         for number, link in reversed(self._links):
-            before, link.heard = link.before, None
+            before, link.on_signal = link.before, None
             if signal.getsignal(number) is link:
                 signal.signal(number, before)
         self._links.clear()
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits any more
-            self._loop.call_soon_threadsafe(self._told)
+            self._loop.call_soon_threadsafe(self._on_signal)

@@ -148,11 +148,11 @@ def _number(value: Any) -> float | None:
 def _megapixels(input: Mapping[str, Any]) -> float | None:
     """Return the size that an input asks for, where it says one in pixels."""
     for name in ("image_size", "size", "resolution"):
-        asked = input.get(name)
-        if isinstance(asked, str) and (found := _SIZE.fullmatch(asked)):
+        size = input.get(name)
+        if isinstance(size, str) and (found := _SIZE.fullmatch(size)):
             return int(found[1]) * int(found[2]) / 1e6
-        if isinstance(asked, Mapping):
-            return _area(_number(asked.get("width")), _number(asked.get("height")))
+        if isinstance(size, Mapping):
+            return _area(_number(size.get("width")), _number(size.get("height")))
     return _area(_number(input.get("width")), _number(input.get("height")))
 
 

@@ -82,5 +82,5 @@ def check_json(name: str, value: Any, metadata: Any) -> None:
 def refuse_coding(coding: str) -> None:
     """Raise Problem for a body whose Content-Encoding says that it is compressed."""
     if coding.strip().lower() not in {"", "identity"}:
-        said = f"send the body as it is, not in Content-Encoding: {coding.strip()[:40]}"
-        raise Problem(415, "unsupported-media-type", said)
+        message = f"send the body as it is, not in Content-Encoding: {coding.strip()[:40]}"
+        raise Problem(415, "unsupported-media-type", message)

@@ -94,14 +94,14 @@ class Bills:
         return len(questions) == most and not is_busy
 
     async def _bill(
-        self, name: str, asked: Sequence[Question], room: asyncio.Semaphore
+        self, name: str, questions: Sequence[Question], room: asyncio.Semaphore
     ) -> Unreadable | None:
         """Ask for some, and record what comes of it; return what went wrong."""
         costs: Costs = {}
         failure = None
         try:
             async with room:
-                costs = await self._sources[name].costs(asked)
+                costs = await self._sources[name].costs(questions)
         except Busy as busy:
             return busy  # it takes no more now: that is no try
         except Unreadable as error:
@@ -110,7 +110,7 @@ class Bills:
             raise
         except Exception:  # a fault of ours: one that is never known must not keep up all others
             log.exception("task.failed", provider=name)
-        await asyncio.gather(*(self._learn(each, costs) for each in asked))
+        await asyncio.gather(*(self._learn(each, costs) for each in questions))
         return failure
 
     async def _learn(self, question: Question, costs: Costs) -> None:
@@ -131,11 +131,11 @@ class _Billed:
         self._client = client
         self.at_once = provider.most_billed
 
-    async def costs(self, asked: Sequence[Question]) -> Costs:
-        tickets = [question.ticket for question in asked]
+    async def costs(self, questions: Sequence[Question]) -> Costs:
+        tickets = [question.ticket for question in questions]
         answer = await self._client.ask(self._provider.bill(tickets))
-        said = self._provider.billed(tickets, answer)
-        return {name: Price(amount, "provider") for name, amount in said.items()}
+        amounts = self._provider.billed(tickets, answer)
+        return {name: Price(amount, "provider") for name, amount in amounts.items()}
 
 
 class _Computed:
@@ -154,8 +154,8 @@ class _Computed:
         """By model, until when it holds, and dollars."""
         self._asking = asyncio.Lock()
 
-    async def costs(self, asked: Sequence[Question]) -> Costs:
-        [question] = asked
+    async def costs(self, questions: Sequence[Question]) -> Costs:
+        [question] = questions
         price = await self._price(question.ticket.model)
         if price is None:
             return {}

@@ -123,7 +123,7 @@ class Inbox:
             )
         )
 
-    async def learned(
+    async def answer(
         self,
         provider_name: str,
         prediction_id: str,
@@ -144,7 +144,9 @@ class Inbox:
             )
         )
 
-    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> AcceptResult | None:
+    async def stream_event(
+        self, provider_name: str, outcome: Outcome, body: bytes
+    ) -> AcceptResult | None:
         """Take a stream event; park it if its prediction is not known (yet)."""
         if outcome.provider_id is None:
             return None
@@ -182,7 +184,7 @@ class Inbox:
         if parked is None:
             return None
         outcome, body = parked
-        return await self.learned(provider_name, prediction_id, "sse", outcome, body)
+        return await self.answer(provider_name, prediction_id, "sse", outcome, body)
 
     async def verdict(
         self,
@@ -279,9 +281,9 @@ class Inbox:
         """Return what it cost, as far as that is known at the end."""
         if arrival.is_free:
             return Price(0, "computed")
-        said = known.cost if arrival.outcome.cost is None else arrival.outcome.cost
-        if said is not None:
-            return Price(said, "provider")
+        amount = known.cost if arrival.outcome.cost is None else arrival.outcome.cost
+        if amount is not None:
+            return Price(amount, "provider")
         # What has failed may cost nothing, or as much: only the provider knows.
         succeeded = arrival.outcome.kind == "succeeded"
         return self._price(known, arrival.outcome) if succeeded else None

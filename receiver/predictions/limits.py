@@ -91,13 +91,13 @@ class Limits:
         return None if amount is None else Price(amount, "computed")
 
     def _account(self, request: SubmitRequest, order: Order | None) -> str | None:
-        said = {name: request.metadata.get(name) for name in self._costs_by}
+        values = {name: request.metadata.get(name) for name in self._costs_by}
         return Account(
             recipe=order.recipe if order else None,
             key=request.caller,
             metadata={
                 name: plain(value)[:_LONGEST_LABEL]
-                for name, value in said.items()
+                for name, value in values.items()
                 if value is not None
             },
         ).text()

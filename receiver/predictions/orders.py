@@ -177,9 +177,9 @@ def _digest(via: str, key: str) -> str:
 
 def _wanted(request: OrderRequest) -> OrderRequest:
     """Return an order with what it says as the JSON that is kept of it; refuse what is none."""
-    said = {name: getattr(request, name) for name in Wanted.__struct_fields__}
+    fields = {name: getattr(request, name) for name in Wanted.__struct_fields__}
     try:
-        wanted = msgspec.json.decode(msgspec.json.encode(said), type=Wanted)
+        wanted = msgspec.json.decode(msgspec.json.encode(fields), type=Wanted)
     except (TypeError, ValueError, RecursionError) as error:
         raise Problem(422, "invalid-request", f"this is no order: {error}") from None
     check_json("options", wanted.options, wanted.metadata)

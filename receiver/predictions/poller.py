@@ -208,7 +208,7 @@ class Poller:
             if outcome.kind == "missing" and job.ticket.cancel_requested:
                 error = Error(code="canceled", message="canceled; the provider forgot it")
                 outcome = Outcome(kind="canceled", error=error)
-            taken = await self._inbox.learned(job.provider, job.ticket.id, "poll", outcome, body)
+            taken = await self._inbox.answer(job.provider, job.ticket.id, "poll", outcome, body)
         except Busy:
             raise
         except (Unreadable, Unproved) as error:

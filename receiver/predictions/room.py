@@ -53,13 +53,13 @@ class Room:
             self._rest(QUIET)
         at_work = max(at_work, 1)
         self._most = at_work if self._most is None else min(self._most, at_work)
-        self._told()
+        self._changed()
 
     def lock(self, message: str) -> None:
         """Learn that it takes nothing of this account."""
         self.locked = message
         self._rest(LOCKED)
-        self._told()
+        self._changed()
 
     def taken(self, began: float) -> bool:
         """Learn that it took a submit that began then; return whether that ended a lock."""
@@ -72,6 +72,6 @@ class Room:
     def _rest(self, seconds: float) -> None:
         self._until = max(self._until, self._now() + seconds)
 
-    def _told(self) -> None:
+    def _changed(self) -> None:
         self._is_refused = True
         self._told_at = self._now()

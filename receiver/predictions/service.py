@@ -295,8 +295,8 @@ def _list(names: Mapping[str, Any]) -> str:
 
 def fingerprint(request: SubmitRequest) -> str:
     """Digest what a submit means, whatever the order and spacing of its JSON."""
-    said = {name: getattr(request, name) for name in SubmitFields.__struct_fields__}
-    first = [said.pop(name) for name in _DIGESTED]
-    later = {name: value for name, value in said.items() if value is not None}
+    fields = {name: getattr(request, name) for name in SubmitFields.__struct_fields__}
+    first = [fields.pop(name) for name in _DIGESTED]
+    later = {name: value for name, value in fields.items() if value is not None}
     text = msgspec.json.encode([*first, later] if later else first, order="deterministic")
     return hashlib.sha256(text).hexdigest()

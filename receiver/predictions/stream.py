@@ -179,14 +179,14 @@ class Listener:
             events = Events()
             async for chunk in response.aiter_bytes():
                 for event, data in events.feed(chunk):
-                    await self._heard(event, data)
+                    await self._take(event, data)
         finally:
             await response.aclose()
 
-    async def _heard(self, event: str, data: str) -> None:
+    async def _take(self, event: str, data: str) -> None:
         try:
             outcome = self._provider.heard(event, data)
             if outcome is not None:
-                await self._inbox.heard(self._name, outcome, data.encode("utf-8", "replace"))
+                await self._inbox.stream_event(self._name, outcome, data.encode("utf-8", "replace"))
         except (Unreadable, Unproved) as error:
             log.warning("stream.unknown", provider=self._name, reason=str(error))

@@ -228,11 +228,11 @@ class Submitter:
             task = self.under_way.find(prediction_id)
             if task is None:
                 return
-            told = asyncio.create_task(news.wait())
+            news_task = asyncio.create_task(news.wait())
             try:
-                await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({task, news_task}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                told.cancel()
+                news_task.cancel()
 
     async def begin(self) -> float:
         """Begin as many submits as there is room for; give the seconds until there may be more.
@@ -329,7 +329,7 @@ class Submitter:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)
             return
-        heard = await self._listened(job)
+        listening = await self._listened(job)
         began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
@@ -347,7 +347,7 @@ class Submitter:
         match receipt:
             case Accepted():
                 await self._accepted(
-                    job, receipt, push_expected=heard or self._hook(job) is not None
+                    job, receipt, push_expected=listening or self._hook(job) is not None
                 )
                 log.info("submit.accepted", provider_id=receipt.provider_id, **log_fields)
             case Outcome():
@@ -395,7 +395,7 @@ class Submitter:
         """Take a blocking call's answer; one that is not the end is asked about."""
         taken = await self._insist(
             job,
-            lambda: self._inbox.learned(self.provider.name, job.ticket.id, "sync", outcome, body),
+            lambda: self._inbox.answer(self.provider.name, job.ticket.id, "sync", outcome, body),
         )
         if taken.status not in TERMINAL:
             await self._progress(job, "polled", self._schedule.first_poll(push_expected=False))
@@ -436,10 +436,10 @@ class Submitter:
         except TooLarge as error:
             return _too_large(job, error), b""
         except (*BROKEN, Unreadable, StoreUnavailable) as error:
-            said = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
             if not sending.begun:
-                return Postponed(said), b""
-            return Ambiguous(f"HTTP {answer.status}, {error}" if answer else said), b""
+                return Postponed(reason), b""
+            return Ambiguous(f"HTTP {answer.status}, {error}" if answer else reason), b""
 
     async def _mark_sent(self, job: Job, seconds: float) -> bool:
         now = self._clock()

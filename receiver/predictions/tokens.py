@@ -69,8 +69,8 @@ class Tokens:
 
     def echoes(self, now: float) -> list[str]:
         """Make a token for each key, newest first: a server that has the key can answer it."""
-        asked = f"{int(now)}-{secrets.token_hex(8)}"
-        return [signer.sign(asked).decode() for signer, _ in self._echo]
+        stamp = f"{int(now)}-{secrets.token_hex(8)}"
+        return [signer.sign(stamp).decode() for signer, _ in self._echo]
 
     def answer_echo(self, token: str, digest: str, now: float) -> str:
         """Sign, with the key that made `token`, the digest of what came with it.
@@ -78,13 +78,13 @@ class Tokens:
         Raises Unproved, also for what was made too long ago. Who sees a token may use it until
         then, and learns nothing by it: an answer is good for nothing but this comparison.
         """
-        asked, dot, _ = token.partition(".")
+        stamp, dot, _ = token.partition(".")
         if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
             raise Unproved("bad_token")
         given = token.encode()
         for signer, answers in self._echo:
-            if hmac.compare_digest(signer.sign(asked), given):
-                if abs(now - int(asked.partition("-")[0])) > _ECHO_LIFE:
+            if hmac.compare_digest(signer.sign(stamp), given):
+                if abs(now - int(stamp.partition("-")[0])) > _ECHO_LIFE:
                     raise Unproved("stale_token")
                 return answers.get_signature(f"{token}/{digest}").decode()
         raise Unproved("bad_token")

@@ -25,10 +25,10 @@ from receiver.store.statement import Row, Statements
 
 sql: Final = Statements("attempts")
 
-_ASKING: Final = 5.0
-"""Seconds between two times that other processes are asked to tell."""
-_TELLING: Final = 15.0
-"""Seconds for which a process tells after it was asked."""
+_SUBSCRIBE_EVERY: Final = 5.0
+"""Seconds between two subscriptions to what other processes publish."""
+_SUBSCRIBED_FOR: Final = 15.0
+"""Seconds for which a process publishes to another that has subscribed."""
 _MOST_WAITING: Final = 2000
 """Ends that wait to be read; beyond that the oldest are dropped."""
 
@@ -63,17 +63,17 @@ class AttemptNews:
         self._followed_here = 0.0
         """Until when; so are the next two."""
         self._followed_elsewhere = 0.0
-        self._asked = 0.0
+        self._subscribe_at = 0.0
 
     async def follow(self) -> None:
         """Subscribe to all ends for some seconds; to be called again and again."""
         now = time.monotonic()
-        self._followed_here = now + _TELLING
-        if now >= self._asked:
-            self._asked = now + _ASKING
+        self._followed_here = now + _SUBSCRIBED_FOR
+        if now >= self._subscribe_at:
+            self._subscribe_at = now + _SUBSCRIBE_EVERY
             await self._notify([])
 
-    async def tell(self, ended: Sequence[AttemptName]) -> None:
+    async def publish(self, ended: Sequence[AttemptName]) -> None:
         """Publish attempts whose ends are committed, where somebody has subscribed."""
         now = time.monotonic()
         if now < self._followed_here:
@@ -81,11 +81,11 @@ class AttemptNews:
         if now < self._followed_elsewhere:
             await self._notify(ended)
 
-    def hear(self, notice: AttemptNotice) -> None:
+    def receive(self, notice: AttemptNotice) -> None:
         """Receive the notice of another process."""
         now = time.monotonic()
         if not notice.ended:
-            self._followed_elsewhere = now + _TELLING
+            self._followed_elsewhere = now + _SUBSCRIBED_FOR
         elif now < self._followed_here:
             self._take_in(notice.ended)
 

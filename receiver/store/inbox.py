@@ -209,13 +209,13 @@ class _Batch:
             self._account(arrival, ruling, before)
         elif ruling.verdict in {"ask", "noted"}:
             # A poll that asks for another poll gets the due time that every poll sets.
-            asked = ruling.verdict == "ask" and arrival.channel != "poll"
+            is_asked = ruling.verdict == "ask" and arrival.channel != "poll"
             self._notes.append(
                 {
                     "id": arrival.prediction_id,
                     "status": ruling.status,
                     "provider_id": arrival.outcome.provider_id,
-                    "due_at": arrival.at if asked else None,
+                    "due_at": arrival.at if is_asked else None,
                 }
             )
 

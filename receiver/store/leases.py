@@ -120,7 +120,7 @@ class Leader:
         try:
             while True:
                 news.clear()
-                asked = self._monotonic()
+                began = self._monotonic()
                 try:
                     async with asyncio.timeout(BEAT):
                         held = await self._hold(self._clock())
@@ -129,7 +129,7 @@ class Leader:
                 except Exception:
                     log.exception("task.failed", role=self._name)
                 else:
-                    held_until = asked + LEASE if held else 0.0
+                    held_until = began + LEASE if held else 0.0
                     if held and (task is None or task.done()):
                         task = asyncio.create_task(self._work.run())
                 if task is not None and self._monotonic() >= held_until:

@@ -220,10 +220,10 @@ def _given(wanted: Wanted) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _model(asked: str | None) -> dict[str, str]:
-    if asked is None:
+def _model(model: str | None) -> dict[str, str]:
+    if model is None:
         return {}
-    return {"models": _pattern(asked)} if {*asked} & {*"*?"} else {"model": asked}
+    return {"models": _pattern(model)} if {*model} & {*"*?"} else {"model": model}
 
 
 def _pattern(glob: str) -> str:

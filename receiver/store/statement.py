@@ -150,8 +150,8 @@ def together(statements: tuple[Statement, ...], *, notify: bool) -> str:
     for number, statement in enumerate(statements):
         parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, first), statement.postgres)})")
         first += len(statement.columns)
-    told = "SELECT pg_notify($1::text, $2::text)" if notify else "SELECT 1"
-    return f"WITH {', '.join(parts)} {told}" if parts else told
+    notice = "SELECT pg_notify($1::text, $2::text)" if notify else "SELECT 1"
+    return f"WITH {', '.join(parts)} {notice}" if parts else notice
 
 
 def _moved(by: int, place: re.Match[str]) -> str:

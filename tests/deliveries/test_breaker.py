@@ -308,7 +308,7 @@ async def test_a_look_during_a_probe_does_not_forget_it(place: Path | Database) 
         assert (await breaker.ask(4, 1.0)).is_probe
         breaker.began("dlv_1")
         assert (await breaker.ask(3, 1.0)).most == 0
-        await breaker.tell("dlv_1", Failure(kind="dead"))
+        await breaker.record("dlv_1", Failure(kind="dead"))
         assert (await breaker.ask(4, 1.0)).is_probe
 
 

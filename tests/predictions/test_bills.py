@@ -36,7 +36,7 @@ async def ended(
     request = SubmitRequest(provider=provider, model=model, input={"prompt": "x"})
     prediction = await predictions.service.submit(request)
     outcome = Outcome(kind="succeeded", output=[Output(url=PICTURE)])
-    await predictions.inbox.learned(provider, prediction.id, "webhook", outcome, b"{}")
+    await predictions.inbox.answer(provider, prediction.id, "webhook", outcome, b"{}")
     return prediction.id
 
 

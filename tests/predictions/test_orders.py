@@ -66,7 +66,7 @@ async def running(folder: Path, network: Network, clock: Clock) -> AsyncIterator
 
 async def ended(predictions: Predictions, prediction: Prediction) -> None:
     outcome = Outcome(kind="succeeded", output=[Output(url=PICTURE)])
-    await predictions.inbox.learned("fal", prediction.id, "poll", outcome, b"{}")
+    await predictions.inbox.answer("fal", prediction.id, "poll", outcome, b"{}")
 
 
 async def test_what_was_typed_is_ordered_and_submitted_by_any_process(

@@ -47,8 +47,8 @@ class DeliveryRoutes:
         A delivery is one event for one handler, with its state, its attempts and the reason of the
         last one. `next_cursor` leads to the next page.
         """
-        asked = msgspec.structs.asdict(query)
-        return await self._store.page(asked.pop("limit"), **asked)
+        filters = msgspec.structs.asdict(query)
+        return await self._store.page(filters.pop("limit"), **filters)
 
     @post(
         "/v1/deliveries/{id}/retry",

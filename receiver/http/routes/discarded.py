@@ -34,5 +34,5 @@ class DiscardedRoutes:
 
         Duplicates, late and unknown outcomes, rejected callbacks, and events without a handler.
         """
-        asked = msgspec.structs.asdict(query)
-        return await self._store.page(asked.pop("limit"), **asked)
+        filters = msgspec.structs.asdict(query)
+        return await self._store.page(filters.pop("limit"), **filters)

@@ -158,15 +158,15 @@ async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[by
 
 
 def _wanted(
-    asked: StreamAsked,
+    query: StreamAsked,
     metadata: Mapping[str, str],
     statuses: Sequence[Status],
     **more: Any,
 ) -> StreamFilter:
-    types = (asked.type or "").replace(PREFIX, "")
+    types = (query.type or "").replace(PREFIX, "")
     return StreamFilter(
         statuses=frozenset(types.split(",") if types else statuses),
-        providers=frozenset(asked.provider.split(",") if asked.provider else ()),
+        providers=frozenset(query.provider.split(",") if query.provider else ()),
         metadata=metadata,
         **more,
     )

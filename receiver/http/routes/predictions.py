@@ -206,11 +206,11 @@ class PredictionRoutes:
         if len(metadata) > _MOST_GLOBS or any(
             len(glob) > _LONGEST_GLOB for glob in metadata.values()
         ):
-            said = f"at most {_MOST_GLOBS} of metadata, of {_LONGEST_GLOB} characters each"
-            raise Problem(422, "invalid-request", said)
-        asked = msgspec.structs.asdict(query)
-        asked["since"] = query.since and query.since.timestamp()
-        return await self._store.predictions.page(PredictionFilter(**asked, metadata=metadata))
+            message = f"at most {_MOST_GLOBS} of metadata, of {_LONGEST_GLOB} characters each"
+            raise Problem(422, "invalid-request", message)
+        filters = msgspec.structs.asdict(query)
+        filters["since"] = query.since and query.since.timestamp()
+        return await self._store.predictions.page(PredictionFilter(**filters, metadata=metadata))
 
     @get("/v1/predictions/{id}", "as it stands", problems=["not-found"], missing=_MISSING)
     async def read(self, id: PredictionId, headers: Waiting) -> Prediction:

@@ -28,18 +28,18 @@ class ServerClock:
 
     async def compare_on(self, connection: Connection) -> None:
         """Ask the server for its time, and compare."""
-        asked = time.time()
-        self.compare(await connection.fetchval(CLOCK.postgres), asked)
+        asked_at = time.time()
+        self.compare(await connection.fetchval(CLOCK.postgres), asked_at)
 
-    def compare(self, there: float, asked: float) -> None:
+    def compare(self, there: float, asked_at: float) -> None:
         """Measure again how far apart the clocks are, as either may have been set.
 
-        `there` is the time that the server told, `asked` our own when it was asked.
+        `there` is the server's time, `asked_at` ours when it was asked for.
         """
         here = time.time()
         skew = there - here
         # An answer that waited while our loop was busy is too old to compare with.
-        if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self.skew) <= _SKEWED:
+        if not 0.0 <= here - asked_at < _SKEWED / 2 or abs(skew - self.skew) <= _SKEWED:
             return
         self.skew = skew if abs(skew) > _SKEWED else 0.0
         if self.skew:

@@ -147,7 +147,7 @@ class PostgresStore(Store):
         await self._migrate()
         with _in_a_sentence(self._migrating):
             await _use_once(self._migrating)
-        self._tell_of_parameters()
+        self._log_parameters()
 
     async def start(self) -> None:
         with _in_a_sentence(self._sessions):
@@ -158,7 +158,7 @@ class PostgresStore(Store):
                 await self._set_up()
                 await _use_once(self._sessions)
                 self._pool = await self._open_pool()
-        self._tell_of_parameters()
+        self._log_parameters()
         if self._sessions.is_pooled and not self._access.serverless:
             log.warning("store.pooled", reason=_POOLED)
         self._writer.start()
@@ -194,7 +194,7 @@ class PostgresStore(Store):
             max_inactive_connection_lifetime=self._idle or _USUAL_LIFE,
         )
 
-    def _tell_of_parameters(self) -> None:
+    def _log_parameters(self) -> None:
         if dropped := self._sessions.address.dropped:
             log.info("store.parameters", unused=", ".join(dropped))
 
@@ -246,8 +246,8 @@ class PostgresStore(Store):
 
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
         """Reclaim what has no owner; once a minute, rescue deliveries without a job."""
-        asked = time.time()
-        self._clock.compare(await self._server_time(), asked)
+        asked_at = time.time()
+        self._clock.compare(await self._server_time(), asked_at)
         lost = await self.write(deliveries.reclaim, (owner, now + self._clock.skew))
         await self._queue.rescue(now)
         return lost
@@ -382,8 +382,8 @@ class PostgresStore(Store):
             raise
 
     async def _check(self, connection: Any) -> None:
-        asked = time.time()
-        self._clock.compare(await migrating.check(connection, self._jobs), asked)
+        asked_at = time.time()
+        self._clock.compare(await migrating.check(connection, self._jobs), asked_at)
 
 
 async def _leave_as_it_is(_: Any) -> None:
@@ -408,8 +408,8 @@ def _in_a_sentence(sessions: Sessions) -> Iterator[None]:
     except StoreUnusable as error:
         raise StoreUnusable(str(error).replace(DATABASE_URL, sessions.name)) from error
     except Exception as error:
-        said = what_to_do(error, sessions.address)
-        raise StoreUnusable(said.replace(DATABASE_URL, sessions.name)) from error
+        reason = what_to_do(error, sessions.address)
+        raise StoreUnusable(reason.replace(DATABASE_URL, sessions.name)) from error
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:
@@ -420,8 +420,8 @@ def what_to_do(error: BaseException, at: address.Address) -> str:
             "migrate` once as a role that may create the schema `receiver`, and let the receiver's "
             "role use it"
         )
-    said = address.explain(error, at.place, at.timeout or CONNECT_TIMEOUT)
+    reason = address.explain(error, at.place, at.timeout or CONNECT_TIMEOUT)
     return (
-        f"cannot open the database: {said}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
+        f"cannot open the database: {reason}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
         "that answers and to a role that may use it"
     )

@@ -190,13 +190,13 @@ class Committer:
                 if attempt.may_repeat:
                     continue
                 break
-            self._tell(None)
+            self._report_change(None)
             if batch.is_atomic:
                 self._committed(len(batch.items))
             batch.answer(results)
             return attempt.connection
-        unavailable = StoreUnavailable(f"the database does not take writes: {_say(last)}")
-        self._tell(unavailable)
+        unavailable = StoreUnavailable(f"the database does not take writes: {_reason(last)}")
+        self._report_change(unavailable)
         batch.refuse(unavailable)
         return connection
 
@@ -211,7 +211,7 @@ class Committer:
             connection = await self._commit(connection, single)
         return connection
 
-    def _tell(self, trouble: StoreUnavailable | None) -> None:
+    def _report_change(self, trouble: StoreUnavailable | None) -> None:
         if self._broken == (trouble is None):
             self._broken = trouble is not None
             with contextlib.suppress(Exception):  # a failing report must not end the writing
@@ -274,5 +274,5 @@ async def _close(connection: Connection | None) -> None:
             await connection.close(timeout=1.0)
 
 
-def _say(error: BaseException | None) -> str:
+def _reason(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

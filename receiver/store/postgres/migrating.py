@@ -118,7 +118,7 @@ async def _make(connection: Connection, jobs: PgQueuerJobs) -> None:
 
 async def _lock(connection: Connection) -> None:
     """Lock out other processes that set up the schema, until the transaction ends."""
-    told = asyncio.get_running_loop().call_later(
+    notice = asyncio.get_running_loop().call_later(
         _SILENT, lambda: log.warning("schema.waiting", reason="another process sets it up")
     )
     try:
@@ -129,7 +129,7 @@ async def _lock(connection: Connection) -> None:
             "(pg_locks names it), and start again"
         ) from error
     finally:
-        told.cancel()
+        notice.cancel()
 
 
 async def _check_tables(connection: Connection, version: int) -> None:
@@ -139,12 +139,12 @@ async def _check_tables(connection: Connection, version: int) -> None:
     if not missing:
         return
     names = ", ".join(row["name"] for row in missing)
-    said = f"the database says that it has schema {version}, but these tables are not in the "
-    said += f"PostgreSQL schema `receiver`: {names}"
+    problem = f"the database says that it has schema {version}, but these tables are not in the "
+    problem += f"PostgreSQL schema `receiver`: {names}"
     elsewhere = [row["name"] for row in missing if row["elsewhere"]]
     moves = [f"ALTER TABLE public.{name} SET SCHEMA receiver;" for name in elsewhere]
     if moves:
-        said += f"; they were made in `public`, so run {' '.join(moves)} and start again"
+        problem += f"; they were made in `public`, so run {' '.join(moves)} and start again"
     else:
-        said += "; restore a backup, or run DROP SCHEMA receiver CASCADE to begin with nothing"
-    raise StoreUnusable(said)
+        problem += "; restore a backup, or run DROP SCHEMA receiver CASCADE to begin with nothing"
+    raise StoreUnusable(problem)

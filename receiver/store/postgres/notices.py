@@ -86,7 +86,7 @@ class Notices:
             return  # any role of this database may send a notice, and so nonsense
         if isinstance(notice, AttemptNotice):
             if notice.sender != self.sender:
-                self._attempts.hear(notice)
+                self._attempts.receive(notice)
             return
         sender, handlers, predictions = notice
         if sender != self.sender:

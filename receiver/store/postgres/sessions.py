@@ -192,14 +192,14 @@ async def _has_moved(first: Connection, second: Connection) -> bool:
     gives the first another while the second is in a transaction. Where many are at work neither may
     happen, so we also look at what has last run in that session.
     """
-    asked = _BACKEND.format(secrets.token_hex(4))
-    before = await first.fetchval(asked)
+    statement = _BACKEND.format(secrets.token_hex(4))
+    before = await first.fetchval(statement)
     async with second.transaction():
         if before == await second.fetchval(_BACKEND.format("second")):
             return True  # and it may be the only one
         ran = await second.fetchval(_LAST_RUN, before)
         after = await first.fetchval(_BACKEND.format("first"))
-    return before != after or ran not in {asked, *_UNKNOWN}
+    return before != after or ran not in {statement, *_UNKNOWN}
 
 
 async def close(connection: Connection) -> None:

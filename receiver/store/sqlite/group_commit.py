@@ -206,7 +206,7 @@ class Writer:
                 self._holder = "nobody"
                 if self._queue:
                     self._leave_to_thread()  # it goes on
-            self._tell(results)
+            self._answer_all(results)
         if self._connection is not None:
             self._close(self._connection)
 
@@ -269,7 +269,7 @@ class Writer:
     def _works_again(self) -> None:
         if self._broken:
             self._broken = False
-            self._tell_of(None)
+            self._report_change(None)
 
     def _ensure_found(self) -> None:
         """Raise StoreUnavailable unless a restart would find what is committed."""
@@ -331,10 +331,10 @@ class Writer:
     def _refuse(self, batch: list[_Work], unavailable: StoreUnavailable) -> _Results:
         if not self._broken:
             self._broken = True
-            self._tell_of(unavailable)
+            self._report_change(unavailable)
         return [(work, unavailable) for work in batch]
 
-    def _tell_of(self, trouble: StoreUnavailable | None) -> None:
+    def _report_change(self, trouble: StoreUnavailable | None) -> None:
         with contextlib.suppress(Exception):  # a failing report must not end the writing
             self._report(trouble)
 
@@ -347,7 +347,7 @@ class Writer:
             except sqlite3.Error:
                 return
 
-    def _tell(self, results: _Results) -> None:
+    def _answer_all(self, results: _Results) -> None:
         """Answer those who wait, in their loops, and go on there with what has gathered."""
         awaited = [(work.future, result) for work, result in results if work.future is not None]
         loops = {future.get_loop() for future, _ in awaited}
