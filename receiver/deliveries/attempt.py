@@ -1,4 +1,4 @@
-"""Run one delivery: call the handler, bounded in time, and say how the attempt ended."""
+"""An attempt: call the handler of one delivery within its time-out, and report how that ended."""
 
 from __future__ import annotations
 

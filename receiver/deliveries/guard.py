@@ -1,4 +1,4 @@
-"""Connect to public addresses only: the transport of a client for URLs that others chose.
+"""The SSRF guard: an HTTP transport that connects to public addresses only.
 
 The name is resolved once, and the connection made to the address that was checked, so a name that
 answers differently the second time gains nothing. Every redirect is checked again.

@@ -1,4 +1,4 @@
-"""Check a `reply_to`: its host must be one of FORWARD_HOSTS, at a public address.
+"""The allow list of `reply_to`: a host of FORWARD_HOSTS, at a public address.
 
 It is looked at when a prediction is submitted, to refuse at once; what sends the event looks again.
 """

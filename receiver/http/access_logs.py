@@ -1,4 +1,4 @@
-"""Tokens in paths stay out of the access logs of the servers that may run the app.
+"""Redact tokens in the access logs of the servers that may run the app.
 
 Most servers write the path that the scope has when the answer begins; gunicorn's own ASGI worker
 writes the request line as it came, so the line is changed on its way into the log.

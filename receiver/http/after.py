@@ -1,4 +1,4 @@
-"""Run an event's handlers in, or right after, the request that its callback was.
+"""Inline dispatch: run an event's handlers in, or right after, the request that its callback was.
 
 That is for where a process may be frozen as soon as it has answered (RECEIVER_AFTER). The outcome
 is committed before: what is not done here is done by the next drain.

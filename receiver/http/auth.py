@@ -1,4 +1,4 @@
-"""What stands before every /v1 route: a key, and what it is good for."""
+"""Authentication and authorization of /v1: API keys, and what each may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes with a request, read and bounded: its body, its parameters, its wishes."""
+"""Request parsing: a body within its size and time, parameters, headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plugin's way in may do: order, submit, cancel, sign; and what it may leave for later."""
+"""The API of plugins' ways in: order, submit, cancel, sign; and leave work for later."""
 
 from __future__ import annotations
 

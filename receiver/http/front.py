@@ -1,4 +1,4 @@
-"""The app before it is started, while it runs, and after it has stopped.
+"""The outer ASGI app: its routes open and close with the lifespan.
 
 All that lives is made anew at each start, routes included. Without them every request is answered
 503 at once: a server that runs no lifespan would else leave its callers waiting for ever.

@@ -1,4 +1,4 @@
-"""Who asks: the peer of the connection, or the caller that a trusted proxy names."""
+"""Client addresses: the peer of the connection, or the caller that a trusted proxy names."""
 
 from __future__ import annotations
 

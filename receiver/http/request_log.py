@@ -1,4 +1,4 @@
-"""Every request is told of when it is over, however it ends: one line, with all that it concerned.
+"""The request log: ASGI middleware that writes one line for each request, however it ends.
 
 Its path is not on the line, as a callback's holds a token; the route and the ids are.
 """

@@ -1,4 +1,4 @@
-"""An app whose lifespan begins with its first request, whatever the platform does about lifespans.
+"""Lifespan on demand: an ASGI app that starts with its first request, on platforms that run none.
 
 Adapters of platforms run none, one for each request, or several at once. A start that fails is told
 in the log, and tried again at the next request.

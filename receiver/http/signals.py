@@ -1,4 +1,4 @@
-"""Hear that the process is told to end, whichever server runs the app.
+"""Signal handlers: notice SIGTERM and SIGINT, whichever server runs the app.
 
 A server waits for its connections before it ends the lifespan, and those who read a stream or wait
 for an outcome would wait for that end. So the signal is heard here too, before the server's own

@@ -1,4 +1,4 @@
-"""`POST /webhooks/{provider}/{token}`: the callbacks, which take the hot path."""
+"""The callback endpoint, `POST /webhooks/{provider}/{token}`: the hot path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /v1 answers beside predictions and events, and what it is asked for in bulk."""
+"""Response bodies of /v1, beside predictions and events; and the filters of bulk requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that crosses a file, sorted by what its catcher must do.
+"""Errors that cross modules, sorted by what their catcher must do.
 
 ReceiverError
 ├── SettingsError         the operator fixes the environment (all problems at once)

@@ -1,4 +1,4 @@
-"""What is asked of us: a submit, or an order by a recipe, with all that comes with it."""
+"""Request bodies: a submit, or an order by a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that leave us signed, and small JSON that is kept encrypted; keys are derived from ours.
+"""Signed texts and encrypted JSON, by keys derived from the secret keys.
 
 Nothing here is stored: every key of the list opens what it once made, and only the newest makes, so
 a key is rotated by putting a new one in front.

@@ -1,4 +1,4 @@
-"""The time that the receiver goes by: the wall clock's, but without its steps.
+"""The clock: the wall clock's time, but without its steps.
 
 A wall clock that is set by an hour must neither make everything wait for an hour nor end what was
 just begun. So time goes on evenly by the monotonic clock. A watch compares the two every second;

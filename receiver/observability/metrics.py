@@ -1,4 +1,4 @@
-"""What is counted and timed, in Prometheus's words.
+"""Prometheus metrics: what is counted and timed.
 
 With PROMETHEUS_MULTIPROC_DIR (prometheus-client's own variable, the same folder for all) every
 process counts into files there, and the one asked answers with the sum; else each for itself.

@@ -1,4 +1,4 @@
-"""What the parts of one run share, passed as one: identity, clocks, telemetry, wake-ups."""
+"""The runtime: what the parts of one run share, as identity, clocks, telemetry and wake-ups."""
 
 from __future__ import annotations
 

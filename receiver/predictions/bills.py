@@ -1,4 +1,4 @@
-"""Ask providers what predictions cost, after their end: few say so with the outcome.
+"""The cost poller: asks providers what ended predictions cost; few say so with the outcome.
 
 One process of all asks, a bounded number at a time. A figure is recorded once; where none comes,
 asking ends after a few days, and the cost stays as it was computed, or unknown.

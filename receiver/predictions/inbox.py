@@ -1,4 +1,4 @@
-"""The one door: whatever is learnt of a prediction, pushed, streamed or polled, enters here.
+"""The inbox: every outcome, pushed, streamed or polled, is proved, read and recorded here.
 
 A callback is proved over its raw bytes before anything is parsed; a stream event or a poll answer
 is proved by our own connection and key. Then all take the same way: read, advance, and one

@@ -1,4 +1,4 @@
-"""Ask about what nobody told us: every living prediction is looked at when it falls due.
+"""The poller: asks a provider about each prediction in flight when that falls due.
 
 A look ends in one of three ways: the answer went through the inbox and was the end; the deadline
 has passed and that is the end; or the prediction is due again, later.

@@ -1,4 +1,4 @@
-"""Proves callbacks: each by what its provider and we have agreed on."""
+"""Callback verification: by signature or secret, as each provider has it."""
 
 from __future__ import annotations
 

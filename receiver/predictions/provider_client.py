@@ -1,4 +1,4 @@
-"""The wire to one provider: requests go out under its limits, answers come back whole."""
+"""The HTTP client of one provider: under its rate limits, with bounded responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a provider takes of us just now, as far as its refusals have taught it.
+"""Backpressure: how many submits a provider takes just now, learnt from its refusals.
 
 Nothing of it is stored: a process that starts anew learns it with its first submits.
 """

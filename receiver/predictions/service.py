@@ -1,4 +1,4 @@
-"""Submit, cancel and describe: what callers ask of us, and we of providers.
+"""The prediction service: submit and cancel predictions, describe models.
 
 A prediction is `queued` in the store before anything is sent. Nothing here settles one: every
 answer goes through the inbox.

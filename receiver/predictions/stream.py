@@ -1,4 +1,4 @@
-"""Listens to a provider's event stream, for as long as the app runs.
+"""The SSE client: listens to a provider's event stream for as long as the app runs.
 
 The stream buffers nothing: what is said while nobody listens is lost. So every connection, the
 first too, is followed by asking about all that is at the provider; and submits wait, for a moment,

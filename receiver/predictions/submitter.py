@@ -1,4 +1,4 @@
-"""The submits of one provider: in order, as many at once as it allows, each sent once.
+"""The submitter of one provider: in order, as many at once as it allows, each sent once.
 
 The row comes before the money: a prediction is `submitting` in the store before the first byte, and
 what is unknown after a broken submit stays `unconfirmed` until somebody who knows says more.

@@ -1,4 +1,4 @@
-"""What a provider hands out, as its keys: fetched, kept, and fetched again when it fails us."""
+"""A cache of what a provider publishes, such as its keys: fetched anew when a proof by it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How our own HTTP clients reach the world: by the proxies and the authorities of the settings."""
+"""Egress: the proxies and CA bundle of our own HTTP clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Platforms that run functions, known by what they set; their disks go with the process."""
+"""Function platforms, known by the variables they set; their disks go with the process."""
 
 from __future__ import annotations
 

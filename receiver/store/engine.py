@@ -1,4 +1,4 @@
-"""What the store needs of a database: transactions, in groups, and statements that only read."""
+"""The database interface: transactions, in groups, and statements that only read."""
 
 from __future__ import annotations
 

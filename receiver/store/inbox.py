@@ -1,4 +1,4 @@
-"""THE transaction: evidence, the new status, the event and its deliveries, all or none."""
+"""The accept transaction: evidence, the new status, the event and its deliveries, all or none."""
 
 from __future__ import annotations
 

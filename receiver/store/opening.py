@@ -1,4 +1,4 @@
-"""Choose the store that the settings name, before anything is opened."""
+"""Make the store that the settings name; nothing is opened yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists by page, newest first."""
+"""Pagination: lists by page, newest first."""
 
 from __future__ import annotations
 

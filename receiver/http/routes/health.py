@@ -1,4 +1,4 @@
-"""Two questions about health, by two names each.
+"""Health checks: liveness and readiness, by two names each.
 
 Google's Cloud Run keeps paths that end in z for itself.
 """

@@ -1,4 +1,4 @@
-"""`GET /metrics`: what was counted, and what the database says of what is pending."""
+"""`GET /metrics`: the counters, and gauges of the backlog from the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL URL as hosts hand it out, in the words that asyncpg understands.
+"""PostgreSQL URLs: as hosts hand them out, translated for asyncpg.
 
 What libpq or another driver knows and asyncpg does not would be sent to the server as a setting,
 and be refused there.

@@ -1,4 +1,4 @@
-"""The schema on a server, brought up to date in one transaction by one process at a time."""
+"""Migrations on PostgreSQL: in one transaction, by one process at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How connections are made: to a server, whose sessions are ours, or through a transaction pooler.
+"""Connections to PostgreSQL: direct, or through a pooler in transaction mode.
 
 Such a pooler (PgBouncer's and Supavisor's transaction mode, Neon's `-pooler` hosts) gives each
 transaction another session. So nothing is set for longer than one, no statement is prepared for

@@ -1,4 +1,4 @@
-"""Copy a SQLite database that is in use, whole and consistent, beside its writers.
+"""Online backup: copy a SQLite database that is in use, whole and consistent.
 
 One read transaction covers the copy, so it is the database of one moment, however long it takes.
 Readers never hold up the writer of a write-ahead log; the log grows meanwhile.

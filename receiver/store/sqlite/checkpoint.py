@@ -1,4 +1,4 @@
-"""Carry committed pages from the write-ahead log into the database, beside the writer.
+"""WAL checkpoints: carry committed pages from the log into the database, beside the writer.
 
 SQLite would do it inside some unlucky commit, which then waits for two more syncs and for all pages
 since the last time. In a thread of its own it delays no write. Now and then a commit of the writer

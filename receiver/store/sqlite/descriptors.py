@@ -1,4 +1,4 @@
-"""The file descriptors under open connections, which other code of this process may close.
+"""File descriptors of open connections: notice that other code of this process closed them.
 
 A number that was closed is given to the next file that is opened, and SQLite would write there, or
 carry the log there and then drop it. So we note the descriptors that a connection has, look at them
