@@ -159,7 +159,7 @@ def refusal(limit: Limit, excess: Excess, now: float) -> Problem:
     """Return what to say of a prediction that would have gone over a limit."""
     wait = max(math.ceil(excess.until - now), 1)
     each = _EACH.get(limit.by, f" for each {limit.by.removeprefix(_METADATA)}")
-    again = f"try again in {_spoken(wait)}"
+    again = f"try again in {_duration(wait)}"
     if excess.over == "count":
         most = f"{limit.count} a {limit.per}{each}"
         detail = f"that is enough for this {limit.per}: there may be {most}; {again}"
@@ -169,7 +169,7 @@ def refusal(limit: Limit, excess: Excess, now: float) -> Problem:
     return Problem(402, "over-budget", detail, retry_after=wait)
 
 
-def _spoken(seconds: int) -> str:
+def _duration(seconds: int) -> str:
     for name, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds > size:
             number = math.ceil(seconds / size)

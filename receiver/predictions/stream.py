@@ -185,7 +185,7 @@ class Listener:
 
     async def _take(self, event: str, data: str) -> None:
         try:
-            outcome = self._provider.heard(event, data)
+            outcome = self._provider.streamed(event, data)
             if outcome is not None:
                 await self._inbox.stream_event(self._name, outcome, data.encode("utf-8", "replace"))
         except (Unreadable, Unproved) as error:

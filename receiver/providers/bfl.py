@@ -63,7 +63,9 @@ class Bfl:
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:  # noqa: ARG002 - nothing blocks
         body = parsing.content(answer)
-        if settled := parsing.settle_submit(answer, _said(body), parsing.words(body.get("error"))):
+        if settled := parsing.settle_submit(
+            answer, _reason(body), parsing.first_text(body.get("error"))
+        ):
             return settled
         url, provider_id = body.get("polling_url"), parsing.identifier(body.get("id"))
         links = {"polling_url": str(url)} if parsing.leads_to(url, [self.api.base], _DOMAIN) else {}
@@ -81,7 +83,7 @@ class Bfl:
         return self.api.get("/get_result", params={"id": parsing.segment(ticket)})
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if settled := parsing.settle_poll(ticket, answer, _said):
+        if settled := parsing.settle_poll(ticket, answer, _reason):
             return settled
         return _outcome(parsing.with_status(answer.body), ticket)
 
@@ -90,13 +92,13 @@ class Bfl:
         return self.api.get("/credits")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        told = "credits" in parsing.error_body(answer.body)
-        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and told)
+        no_credits = "credits" in parsing.error_body(answer.body)
+        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and no_credits)
 
 
 def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     """Read an answer to a poll or a callback; in the end they differ only in an error's place."""
-    status = parsing.words(body.get("status"))
+    status = parsing.first_text(body.get("status"))
     kind = parsing.lookup(_KINDS, status, "processing")
     provider_id = parsing.identifier(body.get("id"), ticket.provider_id if ticket else None)
     if kind == "succeeded":
@@ -105,20 +107,20 @@ def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     if status.lower() in _MODERATED:
         error = parsing.failure(parsing.join([status, *_reasons(body.get("details"))]), status)
     else:
-        error = parsing.failure(_said(body) or status, parsing.words(body.get("error")))
+        error = parsing.failure(_reason(body) or status, parsing.first_text(body.get("error")))
     return parsing.unmade(kind, provider_id, error)
 
 
-def _said(body: dict[str, Any]) -> str:
+def _reason(body: dict[str, Any]) -> str:
     """Return what went wrong in words; where there are none, in its code."""
     places = ("message", "details", "detail", "error")
-    return parsing.words(*(parsing.spoken(body.get(name)) for name in places))
+    return parsing.first_text(*(parsing.error_text(body.get(name)) for name in places))
 
 
 def _reasons(details: Any) -> list[str]:
     """Return what the details of a moderation say, under whatever names."""
     values = details.values() if isinstance(details, dict) else [details]
-    return [said for value in values if (said := parsing.spoken(value))]
+    return [text for value in values if (text := parsing.error_text(value))]
 
 
 def _cost(cents: Any) -> int | None:

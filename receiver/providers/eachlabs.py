@@ -212,8 +212,10 @@ def _reason(payload: dict[str, Any]) -> str:
         envelope.get("error_message"),
         envelope.get("error"),
     )
-    said = parsing.words(*map(parsing.spoken, errors), parsing.spoken(payload.get("message")))
-    return parsing.join(dict.fromkeys([said, parsing.spoken(payload.get("details"))]))
+    text = parsing.first_text(
+        *map(parsing.error_text, errors), parsing.error_text(payload.get("message"))
+    )
+    return parsing.join(dict.fromkeys([text, parsing.error_text(payload.get("details"))]))
 
 
 def _hints(payload: dict[str, Any]) -> list[str]:
@@ -226,7 +228,7 @@ def _hints(payload: dict[str, Any]) -> list[str]:
 def _named(place: dict[str, Any]) -> list[str]:
     classification = place.get("classification")
     category = classification.get("category") if isinstance(classification, dict) else None
-    return [parsing.words(category), parsing.words(place.get("error_code"))]
+    return [parsing.first_text(category), parsing.first_text(place.get("error_code"))]
 
 
 def _make(given: Given) -> Eachlabs:

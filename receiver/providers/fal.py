@@ -132,7 +132,7 @@ class Fal:
 
     @property
     def bills_after(self) -> float | None:
-        """It is not said how late billing events are."""
+        """It is not detail how late billing events are."""
         return 900.0 if self.key and self.admin_key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
@@ -155,9 +155,9 @@ class Fal:
         ids = {each.provider_id: each.id for each in tickets}
         found: dict[str, int] = {}
         for event in events:
-            told = event if isinstance(event, dict) else {}
-            name = ids.get(parsing.identifier(told.get("request_id")))
-            if name is not None and (cost := _billed(told)) is not None:
+            payload = event if isinstance(event, dict) else {}
+            name = ids.get(parsing.identifier(payload.get("request_id")))
+            if name is not None and (cost := _billed(payload)) is not None:
                 found[name] = found.get(name, 0) + cost
         return found
 
@@ -205,7 +205,7 @@ class Fal:
         if not isinstance(items, list):
             raise Unreadable("no list of requests")
         sent = sorted(filter(None, (_sent(ticket, item) for item in items)))
-        cursor = parsing.words(page.get("next_cursor"))
+        cursor = parsing.first_text(page.get("next_cursor"))
         more = self._requests(ticket, {"cursor": cursor}) if cursor else None
         return Found([Candidate(request_id) for _, request_id in sent], more)
 
@@ -293,18 +293,18 @@ def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     if answer.status == httpx.codes.NOT_FOUND:
         return Outcome(kind="missing", provider_id=ticket.provider_id)
     body = parsing.error_body(answer.body)
-    said = _detail(body)
-    if "still in progress" in said.lower():
+    detail = _detail(body)
+    if "still in progress" in detail.lower():
         return Outcome(kind="processing", provider_id=ticket.provider_id)
-    refused = said and answer.status < httpx.codes.INTERNAL_SERVER_ERROR
+    refused = detail and answer.status < httpx.codes.INTERNAL_SERVER_ERROR
     final = (
         isinstance(body.get("detail"), list)
         or answer.status == httpx.codes.UNPROCESSABLE_ENTITY
-        or (_is_final(answer) and said)
+        or (_is_final(answer) and detail)
         or (refused and answer.status >= httpx.codes.BAD_REQUEST)
     )
     if not final or answer.status in _OF_THE_ACCOUNT:
-        raise parsing.unexpected(answer, said)  # the infrastructure's trouble, not the model's
+        raise parsing.unexpected(answer, detail)  # the infrastructure's trouble, not the model's
     return Outcome(provider_id=ticket.provider_id, **_failed(body, body, answer))
 
 
@@ -334,10 +334,10 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
 
 def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
     """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
-    said = _detail(body)
-    if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
-        return Postponed(said, holds="locked")
-    return parsing.settle_submit(answer, said, *_hints(body, answer))
+    detail = _detail(body)
+    if answer.status == httpx.codes.FORBIDDEN and _LOCKED in detail.lower():
+        return Postponed(detail, holds="locked")
+    return parsing.settle_submit(answer, detail, *_hints(body, answer))
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
@@ -362,8 +362,8 @@ def _failed(
 ) -> dict[str, Any]:
     """Build the kind and error of a failed outcome from wherever the words are."""
     details = content if isinstance(content, dict) else {}
-    hints = [parsing.words(body.get("error_type")), *_hints(details, answer)]
-    message = parsing.join(dict.fromkeys([parsing.spoken(body.get("error")), _detail(details)]))
+    hints = [parsing.first_text(body.get("error_type")), *_hints(details, answer)]
+    message = parsing.join(dict.fromkeys([parsing.error_text(body.get("error")), _detail(details)]))
     if any("client_cancelled" in text for text in (*hints, message)):
         error = Error(code="canceled", message=message or "canceled at fal.ai")
         return {"kind": "canceled", "error": error}
@@ -374,7 +374,7 @@ def _hints(body: dict[str, Any], answer: ProviderResponse | None) -> list[str]:
     """Return the types of an error and of each of its details."""
     header = answer.headers.get("x-fal-error-type") if answer else None
     kinds = (item.get("type") for item in _items(body))
-    return [parsing.words(kind) for kind in (*kinds, body.get("error_type"), header)]
+    return [parsing.first_text(kind) for kind in (*kinds, body.get("error_type"), header)]
 
 
 def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -385,11 +385,11 @@ def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
 def _detail(body: dict[str, Any]) -> str:
     """Return `detail` in words: it is a text, or a list of located messages."""
     located = [
-        ": ".join(filter(None, (_place(item), parsing.words(item.get("msg")))))
+        ": ".join(filter(None, (_place(item), parsing.first_text(item.get("msg")))))
         for item in _items(body)
     ]
-    said = map(parsing.spoken, (body.get("detail"), body.get("error"), body.get("message")))
-    return parsing.words("; ".join(located), *said)
+    texts = map(parsing.error_text, (body.get("detail"), body.get("error"), body.get("message")))
+    return parsing.first_text("; ".join(located), *texts)
 
 
 def _place(item: dict[str, Any]) -> str:

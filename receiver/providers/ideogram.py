@@ -64,8 +64,8 @@ class Ideogram:
         fields, model = dict(ticket.input), parsing.model_path(ticket.model)
         path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
         if ticket.mode == "queue":
-            told = hook is not None and ticket.model not in _NO_HOOK
-            if hook and told:
+            hooked = hook is not None and ticket.model not in _NO_HOOK
+            if hook and hooked:
                 fields["webhook_url"] = hook.url
             elif path.startswith("/v2/image/"):  # the others never block, and may not know the word
                 fields["async"] = True
@@ -78,7 +78,7 @@ class Ideogram:
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
         unsafe = answer.status == httpx.codes.UNPROCESSABLE_ENTITY
-        if settled := parsing.settle_submit(answer, _said(body), "safety" if unsafe else ""):
+        if settled := parsing.settle_submit(answer, _reason(body), "safety" if unsafe else ""):
             return settled
         provider_id = parsing.identifier(body.get("generation_id"))
         if provider_id is None or ticket.mode == "queue":
@@ -102,14 +102,14 @@ class Ideogram:
         provider_id = parsing.identifier(payload.get("generation_id"))
         if payload.get("status") is not None:  # none is documented, so another may say failed
             return parsing.only_an_end(_outcome(payload, provider_id))
-        told = _made(payload, provider_id)
-        return parsing.only_an_end(told, doubt=not isinstance(payload.get("data"), list))
+        outcome = _made(payload, provider_id)
+        return parsing.only_an_end(outcome, doubt=not isinstance(payload.get("data"), list))
 
     def poll(self, ticket: Ticket) -> httpx.Request:
         return self.api.get(f"{_GENERATIONS}/{parsing.segment(ticket)}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if settled := parsing.settle_poll(ticket, answer, _said):
+        if settled := parsing.settle_poll(ticket, answer, _reason):
             return settled
         body = parsing.with_status(answer.body)
         provider_id = parsing.identifier(body.get("generation_id"), ticket.provider_id)
@@ -121,7 +121,7 @@ class Ideogram:
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take its own 404 for a yes: a bad key gets a 401 before anything is looked up."""
-        looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_said(_object(answer)))
+        looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_reason(_object(answer)))
         return parsing.let_in(answer, sign=looked_up)
 
 
@@ -139,7 +139,7 @@ def _outcome(
     kind = parsing.lookup(_KINDS, body.get("status"), "processing")
     if kind == "succeeded":
         return _made(body, provider_id, ticket.input if ticket else None)
-    error = parsing.failure(parsing.spoken(body.get("failure_reason")) or _said(body))
+    error = parsing.failure(parsing.error_text(body.get("failure_reason")) or _reason(body))
     return parsing.unmade(kind, provider_id, error, cost=_cost(body))
 
 
@@ -162,9 +162,9 @@ def _cost(body: dict[str, Any]) -> int | None:
     return micros if type(micros) is int and 0 <= micros < _MOST_MICROS else None
 
 
-def _said(body: dict[str, Any]) -> str:
+def _reason(body: dict[str, Any]) -> str:
     places = ("message", "error", "detail", "reject_reason")
-    return parsing.join(dict.fromkeys(parsing.spoken(body.get(name)) for name in places))
+    return parsing.join(dict.fromkeys(parsing.error_text(body.get(name)) for name in places))
 
 
 # --- parts ---

@@ -86,8 +86,8 @@ class OpenRouter:
         return self.api.get("/key")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        told = parsing.error_body(answer.body).get("data")
-        described = answer.status == httpx.codes.OK and isinstance(told, dict)
+        account = parsing.error_body(answer.body).get("data")
+        described = answer.status == httpx.codes.OK and isinstance(account, dict)
         return parsing.let_in(answer, sign=described)
 
     def authorization(self, url: str) -> str | None:
@@ -97,13 +97,13 @@ class OpenRouter:
 
     def _outcome(self, job: dict[str, Any]) -> Outcome:
         provider_id = parsing.identifier(job.get("id"))
-        status, said = job.get("status"), _reason(job)
+        status, reason = job.get("status"), _reason(job)
         kind = parsing.lookup(_KINDS, status, "processing")
         if kind == "succeeded":
             made = self._videos(provider_id, job) if provider_id else []
             return Outcome(kind=kind, provider_id=provider_id, output=made, cost=_cost(job))
-        error = parsing.failure(said, "timeout" if status == "expired" else "")
-        canceled = said or "canceled at OpenRouter"
+        error = parsing.failure(reason, "timeout" if status == "expired" else "")
+        canceled = reason or "canceled at OpenRouter"
         return parsing.unmade(kind, provider_id, error, canceled, cost=_cost(job))
 
     def _videos(self, provider_id: str, job: dict[str, Any]) -> list[Output]:
@@ -130,8 +130,8 @@ def _cost(body: dict[str, Any]) -> int | None:
 def _reason(body: dict[str, Any]) -> str:
     """Find the words of an error: a text, or an object whose `code` is only the HTTP status."""
     error = body.get("error")
-    said = error.get("message") if isinstance(error, dict) else error
-    return parsing.words(parsing.spoken(said), parsing.spoken(body.get("message")))
+    message = error.get("message") if isinstance(error, dict) else error
+    return parsing.first_text(parsing.error_text(message), parsing.error_text(body.get("message")))
 
 
 DECLARED: Final = Declared(

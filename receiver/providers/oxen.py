@@ -114,7 +114,7 @@ class Oxen:
     def stream(self) -> httpx.Request:
         return self.api.get("/api/events", headers={"Accept": "text/event-stream"})
 
-    def heard(self, event: str, data: str) -> Outcome | None:
+    def streamed(self, event: str, data: str) -> Outcome | None:
         """Read one stream event; None for the types of other products on the same stream."""
         if event != "media_generation_completed":
             return None
@@ -190,7 +190,7 @@ def _submit_path(ticket: Ticket) -> str:
 
 def _served_at(model: dict[str, Any], input: dict[str, Any]) -> str | None:
     """Return which blocking call serves a model: the one it names, or that of what it makes."""
-    named = parsing.words(model.get("endpoint"))
+    named = parsing.first_text(model.get("endpoint"))
     if named:
         return next((path for path in _BLOCKING if named.endswith(path)), None)
     can = model.get("capabilities")
@@ -225,7 +225,7 @@ def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
         if not made:
             return Outcome(kind="ask", provider_id=provider_id)
         return Outcome(kind=kind, provider_id=provider_id, output=made)
-    error = parsing.failure(parsing.spoken(row.get(reason)) or _reason(row), _type(row))
+    error = parsing.failure(parsing.error_text(row.get(reason)) or _reason(row), _type(row))
     return parsing.unmade(kind, provider_id, error, "canceled at Oxen.ai")
 
 
@@ -234,8 +234,8 @@ def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
     places = {name: body.get(name) for name in ("images", "videos")}
     made = results.outputs(places, ticket.input)
     if not made:
-        said = _reason(body) if parsing.is_error(body.get("error")) else ""
-        error = parsing.failure(said or "Oxen.ai answered without a result", _type(body))
+        reason = _reason(body) if parsing.is_error(body.get("error")) else ""
+        error = parsing.failure(reason or "Oxen.ai answered without a result", _type(body))
         return Outcome(kind="failed", error=error)
     return Outcome(kind="succeeded", output=made)
 
@@ -244,17 +244,19 @@ def _reason(body: dict[str, Any]) -> str:
     """Find the words of an error: form A (title, detail) or form B (message)."""
     error = body.get("error")
     if isinstance(error, dict):
-        detail = parsing.words(error.get("detail"), error.get("message"))
-        said = parsing.join([parsing.words(error.get("title")), detail])
-        return said or parsing.words(error.get("type"))
+        detail = parsing.first_text(error.get("detail"), error.get("message"))
+        text = parsing.join([parsing.first_text(error.get("title")), detail])
+        return text or parsing.first_text(error.get("type"))
     places = (error, body.get("error_message"), body.get("status_message"))
-    return parsing.words(*map(parsing.spoken, places))
+    return parsing.first_text(*map(parsing.error_text, places))
 
 
 def _type(body: dict[str, Any]) -> str:
     """Return what form A says to machines, and form B's upstream where it hands its own on."""
     error = body.get("error")
-    return parsing.words(error.get("type"), error.get("code")) if isinstance(error, dict) else ""
+    return (
+        parsing.first_text(error.get("type"), error.get("code")) if isinstance(error, dict) else ""
+    )
 
 
 def _same(ticket: Ticket, row: Any) -> bool:

@@ -56,14 +56,14 @@ def is_yes(answer: ProviderResponse) -> bool:
 
 def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
     """Return the error for an answer that does not fit our request, with its words."""
-    said = why or spoken(error_body(answer.body))
-    return Unreadable(f"HTTP {answer.status}{': ' if said else ''}{said}", retry_after(answer))
+    text = why or error_text(error_body(answer.body))
+    return Unreadable(f"HTTP {answer.status}{': ' if text else ''}{text}", retry_after(answer))
 
 
 _UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def words(*candidates: Any) -> str:
+def first_text(*candidates: Any) -> str:
     """Return the first candidate that says something, as clean text of bounded length; else ''."""
     for candidate in candidates:
         if isinstance(candidate, str) and candidate.strip():
@@ -74,16 +74,16 @@ def words(*candidates: Any) -> str:
 _WORDY: Final = ("title", "detail", "message", "msg", "error_message", "error", "type", "code")
 
 
-def spoken(value: Any, *, depth: int = 3) -> str:
+def error_text(value: Any, *, depth: int = 3) -> str:
     """Return the words of an error, in any form; '' where there is none."""
     if isinstance(value, dict) and depth:
-        return join(dict.fromkeys(spoken(value.get(name), depth=depth - 1) for name in _WORDY))
+        return join(dict.fromkeys(error_text(value.get(name), depth=depth - 1) for name in _WORDY))
     if isinstance(value, list) and depth:
-        return join(dict.fromkeys(spoken(item, depth=depth - 1) for item in value[:20]))
+        return join(dict.fromkeys(error_text(item, depth=depth - 1) for item in value[:20]))
     if type(value) in (int, float) and value:
         return str(value)[:LONGEST_ID]
-    said = words(value)
-    return "" if said.lower() in _NO_ERROR else said
+    text = first_text(value)
+    return "" if text.lower() in _NO_ERROR else text
 
 
 _NO_ERROR: Final = frozenset({"null", "none", "nil", "undefined", "false", "0", "n/a"})
@@ -91,7 +91,7 @@ _NO_ERROR: Final = frozenset({"null", "none", "nil", "undefined", "false", "0", 
 
 def is_error(value: Any) -> bool:
     """Return whether an `error` beside a result says that there is one."""
-    return value is True or bool(spoken(value))
+    return value is True or bool(error_text(value))
 
 
 def identifier(*candidates: Any) -> str | None:
@@ -110,8 +110,8 @@ def _sane(text: str) -> bool:
 
 def failure(message: str, *hints: str) -> Error:
     """Build the error of a failed prediction; `hints`, for machines, only help to find its code."""
-    said = message[:LONGEST_MESSAGE]
-    return Error(code=code_of(said, [join(hints)]), message=said or "unknown")
+    text = message[:LONGEST_MESSAGE]
+    return Error(code=code_of(text, [join(hints)]), message=text or "unknown")
 
 
 def refusal(message: str, *hints: str) -> Refused:
@@ -129,12 +129,14 @@ def settle_submit(
     """
     if is_yes(answer):
         return None
-    said = message or f"HTTP {answer.status} without a reason"
+    reason = message or f"HTTP {answer.status} without a reason"
     if answer.status >= 500 or answer.status in _TRY_AGAIN:  # noqa: PLR2004 - the server errors
         return Postponed(
-            said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
+            reason,
+            retry_after(answer),
+            whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS,
         )
-    return refusal(said, *hints)
+    return refusal(reason, *hints)
 
 
 def accepted(
@@ -147,25 +149,25 @@ def accepted(
 
 
 def settle_poll(
-    ticket: Ticket, answer: ProviderResponse, said: Callable[[dict[str, Any]], str] = spoken
+    ticket: Ticket, answer: ProviderResponse, describe: Callable[[dict[str, Any]], str] = error_text
 ) -> Outcome | None:
     """Sort a poll's answer by status alone; None: a 200, which the adapter reads on.
 
-    `said` finds the words of an error. Raises Unreadable for what says nothing of the prediction.
+    `describe` finds the words of an error. Raises Unreadable for any other answer.
     """
     if answer.status == httpx.codes.NOT_FOUND:
         return Outcome(kind="missing", provider_id=ticket.provider_id)
     if answer.status != httpx.codes.OK:
-        raise unexpected(answer, said(error_body(answer.body)))
+        raise unexpected(answer, describe(error_body(answer.body)))
     return None
 
 
 def with_status(body: bytes) -> dict[str, Any]:
     """Decode an object that has a status, or raise Unreadable: without one it tells nothing."""
-    told = decode_object(body)
-    if not isinstance(told.get("status"), str):
+    payload = decode_object(body)
+    if not isinstance(payload.get("status"), str):
         raise Unreadable("no status")
-    return told
+    return payload
 
 
 def only_an_end(outcome: Outcome, *, doubt: bool = False) -> Outcome:
@@ -210,7 +212,7 @@ def retry_after(answer: ProviderResponse) -> float | None:
     if seconds is None and not is_yes(answer):
         body = error_body(answer.body)
         seconds = seconds_of(_number(body.get("retry_after")), answer.at)
-        if seconds is None and (wait := _WAIT.search(spoken(body))):
+        if seconds is None and (wait := _WAIT.search(error_text(body))):
             seconds = float(wait[1])
     return None if seconds is None else min(seconds, _LONGEST_WAIT)
 

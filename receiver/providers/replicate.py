@@ -113,7 +113,7 @@ class Replicate:
         if not parsing.is_yes(answer):
             raise parsing.unexpected(answer)
         page = parsing.decode_object(answer.body)
-        rows, following = page.get("results"), parsing.words(page.get("next"))
+        rows, following = page.get("results"), parsing.first_text(page.get("next"))
         if not isinstance(rows, list):
             raise Unreadable("no list of predictions")
         candidates = [_candidate(ticket, row) for row in reversed(rows) if isinstance(row, dict)]
@@ -169,8 +169,8 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
         return Outcome(
             kind=kind, provider_id=provider_id, output=_made(payload.get("output"), sent)
         )
-    status = parsing.words(payload.get("status"))
-    error = parsing.failure(parsing.spoken(payload.get("error")))
+    status = parsing.first_text(payload.get("status"))
+    error = parsing.failure(parsing.error_text(payload.get("error")))
     return parsing.unmade(kind, provider_id, error, f"{status} at Replicate")
 
 
@@ -185,19 +185,28 @@ def _made(output: Any, sent: Any) -> list[Any]:
 
 def _refusal(body: dict[str, Any]) -> str:
     """Return the words of a refusal, with the fields that it says are wrong."""
-    said, fields = parsing.spoken(body), body.get("invalid_fields")
+    text, fields = parsing.error_text(body), body.get("invalid_fields")
     wrong = [
         ": ".join(
-            filter(None, (parsing.words(each.get("field")), parsing.words(each.get("description"))))
+            filter(
+                None,
+                (
+                    parsing.first_text(each.get("field")),
+                    parsing.first_text(each.get("description")),
+                ),
+            )
         )
         for each in (fields if isinstance(fields, list) else [])
         if isinstance(each, dict)
     ]
-    return parsing.join([said, *(each for each in wrong if each not in said)])
+    return parsing.join([text, *(each for each in wrong if each not in text)])
 
 
 def _candidate(ticket: Ticket, row: dict[str, Any]) -> Candidate | None:
-    provider_id, hook = parsing.identifier(row.get("id")), parsing.words(row.get("webhook")) or None
+    provider_id, hook = (
+        parsing.identifier(row.get("id")),
+        parsing.first_text(row.get("webhook")) or None,
+    )
     if provider_id is None or (hook is None and row.get("input") != ticket.input):
         return None
     return Candidate(provider_id, hook)

@@ -77,7 +77,7 @@ def _files(value: Any, *, any_name: bool, named: bool, bare: bool, depth: int) -
         url = _address(value) if named else ""
         if url:
             yield Output(url=url)
-        elif bare and (text := _said(value)):
+        elif bare and (text := _meaningful(value)):
             yield Output(text=text)
     elif isinstance(value, list):
         for item in value:
@@ -86,7 +86,7 @@ def _files(value: Any, *, any_name: bool, named: bool, bare: bool, depth: int) -
         yield from _members(value, any_name=any_name, depth=depth)
 
 
-def _said(text: str) -> str:
+def _meaningful(text: str) -> str:
     """Return a text that says something, without the NULs that not every store keeps."""
     return text.replace("\0", "") if text.strip("\0 \t\r\n") else ""
 

@@ -19,7 +19,7 @@ import msgspec
 
 from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Callback
-from receiver.providers.parsing import decode_object, identifier, words
+from receiver.providers.parsing import decode_object, first_text, identifier
 
 if TYPE_CHECKING:  # paid for by whose callbacks it proves
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -69,7 +69,7 @@ def decoded(secret: bytes) -> bytes:
 
 def read_whsec(secret: Any) -> list[bytes]:
     """Read a secret that an account is shown, or raise Unreadable."""
-    text = words(secret)
+    text = first_text(secret)
     if not text.startswith(WHSEC):
         raise Unreadable("no secret")
     return [text.encode()]

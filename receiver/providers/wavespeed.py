@@ -47,8 +47,8 @@ class WaveSpeed:
         """Refuse a model that could not be a path, and what would make a submit block."""
         parsing.model_path(model)
         if input.get("enable_sync_mode"):
-            said = "leave out enable_sync_mode: the mode `sync` of the submit sets it"
-            raise Problem(422, "unsupported-input", said)
+            message = "leave out enable_sync_mode: the mode `sync` of the submit sets it"
+            raise Problem(422, "unsupported-input", message)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
         path = f"/{parsing.model_path(ticket.model)}"
@@ -128,7 +128,7 @@ def _outcome(task: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcom
         return Outcome(kind=kind, provider_id=provider_id, output=results)
     if task.get("code") == _STILL_AT_WORK:
         return Outcome(kind="processing", provider_id=provider_id)
-    error = parsing.failure(_reason(task) or parsing.words(task.get("status")), *_hints(task))
+    error = parsing.failure(_reason(task) or parsing.first_text(task.get("status")), *_hints(task))
     return parsing.unmade(kind, provider_id, error, "canceled at WaveSpeed")
 
 
@@ -145,14 +145,16 @@ def _file(output: Any) -> Any:
 
 
 def _reason(body: dict[str, Any]) -> str:
-    return parsing.words(parsing.spoken(body.get("error")), parsing.spoken(body.get("message")))
+    return parsing.first_text(
+        parsing.error_text(body.get("error")), parsing.error_text(body.get("message"))
+    )
 
 
 def _hints(task: dict[str, Any]) -> list[str]:
     """Return the status, which may be a reason by itself, and what its checker found."""
     flags = task.get("has_nsfw_contents")
     found = isinstance(flags, list) and True in flags
-    return [parsing.words(task.get("status")), "nsfw" if found else ""]
+    return [parsing.first_text(task.get("status")), "nsfw" if found else ""]
 
 
 DECLARED: Final = Declared(

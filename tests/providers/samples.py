@@ -211,7 +211,7 @@ _ACTS: Final[dict[str, Callable[[Any, Sample], Any]]] = {
     "try_key": lambda p, _: p.try_key(),
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
     "stream": lambda p, _: p.stream(),
-    "heard": lambda p, s: p.heard(s.event, s.data),
+    "streamed": lambda p, s: p.streamed(s.event, s.data),
     "search": lambda p, s: {"requests": [_said(r) for r in p.search(s.ticket.ticket())]},
     "found": _found,
     "keys": lambda p, _: p.keys(),

@@ -153,7 +153,7 @@ def test_what_may_pass_is_put_off(status: int) -> None:
     ],
 )
 def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], said: str) -> None:
-    assert parsing.words(*candidates) == said
+    assert parsing.first_text(*candidates) == said
 
 
 @pytest.mark.parametrize(

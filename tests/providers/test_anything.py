@@ -154,7 +154,7 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
 ) -> None:
     text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
     with suppress(Unreadable):
-        outcome = STREAMS[name].heard(event, text)
+        outcome = STREAMS[name].streamed(event, text)
         if outcome is not None:
             assert outcome.provider_id
             judge(outcome)

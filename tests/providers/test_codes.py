@@ -222,10 +222,10 @@ def _pushed(name: str, body: Any) -> Outcome:
     return PROVIDERS[name].read(_body(body))
 
 
-def _heard(text: str) -> Any:
+def _streamed(text: str) -> Any:
     data = {"generation_id": "g", "status": "failed", "error": text}
-    heard: Any = PROVIDERS["oxen"]
-    return heard.heard("media_generation_completed", json.dumps(data))
+    oxen: Any = PROVIDERS["oxen"]
+    return oxen.streamed("media_generation_completed", json.dumps(data))
 
 
 CHANNELS: Final[dict[str, Callable[[str], Any]]] = {
@@ -253,7 +253,7 @@ CHANNELS: Final[dict[str, Callable[[str], Any]]] = {
     "eachlabs blocking": lambda text: _told(
         "eachlabs", "accepted", (200, {"id": "e", "status": "failed", "error": text}), mode="sync"
     ),
-    "oxen stream": _heard,
+    "oxen stream": _streamed,
     "oxen poll": lambda text: _told(
         "oxen", "polled", (200, {"generation_id": "g", "status": "failed", "error_message": text})
     ),

@@ -62,7 +62,7 @@ OF_WHO_PUSHES: Final = {
     *(("read", end) for end in ("succeeded", "failed", "ask", "raises")),
 }
 OF_WHO_STREAMS: Final = {
-    *(("heard", end) for end in ("succeeded", "failed", "ask", "nothing", "raises")),
+    *(("streamed", end) for end in ("succeeded", "failed", "ask", "nothing", "raises")),
     ("stream", "request"),
 }
 OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
