@@ -13,7 +13,7 @@ from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
 from receiver.http.limits import Limits
 from receiver.http.problems import problem_body
 from receiver.http.proxies import client_of
-from receiver.http.request_log import about
+from receiver.http.request_log import about, request_id
 from receiver.http.sources import Sources
 from receiver.model.errors import (
     KeysUnavailable,
@@ -172,7 +172,9 @@ class WebhookRoute:
     ) -> AcceptResult:
         if made is None:
             raise Unproved("bad_token" if provider != _UNKNOWN else "unknown_provider")
-        callback = Callback(scope["headers"], body, self._clock())
+        callback = Callback(
+            scope["headers"], body, self._clock(), client_of(scope), request_id(scope)
+        )
         return await self._inbox.callback(provider, made, callback)
 
     def _reject(self, scope: Scope, provider: str, reason: str) -> None:

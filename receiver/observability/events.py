@@ -15,7 +15,9 @@ import structlog
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import event_id
+from receiver.model.states import Verdict
 from receiver.observability.metrics import Metrics
+from receiver.providers.adapter import Callback
 from receiver.store.deliveries import Claim, LostAttempt, Settlement
 from receiver.store.inbox import AcceptResult, IncomingOutcome
 
@@ -26,6 +28,8 @@ PollResult = Literal["ended", "pending", "failed"]
 
 QUIET: Final = frozenset({"/healthz", "/health", "/readyz", "/ready", "/metrics"})
 """Routes that machines call all day: logged at debug level, unless they fail."""
+_LOGGED: Final = frozenset(get_args(Verdict)) - {"noted", "mismatch"}
+"""Verdicts on outcomes that have a line in the log."""
 _FAULT: Final = 500
 _CLIENTS_FAULT: Final = 400
 
@@ -51,13 +55,23 @@ class Telemetry:
         for handler, state in product(handlers, ("done", "skipped", "dead")):
             metrics.ends[handler, state]
 
-    def outcome(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
+    def outcome(
+        self, arrival: IncomingOutcome, taken: AcceptResult, callback: Callback | None = None
+    ) -> None:
+        """Report an outcome; the line of a `callback` is that of its request too."""
         channel = arrival.channel or "none"
         self.metrics.outcomes[arrival.provider, channel, taken.verdict].inc()
         if taken.verdict == "noted":
             return
         if taken.seconds is not None and arrival.channel is not None:
             self.metrics.waits[(channel,)].observe(taken.seconds)
+        sender = {}
+        if callback is not None:
+            sender = {
+                "request": callback.request,
+                "client": callback.client,
+                "bytes": len(callback.body),
+            }
         log.info(
             "outcome.taken",
             provider=arrival.provider,
@@ -71,6 +85,7 @@ class Telemetry:
             status=taken.status,
             event_id=taken.event_id,
             seconds=None if taken.seconds is None else round(taken.seconds, 3),
+            **sender,
         )
 
     def attempt(
@@ -130,7 +145,7 @@ class Telemetry:
         self.metrics.requests[route, str(status)].inc()
         if status >= _FAULT or "reason" in fields:
             log.warning("request.handled", route=route, status=status, **fields)
-        elif route in QUIET and status < _CLIENTS_FAULT:
+        elif status < _CLIENTS_FAULT and (route in QUIET or _is_logged(fields)):
             log.debug("request.handled", route=route, status=status, **fields)
         else:
             log.info("request.handled", route=route, status=status, **fields)
@@ -157,6 +172,11 @@ class Telemetry:
             log.info("store.recovered")
         else:
             log.error("store.unavailable", reason=str(trouble))
+
+
+def _is_logged(request: Mapping[str, Any]) -> bool:
+    """Return whether a request was a callback that was answered, and its outcome has a line."""
+    return request.get("verdict") in _LOGGED and "ended" not in request
 
 
 def _ids(claim: Claim) -> Mapping[str, Any]:

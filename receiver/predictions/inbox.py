@@ -120,7 +120,8 @@ class Inbox:
                 headers=_headers(callback, DECLARED[provider_name].secret_headers),
                 body=callback.body,
                 proved_id=proved_id,
-            )
+            ),
+            callback,
         )
 
     async def answer(
@@ -224,7 +225,9 @@ class Inbox:
             provider_name, prediction_id, error, only_from=frozenset({Status.QUEUED})
         )
 
-    async def take(self, arrival: IncomingOutcome) -> AcceptResult:
+    async def take(
+        self, arrival: IncomingOutcome, callback: Callback | None = None
+    ) -> AcceptResult:
         """Record one outcome, exactly once, and wake what waits for it."""
         taken = await accept_outcome(self._store, arrival)
         if taken.verdict == "mismatch":
@@ -240,7 +243,7 @@ class Inbox:
             if not taken.handlers:
                 self._warn_of_unmatched(arrival, taken)
         with self._runtime.tracing.outcome(arrival, taken):
-            self._runtime.telemetry.outcome(arrival, taken)
+            self._runtime.telemetry.outcome(arrival, taken, callback)
         return taken
 
     def _warn_of_unmatched(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:

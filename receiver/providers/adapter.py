@@ -45,6 +45,10 @@ class Callback(msgspec.Struct, frozen=True):
     body: bytes
     at: float
     """Unix seconds of its arrival."""
+    client: str = ""
+    """Whose address it came from, for the log."""
+    request: str = ""
+    """The name of its request, for the log."""
 
     def header(self, name: bytes) -> bytes:
         """Return the one value of a header; missing or repeated is Unproved."""

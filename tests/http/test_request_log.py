@@ -70,7 +70,8 @@ async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logge
         large = await station.world.post(sent.path, content=b"x" * 5_000_000)
     about = {"route": HOOK, "provider": "eachlabs", "prediction": prediction}
     event = f"evt_{prediction[5:]}"
-    accepted = {**about, "verdict": "accepted", "event_id": event, "log_level": "info"}
+    # At debug level, as the line of its outcome says all that.
+    accepted = {**about, "verdict": "accepted", "event_id": event, "log_level": "debug"}
     accepted |= {"channel": "webhook", "provider_id": sent.id}
     assert only(logged, answer) == accepted
     assert only(logged, again) == {**accepted, "verdict": "duplicate", "event_id": None}
@@ -134,12 +135,15 @@ async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logg
 
     async with start(tries) as station:
         sent = await station.submitted("eachlabs")
-        await station.push(sent)
+        pushed = await station.push(sent)
         await eventually(lambda: told(logged, "handler.attempt"))
     prediction, provider_id = sent.prediction_id, sent.id
     event = f"evt_{prediction[5:]}"
     [outcome] = told(logged, "outcome.taken")
     assert 0 <= outcome.pop("seconds") < PATIENCE
+    assert outcome.pop("request") == pushed.headers["x-request-id"]
+    assert outcome.pop("client") == STRANGER[0]
+    assert outcome.pop("bytes") == len(pushed.request.content)
     assert outcome == {
         "event": "outcome.taken",
         "model": "nano-banana",
