@@ -41,15 +41,13 @@ class Bfl:
         world.calls_back("bfl", self.callback, self.headers, _CALLBACKS)
 
     def routes(self) -> list[BaseRoute]:
-        return [
-            self._route("poll", "GET", _SHARD, self._poll),
-            self._route("poll", "GET", "/bfl/v1/get_result", self._poll_elsewhere),
-            self._route("credits", "GET", "/bfl/v1/credits", self._credits),
-            self._route("submit", "POST", "/bfl/v1/{model}", self._submit),
+        calls: wire.Calls = [
+            ("poll", "GET", _SHARD, self._poll),
+            ("poll", "GET", "/bfl/v1/get_result", self._poll_elsewhere),
+            ("credits", "GET", "/bfl/v1/credits", self._credits),
+            ("submit", "POST", "/bfl/v1/{model}", self._submit),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"bfl.{call}", method, path, self._account, handler)
+        return wire.routes("bfl", self._account, calls)
 
     def _account(self, request: Request) -> str:
         refused = answer({"detail": "Not authenticated - Invalid Authentication"}, 403)

@@ -14,7 +14,7 @@ from receiver.emulator.outgoing import AT_ONCE, Outgoing
 
 _LARGE = 10_000
 _DONE, _REDIRECT = 2, 3
-_RESPONSE_KEPT = 200
+_ERROR_KEPT = 200
 
 
 class Timers:
@@ -94,8 +94,8 @@ class Courier(Outgoing):
         except TimeoutError:
             return Attempt(at, error="timeout")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            return Attempt(at, error=f"{type(error).__name__}: {error}"[:_RESPONSE_KEPT])
-        return Attempt(at, answer.status_code, response=answer.text[:_RESPONSE_KEPT])
+            return Attempt(at, error=f"{type(error).__name__}: {error}"[:_ERROR_KEPT])
+        return Attempt(at, answer.status_code)
 
     async def _post(self, callback: Callback) -> httpx.Response:
         schedule = callback.schedule

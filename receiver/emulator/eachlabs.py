@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from receiver.emulator import wire
 from receiver.emulator.endings import Failure
-from receiver.emulator.ledger import Attempt, Prediction
+from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
@@ -50,19 +50,16 @@ class Eachlabs:
 
     def routes(self) -> list[BaseRoute]:
         predictions, webhooks = "/eachlabs/v1/prediction", "/eachlabs/v1/webhooks"
-        return [
-            self._route("submit", "POST", predictions, self._submit),
-            self._route("submit", "POST", predictions + "/", self._submit),
-            self._route("run", "POST", predictions + "/run", self._run),
-            self._route("poll", "GET", predictions + "/{id}", self._poll),
-            self._route("cancel", "POST", predictions + "/{id}/cancel", self._cancel),
-            self._route("webhooks", "GET", webhooks, self._webhooks),
-            self._route("webhook", "GET", webhooks + "/{id}", self._webhook),
-            self._route("model", "GET", "/eachlabs/v1/models/{slug:path}", self._model),
+        calls: wire.Calls = [
+            ("submit", "POST", predictions, self._submit),
+            ("submit", "POST", predictions + "/", self._submit),
+            ("run", "POST", predictions + "/run", self._run),
+            ("poll", "GET", predictions + "/{id}", self._poll),
+            ("cancel", "POST", predictions + "/{id}/cancel", self._cancel),
+            ("webhooks", "GET", webhooks, self._webhooks),
+            ("model", "GET", "/eachlabs/v1/models/{slug:path}", self._model),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"eachlabs.{call}", method, path, self._account, handler)
+        return wire.routes("eachlabs", self._account, calls)
 
     def _account(self, request: Request) -> str:
         key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
@@ -309,13 +306,6 @@ class Eachlabs:
         rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
         return answer({"webhooks": rows, "limit": limit, "offset": offset})
 
-    async def _webhook(self, request: Request, account: str) -> Response:
-        found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
-        prediction = self._present(found)
-        attempts = [_attempt(attempt) for attempt in prediction.callback_attempts]
-        pending = {"status": "PENDING", "created_at": wire.moment(self._world.now())}
-        return answer(self._delivery(prediction) | {"attempts": attempts or [pending]})
-
     async def _model(self, request: Request, _account: str) -> Response:
         slug = request.path_params["slug"]
         if slug in {NO_SUCH_MODEL, TEXT_ONLY}:
@@ -375,18 +365,6 @@ def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
         "classification": {"category": CATEGORIES[failure]},
         "retryable": failure in {"model", "timeout"},
         "error_step": "predict",
-    }
-
-
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    code = attempt.status_code
-    delivered = code is not None and 200 <= code < 300  # noqa: PLR2004 - the 2xx range
-    return {
-        "status": "SUCCESS" if delivered else "FAILED",
-        "status_code": code,
-        "response": attempt.response,
-        "error_message": attempt.error,
-        "created_at": wire.moment(attempt.at),
     }
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -71,30 +71,27 @@ class Fal:
 
     def routes(self) -> list[BaseRoute]:
         one = "/fal/queue/{app:path}/requests/{id}"
+        calls: wire.Calls = [
+            ("submit", "POST", "/fal/queue/{app:path}", self._submit),
+            ("poll", "GET", one + "/status", self._status),
+            ("result", "GET", one + "/response", self._result),
+            ("result", "GET", one, self._result),
+            ("cancel", "PUT", one + "/cancel", self._cancel),
+            ("run", "POST", "/fal/run/{app:path}", self._run),
+        ]
+        about = "/fal/v1/models"
+        owned: wire.Calls = [
+            ("requests", "GET", about + "/requests/by-endpoint", self._requests),
+            ("price", "GET", about + "/pricing", self._prices),
+        ]
         return [
-            self._route("submit", "POST", "/fal/queue/{app:path}", self._submit),
-            self._route("stream", "GET", one + "/status/stream", self._stream),
-            self._route("poll", "GET", one + "/status", self._status),
-            self._route("result", "GET", one + "/response", self._result),
-            self._route("result", "GET", one, self._result),
-            self._route("cancel", "PUT", one + "/cancel", self._cancel),
-            self._route("run", "POST", "/fal/run/{app:path}", self._run),
-            wire.route("fal.models", "GET", "/fal/v1/models", _anybody, self._models),
-            wire.route(
-                "fal.requests",
-                "GET",
-                "/fal/v1/models/requests/by-endpoint",
-                self._owner,
-                self._requests,
-            ),
+            *wire.routes("fal", self._account, calls),
+            *wire.routes("fal", self._owner, owned),
+            wire.route("fal.models", "GET", about, _anybody, self._models),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
-            wire.route("fal.price", "GET", "/fal/v1/models/pricing", self._owner, self._prices),
-            Route("/fal/v1/models/billing-events", self._bills, name="fal.bill"),
+            Route(about + "/billing-events", self._bills, name="fal.bill"),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> Route:
-        return wire.route(f"fal.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Key")
@@ -202,24 +199,9 @@ class Fal:
 
     async def _status(self, request: Request, account: str) -> Response:
         prediction = self._find(request, account)
-        return self._status_answer(prediction, logs=_wants_logs(request))
-
-    def _status_answer(self, prediction: Prediction, *, logs: bool) -> Response:
         status = 200 if prediction.finished else 202
         headers = {"x-fal-request-id": prediction.id}
-        return answer(self._state(prediction, logs=logs), status, headers)
-
-    async def _stream(self, request: Request, account: str) -> Response:
-        prediction = self._find(request, account)
-        return wire.event_stream(self._states(prediction, logs=_wants_logs(request)))
-
-    async def _states(self, prediction: Prediction, *, logs: bool) -> AsyncIterator[bytes]:
-        """Yield every state, up to the last."""
-        while not prediction.finished:
-            told = prediction.state
-            yield wire.event(self._state(prediction, logs=logs))
-            await prediction.until(lambda p, told=told: p.state != told)  # type: ignore[misc]
-        yield wire.event(self._state(prediction, logs=logs))
+        return answer(self._state(prediction, logs=_wants_logs(request)), status, headers)
 
     def _state(self, prediction: Prediction, *, logs: bool) -> dict[str, Any]:
         state = _handle(prediction)

@@ -45,14 +45,14 @@ class Ideogram:
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def routes(self) -> list[BaseRoute]:
+        calls: wire.Calls = [
+            ("submit", "POST", "/ideogram/v2/image/{kind}/{model}", self._submit),
+            ("poll", "GET", "/ideogram/v2/generations/{id}", self._poll),
+        ]
         return [
-            self._route("submit", "POST", "/ideogram/v2/image/{kind}/{model}", self._submit),
-            self._route("poll", "GET", "/ideogram/v2/generations/{id}", self._poll),
+            *wire.routes("ideogram", self._account, calls),
             Route("/ideogram/v1/.well-known/jwks.json", self._jwks, name="ideogram.keys"),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"ideogram.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = request.headers.get("api-key", "")

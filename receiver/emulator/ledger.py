@@ -28,8 +28,6 @@ class Attempt:
     at: float
     status_code: int | None = None
     error: str | None = None
-    response: str = ""
-    """The start of the answer's body."""
 
     def row(self) -> dict[str, Any]:
         ending = {"status_code": self.status_code} if self.error is None else {"error": self.error}
@@ -61,7 +59,6 @@ class Prediction:
     secret: str = ""
     blocking: bool = False
     """Somebody is waiting on the connection for the outcome."""
-    retried_from: str | None = None
     billed: int = 1
     state: State = "queued"
     started_at: float | None = None

@@ -54,16 +54,14 @@ class OpenRouter:
     def routes(self) -> list[BaseRoute]:
         base = "/openrouter/api/v1"
         one = base + "/videos/{id}"
-        return [
-            self._route("submit", "POST", base + "/videos", self._submit),
-            self._route("run", "POST", base + "/images", self._run),
-            self._route("content", "GET", one + "/content", self._content),
-            self._route("poll", "GET", one, self._poll),
-            self._route("key", "GET", base + "/key", self._key),
+        calls: wire.Calls = [
+            ("submit", "POST", base + "/videos", self._submit),
+            ("run", "POST", base + "/images", self._run),
+            ("content", "GET", one + "/content", self._content),
+            ("poll", "GET", one, self._poll),
+            ("key", "GET", base + "/key", self._key),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"openrouter.{call}", method, path, self._account, handler)
+        return wire.routes("openrouter", self._account, calls)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")

@@ -33,7 +33,6 @@ _OWN_PARAMETERS = {"model", "num_generations", "target_namespace"}
 _MOST = 4
 _CALLS_BACK = ("webhook", "callback")
 _FILMING = ("veo-3-1",)
-_MODELS = ("nano-banana", "nano-banana-2", "google-nano-banana-pro", *_FILMING)
 _URL_LIFE = 3600
 
 
@@ -51,21 +50,19 @@ class Oxen:
 
     def routes(self) -> list[BaseRoute]:
         queue, ai = "/oxen/api/ai/queue", "/oxen/api/ai"
-        return [
-            self._route("submit", "POST", queue, self._submit),
-            self._route("list", "GET", queue, self._list),
-            self._route("poll", "GET", queue + "/{id}", self._poll),
-            self._route("bill", "GET", ai + "/generations/{id}", self._bill),
-            self._route("cancel", "DELETE", queue + "/{id}", self._cancel),
-            self._route("retry", "POST", queue + "/{id}/retry", self._retry),
-            self._route("stream", "GET", "/oxen/api/events", self._stream),
-            self._route("run", "POST", ai + "/images/generate", self._run),
-            self._route("run", "POST", ai + "/images/edit", self._run),
-            self._route("run", "POST", ai + "/videos/generate", self._film),
-            self._route("models", "GET", ai + "/models", self._models),
-            self._route("models", "GET", ai + "/models/search", self._models),
-            self._route("model", "GET", ai + "/models/{id:path}", self._model),
+        calls: wire.Calls = [
+            ("submit", "POST", queue, self._submit),
+            ("list", "GET", queue, self._list),
+            ("poll", "GET", queue + "/{id}", self._poll),
+            ("bill", "GET", ai + "/generations/{id}", self._bill),
+            ("cancel", "DELETE", queue + "/{id}", self._cancel),
+            ("stream", "GET", "/oxen/api/events", self._stream),
+            ("run", "POST", ai + "/images/generate", self._run),
+            ("run", "POST", ai + "/images/edit", self._run),
+            ("run", "POST", ai + "/videos/generate", self._film),
+            ("model", "GET", ai + "/models/{id:path}", self._model),
         ]
+        return wire.routes("oxen", self._account, calls)
 
     def start(self) -> None:
         """Begin to send keep-alive comments on idle streams."""
@@ -75,9 +72,6 @@ class Oxen:
         """End every stream, so that a server that stops need not cut one off."""
         for stream in self.streams:
             stream.end()
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"oxen.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
@@ -153,16 +147,6 @@ class Oxen:
         self._world.studio.cancel(prediction)
         return answer({"status": "success", "generation_id": prediction.id})
 
-    async def _retry(self, request: Request, account: str) -> Response:
-        original = self._find(request, account)
-        if original.state == "succeeded":
-            return _refused(400, "invalid_params", "A finished generation cannot be retried")
-        self._world.studio.cancel(original)
-        body = {**original.input, "model": original.model}
-        again = self._described(request, account, body, original.index)
-        again.retried_from = original.id
-        return await self._world.accept([again], answer(_row(again)))
-
     async def _stream(self, request: Request, account: str) -> Response:
         stream = EventStream(account)
         self.streams.add(stream)
@@ -203,11 +187,6 @@ class Oxen:
         if prediction.plan.failure:
             raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
         return prediction
-
-    async def _models(self, request: Request, _account: str) -> Response:
-        wanted = request.query_params.get("search", "")
-        found = [self._described_model(name) for name in _MODELS if wanted in name]
-        return answer({"object": "list", "data": found})
 
     async def _model(self, request: Request, _account: str) -> Response:
         name = request.path_params["id"]
@@ -304,7 +283,7 @@ def _model_problem(model: object) -> Response | None:
 
 def _row(prediction: Prediction) -> dict[str, Any]:
     """Return the queue row; what was submitted is echoed beside our own fields."""
-    row = prediction.input | {
+    return prediction.input | {
         "generation_id": prediction.id,
         "model" if prediction.old else "model_name": prediction.model,
         "prompt": prediction.prompt,
@@ -316,7 +295,6 @@ def _row(prediction: Prediction) -> dict[str, Any]:
         "started_at": _seconds(prediction.started_at),
         "completed_at": _seconds(prediction.completed_at),
     }
-    return row | ({"retried_from_id": prediction.retried_from} if prediction.retried_from else {})
 
 
 def _event(prediction: Prediction, expires: int) -> dict[str, Any]:

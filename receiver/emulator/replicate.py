@@ -67,23 +67,19 @@ class Replicate:
     def routes(self) -> list[BaseRoute]:
         base = "/replicate/v1"
         one, model = base + "/predictions/{id}", base + "/models/{owner}/{name}"
-        return [
-            self._route("submit", "POST", base + "/predictions", self._submit),
-            self._route("submit", "POST", model + "/predictions", self._submit),
-            self._route(
-                "submit", "POST", base + "/deployments/{owner}/{name}/predictions", self._submit
-            ),
-            self._route("list", "GET", base + "/predictions", self._list),
-            self._route("poll", "GET", one, self._poll),
-            self._route("cancel", "POST", one + "/cancel", self._cancel),
-            self._route("account", "GET", base + "/account", self._own),
-            self._route("keys", "GET", base + "/webhooks/default/secret", self._shown),
-            self._route("model", "GET", model, self._model),
-            self._route("version", "GET", model + "/versions/{id}", self._version),
+        calls: wire.Calls = [
+            ("submit", "POST", base + "/predictions", self._submit),
+            ("submit", "POST", model + "/predictions", self._submit),
+            ("submit", "POST", base + "/deployments/{owner}/{name}/predictions", self._submit),
+            ("list", "GET", base + "/predictions", self._list),
+            ("poll", "GET", one, self._poll),
+            ("cancel", "POST", one + "/cancel", self._cancel),
+            ("account", "GET", base + "/account", self._own),
+            ("keys", "GET", base + "/webhooks/default/secret", self._shown),
+            ("model", "GET", model, self._model),
+            ("version", "GET", model + "/versions/{id}", self._version),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"replicate.{call}", method, path, self._account, handler)
+        return wire.routes("replicate", self._account, calls)
 
     def _account(self, request: Request) -> str:
         detail = "You did not pass a valid authentication token"

@@ -55,16 +55,14 @@ class WaveSpeed:
     def routes(self) -> list[BaseRoute]:
         base = "/wavespeed/api/v3"
         one = base + "/predictions/{id}"
-        return [
-            self._route("poll", "GET", one + "/result", self._poll),
-            self._route("poll", "GET", one, self._poll),
-            self._route("keys", "GET", base + "/webhook/secret", self._shown),
-            self._route("balance", "GET", base + "/account/balance", self._balance),
-            self._route("submit", "POST", base + "/{model:path}", self._submit),
+        calls: wire.Calls = [
+            ("poll", "GET", one + "/result", self._poll),
+            ("poll", "GET", one, self._poll),
+            ("keys", "GET", base + "/webhook/secret", self._shown),
+            ("balance", "GET", base + "/account/balance", self._balance),
+            ("submit", "POST", base + "/{model:path}", self._submit),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"wavespeed.{call}", method, path, self._account, handler)
+        return wire.routes("wavespeed", self._account, calls)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
