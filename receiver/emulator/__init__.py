@@ -1,9 +1,9 @@
 """The providers, and Slack, Discord and Telegram, on loopback: faithful, or hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
-a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
-predictions end when and as they are told. Pictures are drawn from the prompt's hash and served
-under `/files/`. The chat platforms, and how they are told what happens there, are in `chats`.
+a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there a
+test ends each prediction. Pictures are drawn from the prompt's hash and served under `/files/`. The
+chat platforms, and the routes by which people type and press buttons there, are in `chats`.
 
 Words in a prompt decide how a prediction goes:
 
@@ -29,7 +29,7 @@ Control, under `/_emulator`:
 
 Faults, with the fields that only they read (and their defaults):
 
-    lose_callback      nobody is told; nothing is retried
+    lose_callback      no callback is sent; nothing is retried
     lose_event         the same, for Oxen's stream only
     repeat_callback    `copies` (3) are sent
     delay_callback     it is sent `seconds` (3) late

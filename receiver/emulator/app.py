@@ -50,14 +50,16 @@ def create_emulator(
     providers: list[Emulated] = [oxen, *(make(world) for make in CALLING.values())]
     offered = [route for provider in providers for route in provider.routes()]
     routes = [*offered, *chats.routes(), *chats.control(), *_control(world)]
-    app = _Emulator(routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _left})
+    app = _Emulator(
+        routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _on_disconnect}
+    )
     app.router.redirect_slashes = False
     app.state.chats = chats
     app.state.release = oxen.release
     return app
 
 
-async def _left(_request: Request, _error: Exception) -> Response:
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
     """Answer a client that left in mid-request: nobody reads it, and the log stays clean."""
     return Response(status_code=400)
 

@@ -22,8 +22,8 @@ from receiver.emulator.world import (
     NO_SUCH_MODEL,
     TEXT_ONLY,
     World,
-    broken,
-    made,
+    broken_response,
+    output_of,
 )
 
 ERRORS: dict[Failure, tuple[int, str, str]] = {
@@ -66,7 +66,7 @@ class Fal:
     def __init__(self, world: World) -> None:
         self._world = world
         self._keys = Keyring(world.rng)
-        world.calls_back("fal", self.callback, self.headers, CALLBACKS)
+        world.send_callbacks("fal", self.callback, self.headers, CALLBACKS)
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def routes(self) -> list[BaseRoute]:
@@ -87,7 +87,7 @@ class Fal:
         return [
             *wire.routes("fal", self._account, calls),
             *wire.routes("fal", self._owner, owned),
-            wire.route("fal.models", "GET", about, _anybody, self._models),
+            wire.route("fal.models", "GET", about, _any_caller, self._models),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
             Route(about + "/billing-events", self._bills, name="fal.bill"),
@@ -97,14 +97,14 @@ class Fal:
         key = wire.credential(request, "Key")
         if wire.credential(request, "Bearer"):
             self._world.ledger.violation("fal", "bearer", "the scheme is Key")
-        if not self._world.knows(key):
+        if not self._world.is_known_key(key):
             raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
         return self._world.account(key)
 
     def _owner(self, request: Request) -> str:
         """Return the account of a key, for fal's platform API: its errors are not the queue's."""
         refused = _platform_error(401, "authorization_error", "Invalid API key")
-        return self._world.holder(wire.credential(request, "Key"), refused)
+        return self._world.authenticate(wire.credential(request, "Key"), refused)
 
     async def _models(self, request: Request, _account: str) -> Response:
         name = request.query_params.get("endpoint_id", "")
@@ -147,15 +147,15 @@ class Fal:
         }
 
     async def _submit(self, request: Request, account: str) -> Response:
-        prediction = await self._described(request, account)
-        body = {"status": "IN_QUEUE", "queue_position": self._world.studio.queued("fal")}
+        prediction = await self._read(request, account)
+        body = {"status": "IN_QUEUE", "queue_position": self._world.lifecycle.queued("fal")}
         return await self._world.accept([prediction], answer(body | _handle(prediction)))
 
     async def _run(self, request: Request, account: str) -> Response:
-        prediction = await self._described(request, account)
+        prediction = await self._read(request, account)
         return self._outcome(await self._world.run(prediction))
 
-    async def _described(self, request: Request, account: str) -> Prediction:
+    async def _read(self, request: Request, account: str) -> Prediction:
         inputs = await wire.read_object(request)
         model = request.path_params["app"].strip("/")
         prompt = wire.text_of((inputs or {}).get("prompt"))
@@ -183,7 +183,7 @@ class Fal:
     def _problem(
         self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
     ) -> Response | None:
-        if rule := self._world.obstacle("fal", prompt):
+        if rule := self._world.refusal("fal", prompt):
             return _refused(
                 rule.status, "runner_scheduling_failure", rule.reason or "busy", rule.retry_after
             )
@@ -225,13 +225,13 @@ class Fal:
             return answer(self._output(prediction), 200, headers | units)
         code, kind, _ = _error(prediction)
         retry = "x-fal-retryable" if prediction.old else "x-fal-needs-retry"
-        told = {"x-fal-error-type": kind, retry: "false" if prediction.old else "0"}
-        return answer(_detail(prediction), code, headers | told)
+        error_headers = {"x-fal-error-type": kind, retry: "false" if prediction.old else "0"}
+        return answer(_detail(prediction), code, headers | error_headers)
 
     async def _cancel(self, request: Request, account: str) -> Response:
         self._world.ledger.count("fal", "cancels")
         prediction = self._present(request, self._world.ledger.find, account)
-        stopped = self._world.studio.cancel(prediction)
+        stopped = self._world.lifecycle.cancel(prediction)
         if prediction.old:
             return answer({"success": stopped})
         if stopped:
@@ -249,19 +249,19 @@ class Fal:
         raise Refusal(answer({"status": "NOT_FOUND"}, 404))
 
     def _output(self, prediction: Prediction) -> dict[str, Any] | str:
-        told = prediction.plan.ending.output
-        if told is None and "[text]" in prediction.prompt:
+        planned = prediction.plan.ending.output
+        if planned is None and "[text]" in prediction.prompt:
             return {"images": [], "description": "the model answered in words"}
-        output = made(self._world, prediction)
+        output = output_of(self._world, prediction)
         if isinstance(output, str):
             return output
-        if told is None:
+        if planned is None:
             output = [_picture(file["url"]) for file in output]
         return {"images": output, "description": ""}
 
     async def _jwks(self, _request: Request) -> Response:
         if rule := self._world.faults.take("break_jwks", "fal"):
-            return broken(rule)
+            return broken_response(rule)
         return answer(self._keys.published(padded=self._world.old()))
 
     async def _meta(self, _request: Request) -> Response:
@@ -269,8 +269,8 @@ class Fal:
 
     async def _prices(self, request: Request, _account: str) -> Response:
         models = request.query_params.get("endpoint_id", "").split(",")
-        told = {"unit_price": PRICE, "unit": "images", "currency": "USD"}
-        found = [{"endpoint_id": model, **told} for model in models]
+        price = {"unit_price": PRICE, "unit": "images", "currency": "USD"}
+        found = [{"endpoint_id": model, **price} for model in models]
         return answer({"prices": found, "next_cursor": None, "has_more": False})
 
     async def _bills(self, request: Request) -> Response:
@@ -301,9 +301,9 @@ class Fal:
         retried = self._world.options.shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
         gateway = self._world.new_id() if retried else prediction.id
         body = {"request_id": prediction.id, "gateway_request_id": gateway}
-        return json.dumps(body | self._news(prediction), sort_keys=True).encode()
+        return json.dumps(body | self._content(prediction), sort_keys=True).encode()
 
-    def _news(self, prediction: Prediction) -> dict[str, Any]:
+    def _content(self, prediction: Prediction) -> dict[str, Any]:
         if prediction.state != "succeeded":
             code, _, _ = _error(prediction)
             error = f"Invalid status code: {code}"
@@ -335,7 +335,7 @@ def _refused(status: int, kind: str, detail: str, retry_after: int | None = None
     return answer({"detail": detail, "error_type": kind}, status, headers)
 
 
-def _anybody(request: Request) -> str:
+def _any_caller(request: Request) -> str:
     """Accept every caller: models are described without a key, too."""
     return wire.credential(request, "Key")
 

@@ -45,7 +45,7 @@ class Oxen:
         self._world = world
         self.streams: WeakSet[EventStream] = WeakSet()
         """The open streams; a weak set, as only the response keeps a stream alive."""
-        world.studio.on_finish["oxen"] = self._push
+        world.lifecycle.on_finish["oxen"] = self._push
         world.faults.at_once("cut_stream", self._cut)
 
     def routes(self) -> list[BaseRoute]:
@@ -75,7 +75,7 @@ class Oxen:
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        return self._world.holder(key, _refused(401, "unauthenticated", "Unauthorized"))
+        return self._world.authenticate(key, _refused(401, "unauthenticated", "Unauthorized"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
@@ -83,7 +83,7 @@ class Oxen:
         if problem := self._problem(body, prompt):
             raise self._world.rejected("oxen", problem)
         predictions = [
-            self._described(request, account, body, index)
+            self._read(request, account, body, index)
             for index in range(body.get("num_generations", 1))
         ]
         rows = [
@@ -94,7 +94,7 @@ class Oxen:
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         """Return the refusal for what is checked at enqueue; the rest fails later."""
-        if rule := self._world.obstacle("oxen", prompt):
+        if rule := self._world.refusal("oxen", prompt):
             reason = rule.reason or "Unavailable"
             return _refused(rule.status, "unknown_error", reason, rule.headers)
         count = body.get("num_generations", 1)
@@ -105,7 +105,7 @@ class Oxen:
             return _refused(402, "invalid_params", "Insufficient credits")
         return _model_problem(body.get("model"))
 
-    def _described(
+    def _read(
         self, request: Request, account: str, body: Mapping[str, Any], index: int = 0
     ) -> Prediction:
         inputs = {name: value for name, value in body.items() if name not in _OWN_PARAMETERS}
@@ -144,7 +144,7 @@ class Oxen:
     async def _cancel(self, request: Request, account: str) -> Response:
         self._world.ledger.count("oxen", "cancels")
         prediction = self._find(request, account)
-        self._world.studio.cancel(prediction)
+        self._world.lifecycle.cancel(prediction)
         return answer({"status": "success", "generation_id": prediction.id})
 
     async def _stream(self, request: Request, account: str) -> Response:
@@ -183,7 +183,7 @@ class Oxen:
         """Run a prediction whose caller waits; raise Refusal for a problem or a failure."""
         if problem:
             raise self._world.rejected("oxen", problem)
-        prediction = await self._world.run(self._described(request, account, body))
+        prediction = await self._world.run(self._read(request, account, body))
         if prediction.plan.failure:
             raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
         return prediction
@@ -220,21 +220,21 @@ class Oxen:
             return
         if self._world.faults.take("cut_stream", "oxen", prediction.prompt):
             self._cut()
-        self._world.pushes.push(prediction, lambda: self.broadcast(prediction))
+        self._world.push_faults.push(prediction, lambda: self.broadcast(prediction))
 
     def broadcast(self, prediction: Prediction) -> None:
         """Send the event to those of the account who listen now; it is never sent again."""
         world, at = self._world, self._world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
-            prediction.attempted(Attempt(at, error="nobody was told"))
+            prediction.record_attempt(Attempt(at, error="nobody was told"))
             return
         chunk = wire.event(_event(prediction, int(at) + _URL_LIFE), "media_generation_completed")
         if world.rng.random() < world.options.stray_events:
             chunk = wire.event({"deployment_id": world.new_id()}, "deployment_updated") + chunk
         for stream in listeners:
             stream.send(chunk)
-        prediction.attempted(Attempt(at, 200))
+        prediction.record_attempt(Attempt(at, 200))
 
     def _keep_alive(self) -> None:
         if not self._world.faults.take("silence_stream", "oxen"):
@@ -317,11 +317,11 @@ def _url(prediction: Prediction) -> str | None:
 
 
 def _files(prediction: Prediction) -> list[dict[str, Any]]:
-    told = prediction.plan.ending.output
-    if told is None:
+    planned = prediction.plan.ending.output
+    if planned is None:
         names = picture_names(prediction)
         return [{"url": f"{prediction.origin}/files/{name}"} for name in names]
-    return [] if isinstance(told, str) else [dict(file) for file in told]
+    return [] if isinstance(planned, str) else [dict(file) for file in planned]
 
 
 def _images(prediction: Prediction) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken, made
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 REASONS: dict[Failure, str] = {
     "model": "upstream error: HTTP 500",
@@ -46,7 +46,7 @@ class WaveSpeed:
         self._world = world
         self._secret = _fresh(world.rng)
         self._stranger = _fresh(world.rng)
-        world.calls_back("wavespeed", self.callback, self.headers, _CALLBACKS)
+        world.send_callbacks("wavespeed", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._rotate)
 
     def _rotate(self) -> None:
@@ -58,7 +58,7 @@ class WaveSpeed:
         calls: wire.Calls = [
             ("poll", "GET", one + "/result", self._poll),
             ("poll", "GET", one, self._poll),
-            ("keys", "GET", base + "/webhook/secret", self._shown),
+            ("keys", "GET", base + "/webhook/secret", self._webhook_secret),
             ("balance", "GET", base + "/account/balance", self._balance),
             ("submit", "POST", base + "/{model:path}", self._submit),
         ]
@@ -66,18 +66,16 @@ class WaveSpeed:
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        return self._world.holder(key, _coded(401, "invalid authentication"))
+        return self._world.authenticate(key, _coded(401, "invalid authentication"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         inputs = await wire.read_object(request)
-        prediction = self._described(request, account, inputs)
+        prediction = self._read(request, account, inputs)
         if prediction.input.get("enable_sync_mode") is True:
             return _wrapped(self._task(await self._world.run(prediction)))
         return await self._world.accept([prediction], _wrapped(self._task(prediction)))
 
-    def _described(
-        self, request: Request, account: str, inputs: dict[str, Any] | None
-    ) -> Prediction:
+    def _read(self, request: Request, account: str, inputs: dict[str, Any] | None) -> Prediction:
         model, prompt = request.path_params["model"], wire.text_of((inputs or {}).get("prompt"))
         hook = request.query_params.get("webhook", "")
         problem = self._problem(model, inputs, prompt, hook)
@@ -93,7 +91,7 @@ class WaveSpeed:
     def _problem(
         self, model: str, inputs: dict[str, Any] | None, prompt: str, hook: str
     ) -> Response | None:
-        if rule := self._world.obstacle("wavespeed", prompt):
+        if rule := self._world.refusal("wavespeed", prompt):
             return _coded(rule.status, rule.reason or "service unavailable", rule.headers)
         if {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
             return self._refused(404, f"product not found: {model}")
@@ -117,9 +115,9 @@ class WaveSpeed:
             raise Refusal(self._refused(404, "prediction not found"))
         return _wrapped(self._task(found))
 
-    async def _shown(self, _request: Request, _account: str) -> Response:
+    async def _webhook_secret(self, _request: Request, _account: str) -> Response:
         if rule := self._world.faults.take("break_jwks", "wavespeed"):
-            return broken(rule)
+            return broken_response(rule)
         return _wrapped({"secret": self._secret})
 
     async def _balance(self, _request: Request, _account: str) -> Response:
@@ -145,13 +143,13 @@ class WaveSpeed:
     def _outputs(self, prediction: Prediction) -> list[Any]:
         if prediction.state != "succeeded":
             return []
-        told = prediction.plan.ending.output
-        if told is None and "[text]" in prediction.prompt:
+        planned = prediction.plan.ending.output
+        if planned is None and "[text]" in prediction.prompt:
             return ["the model answered in words"]
-        output = made(self._world, prediction)
+        output = output_of(self._world, prediction)
         if isinstance(output, str):
             return [output]
-        return output if told is not None else [file["url"] for file in output]
+        return output if planned is not None else [file["url"] for file in output]
 
     def callback(self, prediction: Prediction) -> bytes:
         """Return the bare task, and what was asked for."""

@@ -134,31 +134,31 @@ class EventStream:
     def __init__(self, account: str) -> None:
         self.account = account
         self._chunks: deque[bytes] = deque()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._cut = self._ended = False
 
     @property
     def unread(self) -> bool:
-        """Tell whether something was said that nobody has taken yet."""
+        """Whether there are chunks that the client has not read."""
         return bool(self._chunks)
 
     def send(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
-        self._news.set()
+        self._changed.set()
 
     def end(self) -> None:
-        """Say no more, and end it as a server does that stops."""
+        """End the response, as a server does that stops."""
         self._ended = True
-        self._news.set()
+        self._changed.set()
 
     def cut(self) -> None:
         self._cut = True
-        self._news.set()
+        self._changed.set()
 
     async def chunks(self, request: Request) -> AsyncIterator[bytes]:
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._changed.wait()
+            self._changed.clear()
             if self._cut:
                 hang_up(request.scope)
                 return

@@ -7,7 +7,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import Options, eachlabs, fal, settings_for
-from receiver.emulator.courier import Callback
+from receiver.emulator.callback_sender import Callback
 from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
 from tests.emulator.serving import Emulated, Mailbox, serve

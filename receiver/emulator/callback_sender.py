@@ -1,4 +1,4 @@
-"""Sends callbacks, with retries by the schedule of each provider."""
+"""Send callbacks, and retry them by the schedule of each provider."""
 
 import asyncio
 import time
@@ -60,7 +60,7 @@ class Callback:
         return kind == _DONE or (kind == _REDIRECT and self.schedule.redirect_is_final)
 
 
-class Courier(Outgoing):
+class CallbackSender(Outgoing):
     """Makes attempts, a bounded number at once."""
 
     def __init__(self, timers: Timers, time_scale: float) -> None:
@@ -81,7 +81,7 @@ class Courier(Outgoing):
     async def _try(self, callback: Callback) -> None:
         callback.tries += 1
         attempt = await self._attempt(callback)
-        callback.prediction.attempted(attempt)
+        callback.prediction.record_attempt(attempt)
         wait = callback.wait_after(attempt.status_code)
         if wait is not None:
             callback.waited += wait
