@@ -44,12 +44,12 @@ Faults, with the fields that only they read (and their defaults):
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)
     break_jwks         the same for key sets, and for the secrets of accounts that are shown
     rotate_keys        at once: what they sign with is withdrawn for a new one
-    wrong_signature    they sign with a stranger's key or secret; Eachlabs sends another
+    wrong_signature    callbacks are signed with another key; Eachlabs sends another secret
     stale_timestamp    their signature is `seconds` (600) old
     null_payload       fal could not put the result into the callback
     large_output       pictures come as data URIs, `size` (300,000) bytes longer than they are
     cut_stream         at once: every listener of Oxen's stream is dropped
-    silence_stream     the stream stays open and says nothing while the rule stands
+    silence_stream     the stream stays open and silent while the rule stands
 
 At the chat platforms, where `provider` is `slack`, `discord` or `telegram` and `match` is a part
 of the call's name, as `chat.` or `sendPhoto`:

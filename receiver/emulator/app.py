@@ -60,7 +60,7 @@ def create_emulator(
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    """Answer a client that left in mid-request: nobody reads it, and the log stays clean."""
+    """Answer a client that disconnected in mid-request, so that no error is logged."""
     return Response(status_code=400)
 
 

@@ -1,4 +1,4 @@
-"""Faults on request: rules that say what goes wrong, for whom and how often."""
+"""Fault injection: rules for what goes wrong, for whom and how often."""
 
 import random
 from collections import defaultdict
@@ -67,7 +67,7 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a refusal says of when to come again."""
+        """The Retry-After header of a refusal."""
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
     def affects(self, fault: Fault, provider: Provider | Platform, prompt: str) -> bool:

@@ -75,7 +75,7 @@ class _Routed(httpx.AsyncBaseTransport):
 
 
 class EmulatedChats(_Routed):
-    """The three chat platforms as a transport; nothing is said again unless a test says it."""
+    """The three chat platforms as a transport, without retries."""
 
     def __init__(self, receiver: str, own: str, now: Callable[[], float] = time.time) -> None:
         self.chats = Chats(Scene(receiver, own, now, scale=None))
@@ -147,7 +147,7 @@ class EmulatedProviders(_Routed):
         return self._calling[prediction.provider].headers(prediction, body, at)
 
     def kind(self, request: httpx.Request) -> str:
-        """Return what a request asks for, like `fal.submit`; LookupError where nobody offers it."""
+        """Return the name of a request's route, as `fal.submit`; raise LookupError without one."""
         return str(self._matched(request)[0].name)
 
 

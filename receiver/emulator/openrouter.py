@@ -34,7 +34,7 @@ _STATUSES: dict[State, str] = {
 }
 SECRET = "a signing secret of the workspace"  # noqa: S105 - a toy
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
-"""No page says when, or whether."""
+"""Undocumented: our guess."""
 _PRICE = 0.25
 """Dollars."""
 

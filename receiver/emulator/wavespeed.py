@@ -34,7 +34,7 @@ _STATUSES: dict[State, str] = {
     "cancelled": "cancelled",
 }
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
-"""No page says when, or whether."""
+"""Undocumented: our guess."""
 
 
 class WaveSpeed:
@@ -44,13 +44,13 @@ class WaveSpeed:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._secret = _fresh(world.rng)
-        self._stranger = _fresh(world.rng)
+        self._secret = _new(world.rng)
+        self._wrong = _new(world.rng)
         world.send_callbacks("wavespeed", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._rotate)
 
     def _rotate(self) -> None:
-        self._secret = _fresh(self._world.rng)
+        self._secret = _new(self._world.rng)
 
     def routes(self) -> list[BaseRoute]:
         base = "/wavespeed/api/v3"
@@ -152,7 +152,7 @@ class WaveSpeed:
         return output if planned is not None else [file["url"] for file in output]
 
     def callback(self, prediction: Prediction) -> bytes:
-        """Return the bare task, and what was asked for."""
+        """Return the bare task, with its input."""
         return msgspec.json.encode(self._task(prediction) | {"input": prediction.input})
 
     def headers(
@@ -160,7 +160,7 @@ class WaveSpeed:
     ) -> dict[str, str]:
         """Sign a body, now or as of another time."""
         at, forged = self._world.signing(prediction, at)
-        secret = self._stranger if forged else self._secret
+        secret = self._wrong if forged else self._secret
         message_id = f"wh_{prediction.id}"
         return {
             "content-type": "application/json",
@@ -178,7 +178,7 @@ def signature(secret: str, message_id: str, at: int, body: bytes) -> str:
     return "v3," + hmac.digest(key, signed, "sha256").hex()
 
 
-def _fresh(rng: random.Random) -> str:
+def _new(rng: random.Random) -> str:
     return "whsec_" + rng.randbytes(24).hex()
 
 

@@ -220,7 +220,7 @@ class World:
 
 
 def broken_response(rule: Rule) -> Response:
-    """Return the useless answer a rule asks for."""
+    """Return the response of a rule that breaks one."""
     if rule.answer == "garbage":
         return Response("<html>not what you wanted", media_type="text/html")
     status = 404 if rule.answer == "missing" else 500

@@ -33,7 +33,7 @@ class People(ABC):
         thread: str = "",
         files: tuple[tuple[str, bytes], ...] = (),
     ) -> Exchange | None:
-        """Type something; return how the app was told, or None where it is not."""
+        """Type something; return the request to the app, or None where none is sent."""
         return await self.type(Typed(text, person, place, thread, files))
 
     @abstractmethod
