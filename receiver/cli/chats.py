@@ -150,11 +150,11 @@ def show_manifest(name: str, *, dev: bool) -> str:
 
 
 def register_in_discord(guild: str, *, dev: bool) -> str:
-    """Overwrite the commands, of one server or of all; say what was done."""
+    """Overwrite the commands, of one server or of all; return what was done."""
     settings, env = chat_settings(dev=dev), os.environ
     application = of(env, "DISCORD_APPLICATION")
     where = f"/guilds/{guild}" if guild else ""
-    _ask(
+    _send(
         "PUT",
         f"{of(env, 'DISCORD_URL')}/applications/{application}{where}/commands",
         discord_commands(settings.recipes),
@@ -165,22 +165,22 @@ def register_in_discord(guild: str, *, dev: bool) -> str:
 
 
 def set_telegram_up(*, poll: bool, dev: bool) -> str:
-    """Set the webhook, or remove it, and the menu of commands; say what was done."""
+    """Set the webhook, or remove it, and the menu of commands; return what was done."""
     settings, env = chat_settings(dev=dev), os.environ
     bot = f"{of(env, 'TELEGRAM_URL')}/bot{of(env, 'TELEGRAM_TOKEN')}"
     commands = telegram_commands(settings.recipes)
-    _ask("POST", f"{bot}/setMyCommands", {"commands": commands})
+    _send("POST", f"{bot}/setMyCommands", {"commands": commands})
     names = ", ".join(f"/{each['command']}" for each in commands)
     if poll:
-        _ask("POST", f"{bot}/deleteWebhook", {})
+        _send("POST", f"{bot}/deleteWebhook", {})
         return f"commands: {names}\nno webhook: serve with TELEGRAM_POLL=1"
     url = address(settings, "telegram")
     hook = {"url": url, "secret_token": secret(settings), "allowed_updates": list(UPDATES)}
-    _ask("POST", f"{bot}/setWebhook", hook)
+    _send("POST", f"{bot}/setWebhook", hook)
     return f"commands: {names}\nwebhook: {url}"
 
 
-def _ask(method: str, url: str, body: Any, headers: dict[str, str] | None = None) -> None:
+def _send(method: str, url: str, body: Any, headers: dict[str, str] | None = None) -> None:
     try:
         answer = httpx.request(
             method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from receiver.cli.output import program, say
+from receiver.cli.output import print_line, program
 from receiver.providers import DECLARED
 
 _FILES: Final = (
@@ -26,7 +26,7 @@ _PICTURE: Final = 'fal fal-ai/nano-banana prompt="a lighthouse"'
 
 
 def init(folder: str) -> None:
-    """Write the files that are not there yet, and say what to do next. Raises OSError."""
+    """Write the files that are missing, and print the next commands. Raises OSError."""
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
     keys = {
@@ -40,14 +40,14 @@ def init(folder: str) -> None:
     }
     for is_new, word in ((True, "made"), (False, "kept as it was")):
         if names := [name for name, new in made.items() if new is is_new]:
-            say(f"{word}: {', '.join(names)}")
+            print_line(f"{word}: {', '.join(names)}")
     if not made[".gitignore"] and ".env" not in _lines(home / ".gitignore"):
-        say("add .env to your .gitignore: it holds secrets")
+        print_line("add .env to your .gitignore: it holds secrets")
     serve, submit = next_commands(home)
-    say("Next, with emulated providers:")
-    say(f"  {serve}")
-    say("and in another terminal:")
-    say(f"  {submit}")
+    print_line("Next, with emulated providers:")
+    print_line(f"  {serve}")
+    print_line("and in another terminal:")
+    print_line(f"  {submit}")
 
 
 def _text(name: str, keys: Mapping[str, str]) -> str:

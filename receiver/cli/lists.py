@@ -1,4 +1,4 @@
-"""Ask a running receiver: its lists, read page by page, and ids, of which a part is enough."""
+"""Read lists of a running receiver page by page, and complete ids that are given in part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote, urlencode
 
-from receiver.cli.output import print_plainly, say
+from receiver.cli.output import print_line, print_plainly
 from receiver.model.errors import ReceiverError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def show_list(
         found = found if as_json else map(change, found)
         show_rows(found, columns, more, as_json=as_json, wide=wide)
     for notice in notices:
-        say(f"-- {notice}", err=True)
+        print_line(f"-- {notice}", err=True)
 
 
 def show_rows(
@@ -80,7 +80,7 @@ def show_rows(
     found = list(rows)
     print_table(found, columns, more, wide=wide)
     if not found:
-        say("-- there are none", err=True)
+        print_line("-- there are none", err=True)
 
 
 def rows(
@@ -88,12 +88,12 @@ def rows(
     listed: str,
     params: Mapping[str, Any],
     limit: int | None,
-    told: Callable[[str], None],
+    notice: Callable[[str], None],
 ) -> Iterator[Row]:
     """Return the rows of a list, up to a limit; None: all of them.
 
     A page that is not full comes of a receiver that has looked through many for those that are
-    wanted. `told` hears where there may be more than were returned.
+    wanted. `notice` is called where there may be more.
     """
     size = _LARGEST_PAGE if limit is None else min(limit, _LARGEST_PAGE)
     returned = looks = 0
@@ -106,13 +106,13 @@ def rows(
             returned += 1
             if returned == limit:
                 if cursor or place < len(data):
-                    told("there are more: use a larger --limit")
+                    notice("there are more: use a larger --limit")
                 return
         if cursor is None:
             return
         looks += len(data) < size
         if limit is not None and looks == _MOST_LOOKS:
-            told("searched far back for these; --all searches on")
+            notice("searched far back for these; --all searches on")
             return
 
 
@@ -140,7 +140,7 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
 
 
 def change(client: Client, part: str, verb: str) -> Any:
-    """Ask for a change of the prediction whose id begins so."""
+    """Post an action for the prediction whose id begins so."""
     return client.post(at("predictions", whole_id(client, part), verb))
 
 
