@@ -11,7 +11,7 @@ from msgspec import Meta
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
 from receiver.dashboard.facades import Facades
-from receiver.dashboard.filters import PAGE, asked
+from receiver.dashboard.filters import PAGE, read_query
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 from receiver.model.values import Status, utc
 from receiver.providers import NAMES
@@ -23,7 +23,7 @@ _MOST: Final = 3000
 _LATEST: Final = 8
 
 
-class Asked(msgspec.Struct, frozen=True):
+class AuditQuery(msgspec.Struct, frozen=True):
     """Where a list goes on."""
 
     cursor: Annotated[str, Meta(pattern="^act_[0-9a-f]{32}$")] | None = None
@@ -69,5 +69,5 @@ class OverviewPage:
 
     @page("/audit")
     async def audit(self, context: PageContext) -> View:
-        query = asked(context.query, Asked)
+        query = read_query(context.query, AuditQuery)
         return View("audit.html", {"found": await self._store.audit.page(PAGE, query.cursor)})
