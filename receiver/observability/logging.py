@@ -60,7 +60,7 @@ def _sounds_secret(name: str) -> bool:
 
 
 def configure_unless_done(fmt: str | None, level: str) -> None:
-    """Configure structlog and the standard library's root logger, unless somebody has.
+    """Configure structlog and the standard library's root logger, unless that is done.
 
     For an app that runs in another server or is embedded in another program.
     """
@@ -123,16 +123,16 @@ def _hush_clients() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _on_unraisable(told: sys.UnraisableHookArgs) -> None:
+def _on_unraisable(args: sys.UnraisableHookArgs) -> None:
     log = structlog.get_logger("receiver")
-    log.error("task.failed", where=told.err_msg or repr(told.object), exc_info=told.exc_value)
+    log.error("task.failed", where=args.err_msg or repr(args.object), exc_info=args.exc_value)
 
 
-def _on_thread_end(told: threading.ExceptHookArgs) -> None:
-    if told.exc_type is not SystemExit:
-        name = told.thread.name if told.thread else None
+def _on_thread_end(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        name = args.thread.name if args.thread else None
         log = structlog.get_logger("receiver")
-        log.error("task.failed", thread=name, exc_info=told.exc_value)
+        log.error("task.failed", thread=name, exc_info=args.exc_value)
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

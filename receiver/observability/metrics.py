@@ -140,7 +140,7 @@ class Metrics:
 
 
 class _Page(Collector):
-    """All that one page says."""
+    """The families of one page."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
