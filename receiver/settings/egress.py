@@ -1,4 +1,4 @@
-"""How our own HTTP clients reach the world: by the proxies and the authorities of the settings."""
+"""Transports of our HTTP clients: by the proxies and the CA bundle of the settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def outward(
 ) -> httpx.AsyncBaseTransport:
     """Make the transport of a client; raise SettingsError where TLS cannot be set up.
 
-    With `lanes` it is for many requests at once, which somebody else bounds.
+    `lanes`: for many requests at once, which the caller bounds.
     """
     if verify is None:
         require(os.environ)

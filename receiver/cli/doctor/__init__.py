@@ -46,8 +46,8 @@ from receiver.providers import NAMES
 from receiver.settings import Caller, Settings, advice
 from receiver.settings.development import secret_file
 from receiver.settings.egress import outward
+from receiver.settings.tls import certifi_context
 from receiver.settings.tls import check as check_tls
-from receiver.settings.tls import untold
 
 __all__ = ["Finding", "examine", "worst"]
 
@@ -64,7 +64,7 @@ async def examine(
     settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
-    verify = untold() if check_tls(env) else None
+    verify = certifi_context() if check_tls(env) else None
     # With the same proxies and CA bundle as the receiver.
     async with httpx.AsyncClient(
         transport=outward(settings.proxies, verify),
@@ -141,7 +141,7 @@ async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]
     fix = "fix it: `receiver serve` would not start"
     found = [fail(line, fix) for text in problems for line in text.splitlines()]
     found += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
-    found += [warn(problem, _KEEP) for problem in advice.fleeting(settings, registry.handlers)]
+    found += [warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)]
     found += check_pending(await database, registry)
     if not found:
         found = [ok(f"{', '.join(registry.handlers)}: loaded")]

@@ -53,7 +53,7 @@ def _problem(problem: str) -> Finding:
 
 
 def _unknown_names(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
-    for name in advice.unread(env, known, *_OURS):
+    for name in advice.unknown_names(env, known, *_OURS):
         text = f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
         yield warn(text, _KNOWN_MISTAKES.get(name, "correct or remove it: `receiver settings`"))
 

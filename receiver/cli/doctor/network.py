@@ -219,7 +219,7 @@ async def check_receiver(
         text = "not checked: without a secret key it cannot be recognised"
         return [warn(text, "set RECEIVER_SECRET_KEY")]
     found = _troubles_of(troubles, settings)
-    if all(troubles) and (_is_absent(troubles) or not caller.is_told):
+    if all(troubles) and (_is_absent(troubles) or not caller.is_url_set):
         text = f"no receiver of ours answers at {caller.url}: {found[0].says}"
         fix = "start it with `receiver serve`, or set RECEIVER_URL, and it is checked too"
         return [warn(text, fix)]
