@@ -1,4 +1,4 @@
-"""Warnings: what in the settings is likely a mistake."""
+"""Warnings: what in the settings is likely a mistake, in a sentence each."""
 
 from __future__ import annotations
 

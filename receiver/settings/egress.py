@@ -1,4 +1,4 @@
-"""Transports of our HTTP clients: by the proxies and the CA bundle of the settings."""
+"""Egress: the proxies and CA bundle of our own HTTP clients."""
 
 from __future__ import annotations
 
