@@ -48,9 +48,5 @@ class People(ABC):
         """Send the same again."""
 
     @abstractmethod
-    async def sets_up(self) -> bool:
-        """Return whether the app passes the checks of its address."""
-
-    @abstractmethod
     def place(self, place: str, person: str) -> str:
         """Return a place as the platform names it."""

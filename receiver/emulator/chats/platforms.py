@@ -5,7 +5,6 @@ Control, under `/_emulator/chat`:
     GET  /{platform}          what is shown: `?place=&person=`, `?after=VERSION&wait=SECONDS`
     POST /{platform}/say      {"text", "person", "place", "thread"?}: somebody types
     POST /{platform}/press    {"message", "button" (its number), "person", "place"}
-    POST /{platform}/set-up   the checks that are made when the app's address is entered
     PUT  /tokens              {"discord": 10015, "slack": true}: they are dead from now on
     POST /clock               {"seconds": 960}: so much time passes for the platforms
 """
@@ -79,7 +78,6 @@ class Chats:
         table: list[tuple[str, str, Callable[[Request, Any], Awaitable[Any]]]] = [
             ("POST", "/{platform}/say", self._say),
             ("POST", "/{platform}/press", self._press),
-            ("POST", "/{platform}/set-up", self._set_up),
             ("PUT", "/tokens", self._tokens),
             ("POST", "/clock", self._clock),
         ]
@@ -151,9 +149,6 @@ class Chats:
             return {"exchange": exchange.row(), "waits": False}
         is_kept = telegram.updates[-1:] != before
         return {"exchange": None, "waits": is_kept and not telegram.pollers}
-
-    async def _set_up(self, request: Request, _body: Any) -> Any:
-        return {"ok": await self.people[request.path_params["platform"]].sets_up()}
 
     async def _tokens(self, _request: Request, body: Any) -> Any:
         self.kill_tokens(dict(body))

@@ -77,13 +77,10 @@ class Discord:
             ("PATCH", "webhook.edit", hook + "/messages/{message}", self._edit_by_webhook),
             ("DELETE", "webhook.delete", hook + "/messages/{message}", self._delete_by_webhook),
             ("POST", "messages.post", one, self._bot(self._post)),
-            ("GET", "messages.get", one + "/{message}", self._bot(self._get)),
             ("PATCH", "messages.edit", one + "/{message}", self._bot(self._edit)),
             ("DELETE", "messages.delete", one + "/{message}", self._bot(self._delete)),
-            ("POST", "typing", "/channels/{channel}/typing", self._bot(self._typing)),
             ("POST", "dm", "/users/@me/channels", self._bot(self._dm)),
             ("GET", "me", "/users/@me", self._bot(self._me)),
-            ("GET", "application", "/applications/@me", self._bot(self._application)),
         ]
         for where in (
             "/applications/{app}/commands",
@@ -325,9 +322,6 @@ class Discord:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _get(self, request: Request, _given: Given) -> Response:
-        return wire.answer(to_json(self._visible_message(request)))
-
     def _edit(self, request: Request, given: Given) -> Response:
         message = self._visible_message(request)
         if message.author != BOT:
@@ -336,10 +330,6 @@ class Discord:
 
     def _delete(self, request: Request, _given: Given) -> Response:
         self.board.delete(self._visible_message(request))
-        return Response(status_code=204)
-
-    def _typing(self, request: Request, _given: Given) -> Response:
-        self.board.sign(request.path_params["channel"], "typing")
         return Response(status_code=204)
 
     def _dm(self, _request: Request, given: Given) -> Response:
@@ -358,12 +348,6 @@ class Discord:
 
     def _me(self, _request: Request, _given: Given) -> Response:
         return wire.answer({**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False})
-
-    def _application(self, _request: Request, _given: Given) -> Response:
-        about = {"name": "imagine", "description": "", "verify_key": PUBLIC_KEY, "icon": None}
-        return wire.answer(
-            {"id": APPLICATION, **about, "bot": BOT_USER, "bot_public": True, "flags": 0}
-        )
 
     def _get_commands(self, request: Request, _given: Given) -> Response:
         return wire.answer(self.commands.get(request.path_params.get("guild", ""), []))

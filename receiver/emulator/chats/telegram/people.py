@@ -67,10 +67,6 @@ class TelegramPeople(People):
             {"callback_query": {**query, **instance, "data": button.value}}
         )
 
-    async def sets_up(self) -> bool:
-        """Return whether a webhook is set."""
-        return bool(self.telegram.webhook.url)
-
     async def send_update(self, what: dict[str, Any]) -> Exchange | None:
         """Push an update, with retries in the background; or keep it for a poll."""
         telegram = self.telegram
