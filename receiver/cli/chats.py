@@ -35,9 +35,9 @@ URLS: Final = {
 UPDATES: Final = ("message", "callback_query")
 AGENT: Final = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
 _TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture": 11}
-_MOST: Final = 25
+_MAX_OPTIONS: Final = 25
 """Options of a command in Discord, and choices of an option."""
-_ABOUT: Final = 100
+_MAX_DESCRIPTION: Final = 100
 """Characters of a description."""
 _PATIENCE: Final = 30.0
 
@@ -111,15 +111,15 @@ def discord_commands(book: RecipeBook) -> list[dict[str, Any]]:
 
 def _options(recipe: Recipe) -> list[dict[str, Any]]:
     found = [_option(name, option) for name, option in recipe.options.items()]
-    return sorted(found, key=lambda option: not option.get("required"))[:_MOST]
+    return sorted(found, key=lambda option: not option.get("required"))[:_MAX_OPTIONS]
 
 
 def _option(name: str, option: Option) -> dict[str, Any]:
-    about = (option.about or name)[:_ABOUT]
+    about = (option.about or name)[:_MAX_DESCRIPTION]
     found: dict[str, Any] = {"name": name, "type": _TYPES[option.kind], "description": about}
     if option.required:
         found["required"] = True
-    if option.choices and option.kind != "boolean" and len(option.choices) <= _MOST:
+    if option.choices and option.kind != "boolean" and len(option.choices) <= _MAX_OPTIONS:
         found["choices"] = [{"name": str(each), "value": each} for each in option.choices]
     bounds = {"min_value": option.least, "max_value": option.most, "max_length": option.longest}
     return found | {word: bound for word, bound in bounds.items() if bound is not None}
@@ -136,7 +136,7 @@ def telegram_commands(book: RecipeBook) -> list[dict[str, str]]:
 
 
 def _about(recipe: Recipe) -> str:
-    return (recipe.about or recipe.name)[:_ABOUT]
+    return (recipe.about or recipe.name)[:_MAX_DESCRIPTION]
 
 
 # --- set-up ---

@@ -126,17 +126,17 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
     if not _PART.fullmatch(part):
         return part
     digits = part.partition("_")[2][: _DIGITS[kind]]
-    begun = f"{kind}_{digits}"
+    prefix = f"{kind}_{digits}"
     if len(digits) == _DIGITS[kind]:
-        return begun
+        return prefix
     last = f"{kind}_{digits:f<{_DIGITS[kind]}}"
     page = client.get(at(_LISTS[kind], limit=2, cursor=last))
-    found = [str(row["id"]) for row in page["data"] if str(row["id"]).startswith(begun)]
-    if not found:
-        raise ReceiverError(f"no id begins with {begun}")
-    if len(found) > 1:
-        raise ReceiverError(f"{found[0]} and others begin with {begun}: give more digits")
-    return found[0]
+    ids = [str(row["id"]) for row in page["data"] if str(row["id"]).startswith(prefix)]
+    if not ids:
+        raise ReceiverError(f"no id begins with {prefix}")
+    if len(ids) > 1:
+        raise ReceiverError(f"{ids[0]} and others begin with {prefix}: give more digits")
+    return ids[0]
 
 
 def change(client: Client, part: str, verb: str) -> Any:
@@ -154,9 +154,9 @@ def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
         return part
     prediction = whole_id(client, part)
     path = at("deliveries", prediction=prediction, handler=handler, limit=100)
-    begun = part if part.startswith("dlv_") else "dlv_"
-    found = [row for row in client.get(path)["data"] if str(row["id"]).startswith(begun)]
-    open_ones = [row for row in found if row["state"] not in {"done", "running"}] or found
+    prefix = part if part.startswith("dlv_") else "dlv_"
+    rows = [row for row in client.get(path)["data"] if str(row["id"]).startswith(prefix)]
+    open_ones = [row for row in rows if row["state"] not in {"done", "running"}] or rows
     if len(open_ones) == 1:
         return str(open_ones[0]["id"])
     names = ", ".join(f"{row['handler']} ({row['state']})" for row in open_ones)

@@ -17,9 +17,9 @@ from receiver.store.search import Wanted
 Query = TypeVar("Query", bound=msgspec.Struct)
 
 PAGE: Final = 50
-_MOST: Final = 10
+_MAX_METADATA: Final = 10
 """Filters by metadata."""
-_LONGEST: Final = 300
+_MAX_LENGTH: Final = 300
 """Characters of one, with its name."""
 _SHOWN: Final = {
     "status": "status",
@@ -72,8 +72,10 @@ def metadata(query: Mapping[str, str]) -> dict[str, str]:
     }
     if query.get("meta") and query.get("is"):
         found[query["meta"]] = query["is"]
-    if len(found) > _MOST or any(len(name + value) > _LONGEST for name, value in found.items()):
-        problem = f"at most {_MOST} of metadata, of {_LONGEST} characters each"
+    if len(found) > _MAX_METADATA or any(
+        len(name + value) > _MAX_LENGTH for name, value in found.items()
+    ):
+        problem = f"at most {_MAX_METADATA} of metadata, of {_MAX_LENGTH} characters each"
         raise Problem(422, "invalid-request", problem)
     return found
 

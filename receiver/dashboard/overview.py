@@ -18,7 +18,7 @@ from receiver.providers import NAMES
 from receiver.store.search import Wanted
 
 _DAY: Final = 86400.0
-_MOST: Final = 3000
+_MAX_COUNTED: Final = 3000
 """Predictions of a day that are counted."""
 _LATEST: Final = 8
 
@@ -43,7 +43,7 @@ class OverviewPage:
         search = self._store.search
         backlog, recent, latest, failures, audit, today = await asyncio.gather(
             self._store.backlog.few(NAMES),
-            search.recent(context.now - _DAY, _MOST),
+            search.recent(context.now - _DAY, _MAX_COUNTED),
             search.page(Wanted(limit=_LATEST)),
             search.page(Wanted(status=Status.FAILED, limit=_LATEST)),
             self._store.audit.page(_LATEST),
@@ -57,8 +57,8 @@ class OverviewPage:
             "backlog": backlog,
             "living": living,
             "recent": recent,
-            "counted_all": sum(recent.values()) < _MOST,
-            "most": _MOST,
+            "counted_all": sum(recent.values()) < _MAX_COUNTED,
+            "most": _MAX_COUNTED,
             "latest": latest.data,
             "failures": failures.data,
             "audit": audit.data,

@@ -11,7 +11,7 @@ from receiver.model.text import spelled
 _STATES: Final = ("status", "state", "outcome", "result")
 """Fields with a state; the first that is there is shown."""
 _SHOWN: Final = frozenset({"time", "level", "event", "provider", "model", "prediction"})
-_BESIDE: Final = frozenset({"provider_id", "event_id", "delivery", "request", "owner", "trace"})
+_SECONDARY: Final = frozenset({"provider_id", "event_id", "delivery", "request", "owner", "trace"})
 """Ids for other systems: shown only in warnings and errors."""
 _QUIET: Final = frozenset({"debug", "info"})
 _SHORT_ID: Final = len("pred_") + 12
@@ -95,8 +95,8 @@ class Console:
 
 
 def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
-    """Return the other fields, `reason` first; debug and info lines without `_BESIDE`."""
-    hidden = _SHOWN | _BESIDE if level in _QUIET else _SHOWN
+    """Return the other fields, `reason` first; debug and info lines without `_SECONDARY`."""
+    hidden = _SHOWN | _SECONDARY if level in _QUIET else _SHOWN
     for name, value in sorted(event.items(), key=lambda field: field[0] != "reason"):
         is_cut = name == "prediction" and level not in _QUIET
         if value is None or name == state or (name in hidden and not is_cut):

@@ -49,8 +49,8 @@ _SETTINGS: Final = {
     "RECEIVER_API_KEYS": API_KEY,
     "RECEIVER_PUBLIC_URL": URL,
 }
-_MOST_MOVES: Final = 100
-_LOOK: Final = 0.005
+_MAX_STEPS: Final = 100
+_POLL_SECONDS: Final = 0.005
 """Seconds between two looks at a prediction that is being submitted."""
 _DRAIN: Final = "/v1/drain?seconds=60"
 
@@ -224,7 +224,7 @@ class Kit:
 
     def exhaust(self, delivered: Delivered) -> None:
         """Let time pass until all deliveries of an event have ended."""
-        for _ in range(_MOST_MOVES):
+        for _ in range(_MAX_STEPS):
             due = [d.due_at for d in delivered.deliveries.values() if d.due_at is not None]
             if not due:
                 return
@@ -319,7 +319,7 @@ class Kit:
         return Said(board, exchange, name, since)
 
     async def _finish_all(self, event: Event | None) -> None:
-        for _ in range(_MOST_MOVES):
+        for _ in range(_MAX_STEPS):
             await self._drain()
             # What the receiver's own loop is submitting, beside the drain, comes in a moment.
             is_coming = bool(await self._with_status("submitting"))
@@ -403,7 +403,7 @@ class Kit:
                 raise AssertionError(f"the callback was answered {answer.status_code}")
 
     async def _poll(self, prediction_id: str) -> None:
-        for _ in range(_MOST_MOVES):
+        for _ in range(_MAX_STEPS):
             if await self._has_ended(prediction_id):
                 return
             self.clock.move(60.0)
@@ -415,7 +415,7 @@ class Kit:
         await self._drain()
         found, ends = await self._read(prediction_id), time.monotonic() + PATIENCE
         while found.status in {Status.QUEUED, Status.SUBMITTING} and time.monotonic() < ends:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_SECONDS)
             found = await self._read(prediction_id)
         return found
 

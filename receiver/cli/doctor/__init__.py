@@ -92,17 +92,17 @@ async def examine(
             *((name, partial(check_chat, name, env, settings, prober)) for name in CHATS),
             ("handlers", partial(_check_handlers, settings, database)),
         ]
-        found = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
+        results = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
         # Last: the other checks have read the clocks.
         clocks = partial(_with_database, database, check_clocks, prober.skews)
-        found.append(await _bounded("clock", clocks))
+        results.append(await _bounded("clock", clocks))
     return [
         msgspec.structs.replace(
             finding,
             says=hide(finding.says, settings, caller),
             fix=hide(finding.fix, settings, caller),
         )
-        for findings in found
+        for findings in results
         for finding in findings
     ]
 
@@ -111,14 +111,14 @@ async def _bounded(name: str, check: Check) -> Findings:
     try:
         async with asyncio.timeout(_LONGEST):
             made = check()
-            found = await made if isawaitable(made) else made
+            findings = await made if isawaitable(made) else made
     except TimeoutError:
         text = f"the check did not end within {_LONGEST:g} s"
-        found = [fail(text, "a server that it asks may hang")]
+        findings = [fail(text, "a server that it asks may hang")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         text = f"the check itself failed: {type(error).__name__}: {error}"
-        found = [fail(text, "please report this as a bug")]
-    return [msgspec.structs.replace(each, name=each.name or name) for each in found]
+        findings = [fail(text, "please report this as a bug")]
+    return [msgspec.structs.replace(each, name=each.name or name) for each in findings]
 
 
 async def _inspect(settings: Settings, broken: Collection[str]) -> DatabaseState:
@@ -139,13 +139,15 @@ async def _with_database(
 async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]) -> Findings:
     registry, problems = await asyncio.to_thread(_load, settings.handlers)
     fix = "fix it: `receiver serve` would not start"
-    found = [fail(line, fix) for text in problems for line in text.splitlines()]
-    found += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
-    found += [warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)]
-    found += check_pending(await database, registry)
-    if not found:
-        found = [ok(f"{', '.join(registry.handlers)}: loaded")]
-    return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
+    findings = [fail(line, fix) for text in problems for line in text.splitlines()]
+    findings += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
+    findings += [
+        warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)
+    ]
+    findings += check_pending(await database, registry)
+    if not findings:
+        findings = [ok(f"{', '.join(registry.handlers)}: loaded")]
+    return findings + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
 
 
 _KEEP: Final = "it stores what is made as soon as it is known (deploy/handlers.md)"

@@ -70,22 +70,22 @@ async def check_telegram(env: Mapping[str, str], settings: Settings, prober: Pro
     me = await get("getMe")
     if not isinstance(me, dict):
         return [fail("TELEGRAM_TOKEN is not the token of a bot", "get it from BotFather")]
-    found: Findings = []
+    findings: Findings = []
     hook, polls = await get("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
     url = "" if polls else f"{settings.public_url}/in/telegram"
     if hook["url"] != url:
         text = f"the webhook is {hook['url'] or 'not set'}, but should be {url or 'not set'}"
-        found.append(fail(text, _AGAIN.format("telegram" + " --poll" * polls)))
+        findings.append(fail(text, _AGAIN.format("telegram" + " --poll" * polls)))
     if error := hook.get("last_error_message"):
         text = f"{hook['pending_update_count']} updates wait; last error: {error}"
-        found.append(warn(text, "read the log of the receiver"))
+        findings.append(warn(text, "read the log of the receiver"))
     if await get("getMyCommands") != chats.telegram_commands(settings.recipes):
-        found.append(warn("the menu does not match the recipes", _AGAIN.format("telegram")))
+        findings.append(warn("the menu does not match the recipes", _AGAIN.format("telegram")))
     if not me.get("can_read_all_group_messages"):
         text = f"@{me.get('username')} gets commands and replies in groups, but no mentions"
         fix = "if it should get them, /setprivacy at BotFather, and add it to its groups again"
-        found.append(ok(f"{text}: {fix}"))
-    return found or [ok(f"@{me.get('username')}")]
+        findings.append(ok(f"{text}: {fix}"))
+    return findings or [ok(f"@{me.get('username')}")]
 
 
 Check: TypeAlias = Callable[[Mapping[str, str], Settings, Prober], Awaitable[Findings]]

@@ -211,9 +211,9 @@ async def _read_server(connection: Any, *, is_pooled: bool) -> Server:
 def check_database(state: DatabaseState, settings: Settings) -> Findings:
     if state is None or isinstance(state, Finding):
         return [] if state is None else [state]
-    found = list(_file(state, settings) if isinstance(state, File) else _server(state, settings))
-    if found:
-        return found
+    findings = list(_file(state, settings) if isinstance(state, File) else _server(state, settings))
+    if findings:
+        return findings
     if isinstance(state, Server):
         text = f"PostgreSQL {state.release.split()[0]}, schema {state.version}"
         text += ", through a pooler in transaction mode" if state.is_pooled else ""
@@ -310,14 +310,14 @@ def check_backlog(state: DatabaseState) -> Findings:
         (backlog.overdue_deliveries, f"deliveries are {late}", _WORKER_IDLE),
         (backlog.overdue_predictions, f"predictions are {late}", _POLLER_IDLE),
     )
-    found = [warn(f"{number} {text}", fix) for number, text, fix in counted if number]
+    findings = [warn(f"{number} {text}", fix) for number, text, fix in counted if number]
     if paused := sorted(name for name, state in backlog.held.items() if state == "paused"):
         fix = "`receiver resume HANDLER` when it can work again"
-        found.append(warn(f"{_some(paused)}: paused by hand", fix))
+        findings.append(warn(f"{_some(paused)}: paused by hand", fix))
     for name in sorted(backlog.held.keys() - {*paused}):
         text = f"{name} is held back after many failures in a row: {backlog.reasons[name]}"
-        found.append(warn(text, "fix what it calls; it is tried again without you"))
-    return found or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
+        findings.append(warn(text, "fix what it calls; it is tried again without you"))
+    return findings or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
 
 
 def check_pending(state: DatabaseState, registry: Registry) -> Iterator[Finding]:
@@ -337,10 +337,10 @@ def check_clocks(state: DatabaseState, skews: Mapping[str, float]) -> Findings:
     `skews` are seconds by which providers' clocks are ahead: where one agrees, ours is right.
     """
     nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
-    found = [_compare(skews[name], f"the clock of {name}") for name in nearest]
+    findings = [_compare(skews[name], f"the clock of {name}") for name in nearest]
     if isinstance(state, Server):
-        found.append(_compare(state.skew, "the database server's clock"))
-    return found
+        findings.append(_compare(state.skew, "the database server's clock"))
+    return findings
 
 
 def _compare(skew: float, whose: str) -> Finding:

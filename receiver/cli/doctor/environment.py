@@ -35,16 +35,16 @@ _SHORTEST_HIDDEN: Final = 6
 
 def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
     names = {name for each in all_settings() for name in each.names}
-    found = [_problem(problem) for problem in problems]
-    found += _unknown_names(env, names)
+    findings = [_problem(problem) for problem in problems]
+    findings += _unknown_names(env, names)
     if settings.dev:
-        found.append(
+        findings.append(
             warn(
                 "RECEIVER_DEV is on: /v1 also takes a key derived from the secret key",
                 "unset it where others can reach the receiver",
             )
         )
-    return found or [ok(f"all {sum(name in env for name in names)} are valid")]
+    return findings or [ok(f"all {sum(name in env for name in names)} are valid")]
 
 
 def _problem(problem: str) -> Finding:
@@ -62,15 +62,15 @@ def _unknown_names(env: Mapping[str, str], known: Collection[str]) -> Iterator[F
 
 
 def check_secrets(caller: Caller, settings: Settings) -> Findings:
-    found = [
+    findings = [
         *_guessable(settings),
         *_rotation(settings),
         *_placeholders(settings),
         *_shared(_named(settings)),
         *_closed(caller, settings),
     ]
-    if found or not (settings.secret_keys or settings.dev):  # what is missing was reported
-        return found
+    if findings or not (settings.secret_keys or settings.dev):  # what is missing was reported
+        return findings
     text = "made up by --dev"
     if settings.secret_keys:
         text = f"{len(settings.secret_keys)} secret key, {len(settings.api_keys)} API key(s)"

@@ -218,13 +218,13 @@ async def check_receiver(
     if troubles is None:
         text = "not checked: without a secret key it cannot be recognised"
         return [warn(text, "set RECEIVER_SECRET_KEY")]
-    found = _troubles_of(troubles, settings)
+    findings = _troubles_of(troubles, settings)
     if all(troubles) and (_is_absent(troubles) or not caller.is_url_set):
-        text = f"no receiver of ours answers at {caller.url}: {found[0].says}"
+        text = f"no receiver of ours answers at {caller.url}: {findings[0].says}"
         fix = "start it with `receiver serve`, or set RECEIVER_URL, and it is checked too"
         return [warn(text, fix)]
     try:
-        return found or await _look_inside(caller, settings, prober)
+        return findings or await _look_inside(caller, settings, prober)
     except REQUEST_ERRORS as error:
         text = f"it answered the first request, but not the next: {_broken(error).says}"
         return [fail(text, "read its log")]
@@ -245,19 +245,19 @@ async def _look_inside(caller: Caller, settings: Settings, prober: Prober) -> Fi
     ready, *answers = await asyncio.gather(
         get("/readyz"), *(get("/v1/deliveries?limit=1", key) for key in keys.values())
     )
-    found = []
+    findings = []
     if ready.status != httpx.codes.OK:
         text = f"it runs at {caller.url}, but its database takes no writes"
-        found.append(fail(text, "look for store.unavailable in its log"))
+        findings.append(fail(text, "look for store.unavailable in its log"))
     for name in _locked(ready):
         text = f"{name} has locked the account, and its submits wait"
-        found.append(fail(text, _LOCKED, name=f"provider {name}"))
+        findings.append(fail(text, _LOCKED, name=f"provider {name}"))
     for number, answer in zip(keys, answers, strict=True):
         if answer.status == httpx.codes.UNAUTHORIZED:
             text = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
             fix = "restart it after a change of RECEIVER_API_KEYS"
-            found.append(fail(text, fix))
-    return found or [ok(f"runs at {caller.url}, ready, knows every key")]
+            findings.append(fail(text, fix))
+    return findings or [ok(f"runs at {caller.url}, ready, knows every key")]
 
 
 _LOCKED: Final = "check its balance and mails; once it is unlocked, submits go on within a minute"
@@ -305,17 +305,17 @@ async def check_public_url(
                 "stream and poll, later",
             )
         ]
-    found = [*_scheme(url, settings), *await _addresses(url, settings)]
+    findings = [*_scheme(url, settings), *await _addresses(url, settings)]
     if echoes is None:
-        return [*found, warn("not tried without a secret key", "set one first")]
+        return [*findings, warn("not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
     if _is_absent(troubles) and all(await here or [None]):
         trouble = next(filter(None, troubles))
         text = f"{url} cannot be checked while no receiver runs: {trouble.says}"
-        return [*found, warn(text, "start it, then run the doctor again")]
+        return [*findings, warn(text, "start it, then run the doctor again")]
     if any(troubles):
-        return found + _troubles_of(troubles, settings)
-    return [*found, await _large(url, settings, echoes)]
+        return findings + _troubles_of(troubles, settings)
+    return [*findings, await _large(url, settings, echoes)]
 
 
 def _scheme(url: str, settings: Settings) -> Iterator[Finding]:
@@ -362,14 +362,14 @@ async def check_provider(provider: Provider, settings: Settings, prober: Prober)
     given = settings.providers[provider.name]
     if given.key is None:
         return [ok("off, as it has no key")]
-    found: Findings = []
+    findings: Findings = []
     checks = [_check_key(provider, prober)]
     if isinstance(provider, Publishing) and not given.secrets:
         checks.append(_check_keys(provider, prober))
     elif not can_prove(provider, given.secrets) and (secret := DECLARED[provider.name].secret):
         text = f"its callbacks cannot be proved without {secret}: outcomes come by poll"
-        found = [warn(text, "set it to the secret that the provider shows")]
-    return found + [each for some in await asyncio.gather(*checks) for each in some]
+        findings = [warn(text, "set it to the secret that the provider shows")]
+    return findings + [each for some in await asyncio.gather(*checks) for each in some]
 
 
 async def _check_key(provider: Provider, prober: Prober) -> Findings:
