@@ -160,7 +160,7 @@ class Telegram:
 
 
 def address(event: Event, chat: str) -> dict[str, str]:
-    """Say where to, unless to the chat that is given, and what is answered."""
+    """Return the address of a message: the chat, the thread, and the message that it replies to."""
     form = {"chat_id": event.prediction.named("telegram_chat", CHATS) or chat}
     if thread := event.prediction.named("telegram_thread", ID):
         form["message_thread_id"] = thread

@@ -1,4 +1,4 @@
-"""Tell people: Slack, Discord, Telegram, mail, Teams and a hundred more services, by apprise.
+"""Notify people: Slack, Discord, Telegram, mail, Teams and a hundred more services, by apprise.
 
 Use: `NOTIFY_URLS="discord://… mailto://…" receiver serve notify` (needs the extra `notify`).
 

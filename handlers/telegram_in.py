@@ -261,7 +261,7 @@ def alert(query: Query, text: str, *, loud: bool = True) -> Reply:
 
 
 async def poll(door: Door) -> AsyncGenerator[Call, Reply]:
-    """Ask for updates; those are confirmed, by asking for the next, that were answered."""
+    """Poll for updates; the next poll confirms those that were answered."""
     offset = 0
     while True:
         params = {"offset": offset, "timeout": WAIT, "allowed_updates": UPDATES}

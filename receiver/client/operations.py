@@ -177,7 +177,7 @@ class Operations:
         *,
         type: Literal["succeeded", "failed", "canceled"] | None = None,
     ) -> Steps[Explanation]:
-        """Say which handlers run for a prediction's event, and why the others do not."""
+        """Return which handlers run for a prediction's event, and why the others do not."""
         path = _at("predictions", name, "explain")
         return self._send(Explanation, "GET", path, _query(type=type))
 
@@ -317,12 +317,12 @@ class Operations:
 
     @operation
     def pause(self, handler: str) -> Steps[HandlerState]:
-        """Let no delivery of a handler begin; its deliveries stay pending."""
+        """Pause a handler: its deliveries stay pending."""
         return self._send(HandlerState, "POST", _at("handlers", handler, "pause"))
 
     @operation
     def resume(self, handler: str) -> Steps[HandlerState]:
-        """Let a handler's deliveries run again."""
+        """Resume a handler: its deliveries run again."""
         return self._send(HandlerState, "POST", _at("handlers", handler, "resume"))
 
     # --- many at once, and what reached nobody ---

@@ -88,7 +88,7 @@ class Faults:
         self._at_once: dict[Fault, list[Callable[[], None]]] = defaultdict(list)
 
     def at_once(self, fault: Fault, act: Callable[[], None]) -> None:
-        """Have a fault act once, at the moment it is set, instead of becoming a rule."""
+        """Register what a fault does at once when it is set, instead of becoming a rule."""
         self._at_once[fault].append(act)
 
     def replace(self, rules: Sequence[Rule]) -> None:

@@ -138,7 +138,7 @@ def _on_thread_end(args: threading.ExceptHookArgs) -> None:
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Say when, in UTC, to the microsecond."""
+    """Add the time in UTC, to the microsecond."""
     seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
     event["time"] = f"{_to_the_second(seconds)}.{micros:06d}Z"
     return event

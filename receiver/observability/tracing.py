@@ -251,7 +251,7 @@ class Tracing:
         kind: SpanKind = SpanKind.INTERNAL,
         start: float | None = None,
     ) -> Iterator[Span]:
-        """Be in a new span until the block is left; its ids are on every log line meanwhile.
+        """Open a span until the block is left; its ids are on every log line meanwhile.
 
         Without `within` it is a child of the current span; else that is linked to.
         """

@@ -153,7 +153,7 @@ class Kit:
 
     @blocking
     async def lose_callback(self, event: Event) -> Delivered:
-        """Let the provider finish and its callback never arrive; then let time pass."""
+        """End the prediction without its callback; then move the clock until a poll finds it."""
         delivered, emulated = await self._submit(event)
         if emulated is None:
             raise AssertionError("the provider took nothing, so there is no callback to lose")
@@ -195,7 +195,7 @@ class Kit:
         headers: Mapping[str, str] | None = None,
         method: str = "POST",
     ) -> httpx.Response:
-        """Call a plugin's route, as `/in/shop`, as a stranger does; then run what is due."""
+        """Call a plugin's route, as `/in/shop`, without a key; then run what is due."""
         answer = await self._life.anonymous.request(method, path, content=body, headers=headers)
         await self._drain()
         return answer
@@ -218,12 +218,12 @@ class Kit:
 
     @blocking
     async def move(self, seconds: float) -> None:
-        """Let so much time pass, and run what is due then."""
+        """Move the clock, and run what is due then."""
         self.clock.move(seconds)
         await self._drain()
 
     def exhaust(self, delivered: Delivered) -> None:
-        """Let time pass until all deliveries of an event have ended."""
+        """Move the clock until all deliveries of an event have ended."""
         for _ in range(_MAX_STEPS):
             due = [d.due_at for d in delivered.deliveries.values() if d.due_at is not None]
             if not due:
@@ -241,9 +241,9 @@ class Kit:
         files: Mapping[str, bytes] | None = None,
         finish: bool = True,
     ) -> Said:
-        """Say something in a chat; run all that comes of it, until the pictures are there.
+        """Send a message in a chat; run all that follows, until the pictures are there.
 
-        With `finish=False` it ends when the receiver has answered: `finish_all` does the rest.
+        With `finish=False` it returns when the receiver has answered: `finish_all` does the rest.
         """
         people, given = self.chats.people[on], tuple((files or {}).items())
         work = people.says(text, person, place, files=given)
@@ -258,13 +258,13 @@ class Kit:
         on: Platform = "slack",
         finish: bool = True,
     ) -> Said:
-        """Press the button of that label under a message; run all that comes of it, as `says`."""
+        """Press the button of that label under a message; run all that follows, as `says`."""
         work = self.chats.people[on].presses(message, button_of(message, label), person)
         return self.do(self._chat(on, person, work, finish=finish))
 
     @blocking
     async def repeat(self, said: Said, times: int = 1) -> Said:
-        """Repeat what the platform sent, so many times at once; run all that comes of it."""
+        """Repeat what the platform sent, so many times at once; run all that follows."""
         exchange = said.exchange
         if exchange is None:
             raise ValueError("the receiver was not told")

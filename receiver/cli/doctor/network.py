@@ -103,7 +103,7 @@ class Echoes:
         self._tokens = tokens
 
     async def by_each_key(self, base: str) -> list[Trouble | None]:
-        """Ask with every secret key in turn, newest first; None: all is well."""
+        """Send an echo signed by each secret key, newest first; None: all is well."""
         now = self._prober.clock()
         tokens = self._tokens.echoes(now)
         return await asyncio.gather(*(self._echo(base, t, _SMALL, now) for t in tokens))
@@ -231,7 +231,7 @@ async def check_receiver(
 
 
 async def _look_inside(caller: Caller, settings: Settings, prober: Prober) -> Findings:
-    """Ask a receiver that has proved to be ours whether it is ready and knows our API keys."""
+    """Check that our receiver is ready and accepts our API keys."""
 
     def get(path: str, key: str = "") -> Awaitable[ProviderResponse]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -44,7 +44,7 @@ class Scene:
         return self.wall() + self.ahead
 
     def move(self, seconds: float) -> None:
-        """Let so much time pass for the platforms: tokens grow old."""
+        """Move the platforms' clock: tokens expire by it."""
         self.ahead += seconds
 
     def number(self) -> int:

@@ -77,7 +77,7 @@ class SlackPeople(People):
         return await self.send("button", form.encode(), FORM)
 
     async def sets_up(self) -> bool:
-        """Ask for the challenge back, as Slack does when a URL is entered."""
+        """Send a challenge, as Slack does when a URL is entered; return whether it came back."""
         challenge = "3eZbrw1aBm2rZgRNFdxV"
         body = {"type": "url_verification", "token": _OLD_TOKEN, "challenge": challenge}
         exchange = await self.send("set-up", msgspec.json.encode(body), _JSON)
