@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import shlex
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Final
 
 from receiver.cli.output import print_line, program
 from receiver.providers import DECLARED
+from receiver.settings.development import write_new
 
 _FILES: Final = (
     *("my_handlers.py", "test_my_handlers.py", ".env", "requirements.txt", "Dockerfile"),
@@ -35,7 +33,7 @@ def init(folder: str) -> None:
         "keys": "\n".join(f"# {declared.key}=" for declared in DECLARED.values()),
     }
     made = {
-        name: _write(home / name, _text(name, keys), _PRIVATE if name == ".env" else _PLAIN)
+        name: write_new(home / name, _text(name, keys), _PRIVATE if name == ".env" else _PLAIN)
         for name in _FILES
     }
     for is_new, word in ((True, "made"), (False, "kept as it was")):
@@ -64,21 +62,6 @@ def next_commands(home: Path) -> tuple[str, str]:
         f"{there}{called} serve --emulate --try my_handlers.py",
         f"{there}{called} submit {_PICTURE} --wait",
     )
-
-
-def _write(path: Path, text: str, mode: int) -> bool:
-    """Write a file whole or not at all, unless there is one; return whether it was written."""
-    descriptor, part = tempfile.mkstemp(dir=path.parent)  # which only we can read
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            os.fchmod(descriptor, mode)
-        with contextlib.suppress(FileExistsError):
-            os.link(part, path)
-            return True
-        return False
-    finally:
-        Path(part).unlink()
 
 
 def _lines(file: Path) -> list[str]:

@@ -18,13 +18,7 @@ from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import PRICE, Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import (
-    NO_SUCH_MODEL,
-    TEXT_ONLY,
-    World,
-    broken_response,
-    output_of,
-)
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 ERRORS: dict[Failure, tuple[int, str, str]] = {
     "model": (500, "downstream_service_error", "the model could not make a picture"),
