@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import re
 import tempfile
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
@@ -24,7 +25,7 @@ FAILURES = {
     "provider_error": "The model failed. Try it again.",
     "canceled": "Canceled.",
 }
-"""What people are told, by the code of an error."""
+"""Texts for people, by the code of an error."""
 AGAIN, CANCEL, DELETE, NAMED = "a", "c", "d", "b"
 """What a button does; NAMED is one of the recipe's, and the digest of its label follows."""
 MOST_PICTURE = 5_000_000  # bytes: it goes along within the order
@@ -83,17 +84,17 @@ def picture_option(door: Door, recipe: str, options: dict[str, Any]) -> str:
 
 
 def labels(door: Door, recipe: str) -> list[str]:
-    """Return what the buttons of a recipe say."""
+    """Return the labels of a recipe's buttons."""
     return [label for one in door.recipes() if one.name == recipe for label in one.buttons]
 
 
-def refusal(problem: Problem) -> str:
+def refusal_text(problem: Problem) -> str:
     """Return a refusal as a sentence for the person who asked."""
     words = problem.detail
     return f"{words[:1].upper()}{words[1:]}" + ("" if words.endswith((".", "?")) else ".")
 
 
-async def begun(door: Door, prediction: Prediction) -> str:
+async def ack_text(door: Door, prediction: Prediction) -> str:
     """Return the answer to an order: that it was taken, and how many are before it."""
     if prediction.status in FINAL:
         return "That was done before."
@@ -104,7 +105,7 @@ async def begun(door: Door, prediction: Prediction) -> str:
 FINAL = {"succeeded", "failed", "canceled"}
 
 
-def failure(event: Event) -> str:
+def failure_text(event: Event) -> str:
     """Return why there is no picture, in words for people."""
     error = event.prediction.error
     if error is None:
@@ -112,7 +113,7 @@ def failure(event: Event) -> str:
     return FAILURES[error.code].format(message=error.message[:300])
 
 
-def asked_by(event: Event, via: str) -> str:
+def user_of(event: Event, via: str) -> str:
     """Return who ordered what has ended, as the platform names them; Skip what came otherwise."""
     order = event.prediction.order
     if order is None or order.via != via:
@@ -128,7 +129,7 @@ def button(sign: Callable[[str, str], str], action: str, prediction_id: str) -> 
     return sign(f"{action}{prediction_id.removeprefix('pred_')}", "button")
 
 
-def under(
+def result_buttons(
     sign: Callable[[str, str], str], prediction_id: str, named: list[str], *more: str
 ) -> dict[str, str]:
     """Return the buttons under a result, by their labels; `more` are DELETE and its like."""
@@ -145,7 +146,7 @@ def digest(label: str) -> str:
     return sha256(label.encode()).hexdigest()[:4]
 
 
-def pressed(door: Door, value: str) -> Press:
+def read_press(door: Door, value: str) -> Press:
     """Read a button's value; raise Problem for one that is not ours."""
     try:
         found = door.open(value, "button")
@@ -154,10 +155,10 @@ def pressed(door: Door, value: str) -> Press:
     return Press(found[:-32], f"pred_{found[-32:]}")
 
 
-async def do(
+async def act(
     door: Door, press: Press, who: Who, key: str, more: Callable[[str], dict[str, Any]]
 ) -> Prediction | None:
-    """Do what a button is for; return the prediction that was ordered, if one was.
+    """Act on a pressed button; return the prediction that it ordered, if any.
 
     `more` returns the metadata and private values of an order of a recipe. CANCEL and DELETE are
     only checked here: whether this person may do it. Raises Problem.
@@ -183,19 +184,21 @@ async def do(
     )
 
 
-async def cancel(door: Door, prediction_id: str, tell: Callable[[str], Awaitable[object]]) -> None:
-    """Cancel at the provider; the event of the end will be answered as any other."""
+async def cancel(
+    door: Door, prediction_id: str, report: Callable[[str], Awaitable[object]]
+) -> None:
+    """Cancel at the provider; `report` gets a refusal. Its event is answered as any other."""
     try:
         await door.cancel(prediction_id)
     except Problem as problem:
-        await tell(refusal(problem))
+        await report(refusal_text(problem))
 
 
 # --- pictures ---
 
 
 async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -> str:
-    """Fetch a picture that somebody attached, guarded; give it as a provider takes it.
+    """Fetch an attached picture, guarded; return it as a provider takes it.
 
     Raises Problem with words for that person.
     """
@@ -203,26 +206,26 @@ async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -
     try:
         async with door.guarded.stream("GET", url, headers=headers) as answer:
             if not answer.is_success:
-                raise unfetched(f"HTTP {answer.status_code}")
+                raise not_fetched(f"HTTP {answer.status_code}")
             async for chunk in answer.aiter_bytes():
                 content += chunk
                 if len(content) > MOST_PICTURE:
                     most = f"{MOST_PICTURE // 1_000_000} MB"
                     raise Problem(422, "bad-option", f"a picture may have {most} at most")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise unfetched(type(error).__name__) from None
+        raise not_fetched(type(error).__name__) from None
     kind = next((kind for head, kind in PICTURES.items() if content.startswith(head)), "")
     if not kind:
         raise Problem(422, "bad-option", "what is attached is not a PNG, JPEG, WebP or GIF")
     if os.environ.get("SAVE_PUBLIC_URL", "").strip():
         try:
-            return await kept(bytes(content), kind)
+            return await store_picture(bytes(content), kind)
         except Exception as error:  # noqa: BLE001 - whatever the store says, it can go along
             door.log.warning("chat.picture_unkept", reason=str(error))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-async def kept(content: bytes, kind: str) -> str:
+async def store_picture(content: bytes, kind: str) -> str:
     """Keep a picture where `save` keeps results, under its digest; return its public address."""
     from .save import BASE, put  # noqa: PLC0415 - it needs more than is installed by default
 
@@ -235,15 +238,27 @@ async def kept(content: bytes, kind: str) -> str:
     return f"{BASE}/{quote(name)}"
 
 
-def unfetched(why: str) -> Problem:
+def not_fetched(why: str) -> Problem:
     return Problem(422, "bad-option", f"the attached picture cannot be fetched ({why})")
 
 
 # --- the rest ---
 
 
-async def lossy(door: Door, work: Awaitable[object]) -> None:
-    """Send what may get lost; log it if it does."""
+def to_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def read_ids(pattern: str, problem: str, text: str) -> set[str]:
+    """Read ids of people by comma; raise ValueError with `problem` where one is malformed."""
+    found = {part.strip() for part in text.split(",") if part.strip()}
+    if not all(re.fullmatch(pattern, one, re.ASCII) for one in found):
+        raise ValueError(problem)
+    return found
+
+
+async def best_effort(door: Door, work: Awaitable[object]) -> None:
+    """Send without a retry; log a failure."""
     try:
         await work
     except (Dead, Retry, httpx.HTTPError) as error:

@@ -50,7 +50,7 @@ class Results(msgspec.Struct):
         }
 
 
-async def fetched(
+async def fetch_results(
     event: Event, ctx: Context, first: int, outputs: list[Output], most_bytes: int
 ) -> Results:
     """Return files by their names, links to those that do not come along, and why they do not."""
@@ -89,7 +89,7 @@ async def send(
         )
 
 
-def judge(answer: httpx.Response, secret: str) -> httpx.Response:
+def check(answer: httpx.Response, secret: str) -> httpx.Response:
     """Return what Discord took; raise Dead or Retry, which never quote the secret."""
     if not answer.is_success and secret in answer.text:  # a proxy's page that quotes the address
         raise Retry(f"HTTP {answer.status_code} from something before Discord")

@@ -100,14 +100,14 @@ def seconds(text: str) -> float:
 def read_proof(kind: str, name: str, table: Table, read: read_settings) -> Proof:
     """Read who is let in; what is missing goes to the settings' problems."""
     parse, make = PROOFS[kind]
-    says = f"the secret that calls of the trigger {name} are proved by"
+    about = f"the secret that calls of the trigger {name} are proved by"
     variables: tuple[str, ...] = table.need("secret", variables_in, ())
-    secrets = [read.parsed(variable, says, parse) for variable in variables]
+    secrets = [read.parsed(variable, about, parse) for variable in variables]
     return make(table, tuple(filter(None, secrets)))
 
 
 def variables_in(value: Any) -> tuple[str, ...]:
-    """Read names of environment variables; what else is there may be a secret, and is not told."""
+    """Read names of environment variables; another value may be a secret, and is not quoted."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(map(is_variable, names)):
         raise ValueError(

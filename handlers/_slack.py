@@ -10,6 +10,8 @@ import msgspec
 
 from receiver import Context, Dead, Event, Output, Retry, Secret, Template, cut, expect
 
+from ._chat import to_json
+
 LONGEST = 3000
 MOST_FILES = 10
 MOST_LINKS = 40
@@ -22,7 +24,7 @@ FINAL = re.compile(
 ABOUT, NO_TIME = Template("{provider} · {model} · {seconds} s"), " ·  s"
 
 
-class Said(msgspec.Struct):
+class ApiResponse(msgspec.Struct):
     """What Slack answers."""
 
     ok: bool
@@ -48,17 +50,17 @@ class Slack:
         """How an address begins that files may go to: they are not for everybody."""
         return "https://", str(httpx.URL(self.url).join("/"))
 
-    async def call(self, http: httpx.AsyncClient, method: str, **form: str) -> Said:
+    async def call(self, http: httpx.AsyncClient, method: str, **form: str) -> ApiResponse:
         headers = {"authorization": f"Bearer {self.token.reveal()}"}
         answer = expect(await http.post(f"{self.url}/{method}", data=form, headers=headers))
         try:
-            said = msgspec.json.decode(answer.content, type=Said)
+            response = msgspec.json.decode(answer.content, type=ApiResponse)
         except msgspec.MsgspecError:
             raise Retry(f"what answers {method} is not Slack") from None
-        if said.ok:
-            return said
-        reason = f"{method}: {said.error} {said.needed}".strip()
-        if FINAL.fullmatch(said.error):
+        if response.ok:
+            return response
+        reason = f"{method}: {response.error} {response.needed}".strip()
+        if FINAL.fullmatch(response.error):
             raise Dead(reason)
         wait = answer.headers.get("retry-after", "")
         raise Retry(reason, after=float(wait) if re.fullmatch(r"\d{1,6}", wait) else None)
@@ -72,19 +74,19 @@ class Slack:
         for number, output in enumerate(event.prediction.output or []):
             if output.url:
                 step = partial(self.upload, event, ctx, number, output)
-                told = await ctx.once(f"upload/{number}", step)
-                if "id" in told:
-                    files.append(told)
+                result = await ctx.once(f"upload/{number}", step)
+                if "id" in result:
+                    files.append(result)
                 else:
                     links.append(link(output))
-                    lost.append(f"output {number}: {told['lost']}")
+                    lost.append(f"output {number}: {result['lost']}")
         ctx.note("\n".join(lost))
         return files, links
 
     async def upload(
         self, event: Event, ctx: Context, number: int, output: Output
     ) -> dict[str, str]:
-        """Bring one result to Slack, where nobody sees it before it is posted; or say why not."""
+        """Upload one result, which is not visible until it is posted; or return why not."""
         if number >= MOST_FILES:
             return {"lost": f"{MOST_FILES} files go into a message"}
         try:
@@ -115,34 +117,34 @@ class Slack:
         previews: bool = True,
     ) -> None:
         """Post one message with files that were uploaded; `previews`: Slack may show links."""
-        form = {"blocks": written(blocks)} | ({"thread_ts": thread} if thread else {})
+        form = {"blocks": to_json(blocks)} | ({"thread_ts": thread} if thread else {})
         if files:
-            form |= {"channel_id": channel, "files": written(files)}
+            form |= {"channel_id": channel, "files": to_json(files)}
             await self.call(http, "files.completeUploadExternal", **form)
         else:
             form |= {"channel": channel, "text": text, "unfurl_links": "false"}
             form |= {} if previews else {"unfurl_media": "false"}
             await self.call(http, "chat.postMessage", **form)
 
-    async def has_shown(self, http: httpx.AsyncClient, files: list[Any]) -> bool:
+    async def is_posted(self, http: httpx.AsyncClient, files: list[Any]) -> bool:
         """Return whether a message with these files is there already."""
         if not files:
             return False
-        said = await self.call(http, "files.info", file=files[0]["id"])
-        return bool(said.file.get("shares"))
+        response = await self.call(http, "files.info", file=files[0]["id"])
+        return bool(response.file.get("shares"))
 
 
 def blocks_of(event: Event, text: str, links: list[str]) -> list[dict[str, Any]]:
     about = shortened(ABOUT.fill(event, escape).removesuffix(NO_TIME))
-    texts = [section(said) for said in [text, *links[:MOST_LINKS]]]
-    return [*texts, {"type": "context", "elements": [words(about)]}]
+    texts = [section(line) for line in [text, *links[:MOST_LINKS]]]
+    return [*texts, {"type": "context", "elements": [mrkdwn(about)]}]
 
 
 def section(text: str) -> dict[str, Any]:
-    return {"type": "section", "text": words(text)}
+    return {"type": "section", "text": mrkdwn(text)}
 
 
-def words(text: str) -> dict[str, Any]:
+def mrkdwn(text: str) -> dict[str, Any]:
     # Verbatim: Slack makes no links and mentions of what only looks like them.
     return {"type": "mrkdwn", "text": text, "verbatim": True}
 
@@ -172,7 +174,7 @@ def escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Return what somebody typed, without Slack's markup of links, channels and entities."""
+    """Return typed text without Slack's markup of links, channels and entities."""
     text = re.sub(r"<(?:mailto:)?([^@#!<>|][^<>|]*)(?:\|[^<>]*)?>", r"\1", text)
     text = re.sub(r"<#\w+\|([^<>]*)>", r"#\1", text)
     return html.unescape(re.sub(r"<![^<>]*>", "", text))
@@ -180,10 +182,6 @@ def unescape(text: str) -> str:
 
 def shortened(text: str) -> str:
     return cut(text, LONGEST, partial=r"&\w*")
-
-
-def written(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 # --- what Slack says ---
@@ -207,7 +205,7 @@ class Slash(msgspec.Struct):
     response_url: str = ""
 
 
-class Spoken(msgspec.Struct):
+class UserMessage(msgspec.Struct):
     """A mention, or a direct message."""
 
     channel: Id
@@ -218,7 +216,7 @@ class Spoken(msgspec.Struct):
     files: list[dict[str, Any]] = []
 
 
-class Named(msgspec.Struct):
+class Ref(msgspec.Struct):
     id: Id
 
 
@@ -249,9 +247,9 @@ class Payload(msgspec.Struct):
     """A pressed button."""
 
     type: str
-    user: Named | None = None
+    user: Ref | None = None
     team: dict[str, Any] | None = None
-    channel: Named | None = None
+    channel: Ref | None = None
     container: Container = msgspec.field(default_factory=Container)
     actions: list[Action] = []
     trigger_id: str = ""
@@ -259,13 +257,13 @@ class Payload(msgspec.Struct):
 
 
 def is_for_us(event: dict[str, Any]) -> bool:
-    """Tell what people say to the bot from what bots say, and from what is said to others."""
-    is_said = event.get("type") == "app_mention" or (
+    """Return whether an event is a message of a person to the bot."""
+    is_to_bot = event.get("type") == "app_mention" or (
         event.get("type") == "message" and event.get("channel_type") == "im"
     )
     is_by_bot = any(event.get(name) for name in ("bot_id", "bot_profile", "app_id"))
     is_human = event.get("subtype", "") in HUMAN and event.get("user") not in (None, "USLACKBOT")
-    return is_said and is_human and not is_by_bot
+    return is_to_bot and is_human and not is_by_bot
 
 
 def without_mention(text: str, bots: list[Authorization]) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from receiver import Context, Dead, Event, Fetched, Output, Retry, Secret, cut, expect
 
-from ._chat import MOST_PICTURE
+from ._chat import MOST_PICTURE, to_json
 
 CHATS, ID = r"-?\d{1,20}|@\w{4,64}", r"[1-9]\d{0,17}"
 KINDS = {
@@ -38,7 +38,7 @@ class Parameters(msgspec.Struct, frozen=True):
     migrate_to_chat_id: int | None = None
 
 
-class Said(msgspec.Struct):
+class ApiResponse(msgspec.Struct):
     """What Telegram answers."""
 
     description: str = ""
@@ -73,14 +73,14 @@ class Telegram:
         for number, output in enumerate(event.prediction.output or []):
             if output.url:
                 try:
-                    parts.append(await self.fetched(event, ctx, number, output, flagged))
+                    parts.append(await self.fetch(event, ctx, number, output, flagged))
                 except Dead as error:
                     links.append(link(output))
                     lost.append(f"output {number}: {error}")
         ctx.note("\n".join(lost))
         return parts, links
 
-    async def fetched(
+    async def fetch(
         self, event: Event, ctx: Context, number: int, output: Output, flagged: bool
     ) -> Part:
         file = await ctx.fetch(output, max_bytes=self.most_bytes)
@@ -113,40 +113,40 @@ class Telegram:
             room -= part.file.size
         return found
 
-    async def insist(
+    async def deliver(
         self, http: httpx.AsyncClient, form: dict[str, str], parts: list[Part], text: str
     ) -> None:
         """Send to where the chat has moved, and as documents what is not taken as it is."""
-        answer, said = await self.send(http, form, parts, text)
-        if said.parameters.migrate_to_chat_id is not None:
-            form = form | {"chat_id": str(said.parameters.migrate_to_chat_id)}
-            answer, said = await self.send(http, form, parts, text)
-        if UNFIT.search(said.description):
+        answer, body = await self.send(http, form, parts, text)
+        if body.parameters.migrate_to_chat_id is not None:
+            form = form | {"chat_id": str(body.parameters.migrate_to_chat_id)}
+            answer, body = await self.send(http, form, parts, text)
+        if UNFIT.search(body.description):
             parts = [Part("document", part.name, part.file) for part in parts]
-            answer, said = await self.send(http, form, parts, text)
-        expect(answer, after=said.parameters.retry_after)
+            answer, body = await self.send(http, form, parts, text)
+        expect(answer, after=body.parameters.retry_after)
 
     async def send(
         self, http: httpx.AsyncClient, form: dict[str, str], parts: list[Part], text: str
-    ) -> tuple[httpx.Response, Said]:
+    ) -> tuple[httpx.Response, ApiResponse]:
         method, more = request(parts, text)
         with ExitStack() as stack:
             files = {}
             for n, part in enumerate(parts):
                 field = f"file{n}" if "media" in more else part.kind
                 files[field] = (part.name, stack.enter_context(part.file.path.open("rb")))
-            return await self.ask(http, method, form | more, files)
+            return await self.post(http, method, form | more, files)
 
     async def call(self, http: httpx.AsyncClient, method: str, **form: Any) -> Any:
         """Call a method, and return its result; raise Dead or Retry."""
-        given = {k: v if isinstance(v, str) else written(v) for k, v in form.items()}
-        answer, said = await self.ask(http, method, given, {})
-        expect(answer, after=said.parameters.retry_after)
-        return said.result
+        given = {k: v if isinstance(v, str) else to_json(v) for k, v in form.items()}
+        answer, body = await self.post(http, method, given, {})
+        expect(answer, after=body.parameters.retry_after)
+        return body.result
 
-    async def ask(
+    async def post(
         self, http: httpx.AsyncClient, method: str, form: dict[str, str], files: dict[str, Any]
-    ) -> tuple[httpx.Response, Said]:
+    ) -> tuple[httpx.Response, ApiResponse]:
         url = f"{self.url}/bot{self.token.reveal()}/{method}"
         answer = await http.post(url, data=form, files=files, timeout=PATIENCE)
         secret = self.token.reveal().partition(":")[2]
@@ -154,13 +154,13 @@ class Telegram:
         if not answer.is_success and secret in answer.text:
             raise Retry(f"HTTP {answer.status_code} from something before Telegram")
         try:
-            return answer, msgspec.json.decode(answer.content, type=Said)
+            return answer, msgspec.json.decode(answer.content, type=ApiResponse)
         except msgspec.MsgspecError:
-            return answer, Said()
+            return answer, ApiResponse()
 
 
 def address(event: Event, chat: str) -> dict[str, str]:
-    """Say where to, unless to the chat that is given, and what is answered."""
+    """Return the address of a message: the chat, the thread, and the message that it replies to."""
     form = {"chat_id": event.prediction.named("telegram_chat", CHATS) or chat}
     if thread := event.prediction.named("telegram_thread", ID):
         form["message_thread_id"] = thread
@@ -170,13 +170,13 @@ def address(event: Event, chat: str) -> dict[str, str]:
 
 
 def answering(message: int) -> str:
-    return written({"message_id": message, "allow_sending_without_reply": True})
+    return to_json({"message_id": message, "allow_sending_without_reply": True})
 
 
 def keyboard(buttons: dict[str, str]) -> dict[str, str]:
     """Return what puts buttons, by their labels, under a message."""
     row = [{"text": label, "callback_data": value} for label, value in buttons.items()]
-    return {"reply_markup": written({"inline_keyboard": [row]})} if row else {}
+    return {"reply_markup": to_json({"inline_keyboard": [row]})} if row else {}
 
 
 def is_misshapen(output: Output) -> bool:
@@ -198,14 +198,14 @@ def request(parts: list[Part], text: str) -> tuple[str, dict[str, str]]:
         for n, part in enumerate(parts)
     ]
     media[0] |= caption
-    return "sendMediaGroup", {"media": written(media)}
+    return "sendMediaGroup", {"media": to_json(media)}
 
 
 def is_shown(part: Part) -> bool:
     return part.kind in {*GROUPED, "animation"}
 
 
-def told(text: str, links: list[str], least: int = 0) -> str:
+def with_links(text: str, links: list[str], least: int = 0) -> str:
     """Join a text and links; the text gives way to these, but for so many characters."""
     tail = ""
     for one in links:
@@ -214,17 +214,13 @@ def told(text: str, links: list[str], least: int = 0) -> str:
 
 
 def clean(text: str) -> str:
-    """Keep a name from being a mention, by a joiner that nobody sees."""
+    """Keep a name from being a mention, by an invisible joiner."""
     return text.replace("@", "@\N{WORD JOINER}")
 
 
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
     return output.link(LONGEST_LINK) or "(a result that has no address)"
-
-
-def written(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 # --- what Telegram says ---

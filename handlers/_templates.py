@@ -91,10 +91,10 @@ class Template:
     def name(self, what: str, message: Message, longest: int = LONGEST_NAME) -> str:
         """Return what identifies something; raise Problem where a call leaves a part empty."""
         texts = self._texts(message)
-        said = "".join(texts)
-        if not all(texts) or len(said) > longest or not said.isprintable():
+        joined = "".join(texts)
+        if not all(texts) or len(joined) > longest or not joined.isprintable():
             raise unfit(f"there is no {what}, or it has not 1 to {longest} characters that print")
-        return said
+        return joined
 
     def _texts(self, message: Message) -> list[str]:
         return [part if isinstance(part, str) else text(part, message) for part in self.parts]

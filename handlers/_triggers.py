@@ -44,14 +44,14 @@ class Book:
     allow: Any = None
 
     def allows(self, person: Template, place: Template) -> bool:
-        """Return whether somebody could be allowed; what differs by call is told then."""
+        """Return whether an order could be allowed; what differs by call is checked then."""
         if not isinstance(self.allow, list | None) or not self.recipes:
             return True
         entries = [entry for entry in self.allow or [] if isinstance(entry, dict)]
         return any(
             all(
-                said.fixed is None or fnmatchcase(said.fixed, str(entry.get(name, "*")))
-                for name, said in (("person", person), ("place", place))
+                wanted.fixed is None or fnmatchcase(wanted.fixed, str(entry.get(name, "*")))
+                for name, wanted in (("person", person), ("place", place))
             )
             for entry in entries
         )
@@ -65,7 +65,7 @@ def read_triggers(read: read_settings) -> dict[str, Trigger]:
 
 
 def read_book(path: str) -> Book:
-    """Read what there is to order; what is wrong with that file is told by the receiver itself."""
+    """Read the recipes; the receiver itself reports what is wrong with their file."""
     try:
         found = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -94,8 +94,8 @@ def read_trigger(name: str, table: Table, read: read_settings, book: Book) -> Tr
         metadata=read_values(table.table("metadata")),
     )
     table.end()
-    for option, says in (known or {}).items():
-        if isinstance(says, dict) and says.get("required") and not options.has(option):
+    for option, spec in (known or {}).items():
+        if isinstance(spec, dict) and spec.get("required") and not options.has(option):
             options.refuse(f"{option} is missing, and {recipe} needs it")
     if not book.allows(trigger.person, trigger.place):
         place = trigger.place.fixed or "…"

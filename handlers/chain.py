@@ -70,8 +70,8 @@ async def chain(event: Event, ctx: Context) -> None:
     if parent.depth >= DEPTH:
         raise Skip(f"this one is {parent.depth} deep, and CHAIN_DEPTH is {DEPTH}")
     good = usable(parent.output or [])
-    told = msgspec.structs.replace(event, prediction=msgspec.structs.replace(parent, output=good))
-    await ctx.submit(PROVIDER, MODEL, fill(INPUT, told), metadata={**parent.metadata, **METADATA})
+    passed = msgspec.structs.replace(event, prediction=msgspec.structs.replace(parent, output=good))
+    await ctx.submit(PROVIDER, MODEL, fill(INPUT, passed), metadata={**parent.metadata, **METADATA})
 
 
 def usable(outputs: list[Output]) -> list[Output]:

@@ -96,7 +96,7 @@ async def run(event: Event, ctx: Context) -> None:
         finally:
             ctx.note(tail.text())  # now, as a stopped attempt does not wait for what follows
             await program.clear(tail)
-        judge(status, tail.text())
+        check_status(status, tail.text())
     finally:
         pipe.close()
         ctx.note(tail.text())
@@ -144,7 +144,7 @@ class Program:
 
     def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
         self.process.wait()
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self.ended.set)
 
     async def wait(self) -> int | None:
@@ -157,13 +157,13 @@ class Program:
         try:
             cleared = self.ended.is_set() and await within(LINGER, tail.ended.wait())
             if not cleared:
-                self._tell(signal.SIGTERM)
+                self._signal(signal.SIGTERM)
                 await within(GRACE, asyncio.gather(self.ended.wait(), tail.ended.wait()))
         finally:  # also if even this wait is stopped: nothing else comes back to it
             if not cleared:
-                self._tell(signal.SIGKILL)
+                self._signal(signal.SIGKILL)
 
-    def _tell(self, what: signal.Signals) -> None:
+    def _signal(self, what: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):  # on macOS the latter
             os.killpg(self.process.pid, what)
 
@@ -190,14 +190,14 @@ async def within(seconds: float, work: Awaitable[Any]) -> bool:
     return True
 
 
-def judge(status: int | None, output: str) -> None:
+def check_status(status: int | None, output: str) -> None:
     ending = ENDINGS.get(status, Retry) if status is not None else Retry
     if ending is not None:
         last = "".join(output.strip().splitlines()[-1:])[:LONGEST_LINE]
-        raise ending(f"{how(status)}: {last}" if last else how(status))
+        raise ending(f"{describe_exit(status)}: {last}" if last else describe_exit(status))
 
 
-def how(status: int | None) -> str:
+def describe_exit(status: int | None) -> str:
     if status is None:
         return f"longer than {TIMEOUT:g} s"
     return f"exit {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from receiver import Context, Event, Output, Secret, Skip, on, read_settings
 
-from ._discord import AGENT, ID, MOST_FILES, fetched, judge, send
+from ._discord import AGENT, ID, MOST_FILES, check, fetch_results, send
 
 WAYS = ("TOKEN", "CHANNEL", "WEBHOOK")
 HOOK = r"(https://[^/?#@]+|http://(127\.0\.0\.1|localhost)(:\d+)?)/[\w./-]*webhooks/\d+/[\w-]+"
@@ -76,17 +76,17 @@ async def discord(event: Event, ctx: Context) -> None:
 
 
 async def post(event: Event, ctx: Context, first: int, outputs: list[Output]) -> list[str]:
-    """Post some outputs; say which of them could only be linked, and why."""
-    found = await fetched(event, ctx, first, outputs, MOST_BYTES)
+    """Post some outputs; return which of them could only be linked, and why."""
+    found = await fetch_results(event, ctx, first, outputs, MOST_BYTES)
     more = of_a_bot(event, ctx, first) if IS_BOT else {}
     message = found.message(event, TEMPLATE) | more
     url, params = place(event)
-    judge(await send(ctx.http, "POST", url, message, found.files, HEADERS, params), SECRET)
+    check(await send(ctx.http, "POST", url, message, found.files, HEADERS, params), SECRET)
     return found.lost
 
 
 def of_a_bot(event: Event, ctx: Context, first: int) -> dict[str, Any]:
-    """Add what only bots may: tell a repeat, and answer a message."""
+    """Add what only bots may: a nonce against repeats, and a reply to a message."""
     nonce = sha256(f"{ctx.idempotency_key}/{first}".encode()).hexdigest()[:25]
     message = event.prediction.named("discord_message", ID)
     answers = {"message_id": message, "fail_if_not_exists": False}

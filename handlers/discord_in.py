@@ -6,7 +6,7 @@ Endpoint URL is `/in/discord`.
 
 An order is stored before Discord is answered. Its pictures replace the first answer, by the
 interaction's token, which lives for 15 minutes and sometimes for none; else as the bot, in the
-same message or a new one; at last in a direct message. What fails is told to the asker alone. An
+same message or a new one; at last in a direct message. Failures are shown to the asker alone. An
 edit can be made twice, and Discord knows a bot's repeats for some minutes, so nothing comes twice.
 """
 
@@ -50,8 +50,8 @@ from ._discord import (
     Message,
     Option,
     Results,
-    fetched,
-    judge,
+    check,
+    fetch_results,
     rows,
     send,
     shortened,
@@ -114,22 +114,22 @@ async def discord(call: Call, door: Door) -> Reply:
         raise Unproved("stale")
     try:
         if given.type == COMMAND:
-            return await commanded(given, door)
+            return await on_command(given, door)
         if given.type == BUTTON:
-            return await pressed(given, door)
+            return await on_button(given, door)
     except Problem as problem:
         if problem.type == "invalid-body":
             raise
-        return alone(chat.refusal(problem))
-    return alone("This is not known here.")
+        return ephemeral(chat.refusal_text(problem))
+    return ephemeral("This is not known here.")
 
 
-def alone(text: str) -> Reply:
+def ephemeral(text: str) -> Reply:
     """Answer the asker alone."""
-    return Reply.json({"type": MESSAGE, "data": said(text) | {"flags": ALONE}})
+    return Reply.json({"type": MESSAGE, "data": text_message(text) | {"flags": ALONE}})
 
 
-def said(text: str, buttons: dict[str, str] | None = None) -> dict[str, Any]:
+def text_message(text: str, buttons: dict[str, str] | None = None) -> dict[str, Any]:
     message = {"content": shortened(text, LONGEST), "allowed_mentions": {"parse": []}}
     return message | ({"components": rows(buttons)} if buttons else {})
 
@@ -144,7 +144,7 @@ def who_of(given: Interaction) -> chat.Who:
     return chat.Who(f"discord:{user.id}", place, is_admin)
 
 
-def brings(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
+def extras(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
     """Return what an order brings along for its answer."""
     private = {
         "token": given.token,
@@ -155,12 +155,12 @@ def brings(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
     return {"metadata": metadata, "private": private}
 
 
-async def commanded(given: Interaction, door: Door) -> Reply:
+async def on_command(given: Interaction, door: Door) -> Reply:
     who, data = who_of(given), given.data
     if data.name == "help":
-        return alone(door.command("help").help)
+        return ephemeral(door.command("help").help)
     options = {
-        option.name: attached(data, option) if option.type == PICTURE else option.value
+        option.name: attachment_url(data, option) if option.type == PICTURE else option.value
         for option in data.options
     }
     prediction = await door.order(
@@ -169,12 +169,12 @@ async def commanded(given: Interaction, door: Door) -> Reply:
         key=given.id,
         person=who.person,
         place=who.place,
-        **brings(given, door, data.name),
+        **extras(given, door, data.name),
     )
-    return await promised(given, door, prediction)
+    return await acknowledge(given, door, prediction)
 
 
-def attached(data: Data, option: Option) -> str:
+def attachment_url(data: Data, option: Option) -> str:
     """Return the address of an attachment: anybody can fetch it, for a day."""
     file = data.resolved.attachments.get(str(option.value))
     parts = urlsplit(file.url if file else "")
@@ -185,53 +185,55 @@ def attached(data: Data, option: Option) -> str:
     return file.url
 
 
-async def pressed(given: Interaction, door: Door) -> Reply:
-    press = chat.pressed(door, given.data.custom_id)
-    prediction = await chat.do(door, press, who_of(given), given.id, partial(brings, given, door))
+async def on_button(given: Interaction, door: Door) -> Reply:
+    press = chat.read_press(door, given.data.custom_id)
+    prediction = await chat.act(door, press, who_of(given), given.id, partial(extras, given, door))
     if prediction is not None:
-        return await promised(given, door, prediction)
+        return await acknowledge(given, door, prediction)
     if press.action == chat.CANCEL:
-        say = partial(follow_up, door.http, given.token)
-        door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, say)))
+        send_text = partial(follow_up, door.http, given.token)
+        door.later(chat.best_effort(door, chat.cancel(door, press.prediction_id, send_text)))
     elif given.message is not None:
-        gone = f"{URL}/channels/{given.channel_id}/messages/{given.message.id}"
-        door.later(chat.lossy(door, door.http.delete(gone, headers=BOT)))
+        message_url = f"{URL}/channels/{given.channel_id}/messages/{given.message.id}"
+        door.later(chat.best_effort(door, door.http.delete(message_url, headers=BOT)))
     return Reply.json({"type": UNCHANGED})
 
 
-async def promised(given: Interaction, door: Door, prediction: Prediction) -> Reply:
+async def acknowledge(given: Interaction, door: Door, prediction: Prediction) -> Reply:
     """Answer with the message that the pictures will replace."""
     if prediction.status in chat.FINAL:
-        return alone(await chat.begun(door, prediction))
-    door.later(chat.lossy(door, find_message(given, door, prediction.id)))
+        return ephemeral(await chat.ack_text(door, prediction))
+    door.later(chat.best_effort(door, find_message(given, door, prediction.id)))
     cancel = {"Cancel": chat.button(door.sign, chat.CANCEL, prediction.id)}
-    words = await chat.begun(door, prediction)
-    return Reply.json({"type": MESSAGE, "data": said(words, cancel)})
+    words = await chat.ack_text(door, prediction)
+    return Reply.json({"type": MESSAGE, "data": text_message(words, cancel)})
 
 
 async def find_message(given: Interaction, door: Door, prediction_id: str) -> None:
-    """Remember which message the answer is, for when its token is dead."""
+    """Record which message the answer is, for when its token is dead."""
     for seconds in LOOKS:
         await asyncio.sleep(seconds)
-        answer = await door.http.get(original(given.token), headers=AGENT)
+        answer = await door.http.get(original_url(given.token), headers=AGENT)
         if answer.is_success:
             message = msgspec.json.decode(answer.content, type=Message)
             await door.annotate(prediction_id, discord_reply=message.id)
             return
 
 
-def hook(token: str) -> str:
+def webhook_url(token: str) -> str:
     return f"{URL}/webhooks/{APPLICATION}/{quote(token, safe='')}"
 
 
-def original(token: str) -> str:
-    return f"{hook(token)}/messages/@original"
+def original_url(token: str) -> str:
+    return f"{webhook_url(token)}/messages/@original"
 
 
 async def follow_up(http: httpx.AsyncClient, token: str, text: str) -> None:
-    """Tell the asker alone, as long as the token lives."""
-    answer = await http.post(hook(token), json=said(text) | {"flags": ALONE}, headers=AGENT)
-    judge(answer, token)
+    """Send to the asker alone, as long as the token lives."""
+    answer = await http.post(
+        webhook_url(token), json=text_message(text) | {"flags": ALONE}, headers=AGENT
+    )
+    check(answer, token)
 
 
 # --- answers ---
@@ -243,20 +245,20 @@ class Place(msgspec.Struct):
     user: str
     channel: str
     reply: str
-    """The first answer; empty where nobody found out."""
+    """The id of the first answer; empty where it is not known."""
     token: str
     """Empty once it is emptied."""
 
 
 @on("*", name="discord-in", metadata={"answered_by": "discord-in"}, timeout=600, after="save")
 async def answer(event: Event, ctx: Context) -> None:
-    user = chat.asked_by(event, "in/discord")
+    user = chat.user_of(event, "in/discord")
     channel = event.prediction.named("discord_channel", r"\d{1,20}")
     reply = event.prediction.named("discord_reply", r"\d{1,20}")
     place = Place(user, channel, reply, ctx.private.get("token", ""))
     if event.type != "prediction.succeeded":
-        await ctx.once("tell", partial(tell, event, ctx, place))
-        await ctx.once("clean", partial(clean, ctx, place))
+        await ctx.once("tell", partial(notify, event, ctx, place))
+        await ctx.once("clean", partial(remove_ack, ctx, place))
         return
     outputs = [output for output in event.prediction.output or [] if output.url]
     lost = []
@@ -269,9 +271,9 @@ async def answer(event: Event, ctx: Context) -> None:
 async def post(
     event: Event, ctx: Context, place: Place, first: int, outputs: list[Output]
 ) -> list[str]:
-    """Show some outputs; say which of them could only be linked, and why."""
+    """Show some outputs; return which of them could only be linked, and why."""
     most_bytes = min(MOST_BYTES, ctx.private.get("most_bytes") or MOST_BYTES)
-    found = await fetched(event, ctx, first, outputs, most_bytes)
+    found = await fetch_results(event, ctx, first, outputs, most_bytes)
     if event.prediction.flagged:
         found.files = {f"SPOILER_{name}": file for name, file in found.files.items()}
     message = found.message(event, WORDS)
@@ -282,24 +284,24 @@ async def post(
         message["embeds"] = [embed for embed in message["embeds"] if embed]
     if not first:
         labels = ctx.private.get("labels", [])
-        buttons = chat.under(ctx.sign, event.prediction.id, labels, chat.DELETE)
+        buttons = chat.result_buttons(ctx.sign, event.prediction.id, labels, chat.DELETE)
         message["components"] = rows(buttons)
-        if await edited(ctx, place, message, found):
+        if await edit_first(ctx, place, message, found):
             return found.lost
-    await posted(ctx, place, message, found)
+    await post_new(ctx, place, message, found)
     return found.lost
 
 
-async def edited(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> bool:
-    """Put a result in the place of the first answer: by the token, or as the bot; or say no."""
+async def edit_first(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> bool:
+    """Replace the first answer by a result: by the token, or as the bot; return whether it was."""
     channel = f"{URL}/channels/{place.channel}/messages/{place.reply}"
-    ways = [(original(place.token), AGENT)] * bool(place.token) + [(channel, BOT)] * bool(
+    ways = [(original_url(place.token), AGENT)] * bool(place.token) + [(channel, BOT)] * bool(
         place.reply
     )
     for url, headers in ways:
-        said = await send(ctx.http, "PATCH", url, message, found.files, headers)
+        response = await send(ctx.http, "PATCH", url, message, found.files, headers)
         try:
-            judge(said, place.token or TOKEN.reveal())
+            check(response, place.token or TOKEN.reveal())
         except Dead as refused:  # no token is asked again that was refused once
             ctx.log.info("discord.elsewhere", reason=str(refused))
         else:
@@ -307,7 +309,7 @@ async def edited(ctx: Context, place: Place, message: dict[str, Any], found: Res
     return False
 
 
-async def posted(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
+async def post_new(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
     """Post a new message: where it was asked for, or else directly."""
     nonce = sha256(f"{ctx.idempotency_key}/{found.first}".encode()).hexdigest()[:25]
     mention = f"<@{place.user}>\n" if not found.first else ""
@@ -318,46 +320,48 @@ async def posted(ctx: Context, place: Place, message: dict[str, Any], found: Res
         "enforce_nonce": True,
     }
     url = f"{URL}/channels/{place.channel}/messages"
-    said = await send(ctx.http, "POST", url, message, found.files, BOT)
+    response = await send(ctx.http, "POST", url, message, found.files, BOT)
     try:
-        judge(said, TOKEN.reveal())
+        check(response, TOKEN.reveal())
     except Dead as refused:
         ctx.log.info("discord.elsewhere", reason=str(refused))
-        url = await direct(ctx.http, place.user)
-        said = await send(ctx.http, "POST", url, message, found.files, BOT)
-        judge(said, TOKEN.reveal())
+        url = await direct_url(ctx.http, place.user)
+        response = await send(ctx.http, "POST", url, message, found.files, BOT)
+        check(response, TOKEN.reveal())
 
 
-async def direct(http: httpx.AsyncClient, user: str) -> str:
-    """Return where direct messages to somebody are posted."""
-    asked = await http.post(f"{URL}/users/@me/channels", json={"recipient_id": user}, headers=BOT)
-    channel = msgspec.json.decode(judge(asked, TOKEN.reveal()).content, type=Message)
+async def direct_url(http: httpx.AsyncClient, user: str) -> str:
+    """Return the URL for direct messages to a user."""
+    answer = await http.post(f"{URL}/users/@me/channels", json={"recipient_id": user}, headers=BOT)
+    channel = msgspec.json.decode(check(answer, TOKEN.reveal()).content, type=Message)
     return f"{URL}/channels/{channel.id}/messages"
 
 
-async def tell(event: Event, ctx: Context, place: Place) -> None:
-    """Tell the asker alone why there is no picture: by the token, or directly."""
-    again = chat.under(ctx.sign, event.prediction.id, [])
-    message = said(chat.failure(event), again)
+async def notify(event: Event, ctx: Context, place: Place) -> None:
+    """Send the asker alone why there is no picture: by the token, or directly."""
+    again = chat.result_buttons(ctx.sign, event.prediction.id, [])
+    message = text_message(chat.failure_text(event), again)
     if place.token:
         answer = await ctx.http.post(
-            hook(place.token), json=message | {"flags": ALONE}, headers=AGENT
+            webhook_url(place.token), json=message | {"flags": ALONE}, headers=AGENT
         )
         try:
-            judge(answer, place.token)
+            check(answer, place.token)
         except Dead as refused:
             ctx.log.info("discord.elsewhere", reason=str(refused))
         else:
             return
     nonce = sha256(ctx.idempotency_key.encode()).hexdigest()[:25]
     message |= {"nonce": nonce, "enforce_nonce": True}
-    url = await direct(ctx.http, place.user)
-    judge(await ctx.http.post(url, json=message, headers=BOT), TOKEN.reveal())
+    url = await direct_url(ctx.http, place.user)
+    check(await ctx.http.post(url, json=message, headers=BOT), TOKEN.reveal())
 
 
-async def clean(ctx: Context, place: Place) -> None:
-    """Remove the promise that was not kept, if that can be done."""
-    answer = await ctx.http.delete(original(place.token), headers=AGENT) if place.token else None
+async def remove_ack(ctx: Context, place: Place) -> None:
+    """Delete the acknowledgement, if possible."""
+    answer = (
+        await ctx.http.delete(original_url(place.token), headers=AGENT) if place.token else None
+    )
     if place.reply and (answer is None or not answer.is_success):
         url = f"{URL}/channels/{place.channel}/messages/{place.reply}"
         await ctx.http.delete(url, headers=BOT)

@@ -54,8 +54,8 @@ with read_settings() as read:
         "GITHUB_API_URL", "where the API is", default="https://api.github.com", secure=True
     )
 
-ROAD = f"actions/workflows/{quote(WORKFLOW, safe='')}/dispatches" if WORKFLOW else "dispatches"
-URL = f"{API_URL}/repos/{REPOSITORY}/{ROAD}"
+PATH = f"actions/workflows/{quote(WORKFLOW, safe='')}/dispatches" if WORKFLOW else "dispatches"
+URL = f"{API_URL}/repos/{REPOSITORY}/{PATH}"
 HEADERS = {
     "accept": "application/vnd.github+json",
     "authorization": f"Bearer {TOKEN.reveal()}",
@@ -69,7 +69,7 @@ HEADERS = {
 async def github(event: Event, ctx: Context) -> None:
     async def dispatch() -> None:
         body = fitting(event, ctx.idempotency_key)
-        judge(await ctx.http.post(URL, content=body, headers=HEADERS))
+        check(await ctx.http.post(URL, content=body, headers=HEADERS))
 
     await ctx.once("dispatch", dispatch)
 
@@ -77,7 +77,7 @@ async def github(event: Event, ctx: Context) -> None:
 def fitting(event: Event, delivery: str) -> bytes:
     """Return the body; while it is too large, leave out the largest part."""
     prediction = msgspec.to_builtins(event.prediction)
-    told: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "type": event.type,
         "time": event.time,
         "event_id": event.id,
@@ -86,13 +86,13 @@ def fitting(event: Event, delivery: str) -> bytes:
         "prediction": prediction,
         "left_out": [],
     }
-    body = written(event, told)
+    body = request_body(event, payload)
     for name in sorted(MAY_GO, key=lambda name: size(prediction.get(name)), reverse=True):
         if len(body) <= MOST_BYTES:
             break
         prediction.pop(name, None)
-        told["left_out"].append(name)
-        body = written(event, told)
+        payload["left_out"].append(name)
+        body = request_body(event, payload)
     return body
 
 
@@ -100,19 +100,19 @@ def size(value: Any) -> int:
     return len(msgspec.json.encode(value))
 
 
-def written(event: Event, told: dict[str, Any]) -> bytes:
+def request_body(event: Event, payload: dict[str, Any]) -> bytes:
     if WORKFLOW:
-        told_as_text = msgspec.json.encode(told).decode()
-        return msgspec.json.encode({"ref": REF, "inputs": {INPUT: told_as_text}})
-    return msgspec.json.encode({"event_type": event.type[:LONGEST_TYPE], "client_payload": told})
+        payload_json = msgspec.json.encode(payload).decode()
+        return msgspec.json.encode({"ref": REF, "inputs": {INPUT: payload_json}})
+    return msgspec.json.encode({"event_type": event.type[:LONGEST_TYPE], "client_payload": payload})
 
 
-def judge(answer: httpx.Response) -> None:
-    said = f"HTTP {answer.status_code}: {message(answer)}"
+def check(answer: httpx.Response) -> None:
+    reason = f"HTTP {answer.status_code}: {message(answer)}"
     if answer.status_code in LIMITED and (after := wait(answer)) is not None:
-        raise Retry(said, after=after)
+        raise Retry(reason, after=after)
     if answer.status_code in FINAL:
-        raise Dead(said)
+        raise Dead(reason)
     expect(answer)
 
 
@@ -125,13 +125,13 @@ def message(answer: httpx.Response) -> str:
 
 def wait(answer: httpx.Response) -> float | None:
     """Return the seconds that a rate limit asks to wait; None for any other refusal."""
-    asked, left, until = (
+    retry_after, remaining, reset = (
         answer.headers.get(name, "")
         for name in ("retry-after", "x-ratelimit-remaining", "x-ratelimit-reset")
     )
-    if asked.isdecimal():
-        return max(float(asked), 1.0)
-    if left == "0" and until.isdecimal():
-        return max(float(until) - time.time(), 1.0)
+    if retry_after.isdecimal():
+        return max(float(retry_after), 1.0)
+    if remaining == "0" and reset.isdecimal():
+        return max(float(reset) - time.time(), 1.0)
     is_limit = answer.status_code not in FINAL or "rate limit" in message(answer).lower()
     return LEAST_WAIT if is_limit else None

@@ -1,12 +1,12 @@
-"""Tell people: Slack, Discord, Telegram, mail, Teams and a hundred more services, by apprise.
+"""Notify people: Slack, Discord, Telegram, mail, Teams and a hundred more services, by apprise.
 
 Use: `NOTIFY_URLS="discord://… mailto://…" receiver serve notify` (needs the extra `notify`).
 
-NOTIFY_URLS holds what to tell, as https://appriseit.com/services writes it, separated by blanks.
+NOTIFY_URLS holds the services, as https://appriseit.com/services writes it, separated by blanks.
 
 Results are attached where a service takes them; else, and if one is gone or too large, the text
 ends with their addresses. What is longer than a service takes comes in parts. Each service is a
-step of its own: if one fails, the others are told all the same, and only once.
+step of its own: if one fails, the others are notified all the same, and only once.
 """
 
 import asyncio
@@ -44,21 +44,21 @@ STATUS = re.compile(r"error=(\d{3})\b")
 LINKS = re.compile(r"https?://[^\s<>]+(?:\nhttps?://[^\s<>]+)*")
 PINGS = re.compile(r"@|<(?=[!@#])")
 UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-HEARD: ContextVar[list[str] | None] = ContextVar("HEARD", default=None)
+CAPTURED: ContextVar[list[str] | None] = ContextVar("HEARD", default=None)
 
 
-class Ear(logging.Handler):
-    """Collects what apprise logs, and shows it to nobody: it may quote addresses, and so tokens."""
+class LogCapture(logging.Handler):
+    """Captures what apprise logs and prints none of it: it may quote addresses, and so tokens."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        heard = HEARD.get()
-        if heard is not None:
-            heard.append(record.getMessage())
+        messages = CAPTURED.get()
+        if messages is not None:
+            messages.append(record.getMessage())
 
 
-SAYS = logging.getLogger("apprise")
-SAYS.handlers, SAYS.propagate = [Ear()], False
-SAYS.setLevel(logging.WARNING)
+LOGGER = logging.getLogger("apprise")
+LOGGER.handlers, LOGGER.propagate = [LogCapture()], False
+LOGGER.setLevel(logging.WARNING)
 for name in ("urllib3", "oauthlib", "requests_oauthlib"):
     logging.getLogger(name).setLevel(logging.WARNING)  # below that they log whole addresses
 
@@ -124,18 +124,18 @@ async def notify(event: Event, ctx: Context) -> None:
     failed = {service.name: error for service, error in pairs if isinstance(error, BaseException)}
     if failed:
         hopeless = all(isinstance(error, Dead) for error in failed.values())
-        told = [f"{name}: {words(error)}" for name, error in failed.items()]
-        raise (Dead if hopeless else Retry)(f"not sent to {'; '.join(told)}")
+        failures = [f"{name}: {error_text(error)}" for name, error in failed.items()]
+        raise (Dead if hopeless else Retry)(f"not sent to {'; '.join(failures)}")
 
 
-def words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return the words of our own errors; of others, which may quote an address, only the type."""
     return str(error) if isinstance(error, Dead | Retry) else type(error).__name__
 
 
 async def write(event: Event, ctx: Context) -> Letter:
     outputs = [output for output in event.prediction.output or [] if output.url]
-    found = [find(ctx, n, output) for n, output in enumerate(outputs[:MOST_RESULTS], 1)]
+    found = [fetch_result(ctx, n, output) for n, output in enumerate(outputs[:MOST_RESULTS], 1)]
     results = list(await asyncio.gather(*found))
     if len(outputs) > MOST_RESULTS:
         results.append((None, f"and {len(outputs) - MOST_RESULTS} more"))
@@ -144,7 +144,7 @@ async def write(event: Event, ctx: Context) -> Letter:
     return Letter(title, text, KINDS[event.type], results)
 
 
-async def find(ctx: Context, number: int, output: Output) -> tuple[Path | None, str]:
+async def fetch_result(ctx: Context, number: int, output: Output) -> tuple[Path | None, str]:
     """Fetch a result to attach; the message is sent also without it."""
     if output.stored and output.stored.flagged:
         return None, f"result {number} is left out: {tame(output.stored.flagged)}"
@@ -169,24 +169,24 @@ def tame(text: str) -> str:
 def send(service: Service, letter: Letter) -> None:
     """Send to one service; it blocks, and so runs as a plain step, in a thread."""
     attach = service.plugin.attachment_support
-    failure = tell(service, letter, attach=attach)
+    failure = try_service(service, letter, attach=attach)
     if failure == TOO_LARGE and attach:
-        failure = tell(service, letter, attach=False)
+        failure = try_service(service, letter, attach=False)
     if failure is not None:
         reason = f"HTTP {failure}" if failure else "apprise could not send it"
         raise (Dead if failure in FINAL else Retry)(reason)
 
 
-def tell(service: Service, letter: Letter, *, attach: bool) -> int | None:
+def try_service(service: Service, letter: Letter, *, attach: bool) -> int | None:
     """Send; return None, or the HTTP status of a failure, or 0 where that is not known."""
     files = [str(path) for path, _ in letter.results if path and attach]
     lines = [line for path, line in letter.results if not (path and attach)]
     body = "\n".join([letter.text, *(line for line in lines if line not in letter.text)]).strip()
-    heard: list[str] = []
-    HEARD.set(heard)
+    messages: list[str] = []
+    CAPTURED.set(messages)
     to = Apprise(service.plugin, asset=ASSET)
     kind, form = letter.kind, NotifyFormat.TEXT
     if to.notify(body or letter.title, letter.title, kind, form, attach=files or None):
         return None
-    statuses = STATUS.findall(" ".join(heard))
+    statuses = STATUS.findall(" ".join(messages))
     return int(statuses[-1]) if statuses else 0

@@ -89,8 +89,8 @@ def store(url: str) -> ObjectStore:
     try:
         opened: ObjectStore = from_url(url, retry_config=SOON, client_options=options)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"must be a folder or a store, as s3://bucket/path: {said}") from None
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"must be a folder or a store, as s3://bucket/path: {reason}") from None
     return opened
 
 
@@ -167,17 +167,17 @@ async def save(event: Event, ctx: Context) -> None:
 
 
 class Unwanted(Dead):
-    """A result of a type that nobody asked for."""
+    """A result of a type that SAVE_TYPES does not name."""
 
 
 async def keep(event: Event, ctx: Context, number: int) -> dict[str, Any]:
     output: Output = (event.prediction.output or [])[number]
     file: Fetched = await ctx.fetch(output, max_bytes=MAX_BYTES)
-    said = f"{file.size} bytes of {file.content_type}"
+    what = f"{file.size} bytes of {file.content_type}"
     if not file.content_type.startswith(TYPES):
-        raise Unwanted(f"{said}, which SAVE_TYPES does not name")
+        raise Unwanted(f"{what}, which SAVE_TYPES does not name")
     if file.size == 0:
-        raise Dead(said)
+        raise Dead(what)
     kept = {
         "url": f"{BASE}/{quote(await put(name_of(event, number, file), file))}",
         "sha256": file.sha256,
@@ -199,8 +199,8 @@ def name_of(event: Event, number: int, file: Fetched) -> str:
 def clean(text: str) -> str:
     """Make a field a harmless part of a name, in any script: no folders, nothing hidden."""
     text = unicodedata.normalize("NFC", text)
-    said = re.sub("\0+", "-", "".join(char if is_plain(char) else "\0" for char in text))
-    return shorten(said.strip("."), LONGEST_FIELD) or "_"
+    cleaned = re.sub("\0+", "-", "".join(char if is_plain(char) else "\0" for char in text))
+    return shorten(cleaned.strip("."), LONGEST_FIELD) or "_"
 
 
 def is_plain(char: str) -> bool:

@@ -47,8 +47,8 @@ async def slack(event: Event, ctx: Context) -> None:
 
 
 async def post(event: Event, ctx: Context, files: list[Any], links: list[str]) -> None:
-    said = event.prediction.warning(escape) + TEMPLATE.fill(event, escape).strip()
-    text = shortened(said or event.type)
+    filled = event.prediction.warning(escape) + TEMPLATE.fill(event, escape).strip()
+    text = shortened(filled or event.type)
     channel = event.prediction.named("slack_channel", CHANNELS) or CHANNEL
     thread = event.prediction.named("slack_thread", THREADS)
     await SLACK.post(ctx.http, channel, thread, text, blocks_of(event, text, links), files)

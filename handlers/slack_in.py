@@ -5,7 +5,7 @@ Use: `SLACK_SIGNING_SECRET=… SLACK_TOKEN=xoxb-… receiver serve save slack-in
 
 An order is stored before Slack is answered. Its pictures are uploaded where it was asked for; if
 the bot is not in there, they are linked by the command's response_url, which lives for 30 minutes,
-or at last sent to the asker directly. What fails is told to the asker alone. A message that was
+or at last sent to the asker directly. Failures are shown to the asker alone. A message that was
 posted just before a crash is found again by its files; one without files may come twice.
 """
 
@@ -42,7 +42,7 @@ from ._slack import (
     Payload,
     Slack,
     Slash,
-    Spoken,
+    UserMessage,
     actions,
     blocks_of,
     escape,
@@ -56,6 +56,9 @@ from ._slack import (
 
 TOLERANCE = 300  # seconds, either way
 THREADS = r"\d+\.\d{6}"
+people = partial(
+    chat.read_ids, r"[UW][A-Z0-9]+", "must be ids of people like U0123456789, by comma"
+)
 
 
 def secrets(text: str) -> list[Secret]:
@@ -63,13 +66,6 @@ def secrets(text: str) -> list[Secret]:
     if not found or not all(re.fullmatch(r"[!-~]{16,200}", one, re.ASCII) for one in found):
         raise ValueError("must be the app's signing secret, or several by comma, newest first")
     return [Secret(one) for one in found]
-
-
-def people(text: str) -> set[str]:
-    found = {part.strip() for part in text.split(",") if part.strip()}
-    if not all(re.fullmatch(r"[UW][A-Z0-9]+", one) for one in found):
-        raise ValueError("must be ids of people like U0123456789, by comma")
-    return found
 
 
 with read_settings() as read:
@@ -95,8 +91,8 @@ FILES = ("https://files.slack.com/", SLACK.safe[1])
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs each response_url, a secret
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """Who asks, where, and how they are answered."""
+class Origin(msgspec.Struct, frozen=True):
+    """The asker, the place, and how to answer."""
 
     team: str
     channel: str
@@ -117,7 +113,7 @@ class Asked(msgspec.Struct, frozen=True):
         is_sound = re.fullmatch(r"[!-~]{1,2000}", self.response_url)
         return self.response_url if is_sound and self.response_url.startswith(HOOKS) else ""
 
-    def brings(self, door: Door, recipe: str) -> dict[str, Any]:
+    def extras(self, door: Door, recipe: str) -> dict[str, Any]:
         """Return the metadata and private values by which an order is answered later."""
         metadata = {"answered_by": "slack-in", "slack_channel": self.channel}
         if self.thread:
@@ -127,16 +123,16 @@ class Asked(msgspec.Struct, frozen=True):
             private |= {"response_url": self.hook, "is_pressed": self.is_pressed}
         return {"metadata": metadata, "private": private}
 
-    async def told(
+    async def notify(
         self, http: httpx.AsyncClient, text: str, buttons: dict[str, str], *, replace: bool = False
     ) -> None:
-        """Tell the asker alone: by the response_url, in the place, or at last directly."""
-        message = alone(text, buttons) | {"replace_original": replace}
+        """Notify the asker alone: by the response_url, in the place, or at last directly."""
+        message = ephemeral(text, buttons) | {"replace_original": replace}
         if self.hook:
             answer = await http.post(self.hook, json=message)
             if answer.is_success:
                 return
-        form = {"text": text, "blocks": msgspec.json.encode(message["blocks"]).decode()}
+        form = {"text": text, "blocks": chat.to_json(message["blocks"])}
         thread = {"thread_ts": self.thread} if self.thread else {}
         try:
             await SLACK.call(
@@ -147,11 +143,11 @@ class Asked(msgspec.Struct, frozen=True):
 
     async def direct(self, http: httpx.AsyncClient) -> str:
         """Return the conversation between the asker and the bot."""
-        said = await SLACK.call(http, "conversations.open", users=self.user)
-        return str(said.channel["id"])
+        response = await SLACK.call(http, "conversations.open", users=self.user)
+        return str(response.channel["id"])
 
 
-def alone(text: str, buttons: dict[str, str]) -> dict[str, Any]:
+def ephemeral(text: str, buttons: dict[str, str]) -> dict[str, Any]:
     blocks = [section(shortened(escape(text))), *actions(buttons)]
     return {"response_type": "ephemeral", "text": text, "blocks": blocks}
 
@@ -175,12 +171,12 @@ def prove(call: Call) -> None:
 @route("slack", proof=prove)
 async def slack(call: Call, door: Door) -> Reply:
     if call.header("content-type").startswith("application/json"):
-        return await heard(call, door)
+        return await on_message(call, door)
     form = call.form()
     if "payload" in form:
-        return await pressed(read_as(Payload, decoded(form["payload"])), door)
+        return await on_button(read_as(Payload, decoded(form["payload"])), door)
     if "command" in form:
-        return await commanded(read_as(Slash, form), door)
+        return await on_command(read_as(Slash, form), door)
     return Reply.empty()  # ssl_check, and other kinds that we do not know
 
 
@@ -195,23 +191,23 @@ def read_as(kind: Any, value: Any) -> Any:
         raise Problem(400, "invalid-body", f"the body does not fit: {error}") from None
 
 
-async def commanded(given: Slash, door: Door) -> Reply:
-    """Order what a slash command says; the answer is what the asker alone sees."""
-    asked = Asked(given.team_id, given.channel_id, given.user_id, "", given.response_url)
+async def on_command(given: Slash, door: Door) -> Reply:
+    """Order by a slash command; only the asker sees the answer."""
+    origin = Origin(given.team_id, given.channel_id, given.user_id, "", given.response_url)
     try:
         name = given.command.removeprefix("/").lower()
         command = chat.read(door, unescape(given.text), name)
         if command.help:
-            return Reply.json(alone(command.help, {}))
+            return Reply.json(ephemeral(command.help, {}))
         key = f"{given.team_id}/{given.trigger_id}"
-        prediction = await order(door, asked, command, key)
+        prediction = await order(door, origin, command, key)
     except Problem as problem:
-        return Reply.json(alone(chat.refusal(problem), {}))
-    return Reply.json(alone(await chat.begun(door, prediction), cancel_of(door, prediction)))
+        return Reply.json(ephemeral(chat.refusal_text(problem), {}))
+    return Reply.json(ephemeral(await chat.ack_text(door, prediction), cancel_of(door, prediction)))
 
 
-async def heard(call: Call, door: Door) -> Reply:
-    """Order what a mention or a direct message says."""
+async def on_message(call: Call, door: Door) -> Reply:
+    """Order by a mention or a direct message."""
     envelope = call.json(Envelope)
     if envelope.type == "url_verification":
         return Reply.json({"challenge": envelope.challenge})
@@ -219,67 +215,69 @@ async def heard(call: Call, door: Door) -> Reply:
         door.log.warning("slack.rate_limited")
     if envelope.type != "event_callback" or not is_for_us(envelope.event):
         return Reply.empty()
-    said: Spoken = read_as(Spoken, envelope.event)
+    message: UserMessage = read_as(UserMessage, envelope.event)
     # In a direct message an answer needs no thread.
-    thread = said.thread_ts or ("" if envelope.event["type"] == "message" else said.ts)
+    thread = message.thread_ts or ("" if envelope.event["type"] == "message" else message.ts)
     team = envelope.team_id or ""
-    asked = Asked(team, said.channel, said.user, thread)
-    text = without_mention(said.text, envelope.authorizations or [])
+    origin = Origin(team, message.channel, message.user, thread)
+    text = without_mention(message.text, envelope.authorizations or [])
     is_repeated = bool(call.header("x-slack-retry-num"))
     try:
         command = chat.read(door, unescape(text))
         if command.help:
-            tell(door, asked, command.help)
+            notify(door, origin, command.help)
             return Reply.empty()
-        key = f"{team}/{said.channel}/{said.ts}"
-        prediction = await order(door, asked, command, key, said.files, float(said.ts or call.at))
+        key = f"{team}/{message.channel}/{message.ts}"
+        prediction = await order(
+            door, origin, command, key, message.files, float(message.ts or call.at)
+        )
     except Problem as problem:
-        tell(door, asked, chat.refusal(problem))
+        notify(door, origin, chat.refusal_text(problem))
         return Reply.empty()
     if not is_repeated:
-        words = await chat.begun(door, prediction)
-        tell(door, asked, words, cancel_of(door, prediction))
+        words = await chat.ack_text(door, prediction)
+        notify(door, origin, words, cancel_of(door, prediction))
     return Reply.empty()
 
 
-async def pressed(payload: Payload, door: Door) -> Reply:
-    """Do what a button is for; the answer goes to its response_url."""
+async def on_button(payload: Payload, door: Door) -> Reply:
+    """Act on a button; the answer goes to its response_url."""
     if payload.type != "block_actions" or not payload.actions or payload.user is None:
         return Reply.empty()
     channel = payload.channel.id if payload.channel else ""
     team = str((payload.team or {}).get("id", ""))
     thread = payload.container.thread_ts
-    asked = Asked(team, channel, payload.user.id, thread, payload.response_url, is_pressed=True)
+    origin = Origin(team, channel, payload.user.id, thread, payload.response_url, is_pressed=True)
     try:
-        press = chat.pressed(door, payload.actions[0].value)
+        press = chat.read_press(door, payload.actions[0].value)
         key = f"{team}/{payload.trigger_id}"
-        prediction = await chat.do(door, press, asked.who, key, partial(asked.brings, door))
+        prediction = await chat.act(door, press, origin.who, key, partial(origin.extras, door))
     except Problem as problem:
-        tell(door, asked, chat.refusal(problem))
+        notify(door, origin, chat.refusal_text(problem))
         return Reply.empty()
     if prediction is not None:
-        words = await chat.begun(door, prediction)
-        tell(door, asked, words, cancel_of(door, prediction))
+        words = await chat.ack_text(door, prediction)
+        notify(door, origin, words, cancel_of(door, prediction))
     elif press.action == chat.CANCEL:
-        say = partial(asked.told, door.http, buttons={})
-        door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, say)))
+        send = partial(origin.notify, door.http, buttons={})
+        door.later(chat.best_effort(door, chat.cancel(door, press.prediction_id, send)))
     else:
-        door.later(chat.lossy(door, remove(door, asked, payload.container.message_ts)))
+        door.later(chat.best_effort(door, remove(door, origin, payload.container.message_ts)))
     return Reply.empty()
 
 
-async def remove(door: Door, asked: Asked, ts: str) -> None:
+async def remove(door: Door, origin: Origin, ts: str) -> None:
     """Delete the message of a button, though it may be where the bot is not."""
     try:
-        await SLACK.call(door.http, "chat.delete", channel=asked.channel, ts=ts)
+        await SLACK.call(door.http, "chat.delete", channel=origin.channel, ts=ts)
     except Dead:
-        if asked.hook:
-            await door.http.post(asked.hook, json={"delete_original": True})
+        if origin.hook:
+            await door.http.post(origin.hook, json={"delete_original": True})
 
 
 async def order(
     door: Door,
-    asked: Asked,
+    origin: Origin,
     command: Any,
     key: str,
     files: list[dict[str, Any]] | None = None,
@@ -292,7 +290,7 @@ async def order(
     if wanted and urls and urls[0].startswith(FILES):
         token = {"authorization": f"Bearer {TOKEN.reveal()}"}
         options[wanted] = await chat.picture(door, urls[0], token)
-    who = asked.who
+    who = origin.who
     return await door.order(
         command.recipe,
         options,
@@ -300,7 +298,7 @@ async def order(
         person=who.person,
         place=who.place,
         at=at,
-        **asked.brings(door, command.recipe),
+        **origin.extras(door, command.recipe),
     )
 
 
@@ -310,8 +308,8 @@ def cancel_of(door: Door, prediction: Prediction) -> dict[str, str]:
     return {chat.LABELS[chat.CANCEL]: chat.button(door.sign, chat.CANCEL, prediction.id)}
 
 
-def tell(door: Door, asked: Asked, text: str, buttons: dict[str, str] | None = None) -> None:
-    door.later(chat.lossy(door, asked.told(door.http, text, buttons or {})))
+def notify(door: Door, origin: Origin, text: str, buttons: dict[str, str] | None = None) -> None:
+    door.later(chat.best_effort(door, origin.notify(door.http, text, buttons or {})))
 
 
 # --- answers ---
@@ -319,62 +317,64 @@ def tell(door: Door, asked: Asked, text: str, buttons: dict[str, str] | None = N
 
 @on("*", name="slack-in", metadata={"answered_by": "slack-in"}, timeout=600, after="save")
 async def answer(event: Event, ctx: Context) -> None:
-    prediction, user = event.prediction, chat.asked_by(event, "in/slack")
+    prediction, user = event.prediction, chat.user_of(event, "in/slack")
     team = ((prediction.order and prediction.order.place) or "").partition(":")[2].partition("/")[0]
     channel, thread = (
         prediction.named("slack_channel", r"\w+"),
         prediction.named("slack_thread", THREADS),
     )
     url, is_pressed = ctx.private.get("response_url", ""), ctx.private.get("is_pressed", False)
-    asked = Asked(team, channel, user, thread, url, is_pressed)
+    origin = Origin(team, channel, user, thread, url, is_pressed)
     labels = ctx.private.get("labels", [])
     if event.type != "prediction.succeeded":
-        buttons = chat.under(ctx.sign, prediction.id, [])
-        say = partial(asked.told, ctx.http, chat.failure(event), buttons, replace=not is_pressed)
-        await ctx.once("tell", say)
+        buttons = chat.result_buttons(ctx.sign, prediction.id, [])
+        send = partial(
+            origin.notify, ctx.http, chat.failure_text(event), buttons, replace=not is_pressed
+        )
+        await ctx.once("tell", send)
         return
-    buttons = chat.under(ctx.sign, prediction.id, labels, chat.DELETE)
+    buttons = chat.result_buttons(ctx.sign, prediction.id, labels, chat.DELETE)
     files: list[Any] = []
     links = [link(one) for one in prediction.output or [] if one.url]
     if not prediction.flagged:  # Slack cannot hide a picture: a flagged one is only linked
         files, links = await SLACK.files(event, ctx)
-    await ctx.once("post", partial(show, event, ctx, asked, files, links, buttons))
+    await ctx.once("post", partial(show, event, ctx, origin, files, links, buttons))
 
 
 async def show(
     event: Event,
     ctx: Context,
-    asked: Asked,
+    origin: Origin,
     files: list[Any],
     links: list[str],
     buttons: dict[str, str],
 ) -> None:
     """Post where it was asked for; else by the response_url, which takes links; else directly."""
-    if ctx.attempt > 1 and await SLACK.has_shown(ctx.http, files):
+    if ctx.attempt > 1 and await SLACK.is_posted(ctx.http, files):
         return
-    said = WORDS.fill(event, escape, {"person": asked.user})
-    text = shortened(event.prediction.warning(escape) + said.strip())
+    filled = WORDS.fill(event, escape, {"person": origin.user})
+    text = shortened(event.prediction.warning(escape) + filled.strip())
     blocks = [*blocks_of(event, text, links), *actions(buttons)]
     post = partial(SLACK.post, ctx.http, previews=not event.prediction.flagged)
     try:
-        await post(asked.channel, asked.thread, text, blocks, files)
+        await post(origin.channel, origin.thread, text, blocks, files)
     except Dead as refused:
         ctx.log.info("slack.elsewhere", reason=str(refused))
-        if await linked(event, ctx, asked, text, buttons):
+        if await post_links(event, ctx, origin, text, buttons):
             return
-        place = await asked.direct(ctx.http)
+        place = await origin.direct(ctx.http)
         await post(place, "", text, blocks, files)
 
 
-async def linked(
-    event: Event, ctx: Context, asked: Asked, text: str, buttons: dict[str, str]
+async def post_links(
+    event: Event, ctx: Context, origin: Origin, text: str, buttons: dict[str, str]
 ) -> bool:
     """Post links for all to see by the response_url; return whether Slack took that."""
     outputs = [output for output in event.prediction.output or [] if output.url]
-    if not asked.hook or not all(output.link(2900) for output in outputs):
+    if not origin.hook or not all(output.link(2900) for output in outputs):
         return False
     blocks = [*blocks_of(event, text, [link(one) for one in outputs]), *actions(buttons)]
     unfurls = {"unfurl_media": not event.prediction.flagged}
     message = {"response_type": "in_channel", "text": text, "blocks": blocks, **unfurls}
-    said = await ctx.http.post(asked.hook, json=message | {"replace_original": False})
-    return said.is_success
+    response = await ctx.http.post(origin.hook, json=message | {"replace_original": False})
+    return response.is_success

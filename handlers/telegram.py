@@ -13,7 +13,7 @@ from functools import partial
 
 from receiver import Context, Event, Skip, on, read_settings
 
-from ._telegram import CHATS, Telegram, address, clean, told
+from ._telegram import CHATS, Telegram, address, clean, with_links
 
 with read_settings() as read:
     TOKEN = read.secret(
@@ -47,14 +47,14 @@ async def telegram(event: Event, ctx: Context) -> None:
 
 
 async def post(event: Event, ctx: Context) -> str:
-    """Send all messages, each of them once; say what could only be linked, and why."""
+    """Send all messages, each of them once; return what could only be linked, and why."""
     parts, links = await TELEGRAM.parts(event, ctx)
     lost = ctx.noted
-    said = event.prediction.warning(clean) + TEMPLATE.fill(event, clean).strip()
-    text = told(said or event.type, links, len(event.type))
+    filled = event.prediction.warning(clean) + TEMPLATE.fill(event, clean).strip()
+    text = with_links(filled or event.type, links, len(event.type))
     form = address(event, CHAT)
     # Links go into a text of their own: one may be longer than a caption.
     for key, some in TELEGRAM.messages(parts, bool(links)).items():
-        await ctx.once(key, partial(TELEGRAM.insist, ctx.http, form, some, text))
+        await ctx.once(key, partial(TELEGRAM.deliver, ctx.http, form, some, text))
         text = ""
     return lost

@@ -6,7 +6,7 @@ sets the webhook `/in/telegram` and the menu of commands. Without a public addre
 
 An order is stored before Telegram is answered. Pictures come as the reply to the message; where the
 bot may not write any more, to the asker directly. Telegram has no messages for one person in a
-group: what fails is told directly if the asker has begun a chat with the bot, else as a reply.
+group: failures are sent directly if the asker has begun a chat with the bot, else as a reply.
 Telegram cannot tell a repeat: a message whose answer was lost on its way may come twice.
 """
 
@@ -54,7 +54,7 @@ from ._telegram import (
     answering,
     clean,
     keyboard,
-    told,
+    with_links,
 )
 
 SECRET = "x-telegram-bot-api-secret-token"  # noqa: S105 - the name of a header
@@ -62,13 +62,7 @@ UPDATES = ["message", "callback_query"]
 WAIT = 50  # seconds that a poll waits for news
 LONGEST_ALERT = 200
 WORDS = Template("{prompt:.500}\n{text:.3000}")
-
-
-def people(text: str) -> set[str]:
-    found = {part.strip() for part in text.split(",") if part.strip()}
-    if not all(re.fullmatch(r"\d{1,20}", one, re.ASCII) for one in found):
-        raise ValueError("must be ids of people, digits, by comma")
-    return found
+people = partial(chat.read_ids, r"\d{1,20}", "must be ids of people, digits, by comma")
 
 
 with read_settings() as read:
@@ -103,14 +97,14 @@ def prove(call: Call, door: Door) -> None:
 async def telegram(call: Call, door: Door) -> Reply:
     update = call.json(Update)
     if update.callback_query is not None:
-        return await pressed(update.callback_query, door)
+        return await on_button(update.callback_query, door)
     if update.message is not None:
-        return await heard(update.message, door)
+        return await on_message(update.message, door)
     return Reply.empty()
 
 
-async def heard(message: Message, door: Door) -> Reply:
-    """Order what a message says; the answer is a call, whose result nobody sees."""
+async def on_message(message: Message, door: Door) -> Reply:
+    """Order by a message; the response is a method call, whose result goes nowhere."""
     user = message.by
     if user is None or user.is_bot or message.via_bot or not await is_for_us(message, door):
         return Reply.empty()
@@ -123,7 +117,7 @@ async def heard(message: Message, door: Door) -> Reply:
         known = {"start": "help", "help": "help"}.get(name, name)
         command = chat.read(door, f"{known} {text}" if known == "help" else text, known)
         if command.help:
-            return spoken(message, command.help)
+            return text_reply(message, command.help)
         options = dict(command.options)
         wanted = chat.picture_option(door, command.recipe, options)
         if wanted and message.picture is not None:
@@ -135,16 +129,16 @@ async def heard(message: Message, door: Door) -> Reply:
             person=who.person,
             place=who.place,
             at=float(message.date or time.time()),
-            **brings(message, door, command.recipe),
+            **extras(message, door, command.recipe),
         )
     except Problem as problem:
-        return spoken(message, chat.refusal(problem))
-    await promise(message, door, prediction)
-    return called("sendChatAction", chat_id=message.chat.id, action="upload_photo")
+        return text_reply(message, chat.refusal_text(problem))
+    await acknowledge(message, door, prediction)
+    return call_reply("sendChatAction", chat_id=message.chat.id, action="upload_photo")
 
 
 async def is_for_us(message: Message, door: Door) -> bool:
-    """Tell commands for us, replies to us and what is said to us alone from all else."""
+    """Return whether a message is a command for us, a reply to us, or sent to us alone."""
     name, bot = message.command
     if name:
         return not bot or bot == (await own_name(door)).lower()
@@ -173,7 +167,7 @@ def who_of(user: User, where: Chat) -> chat.Who:
     return chat.Who(person, place, str(user.id) in ADMINS)
 
 
-def brings(message: Message, door: Door, recipe: str) -> dict[str, Any]:
+def extras(message: Message, door: Door, recipe: str) -> dict[str, Any]:
     """Return what an order brings along for its answer."""
     metadata: dict[str, Any] = {
         "answered_by": "telegram-in",
@@ -190,27 +184,27 @@ async def picture(door: Door, file: File) -> str:
     try:
         found = await TELEGRAM.call(door.http, "getFile", file_id=file.file_id)
     except (Dead, Retry, httpx.HTTPError) as error:
-        raise chat.unfetched(str(error)) from None
+        raise chat.not_fetched(str(error)) from None
     path = str(found.get("file_path", ""))
     if not re.fullmatch(r"[\w./-]+", path, re.ASCII) or ".." in path:
-        raise chat.unfetched("it has no address")
+        raise chat.not_fetched("it has no address")
     return await chat.picture(door, f"{URL}/file/bot{TOKEN.reveal()}/{path}")
 
 
-async def promise(message: Message, door: Door, prediction: Prediction) -> None:
-    """Say, unless it was said before, that it was taken; that is deleted in the end."""
+async def acknowledge(message: Message, door: Door, prediction: Prediction) -> None:
+    """Acknowledge an order once, by a message that is deleted in the end."""
     if prediction.status in chat.FINAL or "telegram_promise" in prediction.metadata:
         return
-    text = await chat.begun(door, prediction)
-    door.later(chat.lossy(door, promised(message, door, prediction.id, text)))
+    text = await chat.ack_text(door, prediction)
+    door.later(chat.best_effort(door, send_ack(message, door, prediction.id, text)))
 
 
-async def promised(message: Message, door: Door, prediction_id: str, text: str) -> None:
+async def send_ack(message: Message, door: Door, prediction_id: str, text: str) -> None:
     cancel = {"Cancel": chat.button(door.sign, chat.CANCEL, prediction_id)}
-    said = await TELEGRAM.call(
+    sent = await TELEGRAM.call(
         door.http, "sendMessage", **reply_to(message), text=text, **keyboard(cancel)
     )
-    await door.annotate(prediction_id, telegram_promise=str(said["message_id"]))
+    await door.annotate(prediction_id, telegram_promise=str(sent["message_id"]))
 
 
 def reply_to(message: Message) -> dict[str, Any]:
@@ -219,64 +213,66 @@ def reply_to(message: Message) -> dict[str, Any]:
     return form if thread is None else {**form, "message_thread_id": thread}
 
 
-def called(method: str, **given: Any) -> Reply:
+def call_reply(method: str, **given: Any) -> Reply:
     return Reply.json({"method": method, **given})
 
 
-def spoken(message: Message, text: str) -> Reply:
+def text_reply(message: Message, text: str) -> Reply:
     form = reply_to(message) | {"reply_parameters": {"message_id": message.message_id}}
-    return called("sendMessage", **form, text=told(text, []))
+    return call_reply("sendMessage", **form, text=with_links(text, []))
 
 
-async def pressed(query: Query, door: Door) -> Reply:
-    """Do what a button is for; the presser alone is told."""
+async def on_button(query: Query, door: Door) -> Reply:
+    """Act on a button; only the presser sees the answer."""
     if query.message is None:
         return alert(query, "This is too old.")
     where = query.message.chat
     who = who_of(query.by, where)
     try:
-        press = chat.pressed(door, query.data)
-        more = partial(brings, query.message, door)
-        prediction = await chat.do(door, press, who, f"{BOT}/{query.id}", more)
+        press = chat.read_press(door, query.data)
+        more = partial(extras, query.message, door)
+        prediction = await chat.act(door, press, who, f"{BOT}/{query.id}", more)
     except Problem as problem:
-        return alert(query, chat.refusal(problem))
+        return alert(query, chat.refusal_text(problem))
     if prediction is not None:
-        await promise(query.message, door, prediction)
-        return alert(query, await chat.begun(door, prediction), loud=False)
+        await acknowledge(query.message, door, prediction)
+        return alert(query, await chat.ack_text(door, prediction), loud=False)
     if press.action == chat.CANCEL:
-        tell = partial(directly, door, query.message)
-        door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, tell)))
+        send_text = partial(send_reply, door, query.message)
+        door.later(chat.best_effort(door, chat.cancel(door, press.prediction_id, send_text)))
     else:
         gone = {"chat_id": where.id, "message_id": query.message.message_id}
-        door.later(chat.lossy(door, TELEGRAM.call(door.http, "deleteMessage", **gone)))
+        door.later(chat.best_effort(door, TELEGRAM.call(door.http, "deleteMessage", **gone)))
     return alert(query, "", loud=False)
 
 
-async def directly(door: Door, message: Message, text: str) -> None:
+async def send_reply(door: Door, message: Message, text: str) -> None:
     await TELEGRAM.call(door.http, "sendMessage", **reply_to(message), text=text)
 
 
 def alert(query: Query, text: str, *, loud: bool = True) -> Reply:
     words = cut(text, LONGEST_ALERT, utf16=True)
-    return called("answerCallbackQuery", callback_query_id=query.id, text=words, show_alert=loud)
+    return call_reply(
+        "answerCallbackQuery", callback_query_id=query.id, text=words, show_alert=loud
+    )
 
 
 # --- polling ---
 
 
 async def poll(door: Door) -> AsyncGenerator[Call, Reply]:
-    """Ask for updates; those are confirmed, by asking for the next, that were answered."""
+    """Poll for updates; the next poll confirms those that were answered."""
     offset = 0
     while True:
-        asked = {"offset": offset, "timeout": WAIT, "allowed_updates": UPDATES}
-        for update in await TELEGRAM.call(door.http, "getUpdates", **asked):
+        params = {"offset": offset, "timeout": WAIT, "allowed_updates": UPDATES}
+        for update in await TELEGRAM.call(door.http, "getUpdates", **params):
             body = msgspec.json.encode(update)
             kind = {"content-type": "application/json"}
             reply = yield Call(body=body, headers=kind, at=time.time())
             if reply.status >= httpx.codes.INTERNAL_SERVER_ERROR:
                 return  # it is begun anew in a moment, with the same update
             offset = int(update["update_id"]) + 1
-            await chat.lossy(door, do(door, reply))
+            await chat.best_effort(door, do(door, reply))
 
 
 async def do(door: Door, reply: Reply) -> None:
@@ -295,11 +291,11 @@ if POLL:
 
 @on("*", name="telegram-in", metadata={"answered_by": "telegram-in"}, timeout=900, after="save")
 async def answer(event: Event, ctx: Context) -> None:
-    user = chat.asked_by(event, "in/telegram")
+    user = chat.user_of(event, "in/telegram")
     if event.type == "prediction.succeeded":
         await show(event, ctx, user)
     else:
-        await ctx.once("tell", partial(tell, event, ctx, user))
+        await ctx.once("tell", partial(notify, event, ctx, user))
     await ctx.once("clean", partial(clean_up, event, ctx))
 
 
@@ -307,9 +303,9 @@ async def show(event: Event, ctx: Context, user: str) -> None:
     """Send all messages, each of them once."""
     parts, links = await TELEGRAM.parts(event, ctx, flagged=bool(event.prediction.flagged))
     labels = ctx.private.get("labels", [])
-    buttons = chat.under(ctx.sign, event.prediction.id, labels, chat.DELETE)
-    said = event.prediction.warning(clean) + WORDS.fill(event, clean).strip()
-    text, markup = told(said or event.type, links, len(event.type)), keyboard(buttons)
+    buttons = chat.result_buttons(ctx.sign, event.prediction.id, labels, chat.DELETE)
+    filled = event.prediction.warning(clean) + WORDS.fill(event, clean).strip()
+    text, markup = with_links(filled or event.type, links, len(event.type)), keyboard(buttons)
     # Albums take no buttons: these are under a text then.
     for key, some in TELEGRAM.messages(parts, bool(links) or len(parts) > 1).items():
         form = address(event, user) | markup
@@ -320,33 +316,33 @@ async def show(event: Event, ctx: Context, user: str) -> None:
 async def send(ctx: Context, form: dict[str, str], user: str, parts: list[Any], text: str) -> None:
     """Send a message where it was asked for, or else directly."""
     try:
-        await TELEGRAM.insist(ctx.http, form, parts, text)
+        await TELEGRAM.deliver(ctx.http, form, parts, text)
     except Dead as refused:
         if form["chat_id"] == user:
             raise
         ctx.log.info("telegram.elsewhere", reason=str(refused))
         only = {"chat_id": user} | {k: v for k, v in form.items() if k == "reply_markup"}
-        await TELEGRAM.insist(ctx.http, only, parts, text)
+        await TELEGRAM.deliver(ctx.http, only, parts, text)
 
 
-async def tell(event: Event, ctx: Context, user: str) -> None:
-    """Tell the asker why there is no picture: alone, or if that cannot be, as a reply."""
-    text = chat.failure(event)
-    form = address(event, user) | keyboard(chat.under(ctx.sign, event.prediction.id, []))
+async def notify(event: Event, ctx: Context, user: str) -> None:
+    """Send the asker why there is no picture: directly, or if that fails, as a reply."""
+    text = chat.failure_text(event)
+    form = address(event, user) | keyboard(chat.result_buttons(ctx.sign, event.prediction.id, []))
     ways = [form] if form["chat_id"] == user else [{"chat_id": user}, form]
     try:
-        await TELEGRAM.insist(ctx.http, ways[0], [], text)
+        await TELEGRAM.deliver(ctx.http, ways[0], [], text)
     except Dead:
         if len(ways) == 1:
             raise
-        await TELEGRAM.insist(ctx.http, ways[1], [], text)
+        await TELEGRAM.deliver(ctx.http, ways[1], [], text)
 
 
 async def clean_up(event: Event, ctx: Context) -> None:
-    """Remove what was promised, if that can be done."""
+    """Delete the acknowledgement, if possible."""
     form = {
         "chat_id": event.prediction.named("telegram_chat", r"-?\d{1,20}"),
         "message_id": event.prediction.named("telegram_promise", ID),
     }
     if all(form.values()):
-        await TELEGRAM.ask(ctx.http, "deleteMessage", form, {})
+        await TELEGRAM.post(ctx.http, "deleteMessage", form, {})

@@ -11,12 +11,12 @@ from receiver.settings import all_settings
 def settings_table() -> str:
     """Return the table of settings, with one line for those of one sentence."""
     lines = ["| Name | Default | |", "|---|---|---|"]
-    for says, group in groupby(all_settings(), key=attrgetter("says")):
+    for doc, group in groupby(all_settings(), key=attrgetter("doc")):
         found = list(group)
         names = ", ".join(f"`{name}`" for each in found for name in each.names)
         shown = [each.default_shown for each in found]
         lines.append(
-            f"| {names} | {', '.join(shown if len({*shown}) > 1 else shown[:1])} | {says} |"
+            f"| {names} | {', '.join(shown if len({*shown}) > 1 else shown[:1])} | {doc} |"
         )
     return "\n".join(lines)
 

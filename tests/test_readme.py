@@ -125,8 +125,8 @@ def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> Non
 
 
 def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
-    says = [says for says, _ in groupby(all_settings(), key=attrgetter("says"))]
-    assert len(says) == len(set(says))
+    sentences = [doc for doc, _ in groupby(all_settings(), key=attrgetter("doc"))]
+    assert len(sentences) == len(set(sentences))
 
 
 def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> None:

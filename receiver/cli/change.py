@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from receiver.cli.lists import at, change, connected, delivery_to_retry, show_list, whole_id
-from receiver.cli.output import print_value, say
+from receiver.cli.output import print_line, print_value
 from receiver.cli.program import panel
 from receiver.cli.replay import is_interactive, moment, replay_all
 from receiver.cli.words import (
@@ -121,6 +121,6 @@ def erase(prediction_id: Id, yes: Yes = False) -> None:
         if not yes and is_interactive():
             prediction = client.get(at("predictions", name))
             about = " ".join(str(prediction[word]) for word in ("id", "model", "status"))
-            say(f"{about}: input, metadata and outputs will be gone for ever.", err=True)
+            print_line(f"{about}: input, metadata and outputs will be gone for ever.", err=True)
             typer.confirm("Erase it?", abort=True)
         print_value(client.post(at("predictions", name, "erase")))

@@ -35,9 +35,9 @@ URLS: Final = {
 UPDATES: Final = ("message", "callback_query")
 AGENT: Final = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
 _TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture": 11}
-_MOST: Final = 25
+_MAX_OPTIONS: Final = 25
 """Options of a command in Discord, and choices of an option."""
-_ABOUT: Final = 100
+_MAX_DESCRIPTION: Final = 100
 """Characters of a description."""
 _PATIENCE: Final = 30.0
 
@@ -111,15 +111,15 @@ def discord_commands(book: RecipeBook) -> list[dict[str, Any]]:
 
 def _options(recipe: Recipe) -> list[dict[str, Any]]:
     found = [_option(name, option) for name, option in recipe.options.items()]
-    return sorted(found, key=lambda option: not option.get("required"))[:_MOST]
+    return sorted(found, key=lambda option: not option.get("required"))[:_MAX_OPTIONS]
 
 
 def _option(name: str, option: Option) -> dict[str, Any]:
-    about = (option.about or name)[:_ABOUT]
+    about = (option.about or name)[:_MAX_DESCRIPTION]
     found: dict[str, Any] = {"name": name, "type": _TYPES[option.kind], "description": about}
     if option.required:
         found["required"] = True
-    if option.choices and option.kind != "boolean" and len(option.choices) <= _MOST:
+    if option.choices and option.kind != "boolean" and len(option.choices) <= _MAX_OPTIONS:
         found["choices"] = [{"name": str(each), "value": each} for each in option.choices]
     bounds = {"min_value": option.least, "max_value": option.most, "max_length": option.longest}
     return found | {word: bound for word, bound in bounds.items() if bound is not None}
@@ -136,7 +136,7 @@ def telegram_commands(book: RecipeBook) -> list[dict[str, str]]:
 
 
 def _about(recipe: Recipe) -> str:
-    return (recipe.about or recipe.name)[:_ABOUT]
+    return (recipe.about or recipe.name)[:_MAX_DESCRIPTION]
 
 
 # --- set-up ---
@@ -150,11 +150,11 @@ def show_manifest(name: str, *, dev: bool) -> str:
 
 
 def register_in_discord(guild: str, *, dev: bool) -> str:
-    """Overwrite the commands, of one server or of all; say what was done."""
+    """Overwrite the commands, of one server or of all; return what was done."""
     settings, env = chat_settings(dev=dev), os.environ
     application = of(env, "DISCORD_APPLICATION")
     where = f"/guilds/{guild}" if guild else ""
-    _ask(
+    _send(
         "PUT",
         f"{of(env, 'DISCORD_URL')}/applications/{application}{where}/commands",
         discord_commands(settings.recipes),
@@ -165,22 +165,22 @@ def register_in_discord(guild: str, *, dev: bool) -> str:
 
 
 def set_telegram_up(*, poll: bool, dev: bool) -> str:
-    """Set the webhook, or remove it, and the menu of commands; say what was done."""
+    """Set the webhook, or remove it, and the menu of commands; return what was done."""
     settings, env = chat_settings(dev=dev), os.environ
     bot = f"{of(env, 'TELEGRAM_URL')}/bot{of(env, 'TELEGRAM_TOKEN')}"
     commands = telegram_commands(settings.recipes)
-    _ask("POST", f"{bot}/setMyCommands", {"commands": commands})
+    _send("POST", f"{bot}/setMyCommands", {"commands": commands})
     names = ", ".join(f"/{each['command']}" for each in commands)
     if poll:
-        _ask("POST", f"{bot}/deleteWebhook", {})
+        _send("POST", f"{bot}/deleteWebhook", {})
         return f"commands: {names}\nno webhook: serve with TELEGRAM_POLL=1"
     url = address(settings, "telegram")
     hook = {"url": url, "secret_token": secret(settings), "allowed_updates": list(UPDATES)}
-    _ask("POST", f"{bot}/setWebhook", hook)
+    _send("POST", f"{bot}/setWebhook", hook)
     return f"commands: {names}\nwebhook: {url}"
 
 
-def _ask(method: str, url: str, body: Any, headers: dict[str, str] | None = None) -> None:
+def _send(method: str, url: str, body: Any, headers: dict[str, str] | None = None) -> None:
     try:
         answer = httpx.request(
             method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()

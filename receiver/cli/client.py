@@ -1,4 +1,4 @@
-"""The client of the command line: RECEIVER_URL and RECEIVER_API_KEY say where and who."""
+"""The client of the command line, set up by RECEIVER_URL and RECEIVER_API_KEY."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Client:
         return None
 
     def wait(self, name: str, after: int | None, changed: Callable[[Status], None]) -> None:
-        """Wait for the end of a prediction; `changed` hears each status from that place on."""
+        """Wait for the end of a prediction; call `changed` with each status from that place on."""
         with self._hinting():
             self._receiver.wait(name, after=after, changed=changed)
 
@@ -91,15 +91,15 @@ class Client:
         try:
             yield
         except ClientError as error:
-            said = self._in_words(error)
-            if said is None:
+            text = self._with_hint(error)
+            if text is None:
                 raise
-            raise ClientError(error.type, said, status=error.status) from error
+            raise ClientError(error.type, text, status=error.status) from error
 
-    def _in_words(self, error: ClientError) -> str | None:
+    def _with_hint(self, error: ClientError) -> str | None:
         if error.type == "unreachable":
-            said = error.detail.removesuffix(")")
-            return f"{said}{self._way}): start one with `receiver serve`, or set RECEIVER_URL"
+            detail = error.detail.removesuffix(")")
+            return f"{detail}{self._way}): start one with `receiver serve`, or set RECEIVER_URL"
         if error.status == httpx.codes.UNAUTHORIZED:
             return f"{error.detail} ({self._hint})"
         if error.type == "no-receiver" and " redirects to " in error.detail:

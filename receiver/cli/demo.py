@@ -74,7 +74,7 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("openrouter", "google/veo-3.1", {"prompt": "waves on a beach", "duration": 4}, ""),
 )
 _CHAT: Final = "/imagine a lighthouse on the moon"
-"""What somebody types in Slack, emulated too."""
+"""Typed in the emulated Slack."""
 _RECIPES: Final = """\
 [imagine]
 about = "A picture from words"
@@ -104,14 +104,14 @@ _MARKS: Final = {"done": "✓", "skipped": "-", "dead": "✗"}
 
 
 def run(folder: str | None, seconds: float, console: Console | None = None) -> int:
-    """Run the demo to its end; give the exit code: 0 if all came out as it should."""
+    """Run the demo to its end; return the exit code: 0 if all came out as it should."""
     console = console or Console()
     home = Path(folder or tempfile.mkdtemp(prefix="receiver-demo-"))
     with ExitStack() as stack:
         stage = stack.enter_context(_stage(home, seconds))
         with Live(console=console, refresh_per_second=10, transient=False) as screen:
             done = _play(stage, screen)
-    _say_goodbye(console, home, stage, done=done)
+    _print_summary(console, home, stage, done=done)
     return 0 if done else 1
 
 
@@ -137,9 +137,9 @@ class _Stage:
             self.notes[self.client.post("/v1/predictions", body)["id"]] = note
 
     def chat(self) -> None:
-        """Say in Slack what is wanted."""
-        said = {"text": _CHAT, "person": "U1", "place": "C1"}
-        httpx.post(f"{self._chat}/say", json=said, trust_env=False)
+        """Type a command in Slack."""
+        body = {"text": _CHAT, "person": "U1", "place": "C1"}
+        httpx.post(f"{self._chat}/say", json=body, trust_env=False)
 
     def count_in_chat(self) -> None:
         """Count the pictures that are shown in Slack."""
@@ -148,7 +148,7 @@ class _Stage:
         self.in_chat = sum(len(message["files"]) for message in shown)
 
     def forge(self) -> None:
-        """Send a callback as a stranger would, who guesses the token and has no key."""
+        """Send a forged callback: with a guessed token, and without a signature."""
         forged = {"request_id": "guessed", "status": "OK", "payload": {"images": []}}
         answer = httpx.post(f"{self.url}/webhooks/fal/guessed", json=forged, trust_env=False)
         self.refused_forgery = answer.status_code == httpx.codes.UNAUTHORIZED
@@ -233,7 +233,7 @@ def _can_save() -> bool:
     return all(find_spec(name) for name in ("obstore", "PIL"))
 
 
-def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> None:
+def _print_summary(console: Console, home: Path, stage: _Stage, *, done: bool) -> None:
     pictures = sorted((home / "pictures").glob("*.png"))
     place = escape(spelled(str(home / "pictures")))
     console.print()
@@ -273,11 +273,11 @@ class _Feed(io.TextIOBase):
     def write(self, text: str) -> int:
         for line in text.splitlines():
             try:
-                said = _in_words(msgspec.json.decode(line))
+                text_line = _feed_line(msgspec.json.decode(line))
             except (msgspec.DecodeError, KeyError):
                 continue
-            if said:
-                self.lines.append(said)
+            if text_line:
+                self.lines.append(text_line)
         return len(text)
 
 
@@ -289,14 +289,14 @@ _WORDS: Final = {
 }
 
 
-def _in_words(line: Mapping[str, Any]) -> str | None:
+def _feed_line(line: Mapping[str, Any]) -> str | None:
     template = _WORDS.get(line["event"])
     shown = {name: escape(spelled(str(value))) for name, value in line.items()}
     return template.format_map(shown) if template else None
 
 
 class _Sink:
-    """Receives what `forward` sends, and verifies it as any stranger would."""
+    """Receives what `forward` sends, and verifies it by Standard Webhooks."""
 
     def __init__(self, secret: str) -> None:
         self._webhook = Webhook(secret)

@@ -39,7 +39,7 @@ log = structlog.get_logger("receiver")
 _PICTURE: Final = 0.8
 """Seconds that an emulated picture takes."""
 _LOOK: Final = 1000
-"""Milliseconds between two looks at the files; the system mostly tells of a change before."""
+"""Milliseconds between two looks at the files; mostly the system reports a change before."""
 _SETTLE: Final = 0.2
 """Seconds in which a file that an editor replaces is there again."""
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
@@ -74,7 +74,7 @@ def serve(
             os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
             settings = _among_emulated(settings, url, emulator)
         logs.configure(settings.log_format, settings.log_level)
-        for name in ("uvicorn", "watchfiles"):  # what they say, our own lines and the banner do
+        for name in ("uvicorn", "watchfiles"):  # our own lines and the banner say it
             logging.getLogger(name).setLevel(logging.WARNING)
         registry = load(settings.handlers)  # first: a wrong name leaves no database behind
         app = create_app(settings, registry.all(), dispatch=dispatch)
@@ -82,7 +82,7 @@ def serve(
         watch = _Watch(app, settings)
 
         async def started() -> None:
-            _say(_banner(settings, registry, url, emulator, reloads=reloads))
+            _print_banner(_banner(settings, registry, url, emulator, reloads=reloads))
             if (dev or emulate) and env_file.is_open():
                 log.warning(
                     "settings.warning", problem=".env can be read by other users: chmod 600 .env"
@@ -185,7 +185,7 @@ def _submit(settings: Settings, url: str) -> str:
     return f"{where}{program()} submit {what} --wait"
 
 
-def _say(lines: Sequence[tuple[str, str]]) -> None:
+def _print_banner(lines: Sequence[tuple[str, str]]) -> None:
     logs.flush()
     width = shutil.get_terminal_size().columns
     for name, text in lines:
@@ -282,7 +282,7 @@ class _Watch:
         log.info("handlers.reloaded", handlers=list(registry.handlers), recipes=recipes)
 
     def _stamps(self) -> Mapping[Path, tuple[int, int] | None]:
-        """Return what tells each file from another version of it; None: it is not there."""
+        """Return the time and size of each file; None: it does not exist."""
         files = loaded_files(self._names) | files_read
         files |= {Path(name).absolute() for name in self._names if name.endswith(".py")}
         if self._is_broken:

@@ -57,14 +57,14 @@ def environment(providers: str, receiver: str) -> dict[str, str]:
 def chats_of(emulator: str, env: Mapping[str, str]) -> dict[str, str]:
     """Return the settings of those chat platforms for which the environment has no account."""
     given = {name.partition("_")[0] for name in env if name.endswith(("_TOKEN", "_WEBHOOK"))}
-    # Nobody sets a webhook there, so updates are asked for.
+    # No webhook is set there, so updates are polled.
     found = {**chat_settings_for(emulator), "TELEGRAM_POLL": "1"}.items()
     return {name: value for name, value in found if name.partition("_")[0] not in given}
 
 
 @contextmanager
 def emulated(seconds: float, receiver: str = "") -> Iterator[str]:
-    """Emulate all on a port that is free until the block is left; give their address.
+    """Serve the emulator on a free port until the block is left; yield its address.
 
     For a receiver at its usual port that is 8001, where `receiver chat` looks first.
     """
@@ -82,14 +82,14 @@ def _near(receiver: str) -> Iterator[list[socket.socket]]:
             sockets = stack.enter_context(
                 listening("127.0.0.1", _PORT if receiver == RECEIVER else 0)
             )
-        except ReceiverError:  # somebody else has it
+        except ReceiverError:  # the port is in use
             sockets = stack.enter_context(listening("127.0.0.1", 0))
         yield sockets
 
 
 @contextmanager
 def served(app: Starlette, sockets: list[socket.socket]) -> Iterator[str]:
-    """Serve an app from a thread of its own; give its address once it has started."""
+    """Serve an app from a thread of its own; yield its address once it has started."""
     url = url_of(sockets[0])
     server = Server(app, "127.0.0.1", 0, leave=False)
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)

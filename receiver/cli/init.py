@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import shlex
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from receiver.cli.output import program, say
+from receiver.cli.output import print_line, program
 from receiver.providers import DECLARED
+from receiver.settings.development import write_new
 
 _FILES: Final = (
     *("my_handlers.py", "test_my_handlers.py", ".env", "requirements.txt", "Dockerfile"),
@@ -26,7 +24,7 @@ _PICTURE: Final = 'fal fal-ai/nano-banana prompt="a lighthouse"'
 
 
 def init(folder: str) -> None:
-    """Write the files that are not there yet, and say what to do next. Raises OSError."""
+    """Write the files that are missing, and print the next commands. Raises OSError."""
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
     keys = {
@@ -35,19 +33,19 @@ def init(folder: str) -> None:
         "keys": "\n".join(f"# {declared.key}=" for declared in DECLARED.values()),
     }
     made = {
-        name: _write(home / name, _text(name, keys), _PRIVATE if name == ".env" else _PLAIN)
+        name: write_new(home / name, _text(name, keys), _PRIVATE if name == ".env" else _PLAIN)
         for name in _FILES
     }
     for is_new, word in ((True, "made"), (False, "kept as it was")):
         if names := [name for name, new in made.items() if new is is_new]:
-            say(f"{word}: {', '.join(names)}")
+            print_line(f"{word}: {', '.join(names)}")
     if not made[".gitignore"] and ".env" not in _lines(home / ".gitignore"):
-        say("add .env to your .gitignore: it holds secrets")
+        print_line("add .env to your .gitignore: it holds secrets")
     serve, submit = next_commands(home)
-    say("Next, with emulated providers:")
-    say(f"  {serve}")
-    say("and in another terminal:")
-    say(f"  {submit}")
+    print_line("Next, with emulated providers:")
+    print_line(f"  {serve}")
+    print_line("and in another terminal:")
+    print_line(f"  {submit}")
 
 
 def _text(name: str, keys: Mapping[str, str]) -> str:
@@ -64,21 +62,6 @@ def next_commands(home: Path) -> tuple[str, str]:
         f"{there}{called} serve --emulate --try my_handlers.py",
         f"{there}{called} submit {_PICTURE} --wait",
     )
-
-
-def _write(path: Path, text: str, mode: int) -> bool:
-    """Write a file whole or not at all, unless there is one; return whether it was written."""
-    descriptor, part = tempfile.mkstemp(dir=path.parent)  # which only we can read
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            os.fchmod(descriptor, mode)
-        with contextlib.suppress(FileExistsError):
-            os.link(part, path)
-            return True
-        return False
-    finally:
-        Path(part).unlink()
 
 
 def _lines(file: Path) -> list[str]:

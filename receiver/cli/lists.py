@@ -1,4 +1,4 @@
-"""Ask a running receiver: its lists, read page by page, and ids, of which a part is enough."""
+"""Read lists of a running receiver page by page, and complete ids that are given in part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote, urlencode
 
-from receiver.cli.output import print_plainly, say
+from receiver.cli.output import print_line, print_plainly
 from receiver.model.errors import ReceiverError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def show_list(
         found = found if as_json else map(change, found)
         show_rows(found, columns, more, as_json=as_json, wide=wide)
     for notice in notices:
-        say(f"-- {notice}", err=True)
+        print_line(f"-- {notice}", err=True)
 
 
 def show_rows(
@@ -80,7 +80,7 @@ def show_rows(
     found = list(rows)
     print_table(found, columns, more, wide=wide)
     if not found:
-        say("-- there are none", err=True)
+        print_line("-- there are none", err=True)
 
 
 def rows(
@@ -88,12 +88,12 @@ def rows(
     listed: str,
     params: Mapping[str, Any],
     limit: int | None,
-    told: Callable[[str], None],
+    notice: Callable[[str], None],
 ) -> Iterator[Row]:
     """Return the rows of a list, up to a limit; None: all of them.
 
     A page that is not full comes of a receiver that has looked through many for those that are
-    wanted. `told` hears where there may be more than were returned.
+    wanted. `notice` is called where there may be more.
     """
     size = _LARGEST_PAGE if limit is None else min(limit, _LARGEST_PAGE)
     returned = looks = 0
@@ -106,13 +106,13 @@ def rows(
             returned += 1
             if returned == limit:
                 if cursor or place < len(data):
-                    told("there are more: use a larger --limit")
+                    notice("there are more: use a larger --limit")
                 return
         if cursor is None:
             return
         looks += len(data) < size
         if limit is not None and looks == _MOST_LOOKS:
-            told("searched far back for these; --all searches on")
+            notice("searched far back for these; --all searches on")
             return
 
 
@@ -126,21 +126,21 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
     if not _PART.fullmatch(part):
         return part
     digits = part.partition("_")[2][: _DIGITS[kind]]
-    begun = f"{kind}_{digits}"
+    prefix = f"{kind}_{digits}"
     if len(digits) == _DIGITS[kind]:
-        return begun
+        return prefix
     last = f"{kind}_{digits:f<{_DIGITS[kind]}}"
     page = client.get(at(_LISTS[kind], limit=2, cursor=last))
-    found = [str(row["id"]) for row in page["data"] if str(row["id"]).startswith(begun)]
-    if not found:
-        raise ReceiverError(f"no id begins with {begun}")
-    if len(found) > 1:
-        raise ReceiverError(f"{found[0]} and others begin with {begun}: give more digits")
-    return found[0]
+    ids = [str(row["id"]) for row in page["data"] if str(row["id"]).startswith(prefix)]
+    if not ids:
+        raise ReceiverError(f"no id begins with {prefix}")
+    if len(ids) > 1:
+        raise ReceiverError(f"{ids[0]} and others begin with {prefix}: give more digits")
+    return ids[0]
 
 
 def change(client: Client, part: str, verb: str) -> Any:
-    """Ask for a change of the prediction whose id begins so."""
+    """Post an action for the prediction whose id begins so."""
     return client.post(at("predictions", whole_id(client, part), verb))
 
 
@@ -154,9 +154,9 @@ def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
         return part
     prediction = whole_id(client, part)
     path = at("deliveries", prediction=prediction, handler=handler, limit=100)
-    begun = part if part.startswith("dlv_") else "dlv_"
-    found = [row for row in client.get(path)["data"] if str(row["id"]).startswith(begun)]
-    open_ones = [row for row in found if row["state"] not in {"done", "running"}] or found
+    prefix = part if part.startswith("dlv_") else "dlv_"
+    rows = [row for row in client.get(path)["data"] if str(row["id"]).startswith(prefix)]
+    open_ones = [row for row in rows if row["state"] not in {"done", "running"}] or rows
     if len(open_ones) == 1:
         return str(open_ones[0]["id"])
     names = ", ".join(f"{row['handler']} ({row['state']})" for row in open_ones)

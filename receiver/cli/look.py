@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from receiver.cli.lists import at, connected, show_list, show_rows, whole_id
-from receiver.cli.output import print_plainly, print_value, say
+from receiver.cli.output import print_line, print_plainly, print_value
 from receiver.cli.program import panel
 from receiver.cli.replay import moment
 from receiver.cli.words import (
@@ -133,7 +133,7 @@ def tail(
                 provider=provider,
                 metadata=texts(metadata),
                 deliveries=deliveries,
-                told=lambda text: say(f"-- {text}", err=True),
+                told=lambda text: print_line(f"-- {text}", err=True),
             )
             for message in islice(found, count):
                 if as_json:
@@ -143,7 +143,7 @@ def tail(
     except KeyboardInterrupt:
         raise typer.Exit from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe is closed
 
 
 @command()
@@ -254,7 +254,7 @@ def explain(
         for row in found["handlers"]
     ]
     assumed = " (if it ends so)" if found["assumed"] else ""
-    say(f"{found['prediction']}: {found['type']}{assumed}")
+    print_line(f"{found['prediction']}: {found['type']}{assumed}")
     show_rows(rows, ("handler", "runs", "because", "state", "attempts", "reason"), wide=wide)
 
 

@@ -35,9 +35,9 @@ def main() -> None:
     try:
         serving.serve(*given)
     except ReceiverError as error:
-        from receiver.cli.program import tell
+        from receiver.cli.program import print_error
 
-        tell(error)
+        print_error(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

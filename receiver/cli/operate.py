@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from receiver.cli.output import print_plainly, say
+from receiver.cli.output import print_line, print_plainly
 from receiver.cli.program import panel
 from receiver.cli.words import AsJson, Dev, Handlers
 from receiver.model.errors import ReceiverError
@@ -84,7 +84,7 @@ def backup(
             "pg_restore brings it back"
         )
     made = back_up(settings.sqlite_path, file, force=force)
-    say(
+    print_line(
         f"{made.path}: {made.size:,} bytes (of a database of {made.of:,}), "
         f"{made.predictions:,} predictions, in {made.seconds:.1f} s"
     )
@@ -100,4 +100,4 @@ def wake_url(dev: Dev = False) -> None:
     if given.public_url is None:
         raise typer.BadParameter("set RECEIVER_PUBLIC_URL: the wake-up URL begins with it")
     token = Tokens([key.reveal() for key in given.secret_keys]).wake()
-    say(f"{given.public_url}/wake/{token}")
+    print_line(f"{given.public_url}/wake/{token}")

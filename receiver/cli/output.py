@@ -37,7 +37,9 @@ def _called(file: Path, folder: Path | None) -> str:
     return shlex.quote(near if not near.startswith("../..") else str(file))
 
 
-def say(text: str, *, lines: bool = False, err: bool = False, colour: str | None = None) -> None:
+def print_line(
+    text: str, *, lines: bool = False, err: bool = False, colour: str | None = None
+) -> None:
     """Print a line, which may quote others; only of what is all ours may line ends be kept."""
     text = "\n".join(map(spelled, text.split("\n"))) if lines else spelled(text)
     typer.secho(text, err=err, fg=colour)

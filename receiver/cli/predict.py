@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from receiver.cli.lists import at, change, connected, show_rows
-from receiver.cli.output import print_value, say
+from receiver.cli.output import print_line, print_value
 from receiver.cli.program import panel
 from receiver.cli.words import AsJson, Id, Wide, inputs, metadata
 from receiver.model.errors import ReceiverError
@@ -125,7 +125,7 @@ def _submit(
         prediction = waiting.wait(client, prediction, place)
     print_value(prediction)
     if wait:
-        waiting.say_addresses(prediction)
+        waiting.print_addresses(prediction)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 
@@ -140,7 +140,7 @@ def recipes(
 
     with connected() as client:
         if name is not None:
-            say(ordering.explained(client, name), lines=True)
+            print_line(ordering.explained(client, name), lines=True)
         elif as_json:
             show_rows(client.get(at("recipes"))["data"], as_json=True)
         else:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from receiver.cli.output import say
+from receiver.cli.output import print_line
 from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,13 +42,13 @@ class _Program(typer.Typer):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, TextIOWrapper):  # of an encoding that may not have all we say
+            if isinstance(stream, TextIOWrapper):  # its encoding may lack some characters
                 stream.reconfigure(errors="backslashreplace")
         if not os.environ.get("TERMINAL_WIDTH", "0").isdecimal():
             del os.environ["TERMINAL_WIDTH"]  # typer would raise
         for text in sys.argv[1:]:
             if any("\udc80" <= char <= "\udcff" for char in text):  # as Python reads other bytes
-                say(f"receiver: {text!r} is not UTF-8", err=True, colour=typer.colors.RED)
+                print_line(f"receiver: {text!r} is not UTF-8", err=True, colour=typer.colors.RED)
                 sys.exit(2)
         return super().__call__(*args, **kwargs)
 
@@ -67,7 +67,7 @@ def panel(title: str) -> Callable[..., Callable[[F], F]]:
     return partial(main.command, rich_help_panel=title)
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -79,7 +79,7 @@ def _tell_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Say the version.", callback=_tell_version, is_eager=True),
+        typer.Option("--version", help="Say the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Submit predictions, record every outcome exactly once, run your handlers on it."""
@@ -88,19 +88,19 @@ def options(
 @contextmanager
 def failing(*kinds: type[Exception]) -> Iterator[None]:
     """End the command with one line, and with 1, where something refuses."""
-    told: tuple[type[Exception], ...] = (ReceiverError, *kinds)
+    caught: tuple[type[Exception], ...] = (ReceiverError, *kinds)
     try:
         yield
-    except told as error:
-        tell(error)
+    except caught as error:
+        print_error(error)
         raise typer.Exit(1) from None
 
 
-def tell(error: Exception) -> None:
-    """Say why a command ends."""
+def print_error(error: Exception) -> None:
+    """Print why a command ends."""
     is_ours = isinstance(error, SettingsError | HandlerError)
     hint = _hint() if isinstance(error, HandlerError) else ""
-    say(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
+    print_line(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
 
 
 def _hint() -> str:

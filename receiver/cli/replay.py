@@ -1,4 +1,4 @@
-"""Replay in bulk from a terminal: count, ask, begin, show how far it is, and let it be canceled."""
+"""Replay in bulk from a terminal: count, confirm, start, show progress, cancel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from receiver.cli.lists import at
-from receiver.cli.output import say
+from receiver.cli.output import print_line
 from receiver.model.errors import ReceiverError
 
 if TYPE_CHECKING:
@@ -53,37 +53,37 @@ def replay_all(
     yes: bool,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
-    """Count what is wanted, and replay it with `yes` or if the user agrees; return the replay."""
+    """Count a replay, and start it with `yes` or if the user confirms; return the replay."""
     from rich.progress import Progress
 
-    counted = client.post(at("replays"), dict(wanted))
-    path = at("replays", counted["id"])
-    matched, events = counted["matched"], counted["events"]
-    say(f"{counted['id']}: {matched} deliveries of {events} events would be redelivered")
+    count = client.post(at("replays"), dict(wanted))
+    path = at("replays", count["id"])
+    matched, events = count["matched"], count["events"]
+    print_line(f"{count['id']}: {matched} deliveries of {events} events would be redelivered")
     try:
         agreed = bool(matched) and (yes or _confirm("Redeliver them?"))
     except BaseException:
-        client.post(f"{path}/cancel")  # nobody would ever start it
+        client.post(f"{path}/cancel")  # it would never be started
         raise
     if not agreed:
         return client.post(f"{path}/cancel")
-    found = client.post(f"{path}/start")
+    replay = client.post(f"{path}/start")
     late = ""
     try:
         with Progress(disable=not is_interactive()) as bar:
-            task = bar.add_task("redelivered", total=matched, completed=found["replayed"])
-            while found["state"] == "running":
+            task = bar.add_task("redelivered", total=matched, completed=replay["replayed"])
+            while replay["state"] == "running":
                 sleep(_LOOK)
-                found = client.get(path)
-                bar.update(task, completed=found["replayed"])
+                replay = client.get(path)
+                bar.update(task, completed=replay["replayed"])
     except KeyboardInterrupt:
         if not (yes or _confirm("Cancel the replay? What is redelivered by now stays pending.")):
-            say(f"it goes on; `receiver replays --cancel {counted['id']}` ends it")
-            return found
-        found = _cancel(client, path)
-        late = ", before it could be canceled" if found["state"] == "done" else ""
-    say(f"{found['state']}: {found['replayed']} deliveries redelivered{late}")
-    return found
+            print_line(f"it goes on; `receiver replays --cancel {count['id']}` ends it")
+            return replay
+        replay = _cancel(client, path)
+        late = ", before it could be canceled" if replay["state"] == "done" else ""
+    print_line(f"{replay['state']}: {replay['replayed']} deliveries redelivered{late}")
+    return replay
 
 
 def is_interactive() -> bool:

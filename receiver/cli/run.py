@@ -9,7 +9,7 @@ import typer
 
 from receiver.asgi import import_app
 from receiver.cli import serving
-from receiver.cli.output import print_plainly, say
+from receiver.cli.output import print_line, print_plainly
 from receiver.cli.program import failing, main, panel
 from receiver.cli.words import Dev, Handlers
 
@@ -116,8 +116,8 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     given = settings(handlers, dev=dev)
 
     async def working() -> None:
-        async with told_to_stop() as told:
-            await work(given, told)
+        async with told_to_stop() as stop:
+            await work(given, stop)
         exit_after(LINGER, 0)
 
     serving.spare_the_collector()
@@ -141,8 +141,8 @@ def drain(
     given = settings(handlers, dev=dev)
 
     async def draining() -> None:
-        async with told_to_stop() as told:
-            print_plainly(await drain(given, seconds, told))
+        async with told_to_stop() as stop:
+            print_plainly(await drain(given, seconds, stop))
         exit_after(LINGER, 0)
 
     run(draining(), asyncio.new_event_loop())
@@ -159,7 +159,7 @@ def migrate(dev: Dev = False) -> None:
 
     given = settings(dev=dev)
     asyncio.run(migrate(given))
-    say(f"{given.database} is up to date")
+    print_line(f"{given.database} is up to date")
 
 
 @command()

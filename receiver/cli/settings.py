@@ -35,7 +35,7 @@ def settings(*, as_json: bool) -> None:
 def _rows() -> Iterator[dict[str, str]]:
     for each in all_settings():
         for name in each.names:
-            yield {"name": name, "default": _plain(each.default_shown), "about": _plain(each.says)}
+            yield {"name": name, "default": _plain(each.default_shown), "about": _plain(each.doc)}
 
 
 def _plain(markdown: str) -> str:

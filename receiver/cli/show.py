@@ -33,18 +33,18 @@ def show(prediction: Content, deliveries: Sequence[Content], *, wide: bool) -> N
     cuts = console.is_terminal and not wide
     width = max(console.width, 80)
 
-    def say(label: str, text: Text, *, whole: bool = False) -> None:
+    def print_row(label: str, text: Text, *, whole: bool = False) -> None:
         if cuts and not whole:
             text.truncate(width - _LABEL, overflow="ellipsis")
         console.print(Text(f"{label:<{_LABEL}}", "bold") + text, soft_wrap=True)
 
     console.print(_title(prediction), soft_wrap=True)
     for label, text in _facts(prediction):
-        say(label, shown(text))
+        print_row(label, shown(text))
     for address in addresses(prediction):
-        say("output", shown(address, "blue"), whole=True)
+        print_row("output", shown(address, "blue"), whole=True)
     for stage, line in enumerate(_timeline(prediction, deliveries)):
-        say("" if stage else "timeline", line)
+        print_row("" if stage else "timeline", line)
     if deliveries:
         console.print(Text("deliveries", "bold"))
     print_table(
@@ -95,13 +95,13 @@ def _timeline(prediction: Content, deliveries: Sequence[Content]) -> Iterator[Te
     ]
     for delivery in deliveries:
         for attempt in delivery.get("history") or ():
-            said = ": ".join(str(attempt[name]) for name in ("reason", "note") if attempt.get(name))
+            why = ": ".join(str(attempt[name]) for name in ("reason", "note") if attempt.get(name))
             who = f"{delivery['handler']} #{attempt['number']}"
-            happened.append((str(attempt["ended_at"]), who, str(attempt["result"]), said))
+            happened.append((str(attempt["ended_at"]), who, str(attempt["result"]), why))
     happened.sort(key=itemgetter(0))
-    for at, who, state, said in happened:
+    for at, who, state, why in happened:
         times = f"{at[:10]} {at[11:19]}  {_since(happened[0][0], at):>8}"
-        words = [(who, ""), (state, STATES.get(state, "")), (said, "")]
+        words = [(who, ""), (state, STATES.get(state, "")), (why, "")]
         yield Text("  ").join([shown(times, "dim"), *(shown(*word) for word in words if word[0])])
 
 

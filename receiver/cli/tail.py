@@ -40,8 +40,8 @@ def _line(message: Mapping[str, Any]) -> Text:
     kind = message["event"].rpartition(".")[2]
     time = str(message.get("time", ""))[11:19] or "--:--:--"
     if kind == "gap":
-        said = f"what happened between {message['after']} and {message['until']} is not there"
-        return Text("  ").join([shown(time, "dim"), shown(f"{kind:<11}", "red"), shown(said)])
+        text = f"what happened between {message['after']} and {message['until']} is not there"
+        return Text("  ").join([shown(time, "dim"), shown(f"{kind:<11}", "red"), shown(text)])
     prediction = message["prediction"]
     parts = [
         shown(time, "dim"),

@@ -31,12 +31,12 @@ class Terminal:
         self._console = Console(soft_wrap=True, highlight=False)
         self._news: Queue[str | dict[str, Any] | Exception | None] = Queue()
         self._seen: dict[str, str] = {}
-        """What was last shown of each message."""
+        """The last text of each message."""
         self._buttons: list[tuple[str, int]] = []
         """Messages and the places of their buttons, by the numbers that are shown."""
 
     def run(self, linger: float) -> None:
-        """Go on until the input ends, and nothing has been new for so many seconds.
+        """Run until the input ends, and there was no message for so many seconds.
 
         Raises ReceiverError where no emulator answers.
         """
@@ -84,9 +84,9 @@ class Terminal:
             self._news.put(error)
 
     def _look(self, query: dict[str, str]) -> dict[str, Any]:
-        return self._asked("GET", "", params={**self._who, **query})
+        return self._request("GET", "", params={**self._who, **query})
 
-    def _asked(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+    def _request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
             answer = self._http.request(method, self._at + path, **more)
             found = msgspec.json.decode(answer.content, type=dict[str, Any])
@@ -108,15 +108,15 @@ class Terminal:
 
     def _send(self, line: str) -> None:
         if not line.isdecimal():
-            told = self._asked("POST", "/say", json={**self._who, "text": line})
+            result = self._request("POST", "/say", json={**self._who, "text": line})
         elif 0 < int(line) <= len(self._buttons):
             message, button = self._buttons[int(line) - 1]
             press = {**self._who, "message": message, "button": button}
-            told = self._asked("POST", "/press", json=press)
+            result = self._request("POST", "/press", json=press)
         else:
             raise ReceiverError(f"there is no button {line}")
-        exchange = told["exchange"]
-        if told["waits"]:
+        exchange = result["exchange"]
+        if result["waits"]:
             self._line("!", "no webhook is set and nobody polls: it waits", "yellow")
         elif exchange is None:
             self._line("-", "commands, buttons and what is said to the bot are told", "dim")
@@ -124,7 +124,7 @@ class Terminal:
             self._line("!", f"{exchange['url']}: {exchange['error'] or exchange['status']}", "red")
 
     def _show(self, view: dict[str, Any]) -> None:
-        """Print what is new, or is not as it was."""
+        """Print the messages that are new or have changed."""
         there = set()
         for message in view["messages"]:
             there.add(message["id"])
@@ -147,13 +147,13 @@ class Terminal:
 
     def _numbered(self, message: dict[str, Any]) -> str:
         """Return the buttons of a message, with numbers that stay theirs."""
-        told = []
+        labels = []
         for place, button in enumerate(message["buttons"]):
             if (message["id"], place) not in self._buttons:
                 self._buttons.append((message["id"], place))
             number = self._buttons.index((message["id"], place)) + 1
-            told.append(f"[{number}] {button['label']}")
-        return "\n" + "  ".join(told) if told else ""
+            labels.append(f"[{number}] {button['label']}")
+        return "\n" + "  ".join(labels) if labels else ""
 
     def _line(self, mark: str, text: str, style: str) -> None:
         for line in text.split("\n"):

@@ -8,7 +8,7 @@ import typer
 
 from receiver.cli.client import Client
 from receiver.cli.lists import at
-from receiver.cli.output import say
+from receiver.cli.output import print_line
 from receiver.cli.show import addresses
 from receiver.model.errors import ReceiverError
 from receiver.model.states import TERMINAL
@@ -20,7 +20,7 @@ _INTERRUPTED: Final = 130
 
 
 def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
-    """Wait for the end of a prediction, and say on stderr what happens; return it as it is then.
+    """Wait for the end of a prediction, and print its statuses on stderr; return it as it is then.
 
     `after` is where the live stream was before the submit. Ctrl-C ends only the waiting, as does a
     receiver that does not answer.
@@ -30,8 +30,8 @@ def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
     try:
         return _wait(client, prediction, name, after)
     except KeyboardInterrupt:
-        say("", err=True)  # behind the terminal's ^C
-        say(goes_on, err=True)
+        print_line("", err=True)  # behind the terminal's ^C
+        print_line(goes_on, err=True)
         raise typer.Exit(_INTERRUPTED) from None
     except ReceiverError as error:
         raise ReceiverError(f"{error}; {goes_on}") from error
@@ -40,13 +40,13 @@ def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
 def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | None) -> Any:
     first = str(prediction["status"])
     passed = set(_ORDER[: _ORDER.index(first) + 1]) if first in _ORDER else {first}
-    say(f"{name}  {first}", err=True)
+    print_line(f"{name}  {first}", err=True)
     if first in TERMINAL:
         return prediction
 
     def changed(status: Status) -> None:
         if status not in passed:
-            say(f"{name}  {status}", err=True)
+            print_line(f"{name}  {status}", err=True)
         if status == first or status not in passed:
             passed.clear()  # what came up to the answer to the submit
 
@@ -54,7 +54,7 @@ def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | No
     return client.get(at("predictions", name))
 
 
-def say_addresses(prediction: dict[str, Any]) -> None:
+def print_addresses(prediction: dict[str, Any]) -> None:
     """Print on stderr where the results of a prediction are."""
     for address in addresses(prediction):
-        say(address, err=True)
+        print_line(address, err=True)

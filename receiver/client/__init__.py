@@ -25,14 +25,14 @@ from receiver.client.steps import (
     Answer,
     ClientError,
     Done,
-    Listen,
+    Emit,
+    OpenStream,
     Request,
     Sleep,
     Step,
     Steps,
-    Tell,
-    after,
-    after_loss,
+    advance,
+    advance_with_error,
 )
 
 __all__ = ["AsyncReceiver", "ClientError", "Message", "Receiver", "file", "verify"]
@@ -81,22 +81,22 @@ class Receiver(Operations):
 
     def run(self, steps: Steps[T]) -> T:
         """Take the steps of one call."""
-        with closing(_Wire(self._http, self._sleep)) as wire:
-            step = after(steps, None)
+        with closing(_Driver(self._http, self._sleep)) as driver:
+            step = advance(steps, None)
             while not isinstance(step, Done):
-                step = wire.take(steps, step)
+                step = driver.take(steps, step)
             return step.value  # type: ignore[no-any-return] # what the generator returns
 
     def iterate(self, steps: Steps[Any]) -> Iterator[Any]:
-        """Take the steps of a call that never ends, and give what they tell."""
-        with closing(_Wire(self._http, self._sleep)) as wire:
-            step = after(steps, None)
+        """Take the steps of a call that never ends, and yield what they emit."""
+        with closing(_Driver(self._http, self._sleep)) as driver:
+            step = advance(steps, None)
             while not isinstance(step, Done):
-                if isinstance(step, Tell):
+                if isinstance(step, Emit):
                     yield step.value
-                    step = after(steps, None)
+                    step = advance(steps, None)
                 else:
-                    step = wire.take(steps, step)
+                    step = driver.take(steps, step)
 
 
 class AsyncReceiver(Operations):
@@ -140,22 +140,22 @@ class AsyncReceiver(Operations):
 
     async def run(self, steps: Steps[T]) -> T:
         """Take the steps of one call."""
-        async with aclosing(_AsyncWire(self._http, self._sleep)) as wire:
-            step = after(steps, None)
+        async with aclosing(_AsyncDriver(self._http, self._sleep)) as driver:
+            step = advance(steps, None)
             while not isinstance(step, Done):
-                step = await wire.take(steps, step)
+                step = await driver.take(steps, step)
             return step.value  # type: ignore[no-any-return] # what the generator returns
 
     async def iterate(self, steps: Steps[Any]) -> AsyncIterator[Any]:
-        """Take the steps of a call that never ends, and give what they tell."""
-        async with aclosing(_AsyncWire(self._http, self._sleep)) as wire:
-            step = after(steps, None)
+        """Take the steps of a call that never ends, and yield what they emit."""
+        async with aclosing(_AsyncDriver(self._http, self._sleep)) as driver:
+            step = advance(steps, None)
             while not isinstance(step, Done):
-                if isinstance(step, Tell):
+                if isinstance(step, Emit):
                     yield step.value
-                    step = after(steps, None)
+                    step = advance(steps, None)
                 else:
-                    step = await wire.take(steps, step)
+                    step = await driver.take(steps, step)
 
 
 def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -193,21 +193,21 @@ def _request(http: httpx.Client | httpx.AsyncClient, step: Request) -> httpx.Req
     )
 
 
-class _Wire:
+class _Driver:
     """Takes the steps of one call by a client that blocks."""
 
     def __init__(self, http: httpx.Client, sleep: Callable[[float], None]) -> None:
         self._http = http
         self._sleep = sleep
         self._stream: httpx.Response | None = None
-        self._pieces: Iterator[bytes] = iter(())
+        self._chunks: Iterator[bytes] = iter(())
 
     def take(self, steps: Steps[Any], step: Step) -> Step | Done:
         try:
-            found = self._do(step)
+            result = self._do(step)
         except httpx.RequestError as error:
-            return after_loss(steps, error)
-        return after(steps, found)
+            return advance_with_error(steps, error)
+        return advance(steps, result)
 
     def _do(self, step: Step) -> Any:
         match step:
@@ -216,34 +216,34 @@ class _Wire:
                 return Answer(answer.status_code, answer.headers, answer.content)
             case Sleep():
                 return self._sleep(step.seconds)
-            case Listen():
+            case OpenStream():
                 self.close()
                 answer = self._http.send(_request(self._http, step.request), stream=True)
-                self._stream, self._pieces = answer, answer.iter_bytes()
+                self._stream, self._chunks = answer, answer.iter_bytes()
                 content = b"" if answer.is_success else answer.read()
                 return Answer(answer.status_code, answer.headers, content)
-        return next(self._pieces, b"")
+        return next(self._chunks, b"")
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
 
 
-class _AsyncWire:
+class _AsyncDriver:
     """Takes the steps of one call by a client that is awaited."""
 
     def __init__(self, http: httpx.AsyncClient, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._http = http
         self._sleep = sleep
         self._stream: httpx.Response | None = None
-        self._pieces: AsyncIterator[bytes] | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
 
     async def take(self, steps: Steps[Any], step: Step) -> Step | Done:
         try:
-            found = await self._do(step)
+            result = await self._do(step)
         except httpx.RequestError as error:
-            return after_loss(steps, error)
-        return after(steps, found)
+            return advance_with_error(steps, error)
+        return advance(steps, result)
 
     async def _do(self, step: Step) -> Any:
         match step:
@@ -252,13 +252,13 @@ class _AsyncWire:
                 return Answer(answer.status_code, answer.headers, answer.content)
             case Sleep():
                 return await self._sleep(step.seconds)
-            case Listen():
+            case OpenStream():
                 await self.aclose()
                 answer = await self._http.send(_request(self._http, step.request), stream=True)
-                self._stream, self._pieces = answer, answer.aiter_bytes()
+                self._stream, self._chunks = answer, answer.aiter_bytes()
                 content = b"" if answer.is_success else await answer.aread()
                 return Answer(answer.status_code, answer.headers, content)
-        return b"" if self._pieces is None else await anext(self._pieces, b"")
+        return b"" if self._chunks is None else await anext(self._chunks, b"")
 
     async def aclose(self) -> None:
         if self._stream is not None:

@@ -17,8 +17,8 @@ LARGEST: Final = 3_000_000
 def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
     """Return a file as a data URI, for an input like `image_url`.
 
-    What it is, is told by the end of its name, unless `content_type` says so. Raises ClientError
-    where it cannot be read, is larger than 3 MB, or is of no type that its name tells.
+    Its type is that of its name's ending, unless `content_type` is given. Raises ClientError where
+    it cannot be read, is larger than 3 MB, or its type is not known.
     """
     kind = content_type or type_of(Path(path).name)
     if kind is None:

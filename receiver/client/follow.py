@@ -1,4 +1,4 @@
-"""Server-sent events of the live stream, parsed without I/O, and resumed after each lost one."""
+"""The live stream: server-sent events, parsed without I/O, and resumed after a lost connection."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import msgspec
 
 from receiver.client.steps import (
     ClientError,
-    Hear,
-    Listen,
+    Emit,
+    OpenStream,
+    ReadChunk,
     Request,
     Sleep,
     Steps,
-    Tell,
     pauses,
     refusal,
 )
@@ -66,15 +66,15 @@ def _kind(name: str) -> type[Announcement | Change | DeliveryChange | Gap]:
 
 
 class Frames:
-    """Puts server-sent events together from pieces of a stream."""
+    """Parses server-sent events from the chunks of a stream."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
-    def feed(self, piece: bytes) -> Iterator[Message]:
-        """Return the messages that a piece completes."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+    def feed(self, chunk: bytes) -> Iterator[Message]:
+        """Return the messages that a chunk completes."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.rstrip(b"\r").partition(b":")
             if name:
@@ -88,37 +88,38 @@ class Frames:
 
 
 def follow(
-    params: Mapping[str, str], after: str | None, told: Callable[[str], None], url: str
+    params: Mapping[str, str], after: int | None, told: Callable[[str], None], url: str
 ) -> Steps[NoReturn]:
     """Yield every message after a place, for ever; after a loss it goes on where it was.
 
-    `told` hears of losses. Raises ClientError where the receiver refuses for good.
+    `told` is called with each loss. Raises ClientError where the receiver refuses for good.
     """
     pause = pauses()
+    last = "" if after is None else str(after)
     while True:
-        headers = {} if after is None else {"Last-Event-ID": after}
-        wanted = 0
+        headers = {"Last-Event-ID": last} if last else {}
+        retry_after = 0
         try:
-            answer = yield Listen(
+            answer = yield OpenStream(
                 Request(method="GET", path=PATH, params=params, headers=headers, silence=SILENCE)
             )
             if answer.status == OK:
-                after = after or answer.headers.get("last-event-id")
+                last = last or answer.headers.get("last-event-id", "")
                 reason = "the receiver ended the stream"
                 frames = Frames()
-                while piece := (yield Hear()):
-                    for message in frames.feed(piece):
+                while chunk := (yield ReadChunk()):
+                    for message in frames.feed(chunk):
                         pause = pauses()
-                        after = str(message.seq)
+                        last = str(message.seq)
                         if message.type != OPEN:
-                            yield Tell(message)
+                            yield Emit(message)
             else:
                 error = refusal(answer, url) or ClientError("no-receiver", f"HTTP {answer.status}")
                 if answer.status in _REFUSED and answer.status not in _NOT_NOW:
                     raise error
-                reason, wanted = str(error), error.retry_after or 0
+                reason, retry_after = str(error), error.retry_after or 0
         except httpx.RequestError as error:
             reason = f"{type(error).__name__}: {error}"
-        seconds = max(next(pause), wanted)
+        seconds = max(next(pause), retry_after)
         told(f"{reason}; again in {seconds:g} s")
         yield Sleep(seconds)

@@ -1,4 +1,4 @@
-"""A transport that calls an ASGI app of this process, and gives its answer while it is written.
+"""A transport that calls an ASGI app of this process, and streams its answer.
 
 httpx's own waits for the end of an answer, which a live stream does not have.
 """

@@ -18,7 +18,7 @@ import msgspec
 
 from receiver.client.declared import operation, stream
 from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
-from receiver.client.steps import Hear, Listen, Request, Steps, exchange, read
+from receiver.client.steps import OpenStream, ReadChunk, Request, Steps, exchange, read
 from receiver.model.answers import (
     Change,
     CostReport,
@@ -45,14 +45,14 @@ _LONGEST_POLL: Final = 20
 _SHORT_POLL: Final = 1
 """The same where each status is wanted."""
 _KEPT_ALIVE: Final = 20.0
-"""Seconds without a byte after which a wait asks instead: a proxy may hold a stream back."""
+"""Seconds without a byte after which a wait polls: a proxy may hold a stream back."""
 _ANY: Final[type[Any]] = Any
 _SLACK: Final = 30.0
-"""Seconds beyond those that a request was asked to take."""
+"""Seconds beyond those that a request may take."""
 
 
-def nothing(_: str) -> None:
-    """Ignore what is told."""
+def ignore(_: str) -> None:
+    """Ignore a notice."""
 
 
 class Operations:
@@ -88,9 +88,9 @@ class Operations:
             "input": dict(input),
             "metadata": dict(metadata or {}),
             "mode": mode,
-        } | _named(reply_to=reply_to)
-        headers = _keyed(key, wait)
-        return self._ask(Prediction, "POST", "/v1/predictions", body=body, headers=headers)
+        } | _without_none(reply_to=reply_to)
+        headers = _headers(key, wait)
+        return self._send(Prediction, "POST", "/v1/predictions", body=body, headers=headers)
 
     @operation
     def get(self, prediction_id: str, *, wait: int | None = None) -> Steps[Prediction]:
@@ -108,21 +108,21 @@ class Operations:
     ) -> Steps[Prediction]:
         """Wait until a prediction has ended, or for so long; return it as it stands then.
 
-        It listens to the live stream, and asks again and again where there is none. `changed` hears
-        each status; also those from `after` on, a place that `place` gave before the submit.
+        It reads the live stream, and polls where there is none. `changed` is called with each
+        status; also those from `after` on, a place that `place` returned before the submit.
         """
         until = inf if seconds is None else time.monotonic() + seconds
-        watch = _Watch(after, changed or nothing)
+        watch = _Watch(after, changed or ignore)
         longest = _LONGEST_POLL if changed is None else _SHORT_POLL
-        is_heard = True
+        has_stream = True
         while True:
-            if is_heard and until - time.monotonic() > longest:
-                is_heard, found = yield from self._hear(prediction_id, until - longest, watch)
+            if has_stream and until - time.monotonic() > longest:
+                has_stream, found = yield from self._watch(prediction_id, until - longest, watch)
                 if found is not None:
                     return found
             left = until - time.monotonic()
             found = yield from self._read(prediction_id, max(1, int(min(left, longest))))
-            if not is_heard or found.status in TERMINAL:  # else the stream tells what led to it
+            if not has_stream or found.status in TERMINAL:  # else the stream has the rest
                 watch.see(found.status)
             if found.status in TERMINAL or time.monotonic() >= until:
                 return found
@@ -144,7 +144,7 @@ class Operations:
         `model` and the values of `metadata` are shell globs. By them a page may hold fewer than
         `limit`; its `next_cursor` is None where there are no more.
         """
-        params = _given(
+        params = _query(
             metadata,
             status=status,
             provider=provider,
@@ -153,22 +153,22 @@ class Operations:
             limit=limit,
             cursor=cursor,
         )
-        return self._ask(Page[Prediction], "GET", "/v1/predictions", params)
+        return self._send(Page[Prediction], "GET", "/v1/predictions", params)
 
     @operation
     def cancel(self, prediction_id: str) -> Steps[Prediction]:
         """Cancel a prediction at its provider; it may have succeeded meanwhile."""
-        return self._ask(Prediction, "POST", _at("predictions", prediction_id, "cancel"))
+        return self._send(Prediction, "POST", _at("predictions", prediction_id, "cancel"))
 
     @operation
     def replay(self, prediction_id: str) -> Steps[Redelivered]:
         """Redeliver a prediction's event to its handlers."""
-        return self._ask(Redelivered, "POST", _at("predictions", prediction_id, "replay"))
+        return self._send(Redelivered, "POST", _at("predictions", prediction_id, "replay"))
 
     @operation
     def erase(self, prediction_id: str) -> Steps[Prediction]:
         """Erase what a prediction was about; its ids, status and times stay."""
-        return self._ask(Prediction, "POST", _at("predictions", prediction_id, "erase"))
+        return self._send(Prediction, "POST", _at("predictions", prediction_id, "erase"))
 
     @operation
     def explain(
@@ -177,21 +177,21 @@ class Operations:
         *,
         type: Literal["succeeded", "failed", "canceled"] | None = None,
     ) -> Steps[Explanation]:
-        """Say which handlers run for a prediction's event, and why the others do not."""
+        """Return which handlers run for a prediction's event, and why the others do not."""
         path = _at("predictions", name, "explain")
-        return self._ask(Explanation, "GET", path, _given(type=type))
+        return self._send(Explanation, "GET", path, _query(type=type))
 
     @operation
     def model(self, provider: str, model: str) -> Steps[Any]:
         """Fetch the provider's own description of a model."""
-        return self._ask(_ANY, "GET", _at("models", provider, model))
+        return self._send(_ANY, "GET", _at("models", provider, model))
 
     # --- recipes ---
 
     @operation
     def recipes(self) -> Steps[Page[OfferedRecipe]]:
         """List recipes: what there is to order, with a JSON Schema of the options."""
-        return self._ask(Page[OfferedRecipe], "GET", "/v1/recipes")
+        return self._send(Page[OfferedRecipe], "GET", "/v1/recipes")
 
     @operation
     def order(
@@ -211,9 +211,9 @@ class Operations:
         With `person` or `place` the recipes' allow lists hold, and their limits.
         """
         body = {"options": dict(options), "metadata": dict(metadata or {})}
-        body |= _named(person=person, place=place, reply_to=reply_to)
-        headers = _keyed(key, wait)
-        return self._ask(Prediction, "POST", _at("recipes", recipe), body=body, headers=headers)
+        body |= _without_none(person=person, place=place, reply_to=reply_to)
+        headers = _headers(key, wait)
+        return self._send(Prediction, "POST", _at("recipes", recipe), body=body, headers=headers)
 
     # --- events ---
 
@@ -233,15 +233,15 @@ class Operations:
         provider: str | Sequence[str] | None = None,
         prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
-        told: Callable[[str], None] = nothing,
+        told: Callable[[str], None] = ignore,
     ) -> Steps[NoReturn]:
         """Follow the ends of predictions, for ever, from a place on (0: all; None: from now on).
 
         Lost connections are made again, and go on without a gap or a repeat; where that is not
-        possible a `stream.gap` says so. `told` hears of each loss.
+        possible there is a `stream.gap`. `told` is called with each loss.
         """
-        params = _given(metadata, type=ENDS, provider=provider, prediction=prediction)
-        return self._follow(after, params, told)
+        params = _query(metadata, type=ENDS, provider=provider, prediction=prediction)
+        return follow(params, after, told, self.url)
 
     @stream
     def changes(
@@ -253,16 +253,16 @@ class Operations:
         prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
         deliveries: bool = False,
-        told: Callable[[str], None] = nothing,
+        told: Callable[[str], None] = ignore,
     ) -> Steps[NoReturn]:
         """Follow every change of a status, as `events` does; `type` names statuses.
 
         With `deliveries` also the ends of handlers' attempts, live: those that fell into a lost
-        connection are not told again.
+        connection are not repeated.
         """
-        params = _given(metadata, type=type, provider=provider, prediction=prediction)
-        params |= _given(deliveries="true" if deliveries else None)
-        return self._follow(after, params, told)
+        params = _query(metadata, type=type, provider=provider, prediction=prediction)
+        params |= _query(deliveries="true" if deliveries else None)
+        return follow(params, after, told, self.url)
 
     @operation
     def list_events(
@@ -275,8 +275,8 @@ class Operations:
         cursor: str | None = None,
     ) -> Steps[Page[Announcement]]:
         """List events, newest first."""
-        params = _given(metadata, type=type, provider=provider, limit=limit, cursor=cursor)
-        return self._ask(Page[Announcement], "GET", "/v1/events", params)
+        params = _query(metadata, type=type, provider=provider, limit=limit, cursor=cursor)
+        return self._send(Page[Announcement], "GET", "/v1/events", params)
 
     # --- deliveries and handlers ---
 
@@ -291,69 +291,69 @@ class Operations:
         cursor: str | None = None,
     ) -> Steps[Page[Delivery]]:
         """List deliveries, newest first: what is pending, done and dead."""
-        given = _given(
+        given = _query(
             state=state, handler=handler, prediction=prediction, limit=limit, cursor=cursor
         )
-        return self._ask(Page[Delivery], "GET", "/v1/deliveries", given)
+        return self._send(Page[Delivery], "GET", "/v1/deliveries", given)
 
     @operation
     def retry(self, delivery_id: str) -> Steps[Delivery]:
         """Try a dead or skipped delivery again, or a waiting one at once."""
-        return self._ask(Delivery, "POST", _at("deliveries", delivery_id, "retry"))
+        return self._send(Delivery, "POST", _at("deliveries", delivery_id, "retry"))
 
     @operation
     def drain(
         self, seconds: int = 25, *, method: Literal["POST", "GET"] = "POST"
     ) -> Steps[Drained]:
         """Run what is due, and return when that is done or the time is over."""
-        return self._ask(
+        return self._send(
             Drained, method, "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _SLACK
         )
 
     @operation
     def handlers(self) -> Steps[Page[HandlerState]]:
         """List handlers: what is pending for each, and its state."""
-        return self._ask(Page[HandlerState], "GET", "/v1/handlers")
+        return self._send(Page[HandlerState], "GET", "/v1/handlers")
 
     @operation
     def pause(self, handler: str) -> Steps[HandlerState]:
-        """Let no delivery of a handler begin; its deliveries stay pending."""
-        return self._ask(HandlerState, "POST", _at("handlers", handler, "pause"))
+        """Pause a handler: its deliveries stay pending."""
+        return self._send(HandlerState, "POST", _at("handlers", handler, "pause"))
 
     @operation
     def resume(self, handler: str) -> Steps[HandlerState]:
-        """Let a handler's deliveries run again."""
-        return self._ask(HandlerState, "POST", _at("handlers", handler, "resume"))
+        """Resume a handler: its deliveries run again."""
+        return self._send(HandlerState, "POST", _at("handlers", handler, "resume"))
 
     # --- many at once, and what reached nobody ---
 
     @operation
     def count_replay(self, wanted: Selection) -> Steps[Replay]:
         """Count the deliveries that match, to redeliver them by `start_replay`."""
-        body = _named(**msgspec.structs.asdict(wanted))
-        return self._ask(Replay, "POST", "/v1/replays", body=body)
+        body = _without_none(**msgspec.structs.asdict(wanted))
+        return self._send(Replay, "POST", "/v1/replays", body=body)
 
     @operation
     def start_replay(self, replay_id: str) -> Steps[Replay]:
         """Begin a replay that was counted; asking twice is asking once."""
-        return self._ask(Replay, "POST", _at("replays", replay_id, "start"))
+        return self._send(Replay, "POST", _at("replays", replay_id, "start"))
 
     @operation
     def cancel_replay(self, replay_id: str) -> Steps[Replay]:
         """Stop a replay; what it has redelivered stays pending."""
-        return self._ask(Replay, "POST", _at("replays", replay_id, "cancel"))
+        return self._send(Replay, "POST", _at("replays", replay_id, "cancel"))
 
     @operation
     def get_replay(self, replay_id: str) -> Steps[Replay]:
         """Read how far a replay is."""
-        return self._ask(Replay, "GET", _at("replays", replay_id))
+        return self._send(Replay, "GET", _at("replays", replay_id))
 
     @operation
     def replays(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> Steps[Page[Replay]]:
         """List replays, newest first."""
-        return self._ask(Page[Replay], "GET", "/v1/replays", _given(limit=limit, cursor=cursor))
+        return self._send(Page[Replay], "GET", "/v1/replays", _query(limit=limit, cursor=cursor))
 
     @operation
     def discarded(
@@ -366,10 +366,10 @@ class Operations:
         cursor: str | None = None,
     ) -> Steps[Page[DiscardedItem]]:
         """List what came and reached no handler, the latest first."""
-        given = _given(
+        given = _query(
             kind=kind, provider=provider, prediction=prediction, limit=limit, cursor=cursor
         )
-        return self._ask(Page[DiscardedItem], "GET", "/v1/discarded", given)
+        return self._send(Page[DiscardedItem], "GET", "/v1/discarded", given)
 
     @operation
     def costs(
@@ -383,20 +383,20 @@ class Operations:
 
         `by` is of day, provider, model, recipe, key and metadata.NAME.
         """
-        given = _given(since=since, until=until, by=by)
-        return self._ask(CostReport, "GET", "/v1/costs", given)
+        given = _query(since=since, until=until, by=by)
+        return self._send(CostReport, "GET", "/v1/costs", given)
 
     # --- the receiver itself ---
 
     @operation
     def alive(self) -> Steps[Health]:
         """Return whether the process is alive."""
-        return self._ask(Health, "GET", "/healthz")
+        return self._send(Health, "GET", "/healthz")
 
     @operation
     def ready(self) -> Steps[Readiness]:
         """Return whether the database takes writes; raise ClientError (503) where not."""
-        return self._ask(Readiness, "GET", "/readyz")
+        return self._send(Readiness, "GET", "/readyz")
 
     @operation
     def metrics(self) -> Steps[str]:
@@ -411,7 +411,7 @@ class Operations:
     @operation
     def openapi(self) -> Steps[dict[str, Any]]:
         """Read the description for programs."""
-        return self._ask(dict[str, Any], "GET", "/openapi.json")
+        return self._send(dict[str, Any], "GET", "/openapi.json")
 
     @operation
     def docs(self) -> Steps[str]:
@@ -427,11 +427,11 @@ class Operations:
         headers: Mapping[str, str] | None = None,
     ) -> Steps[Any]:
         """Send any request, and return the JSON of the answer as it is."""
-        return self._ask(_ANY, method, path, body=body, headers=headers)
+        return self._send(_ANY, method, path, body=body, headers=headers)
 
     # --- how ---
 
-    def _ask(
+    def _send(
         self,
         kind: type[T],
         method: str,
@@ -462,15 +462,15 @@ class Operations:
 
     def _read(self, prediction_id: str, wait: int | None = None) -> Steps[Prediction]:
         headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-        return self._ask(Prediction, "GET", _at("predictions", prediction_id), headers=headers)
+        return self._send(Prediction, "GET", _at("predictions", prediction_id), headers=headers)
 
-    def _hear(
+    def _watch(
         self, prediction_id: str, until: float, watch: _Watch
     ) -> Steps[tuple[bool, Prediction | None]]:
-        """Listen for the end of a prediction; say also whether there is a stream to be had."""
+        """Watch the stream for the end of a prediction; return also whether there is a stream."""
         is_open = False
         try:
-            answer = yield Listen(
+            answer = yield OpenStream(
                 Request(
                     method="GET",
                     path=PATH,
@@ -480,10 +480,10 @@ class Operations:
                 )
             )
             frames = Frames()
-            while answer.status == OK and (piece := (yield Hear())):
-                for message in frames.feed(piece):
+            while answer.status == OK and (chunk := (yield ReadChunk())):
+                for message in frames.feed(chunk):
                     is_open = True
-                    found = yield from self._heard(prediction_id, message, watch)
+                    found = yield from self._handle_message(prediction_id, message, watch)
                     if found is not None:
                         return is_open, found
                 if time.monotonic() >= until:
@@ -492,10 +492,10 @@ class Operations:
             pass
         return is_open, None
 
-    def _heard(
+    def _handle_message(
         self, prediction_id: str, message: Message, watch: _Watch
     ) -> Steps[Prediction | None]:
-        """Take in a message; return the prediction where it has ended."""
+        """Handle a message; return the prediction where it has ended."""
         is_begun, watch.after = watch.after is not None, message.seq
         content = None if message.type == OPEN else message.content
         if isinstance(content, Change):
@@ -510,17 +510,9 @@ class Operations:
         watch.see(found.status)
         return found if found.status in TERMINAL else None
 
-    def _follow(
-        self,
-        after: int | None,
-        params: Mapping[str, str],
-        told: Callable[[str], None],
-    ) -> Steps[NoReturn]:
-        return follow(params, None if after is None else str(after), told, self.url)
-
 
 class _Watch:
-    """Tells each status of a prediction once, and keeps the place up to which it is known."""
+    """Reports each status of a prediction once, and keeps the place in the stream."""
 
     def __init__(self, after: int | None, changed: Callable[[Status], None]) -> None:
         self.after = after
@@ -538,27 +530,29 @@ def _at(*parts: str) -> str:
     return "/".join(("/v1", *(quote(part, safe="") for part in parts)))
 
 
-def _keyed(key: str | None, wait: int | None) -> dict[str, str]:
+def _headers(key: str | None, wait: int | None) -> dict[str, str]:
     """Return the headers of what is done once; a key that is not given is made."""
     headers = {"Idempotency-Key": key or os.urandom(16).hex()}
     return headers if wait is None else headers | {"Prefer": f"wait={wait}"}
 
 
-def _named(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _given(
+def _query(
     metadata: Mapping[str, str] | None = None,
     /,
     **params: str | int | date | Sequence[str] | None,
 ) -> dict[str, str]:
-    """Write the parameters that are given, and the metadata that are asked for."""
-    asked = {f"metadata.{name}": value for name, value in (metadata or {}).items()}
-    return asked | {name: _written(value) for name, value in params.items() if value or value == 0}
+    """Return the query: the parameters that are not None, and the filters by metadata."""
+    filters = {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+    return filters | {
+        name: _query_value(value) for name, value in params.items() if value or value == 0
+    }
 
 
-def _written(value: str | int | date | Sequence[str] | None) -> str:
+def _query_value(value: str | int | date | Sequence[str] | None) -> str:
     if isinstance(value, date):
         return value.isoformat()
     return str(value) if isinstance(value, str | int) else ",".join(value or ())

@@ -30,7 +30,7 @@ _LONGEST_QUOTE: Final = 200
 class ClientError(ReceiverError):
     """The receiver refused or could not be reached; the message is fit for a terminal.
 
-    `type` is the problem's, as in `not-found`; or `unreachable` (nobody answered), `no-receiver`
+    `type` is the problem's, as in `not-found`; or `unreachable` (no answer), `no-receiver`
     (something else did), `unverified` (what came is not from it) or `unfit` (never sent).
     """
 
@@ -47,7 +47,7 @@ class ClientError(ReceiverError):
         self.type = type
         self.detail = detail
         self.status = status
-        """Of HTTP; None where there was no answer."""
+        """HTTP's; None where there was no answer."""
         self.retry_after = retry_after
         """Seconds after which it is worth asking again, where the receiver says so."""
         self.prediction_id = prediction_id
@@ -55,7 +55,7 @@ class ClientError(ReceiverError):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A step: send this, and hand in the Answer."""
+    """A step: send this; its result is the Answer."""
 
     method: str
     path: str
@@ -85,18 +85,18 @@ class Sleep(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Listen(msgspec.Struct, frozen=True):
-    """A step: send this, and leave the body of a good answer to be heard piece by piece."""
+class OpenStream(msgspec.Struct, frozen=True):
+    """A step: send this, and leave the body of a good answer to ReadChunk."""
 
     request: Request
 
 
-class Hear(msgspec.Struct, frozen=True):
-    """A step: hand in the next piece of the stream, or nothing (b"") where it has ended."""
+class ReadChunk(msgspec.Struct, frozen=True):
+    """A step: read the next chunk of the stream; b"" where it has ended."""
 
 
-class Tell(msgspec.Struct, frozen=True):
-    """A step: give this to the caller, who may take his time over it."""
+class Emit(msgspec.Struct, frozen=True):
+    """A step: yield this to the caller."""
 
     value: Any
 
@@ -107,20 +107,20 @@ class Done(msgspec.Struct, frozen=True):
     value: Any
 
 
-Step: TypeAlias = Request | Sleep | Listen | Hear | Tell
+Step: TypeAlias = Request | Sleep | OpenStream | ReadChunk | Emit
 Steps: TypeAlias = Generator[Step, Any, T]
 
 
-def after(steps: Steps[Any], found: Any) -> Step | Done:
-    """Hand in what a step has found, and return the next."""
+def advance(steps: Steps[Any], found: Any) -> Step | Done:
+    """Send in the result of a step, and return the next."""
     try:
         return steps.send(found)
     except StopIteration as end:
         return Done(end.value)
 
 
-def after_loss(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
-    """Throw in why a step has found nothing, and return the next."""
+def advance_with_error(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
+    """Throw in the error of a step, and return the next."""
     try:
         return steps.throw(error)
     except StopIteration as end:
@@ -145,8 +145,8 @@ def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
         try:
             answer = yield request
         except httpx.RequestError as error:
-            said = str(error) or type(error).__name__
-            failure = ClientError("unreachable", f"no receiver answers at {url} ({said})")
+            detail = str(error) or type(error).__name__
+            failure = ClientError("unreachable", f"no receiver answers at {url} ({detail})")
             failure.__cause__ = error
             may_repeat = request.is_repeatable or isinstance(error, _UNSENT)
         else:

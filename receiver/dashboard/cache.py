@@ -42,7 +42,7 @@ class PictureCache:
         """Bytes that were added since the last look at all of them."""
 
     def open(self) -> None:
-        """Make the folder, for us alone; or another, where it is somebody else's."""
+        """Make the folder, for us alone; or another, if it is another user's."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self._folder.lstat()

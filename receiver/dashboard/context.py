@@ -1,4 +1,4 @@
-"""One request of a person, as pages and templates see it."""
+"""The context of one page request, for pages and templates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MENU: Final = (
 
 
 class PageContext:
-    """Who asks for what, and how links and forms are written for them."""
+    """The signed-in caller, the query, and how to write links and forms."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class PageContext:
         self.place = 0
         """The place in the change log as of which the page is; a stream goes on from there."""
         self.form: Mapping[str, str] = {}
-        self.said = request.query_params.get("done", "")
-        """What was just done, by the name of the action."""
+        self.done = request.query_params.get("done", "")
+        """The name of the action that was just done."""
         self._base = str(request.scope.get("root_path", ""))
 
     menu = MENU
@@ -65,7 +65,7 @@ class PageContext:
 
     @property
     def caller(self) -> str:
-        """The name of the key, by which costs and limits are told apart; or nothing."""
+        """The name of the key, for costs and limits by key; or nothing."""
         return (self.key.name if self.key else None) or ""
 
     @property
@@ -109,6 +109,6 @@ class PageContext:
         bare, _, query = path.partition("?")
         if not bare.startswith("/") or "//" in bare or "\\" in bare or not bare.isprintable():
             bare, query = "/", ""
-        said = f"done={quote(done)}" if done else ""
-        query = "&".join(filter(None, [query, said]))
+        done_part = f"done={quote(done)}" if done else ""
+        query = "&".join(filter(None, [query, done_part]))
         return self._base + UI + quote(bare) + (f"?{quote(query, safe='=&%+')}" if query else "")

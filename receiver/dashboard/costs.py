@@ -7,7 +7,7 @@ from typing import Final
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
 from receiver.dashboard.facades import Facades
-from receiver.dashboard.filters import asked
+from receiver.dashboard.filters import read_query
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 
 GROUPS: Final = ("day", "provider", "model", "recipe", "key")
@@ -22,7 +22,7 @@ class CostPages:
 
     @page("/costs")
     async def costs(self, context: PageContext) -> View:
-        query = asked(context.query, CostsAsked)
+        query = read_query(context.query, CostsAsked)
         found = await self._routes.costs(query)
         values = {
             "found": found,

@@ -10,7 +10,7 @@ from msgspec import Meta
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
 from receiver.dashboard.facades import Facades
-from receiver.dashboard.filters import PAGE, asked
+from receiver.dashboard.filters import PAGE, read_query
 from receiver.http.declare import DeliveryId, HandlerName
 from receiver.http.routes.deliveries import DeliveriesAsked, DeliveryRoutes
 from receiver.model.answers import Kind
@@ -22,7 +22,7 @@ STATES: Final = get_args(State)
 """Those to be looked at: what is done stands with its prediction."""
 
 
-class Asked(msgspec.Struct, frozen=True):
+class DeliveryQuery(msgspec.Struct, frozen=True):
     """Which deliveries to show."""
 
     state: State = "dead"
@@ -30,7 +30,7 @@ class Asked(msgspec.Struct, frozen=True):
     cursor: DeliveryId | None = None
 
 
-class DiscardedAsked(msgspec.Struct, frozen=True):
+class DiscardedQuery(msgspec.Struct, frozen=True):
     """Which discarded items to show."""
 
     kind: Kind | None = None
@@ -48,7 +48,7 @@ class DeliveryPages:
     @page("/deliveries")
     async def deliveries(self, context: PageContext) -> View:
         """List dead letters, or deliveries in another state."""
-        query = asked(context.query, Asked)
+        query = read_query(context.query, DeliveryQuery)
         match query.state:
             case "running":
                 page = await self._routes.list_deliveries(DeliveriesAsked(state="running"))
@@ -58,7 +58,7 @@ class DeliveryPages:
                 found = FoundDeliveries(first, None)
             case failed:
                 found = await self._search.failed(failed, query.handler, query.cursor, PAGE)
-        return View("deliveries.html", {"found": found, "asked": query, "states": STATES})
+        return View("deliveries.html", {"found": found, "query": query, "states": STATES})
 
     @action("/deliveries/{id}/retry", "retry")
     async def retry(self, id: DeliveryId) -> None:
@@ -66,6 +66,6 @@ class DeliveryPages:
 
     @page("/discarded")
     async def discarded(self, context: PageContext) -> View:
-        query = asked(context.query, DiscardedAsked)
+        query = read_query(context.query, DiscardedQuery)
         found = await self._discarded.page(PAGE, kind=query.kind, cursor=query.cursor)
-        return View("discarded.html", {"found": found, "asked": query, "kinds": KINDS})
+        return View("discarded.html", {"found": found, "query": query, "kinds": KINDS})

@@ -1,4 +1,4 @@
-"""The facade of the dashboard: `/ui`, whose pages are imported when the first of them is asked for.
+"""The facade of the dashboard: `/ui`, whose pages are imported for the first request.
 
 A process that starts, and may only take one callback, pays nothing for them.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from receiver.dashboard.site import Site
 
 _PAGE: Final = 500
-"""Predictions that are asked about at once."""
+"""Predictions of one query."""
 _TIDY: Final = 20.0
 """Seconds between two looks for pictures of what was erased or deleted."""
 
@@ -39,7 +39,7 @@ class Dashboard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._making:
             if self._site is None:
-                self._site = await asyncio.to_thread(_make, self._facades, self._cache)
+                self._site = await asyncio.to_thread(_make_site, self._facades, self._cache)
         await self._site(scope, receive, send)
 
     async def run(self) -> NoReturn:
@@ -55,7 +55,7 @@ class Dashboard:
         await asyncio.to_thread(self._cache.shrink)
 
 
-def _make(facades: Facades, cache: PictureCache) -> Site:
+def _make_site(facades: Facades, cache: PictureCache) -> Site:
     from receiver.dashboard.site import Site  # noqa: PLC0415 - at the first page, and not before
 
     cache.open()

@@ -14,12 +14,12 @@ from receiver.model.errors import Problem
 from receiver.model.values import Status
 from receiver.store.search import Wanted
 
-Asked = TypeVar("Asked", bound=msgspec.Struct)
+Query = TypeVar("Query", bound=msgspec.Struct)
 
 PAGE: Final = 50
-_MOST: Final = 10
+_MAX_METADATA: Final = 10
 """Filters by metadata."""
-_LONGEST: Final = 300
+_MAX_LENGTH: Final = 300
 """Characters of one, with its name."""
 _SHOWN: Final = {
     "status": "status",
@@ -35,7 +35,7 @@ _Text = Annotated[str, Meta(max_length=300)]
 
 
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the query of a list of predictions says."""
+    """The query of a list of predictions."""
 
     status: Status | None = None
     provider: _Text | None = None
@@ -57,8 +57,8 @@ class Chip(NamedTuple):
 
 
 def wanted(query: Mapping[str, str]) -> Wanted:
-    """Return what a query asks for; raise Problem where it is unfit. What is empty is not asked."""
-    read = asked({name: value.strip() for name, value in query.items()}, Filters)
+    """Return the filters of a query; raise Problem for an invalid one. Empty fields are ignored."""
+    read = read_query({name: value.strip() for name, value in query.items()}, Filters)
     times = {name: _time(name, getattr(read, name)) for name in ("since", "until")}
     return Wanted(**{**msgspec.structs.asdict(read), **times}, metadata=metadata(query), limit=PAGE)
 
@@ -72,9 +72,11 @@ def metadata(query: Mapping[str, str]) -> dict[str, str]:
     }
     if query.get("meta") and query.get("is"):
         found[query["meta"]] = query["is"]
-    if len(found) > _MOST or any(len(name + value) > _LONGEST for name, value in found.items()):
-        said = f"at most {_MOST} of metadata, of {_LONGEST} characters each"
-        raise Problem(422, "invalid-request", said)
+    if len(found) > _MAX_METADATA or any(
+        len(name + value) > _MAX_LENGTH for name, value in found.items()
+    ):
+        problem = f"at most {_MAX_METADATA} of metadata, of {_MAX_LENGTH} characters each"
+        raise Problem(422, "invalid-request", problem)
     return found
 
 
@@ -98,12 +100,12 @@ def _time(name: str, text: str | None) -> float | None:
         read = datetime.fromisoformat(text)
         return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        said = f"{name} must be like 2026-11-29 or 2026-11-29T13:40"
-        raise Problem(422, "invalid-request", said) from None
+        problem = f"{name} must be like 2026-11-29 or 2026-11-29T13:40"
+        raise Problem(422, "invalid-request", problem) from None
 
 
-def asked(query: Mapping[str, str], kind: type[Asked], **more: Any) -> Asked:
-    """Return what a query says of a route's parameters; what is empty is not said."""
+def read_query(query: Mapping[str, str], kind: type[Query], **more: Any) -> Query:
+    """Return a route's parameters from a query; empty ones are ignored."""
     names = {*kind.__struct_fields__} & query.keys()
     given = {name: query[name] for name in names if query[name]}
     try:

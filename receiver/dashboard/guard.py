@@ -42,7 +42,7 @@ class SignedOut(Exception):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """What the cookie says."""
+    """The content of the cookie."""
 
     key: str
     """The digest of a key; empty before the sign-in."""
@@ -88,14 +88,14 @@ class Guard:
     def session(self, request: Request) -> Session | None:
         """Read the cookie; None where there is none that is good, and young enough."""
         try:
-            said = self._cookies.loads(request.cookies.get(self._name(request), ""))
-            session = msgspec.convert(said, Session, strict=True)
+            content = self._cookies.loads(request.cookies.get(self._name(request), ""))
+            session = msgspec.convert(content, Session, strict=True)
         except (BadData, msgspec.ValidationError):
             return None
         return session if 0 <= self._clock() - session.at < LONGEST else None
 
     def begin(self, request: Request) -> Session:
-        """Return the session that there is, or a new one of nobody."""
+        """Return the session of the cookie, or a new one that is not signed in."""
         return self.session(request) or Session("", secrets.token_hex(16), int(self._clock()))
 
     def token(self, session: Session) -> str:
@@ -158,7 +158,7 @@ class Guard:
 
 
 def _is_own(request: Request) -> bool:
-    """Return whether a client that says little does not say that the form is another page's."""
+    """Return whether the Origin header, if there is one, is ours."""
     origin = request.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 

@@ -45,7 +45,7 @@ class LivePage:
         after = context.request.headers.get("last-event-id") or context.query.get("after", "")
         begins = int(after) if _PLACE.fullmatch(after) else await self._live.now()
         frames = self._live.read(begins, wanted)
-        first = await anext(frames, b"")  # what speaks against it is said before it begins
+        first = await anext(frames, b"")  # errors come before the response begins
         began = context.session.at if context.session else 0
         return StreamingResponse(
             _messages(first, frames, began + LONGEST - self._clock()),

@@ -28,17 +28,17 @@ BY_ENDING: Final = {ending: kind for kind, ending in reversed(SHOWN.items())} | 
     "jpeg": "image/jpeg",
     "bin": "application/octet-stream",
 }
-"""What the end of a file's name says of it."""
+"""Content types by the ending of a file's name."""
 
 
 def kind_of(output: Output) -> Kind:
     """Return what an output is shown as, as far as is known before it is fetched."""
     if output.text is not None and output.url is None:
         return "text"
-    said = output.stored.content_type if output.stored else output.content_type
-    said = (said or _guessed(output.url or "")).partition(";")[0].strip().lower()
-    family = said.partition("/")[0]
-    if said in SHOWN:
+    content_type = output.stored.content_type if output.stored else output.content_type
+    content_type = (content_type or _guessed(output.url or "")).partition(";")[0].strip().lower()
+    family = content_type.partition("/")[0]
+    if content_type in SHOWN:
         return family  # type: ignore[return-value] # it begins with one of them
     return "file"
 

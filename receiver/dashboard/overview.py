@@ -11,19 +11,19 @@ from msgspec import Meta
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
 from receiver.dashboard.facades import Facades
-from receiver.dashboard.filters import PAGE, asked
+from receiver.dashboard.filters import PAGE, read_query
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 from receiver.model.values import Status, utc
 from receiver.providers import NAMES
 from receiver.store.search import Wanted
 
 _DAY: Final = 86400.0
-_MOST: Final = 3000
+_MAX_COUNTED: Final = 3000
 """Predictions of a day that are counted."""
 _LATEST: Final = 8
 
 
-class Asked(msgspec.Struct, frozen=True):
+class AuditQuery(msgspec.Struct, frozen=True):
     """Where a list goes on."""
 
     cursor: Annotated[str, Meta(pattern="^act_[0-9a-f]{32}$")] | None = None
@@ -43,7 +43,7 @@ class OverviewPage:
         search = self._store.search
         backlog, recent, latest, failures, audit, today = await asyncio.gather(
             self._store.backlog.few(NAMES),
-            search.recent(context.now - _DAY, _MOST),
+            search.recent(context.now - _DAY, _MAX_COUNTED),
             search.page(Wanted(limit=_LATEST)),
             search.page(Wanted(status=Status.FAILED, limit=_LATEST)),
             self._store.audit.page(_LATEST),
@@ -57,8 +57,8 @@ class OverviewPage:
             "backlog": backlog,
             "living": living,
             "recent": recent,
-            "counted_all": sum(recent.values()) < _MOST,
-            "most": _MOST,
+            "counted_all": sum(recent.values()) < _MAX_COUNTED,
+            "most": _MAX_COUNTED,
             "latest": latest.data,
             "failures": failures.data,
             "audit": audit.data,
@@ -69,5 +69,5 @@ class OverviewPage:
 
     @page("/audit")
     async def audit(self, context: PageContext) -> View:
-        query = asked(context.query, Asked)
+        query = read_query(context.query, AuditQuery)
         return View("audit.html", {"found": await self._store.audit.page(PAGE, query.cursor)})

@@ -41,21 +41,21 @@ _PATIENCE: Final = 60.0
 _AT_ONCE: Final = 4
 _DECODED_AT_ONCE: Final = 2
 """Pictures: one of the largest takes a quarter of a gigabyte, however few bytes its file has."""
-_ASK_AGAIN: Final = 60.0
-"""Seconds after which a provider is asked again for what it did not have."""
-_ALONE: Final = {
+_RETRY_AFTER: Final = 60.0
+"""Seconds after which a missing output is fetched again."""
+_SANDBOX: Final = {
     "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
 }
-_AGAIN: Final = {"Cache-Control": "private, no-cache"}
-"""A browser may keep a thumbnail, and asks before it shows it again."""
+_REVALIDATE: Final = {"Cache-Control": "private, no-cache"}
+"""A browser may cache a thumbnail, and revalidates it before each use."""
 
 
 class Gone(Exception):
-    """The provider does not have it any more, or it is not what it should be."""
+    """The output has expired, or is not what it should be."""
 
 
 class Later(Exception):
-    """It could not be had just now."""
+    """The output cannot be fetched just now."""
 
 
 class PicturePages:
@@ -77,11 +77,11 @@ class PicturePages:
         try:
             path = await self._thumbnail(id, int(number), output)
         except Gone:
-            return self._instead("gone.svg", 410)
+            return self._placeholder("gone.svg", 410)
         except Later:
-            return self._instead("later.svg", 502)
+            return self._placeholder("later.svg", 502)
         except Unshowable:
-            return self._instead("unshowable.svg", 415)
+            return self._placeholder("unshowable.svg", 415)
         return _tagged(context, path)
 
     @page("/predictions/{id}/outputs/{number}", is_part=True)
@@ -97,7 +97,7 @@ class PicturePages:
         is_shown = kind in SHOWN and "save" not in context.query
         return FileResponse(
             path,
-            headers=_ALONE,
+            headers=_SANDBOX,
             media_type=kind if kind in SHOWN else "application/octet-stream",
             filename=f"{prediction.id}-{number}.{SHOWN.get(kind, 'bin')}",
             content_disposition_type="inline" if is_shown else "attachment",
@@ -139,7 +139,7 @@ class PicturePages:
             return kept, output.stored.content_type
         async with self._locks.setdefault(f"{id}/{number}", asyncio.Lock()):
             gone = self._cache.find(id, number, ("gone",))
-            if gone is not None and time.time() - gone.stat().st_mtime < _ASK_AGAIN:
+            if gone is not None and time.time() - gone.stat().st_mtime < _RETRY_AFTER:
                 raise Gone("it was asked for a moment ago")
             if (found := self._cache.find(id, number, BY_ENDING)) is not None:
                 return found, BY_ENDING[found.suffix[1:]]
@@ -165,14 +165,14 @@ class PicturePages:
         self._cache.added(fetched.size)
         return kept, fetched.content_type
 
-    def _instead(self, name: str, status: int) -> Response:
-        """Return a picture of our own that says why there is no other."""
+    def _placeholder(self, name: str, status: int) -> Response:
+        """Return a placeholder picture."""
         return Response(self._static.files[name], status, media_type="image/svg+xml")
 
 
 def _tagged(context: PageContext, path: Path) -> Response:
     """Answer with a thumbnail, or that it is as it was."""
-    headers = {**_ALONE, **_AGAIN, "ETag": f'"{path.name}"'}
+    headers = {**_SANDBOX, **_REVALIDATE, "ETag": f'"{path.name}"'}
     if context.request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     kind = "image/webp" if path.suffix == ".small" else BY_ENDING[path.suffix[1:]]

@@ -90,9 +90,9 @@ def ago(time: datetime | str | float | None, now: float) -> Markup:
         return Markup("&ndash;")
     read = _read(time)
     seconds = now - read.timestamp()
-    said = f"{duration(abs(seconds))} ago" if seconds >= 0 else f"in {duration(-seconds)}"
+    text = f"{duration(abs(seconds))} ago" if seconds >= 0 else f"in {duration(-seconds)}"
     return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
-        _iso(read), read.strftime("%Y-%m-%d %H:%M:%S"), said if abs(seconds) >= 1 else "now"
+        _iso(read), read.strftime("%Y-%m-%d %H:%M:%S"), text if abs(seconds) >= 1 else "now"
     )
 
 
@@ -123,7 +123,7 @@ def _depth(text: str) -> int:
 
 
 def short(id: str) -> str:
-    """Shorten an id to its kind and its end, by which people tell ids apart."""
+    """Shorten an id to its kind and its end, by which ids differ."""
     kind, _, name = id.partition("_")
     return f"{kind}_…{name[-6:]}"
 

@@ -10,7 +10,7 @@ import msgspec
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
 from receiver.dashboard.facades import Facades
-from receiver.dashboard.filters import PAGE, asked, metadata
+from receiver.dashboard.filters import PAGE, metadata, read_query
 from receiver.http.declare import ReplayId
 from receiver.http.routes.replays import ReplayRoutes, ReplaysAsked
 from receiver.model.answers import Selection
@@ -27,12 +27,12 @@ class ReplayPages:
 
     @page("/replays")
     async def replays(self, context: PageContext) -> View:
-        found = await self._routes.list_replays(asked(context.query, ReplaysAsked, limit=PAGE))
+        found = await self._routes.list_replays(read_query(context.query, ReplaysAsked, limit=PAGE))
         values = {
             "found": found,
             "providers": NAMES,
             "handlers": list(self._registry.handlers),
-            "asked": context.query,
+            "query": context.query,
         }
         return View("replays.html", values)
 

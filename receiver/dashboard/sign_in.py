@@ -20,7 +20,7 @@ class SignInPages:
         self._guard = guard
 
     @page("/sign-in", is_open=True)
-    async def ask(self, context: PageContext) -> View:
+    async def sign_in_form(self, context: PageContext) -> View:
         return self._form(context, context.query.get("next", ""))
 
     @action("/sign-in", "sign in", is_open=True)

@@ -1,4 +1,4 @@
-"""The pages below `/ui`: found, guarded, rendered, answered by headers that let nothing else in."""
+"""The pages below `/ui`: routing, sign-in, actions, rendering, security headers."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Site:
         method: Callable[..., Awaitable[Any]],
         given: Mapping[str, Any],
     ) -> Response:
-        """Do what a form says, and lead back."""
+        """Run the action of a form, and redirect back."""
         context.form = await self._guard.form(context.request)
         if declared.is_open:
             found = await method(**given)
@@ -160,7 +160,7 @@ class Site:
     async def _recorded(
         self, context: PageContext, action: str, target: str, do: Callable[[], Awaitable[Any]]
     ) -> Any:
-        """Do something, of which the audit trail knows before it is done; tell what came of it."""
+        """Run an action, recorded in the audit trail before it begins and with its result."""
         now = self._clock()
         entry = AuditEntry(
             id=new_id("act", now),
@@ -201,7 +201,7 @@ class Site:
     def _problem(
         self, request: Request, error: Exception, context: PageContext | None = None
     ) -> Response:
-        status, detail, after = _said(error)
+        status, detail, after = _describe(error)
         view = View("problem.html", {"status": status, "detail": detail}, status)
         response = self._page(context or PageContext(request, self._clock()), view)
         if after is not None:
@@ -226,8 +226,8 @@ def _sign_in_first(request: Request) -> Response:
     return RedirectResponse(where, 303)
 
 
-def _said(error: Exception) -> tuple[int, str, int | None]:
-    """Return the status, the words and the seconds to wait of an error."""
+def _describe(error: Exception) -> tuple[int, str, int | None]:
+    """Return the status, the detail and the Retry-After of an error."""
     match error:
         case Problem():
             return error.status, error.args[0], error.retry_after

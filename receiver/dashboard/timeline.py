@@ -48,14 +48,14 @@ def _of_arrivals(arrivals: Sequence[Arrival]) -> Iterator[Moment]:
     for each in arrivals:
         yield Moment(each.received_at, f"{each.channel}: {each.verdict}", "", each.reason)
         if each.repeated_at:
-            said = f"{each.channel}: the same again, {each.repeats} times by now"
-            yield Moment(each.repeated_at, said, "")
+            text = f"{each.channel}: the same again, {each.repeats} times by now"
+            yield Moment(each.repeated_at, text, "")
 
 
 def _of_attempts(deliveries: Sequence[Delivery]) -> Iterator[Moment]:
     for delivery in deliveries:
         for attempt in delivery.history:
-            said = f"{delivery.handler}, attempt {attempt.number}: {attempt.result}"
+            text = f"{delivery.handler}, attempt {attempt.number}: {attempt.result}"
             tone = _TONES.get(attempt.result, "failed")
             reason = attempt.reason.strip().partition("\n")[0][:200]
-            yield Moment(datetime.fromisoformat(attempt.ended_at), said, tone, reason)
+            yield Moment(datetime.fromisoformat(attempt.ended_at), text, tone, reason)

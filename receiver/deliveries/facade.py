@@ -58,7 +58,7 @@ class Deliveries:
         self._hosts = settings.forward_hosts
         self._allow_private = settings.allow_private_fetch
         world = http or outward(settings.proxies)
-        self._http = Client(runtime.tracing, tells=True, transport=world, timeout=30.0)
+        self._http = Client(runtime.tracing, propagates=True, transport=world, timeout=30.0)
         self._results = guarded_client(allow_private=settings.allow_private_fetch, instead=results)
         self.worker = Worker(
             store,

@@ -1,9 +1,9 @@
 """The providers, and Slack, Discord and Telegram, on loopback: faithful, or hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
-a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
-predictions end when and as they are told. Pictures are drawn from the prompt's hash and served
-under `/files/`. The chat platforms, and how they are told what happens there, are in `chats`.
+a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there a
+test ends each prediction. Pictures are drawn from the prompt's hash and served under `/files/`. The
+chat platforms, and the routes by which people type and press buttons there, are in `chats`.
 
 Words in a prompt decide how a prediction goes:
 
@@ -29,7 +29,7 @@ Control, under `/_emulator`:
 
 Faults, with the fields that only they read (and their defaults):
 
-    lose_callback      nobody is told; nothing is retried
+    lose_callback      no callback is sent; nothing is retried
     lose_event         the same, for Oxen's stream only
     repeat_callback    `copies` (3) are sent
     delay_callback     it is sent `seconds` (3) late
@@ -44,12 +44,12 @@ Faults, with the fields that only they read (and their defaults):
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)
     break_jwks         the same for key sets, and for the secrets of accounts that are shown
     rotate_keys        at once: what they sign with is withdrawn for a new one
-    wrong_signature    they sign with a stranger's key or secret; Eachlabs sends another
+    wrong_signature    callbacks are signed with another key; Eachlabs sends another secret
     stale_timestamp    their signature is `seconds` (600) old
     null_payload       fal could not put the result into the callback
     large_output       pictures come as data URIs, `size` (300,000) bytes longer than they are
     cut_stream         at once: every listener of Oxen's stream is dropped
-    silence_stream     the stream stays open and says nothing while the rule stands
+    silence_stream     the stream stays open and silent while the rule stands
 
 At the chat platforms, where `provider` is `slack`, `discord` or `telegram` and `match` is a part
 of the call's name, as `chat.` or `sendPhoto`:

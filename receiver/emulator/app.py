@@ -50,15 +50,17 @@ def create_emulator(
     providers: list[Emulated] = [oxen, *(make(world) for make in CALLING.values())]
     offered = [route for provider in providers for route in provider.routes()]
     routes = [*offered, *chats.routes(), *chats.control(), *_control(world)]
-    app = _Emulator(routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _left})
+    app = _Emulator(
+        routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _on_disconnect}
+    )
     app.router.redirect_slashes = False
     app.state.chats = chats
     app.state.release = oxen.release
     return app
 
 
-async def _left(_request: Request, _error: Exception) -> Response:
-    """Answer a client that left in mid-request: nobody reads it, and the log stays clean."""
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    """Answer a client that disconnected in mid-request, so that no error is logged."""
     return Response(status_code=400)
 
 

@@ -1,4 +1,4 @@
-"""Black Forest Labs: a shard has the work, and who asks elsewhere is told that there is none."""
+"""Black Forest Labs: a prediction is polled at its shard, and is not found elsewhere (404)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, output_of
 
 ERRORS: dict[Failure, tuple[str, str]] = {
     "model": ("internal_error", "the worker could not make a picture"),
@@ -38,25 +38,23 @@ class Bfl:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        world.calls_back("bfl", self.callback, self.headers, _CALLBACKS)
+        world.send_callbacks("bfl", self.callback, self.headers, _CALLBACKS)
 
     def routes(self) -> list[BaseRoute]:
-        return [
-            self._route("poll", "GET", _SHARD, self._poll),
-            self._route("poll", "GET", "/bfl/v1/get_result", self._poll_elsewhere),
-            self._route("credits", "GET", "/bfl/v1/credits", self._credits),
-            self._route("submit", "POST", "/bfl/v1/{model}", self._submit),
+        calls: wire.Calls = [
+            ("poll", "GET", _SHARD, self._poll),
+            ("poll", "GET", "/bfl/v1/get_result", self._poll_elsewhere),
+            ("credits", "GET", "/bfl/v1/credits", self._credits),
+            ("submit", "POST", "/bfl/v1/{model}", self._submit),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"bfl.{call}", method, path, self._account, handler)
+        return wire.routes("bfl", self._account, calls)
 
     def _account(self, request: Request) -> str:
         refused = answer({"detail": "Not authenticated - Invalid Authentication"}, 403)
-        return self._world.holder(request.headers.get("x-key", ""), refused)
+        return self._world.authenticate(request.headers.get("x-key", ""), refused)
 
     async def _submit(self, request: Request, account: str) -> Response:
-        prediction = self._described(request, account, await wire.read_object(request))
+        prediction = self._read(request, account, await wire.read_object(request) or {})
         created: dict[str, Any] = {"id": prediction.id}
         if prediction.old:  # with a callback there was nothing to poll, and no price
             created |= {"status": "Pending", "webhook_url": prediction.callback_url}
@@ -65,17 +63,16 @@ class Bfl:
             created |= {"polling_url": url, "cost": _CENTS, "input_mp": 0.0, "output_mp": 1.05}
         return await self._world.accept([prediction], answer(created))
 
-    def _described(self, request: Request, account: str, body: dict[str, Any] | None) -> Prediction:
-        asked = body or {}
+    def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
         model = request.path_params["model"]
-        problem = self._problem(model, body, wire.text_of(asked.get("prompt")))
+        problem = self._problem(model, wire.text_of(body.get("prompt")))
         limit = self._world.options.bfl_in_flight
-        if problem is None and self._world.crowded("bfl", account, limit):
+        if problem is None and self._world.is_full("bfl", account, limit):
             problem = _refused(429, "rate_limit_exceeded", f"{limit} tasks are active", 1)
         if problem:
             raise self._world.rejected("bfl", problem)
-        hook, secret = (wire.text_of(asked.get(f"webhook_{part}")) for part in ("url", "secret"))
-        inputs = {name: asked[name] for name in asked if not name.startswith("webhook_")}
+        hook, secret = (wire.text_of(body.get(f"webhook_{part}")) for part in ("url", "secret"))
+        inputs = {name: body[name] for name in body if not name.startswith("webhook_")}
         prediction = self._world.prediction(
             "bfl", request, account, model, inputs, callback_url=hook, secret=secret
         )
@@ -84,15 +81,11 @@ class Bfl:
             raise self._world.rejected("bfl", answer({"detail": [missing]}, 422))
         return prediction
 
-    def _problem(self, model: str, body: dict[str, Any] | None, prompt: str) -> Response | None:
-        if rule := self._world.obstacle("bfl", prompt):
+    def _problem(self, model: str, prompt: str) -> Response | None:
+        if rule := self._world.refusal("bfl", prompt):
             return _refused(rule.status, "unavailable", rule.reason, rule.retry_after)
         if model in {NO_SUCH_MODEL, TEXT_ONLY}:
             return answer({"detail": "Not Found"}, 404)
-        if body is None:
-            return _refused(400, "validation_error", "the body is no JSON object")
-        if not wire.text_of(body.get("webhook_url", "http")).startswith("http"):
-            return _refused(400, "validation_error", "webhook_url is no URL")
         if "[refuse]" in prompt:
             return _refused(402, "insufficient_credits", "the balance is used up")
         return None
@@ -105,7 +98,7 @@ class Bfl:
         return answer(self._state(prediction))
 
     async def _poll_elsewhere(self, request: Request, account: str) -> Response:
-        """Answer for those alone that were told of no shard."""
+        """Return a prediction that was given no shard; others are not found here."""
         name = request.query_params.get("id", "")
         found = self._world.ledger.find("bfl", name, account)
         return await self._poll(request, account) if found and found.old else _not_found(name)
@@ -127,14 +120,14 @@ class Bfl:
         return state | {"status": "Error", "details": {"error": words, "code": code}}
 
     def _result(self, prediction: Prediction) -> dict[str, Any]:
-        """Return one picture, as these models make; more where an ending says so."""
-        output = made(self._world, prediction)
-        told: dict[str, Any] = {"prompt": prediction.prompt, "seed": prediction.variant}
+        """Return one picture, as these models make; several if the ending has them."""
+        output = output_of(self._world, prediction)
+        result: dict[str, Any] = {"prompt": prediction.prompt, "seed": prediction.variant}
         if isinstance(output, str):
-            return told | {"sample": output}
+            return result | {"sample": output}
         if len(output) == 1 and set(output[0]) == {"url"}:
-            return told | {"sample": output[0]["url"]}
-        return told | {"samples": output}
+            return result | {"sample": output[0]["url"]}
+        return result | {"samples": output}
 
     def callback(self, prediction: Prediction) -> bytes:
         body: dict[str, Any] = {"id": prediction.id, "timestamp": wire.moment(self._world.now())}
@@ -171,6 +164,6 @@ def _not_found(name: str) -> Response:
 
 
 def _refused(status: int, error: str, message: str, retry_after: int | None = None) -> Response:
-    """Say no, and in a field when to come again."""
+    """Return an error, with the seconds to wait in a field."""
     wait = {} if retry_after is None else {"retry_after": retry_after}
     return answer({"error": error, "message": message or error, **wait}, status)

@@ -12,10 +12,10 @@ from starlette.routing import BaseRoute
 
 from receiver.emulator import wire
 from receiver.emulator.endings import Failure
-from receiver.emulator.ledger import Attempt, Prediction
+from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, output_of
 
 REASONS: dict[Failure, str] = {
     "model": "upstream model returned an error",
@@ -45,36 +45,33 @@ class Eachlabs:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._shut_until: dict[str, float] = {}
-        world.studio.on_finish["eachlabs"] = self._push
+        self._closed_until: dict[str, float] = {}
+        world.lifecycle.on_finish["eachlabs"] = self._push
 
     def routes(self) -> list[BaseRoute]:
         predictions, webhooks = "/eachlabs/v1/prediction", "/eachlabs/v1/webhooks"
-        return [
-            self._route("submit", "POST", predictions, self._submit),
-            self._route("submit", "POST", predictions + "/", self._submit),
-            self._route("run", "POST", predictions + "/run", self._run),
-            self._route("poll", "GET", predictions + "/{id}", self._poll),
-            self._route("cancel", "POST", predictions + "/{id}/cancel", self._cancel),
-            self._route("webhooks", "GET", webhooks, self._webhooks),
-            self._route("webhook", "GET", webhooks + "/{id}", self._webhook),
-            self._route("model", "GET", "/eachlabs/v1/models/{slug:path}", self._model),
+        calls: wire.Calls = [
+            ("submit", "POST", predictions, self._submit),
+            ("submit", "POST", predictions + "/", self._submit),
+            ("run", "POST", predictions + "/run", self._run),
+            ("poll", "GET", predictions + "/{id}", self._poll),
+            ("cancel", "POST", predictions + "/{id}/cancel", self._cancel),
+            ("webhooks", "GET", webhooks, self._webhooks),
+            ("model", "GET", "/eachlabs/v1/models/{slug:path}", self._model),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"eachlabs.{call}", method, path, self._account, handler)
+        return wire.routes("eachlabs", self._account, calls)
 
     def _account(self, request: Request) -> str:
         key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
-        if not self._world.knows(key):
+        if not self._world.is_known_key(key):
             raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
         limit = self._world.options.eachlabs_per_minute
-        if self._world.hurried("eachlabs", key, limit):
+        if self._world.wait_for_rate("eachlabs", key, limit):
             raise Refusal(self._refused(429, "too many requests", f"{limit} a minute"))
         return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
-        prediction = await self._described(request, account)
+        prediction = await self._read(request, account)
         created = {
             "status": "success",
             "message": "Prediction created successfully",
@@ -83,7 +80,7 @@ class Eachlabs:
         return await self._world.accept([prediction], answer(created))
 
     async def _run(self, request: Request, account: str) -> Response:
-        prediction = await self._world.run(await self._described(request, account))
+        prediction = await self._world.run(await self._read(request, account))
         failure = prediction.plan.failure
         words = {"succeeded": "success", "failed": "failed", "cancelled": "cancelled"}
         return answer(
@@ -94,25 +91,25 @@ class Eachlabs:
             }
         )
 
-    async def _described(self, request: Request, account: str) -> Prediction:
+    async def _read(self, request: Request, account: str) -> Prediction:
         body = await wire.read_object(request) or {}
-        inputs = body.get("input")
-        asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
-        problem = self._problem(body, wire.text_of(asked.get("prompt")))
-        if problem := problem or self._crowded(account) or self._reserved(account, asked):
+        given = body.get("input")
+        inputs: dict[str, Any] = given if isinstance(given, dict) else {}
+        problem = self._problem(body, wire.text_of(inputs.get("prompt")))
+        if problem := problem or self._full(account) or self._no_money(account, inputs):
             raise self._world.rejected("eachlabs", problem)
         return self._world.prediction(
             "eachlabs",
             request,
             account,
             wire.text_of(body["model"]),
-            asked,
+            inputs,
             callback_url=wire.text_of(body.get("webhook_url")),
             secret=wire.text_of(body.get("webhook_secret")),
         )
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
-        if rule := self._world.obstacle("eachlabs", prompt):
+        if rule := self._world.refusal("eachlabs", prompt):
             reason = rule.reason or "unavailable"
             return self._refused(rule.status, reason, "try later", rule.headers)
         needed = ("model", "input", "version") if self._seed else ("model", "input")
@@ -126,26 +123,26 @@ class Eachlabs:
             return self._refused(402, "payment required", "the balance is used up")
         return None
 
-    def _crowded(self, account: str) -> Response | None:
+    def _full(self, account: str) -> Response | None:
         """Refuse more at once than an account with little money may have, or too soon after."""
         options, now = self._world.options, self._world.now()
         limit = options.eachlabs_in_flight
         if limit is None:
             return None
-        is_full = self._world.studio.in_flight("eachlabs", account) >= limit
-        if not is_full and now >= self._shut_until.get(account, now):
+        is_full = self._world.lifecycle.in_flight("eachlabs", account) >= limit
+        if not is_full and now >= self._closed_until.get(account, now):
             return None
-        self._shut_until[account] = now + options.eachlabs_shut
+        self._closed_until[account] = now + options.eachlabs_shut
         self._world.ledger.violation("eachlabs", "in_flight", str(limit))
         few = f"accounts with a balance of $10.00 or less are limited to {limit} concurrent"
         return self._refused(429, "too many requests", f"{few} executions")
 
-    def _reserved(self, account: str, asked: Mapping[str, Any]) -> Response | None:
+    def _no_money(self, account: str, inputs: Mapping[str, Any]) -> Response | None:
         """Refuse a submit while another is unfinished, by the fault reserve_money."""
-        if not self._world.studio.in_flight("eachlabs", account):
+        if not self._world.lifecycle.in_flight("eachlabs", account):
             return None
         if not self._world.faults.take(
-            "reserve_money", "eachlabs", wire.text_of(asked.get("prompt"))
+            "reserve_money", "eachlabs", wire.text_of(inputs.get("prompt"))
         ):
             return None
         why = "the estimated cost of your in-flight executions exceeds your current balance ($1.00)"
@@ -171,7 +168,7 @@ class Eachlabs:
         self._world.ledger.count("eachlabs", "cancels")
         found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
         prediction = self._present(found)
-        if not self._world.studio.cancel(prediction):
+        if not self._world.lifecycle.cancel(prediction):
             return self._refused(409, "conflict", "the prediction has finished")
         if self._world.faults.take("late_success", "eachlabs", prediction.prompt):
             self._push(prediction, replace(prediction, state="succeeded"))
@@ -231,11 +228,11 @@ class Eachlabs:
 
     def _output(self, prediction: Prediction) -> Any:
         """Return the pictures as text, list or object: the models differ."""
-        told = prediction.plan.ending.output
-        if told is None and "[text]" in prediction.prompt:
+        planned = prediction.plan.ending.output
+        if planned is None and "[text]" in prediction.prompt:
             return "Output URL"
-        output = made(self._world, prediction)
-        if isinstance(output, str) or told is not None:
+        output = output_of(self._world, prediction)
+        if isinstance(output, str) or planned is not None:
             return output
         urls = [file["url"] for file in output]
         if len(urls) > 1:
@@ -248,12 +245,12 @@ class Eachlabs:
             return ("text", "list", "object")[prediction.variant % 3]
         return "text" if prediction.old else "object"
 
-    def _push(self, prediction: Prediction, told: Prediction | None = None) -> None:
-        """Call back; `told`, where given, is what the body says instead."""
+    def _push(self, prediction: Prediction, reported: Prediction | None = None) -> None:
+        """Call back with a prediction as it is, or as `reported`."""
         if not prediction.callback_url:
             return
-        body = self.callback(told or prediction)
-        self._world.call(prediction, body, self.headers, CALLBACKS)
+        body = self.callback(reported or prediction)
+        self._world.push(prediction, body, self.headers, CALLBACKS)
 
     def headers(
         self,
@@ -308,13 +305,6 @@ class Eachlabs:
         called = (one for one in latest if one.callback_url and one.callback_attempts)
         rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
         return answer({"webhooks": rows, "limit": limit, "offset": offset})
-
-    async def _webhook(self, request: Request, account: str) -> Response:
-        found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
-        prediction = self._present(found)
-        attempts = [_attempt(attempt) for attempt in prediction.callback_attempts]
-        pending = {"status": "PENDING", "created_at": wire.moment(self._world.now())}
-        return answer(self._delivery(prediction) | {"attempts": attempts or [pending]})
 
     async def _model(self, request: Request, _account: str) -> Response:
         slug = request.path_params["slug"]
@@ -375,18 +365,6 @@ def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
         "classification": {"category": CATEGORIES[failure]},
         "retryable": failure in {"model", "timeout"},
         "error_step": "predict",
-    }
-
-
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    code = attempt.status_code
-    delivered = code is not None and 200 <= code < 300  # noqa: PLR2004 - the 2xx range
-    return {
-        "status": "SUCCESS" if delivered else "FAILED",
-        "status_code": code,
-        "response": attempt.response,
-        "error_message": attempt.error,
-        "created_at": wire.moment(attempt.at),
     }
 
 

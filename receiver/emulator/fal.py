@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -18,13 +18,7 @@ from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import PRICE, Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import (
-    NO_SUCH_MODEL,
-    TEXT_ONLY,
-    World,
-    broken,
-    made,
-)
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 ERRORS: dict[Failure, tuple[int, str, str]] = {
     "model": (500, "downstream_service_error", "the model could not make a picture"),
@@ -66,48 +60,45 @@ class Fal:
     def __init__(self, world: World) -> None:
         self._world = world
         self._keys = Keyring(world.rng)
-        world.calls_back("fal", self.callback, self.headers, CALLBACKS)
+        world.send_callbacks("fal", self.callback, self.headers, CALLBACKS)
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def routes(self) -> list[BaseRoute]:
         one = "/fal/queue/{app:path}/requests/{id}"
+        calls: wire.Calls = [
+            ("submit", "POST", "/fal/queue/{app:path}", self._submit),
+            ("poll", "GET", one + "/status", self._status),
+            ("result", "GET", one + "/response", self._result),
+            ("result", "GET", one, self._result),
+            ("cancel", "PUT", one + "/cancel", self._cancel),
+            ("run", "POST", "/fal/run/{app:path}", self._run),
+        ]
+        about = "/fal/v1/models"
+        owned: wire.Calls = [
+            ("requests", "GET", about + "/requests/by-endpoint", self._requests),
+            ("price", "GET", about + "/pricing", self._prices),
+        ]
         return [
-            self._route("submit", "POST", "/fal/queue/{app:path}", self._submit),
-            self._route("stream", "GET", one + "/status/stream", self._stream),
-            self._route("poll", "GET", one + "/status", self._status),
-            self._route("result", "GET", one + "/response", self._result),
-            self._route("result", "GET", one, self._result),
-            self._route("cancel", "PUT", one + "/cancel", self._cancel),
-            self._route("run", "POST", "/fal/run/{app:path}", self._run),
-            wire.route("fal.models", "GET", "/fal/v1/models", _anybody, self._models),
-            wire.route(
-                "fal.requests",
-                "GET",
-                "/fal/v1/models/requests/by-endpoint",
-                self._owner,
-                self._requests,
-            ),
+            *wire.routes("fal", self._account, calls),
+            *wire.routes("fal", self._owner, owned),
+            wire.route("fal.models", "GET", about, _any_caller, self._models),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
-            wire.route("fal.price", "GET", "/fal/v1/models/pricing", self._owner, self._prices),
-            Route("/fal/v1/models/billing-events", self._bills, name="fal.bill"),
+            Route(about + "/billing-events", self._bills, name="fal.bill"),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> Route:
-        return wire.route(f"fal.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Key")
         if wire.credential(request, "Bearer"):
             self._world.ledger.violation("fal", "bearer", "the scheme is Key")
-        if not self._world.knows(key):
+        if not self._world.is_known_key(key):
             raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
         return self._world.account(key)
 
     def _owner(self, request: Request) -> str:
         """Return the account of a key, for fal's platform API: its errors are not the queue's."""
         refused = _platform_error(401, "authorization_error", "Invalid API key")
-        return self._world.holder(wire.credential(request, "Key"), refused)
+        return self._world.authenticate(wire.credential(request, "Key"), refused)
 
     async def _models(self, request: Request, _account: str) -> Response:
         name = request.query_params.get("endpoint_id", "")
@@ -119,8 +110,6 @@ class Fal:
         """List what has ended, the last to end first, in pages."""
         query = request.query_params
         start, cursor = query.get("start", ""), query.get("cursor", "")
-        if not query.get("endpoint_id"):
-            return _platform_error(400, "validation_error", "endpoint_id is required")
         since = datetime.fromisoformat(start).timestamp() if start else self._world.now() - _DAY
         limit = min(int(query.get("limit", _LISTED)), _MOST_LISTED)
         first = int(cursor or 0)
@@ -150,15 +139,15 @@ class Fal:
         }
 
     async def _submit(self, request: Request, account: str) -> Response:
-        prediction = await self._described(request, account)
-        body = {"status": "IN_QUEUE", "queue_position": self._world.studio.queued("fal")}
+        prediction = await self._read(request, account)
+        body = {"status": "IN_QUEUE", "queue_position": self._world.lifecycle.queued("fal")}
         return await self._world.accept([prediction], answer(body | _handle(prediction)))
 
     async def _run(self, request: Request, account: str) -> Response:
-        prediction = await self._described(request, account)
+        prediction = await self._read(request, account)
         return self._outcome(await self._world.run(prediction))
 
-    async def _described(self, request: Request, account: str) -> Prediction:
+    async def _read(self, request: Request, account: str) -> Prediction:
         inputs = await wire.read_object(request)
         model = request.path_params["app"].strip("/")
         prompt = wire.text_of((inputs or {}).get("prompt"))
@@ -186,7 +175,7 @@ class Fal:
     def _problem(
         self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
     ) -> Response | None:
-        if rule := self._world.obstacle("fal", prompt):
+        if rule := self._world.refusal("fal", prompt):
             return _refused(
                 rule.status, "runner_scheduling_failure", rule.reason or "busy", rule.retry_after
             )
@@ -202,24 +191,9 @@ class Fal:
 
     async def _status(self, request: Request, account: str) -> Response:
         prediction = self._find(request, account)
-        return self._status_answer(prediction, logs=_wants_logs(request))
-
-    def _status_answer(self, prediction: Prediction, *, logs: bool) -> Response:
         status = 200 if prediction.finished else 202
         headers = {"x-fal-request-id": prediction.id}
-        return answer(self._state(prediction, logs=logs), status, headers)
-
-    async def _stream(self, request: Request, account: str) -> Response:
-        prediction = self._find(request, account)
-        return wire.event_stream(self._states(prediction, logs=_wants_logs(request)))
-
-    async def _states(self, prediction: Prediction, *, logs: bool) -> AsyncIterator[bytes]:
-        """Yield every state, up to the last."""
-        while not prediction.finished:
-            told = prediction.state
-            yield wire.event(self._state(prediction, logs=logs))
-            await prediction.until(lambda p, told=told: p.state != told)  # type: ignore[misc]
-        yield wire.event(self._state(prediction, logs=logs))
+        return answer(self._state(prediction, logs=_wants_logs(request)), status, headers)
 
     def _state(self, prediction: Prediction, *, logs: bool) -> dict[str, Any]:
         state = _handle(prediction)
@@ -243,13 +217,13 @@ class Fal:
             return answer(self._output(prediction), 200, headers | units)
         code, kind, _ = _error(prediction)
         retry = "x-fal-retryable" if prediction.old else "x-fal-needs-retry"
-        told = {"x-fal-error-type": kind, retry: "false" if prediction.old else "0"}
-        return answer(_detail(prediction), code, headers | told)
+        error_headers = {"x-fal-error-type": kind, retry: "false" if prediction.old else "0"}
+        return answer(_detail(prediction), code, headers | error_headers)
 
     async def _cancel(self, request: Request, account: str) -> Response:
         self._world.ledger.count("fal", "cancels")
         prediction = self._present(request, self._world.ledger.find, account)
-        stopped = self._world.studio.cancel(prediction)
+        stopped = self._world.lifecycle.cancel(prediction)
         if prediction.old:
             return answer({"success": stopped})
         if stopped:
@@ -267,19 +241,19 @@ class Fal:
         raise Refusal(answer({"status": "NOT_FOUND"}, 404))
 
     def _output(self, prediction: Prediction) -> dict[str, Any] | str:
-        told = prediction.plan.ending.output
-        if told is None and "[text]" in prediction.prompt:
+        planned = prediction.plan.ending.output
+        if planned is None and "[text]" in prediction.prompt:
             return {"images": [], "description": "the model answered in words"}
-        output = made(self._world, prediction)
+        output = output_of(self._world, prediction)
         if isinstance(output, str):
             return output
-        if told is None:
+        if planned is None:
             output = [_picture(file["url"]) for file in output]
         return {"images": output, "description": ""}
 
     async def _jwks(self, _request: Request) -> Response:
         if rule := self._world.faults.take("break_jwks", "fal"):
-            return broken(rule)
+            return broken_response(rule)
         return answer(self._keys.published(padded=self._world.old()))
 
     async def _meta(self, _request: Request) -> Response:
@@ -287,8 +261,8 @@ class Fal:
 
     async def _prices(self, request: Request, _account: str) -> Response:
         models = request.query_params.get("endpoint_id", "").split(",")
-        told = {"unit_price": PRICE, "unit": "images", "currency": "USD"}
-        found = [{"endpoint_id": model, **told} for model in models]
+        price = {"unit_price": PRICE, "unit": "images", "currency": "USD"}
+        found = [{"endpoint_id": model, **price} for model in models]
         return answer({"prices": found, "next_cursor": None, "has_more": False})
 
     async def _bills(self, request: Request) -> Response:
@@ -319,9 +293,9 @@ class Fal:
         retried = self._world.options.shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
         gateway = self._world.new_id() if retried else prediction.id
         body = {"request_id": prediction.id, "gateway_request_id": gateway}
-        return json.dumps(body | self._news(prediction), sort_keys=True).encode()
+        return json.dumps(body | self._content(prediction), sort_keys=True).encode()
 
-    def _news(self, prediction: Prediction) -> dict[str, Any]:
+    def _content(self, prediction: Prediction) -> dict[str, Any]:
         if prediction.state != "succeeded":
             code, _, _ = _error(prediction)
             error = f"Invalid status code: {code}"
@@ -353,7 +327,7 @@ def _refused(status: int, kind: str, detail: str, retry_after: int | None = None
     return answer({"detail": detail, "error_type": kind}, status, headers)
 
 
-def _anybody(request: Request) -> str:
+def _any_caller(request: Request) -> str:
     """Accept every caller: models are described without a key, too."""
     return wire.credential(request, "Key")
 

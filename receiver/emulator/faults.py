@@ -1,4 +1,4 @@
-"""Faults on request: rules that say what goes wrong, for whom and how often."""
+"""Fault injection: rules for what goes wrong, for whom and how often."""
 
 import random
 from collections import defaultdict
@@ -67,7 +67,7 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a refusal says of when to come again."""
+        """The Retry-After header of a refusal."""
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
     def affects(self, fault: Fault, provider: Provider | Platform, prompt: str) -> bool:
@@ -88,7 +88,7 @@ class Faults:
         self._at_once: dict[Fault, list[Callable[[], None]]] = defaultdict(list)
 
     def at_once(self, fault: Fault, act: Callable[[], None]) -> None:
-        """Have a fault act once, at the moment it is set, instead of becoming a rule."""
+        """Register what a fault does at once when it is set, instead of becoming a rule."""
         self._at_once[fault].append(act)
 
     def replace(self, rules: Sequence[Rule]) -> None:

@@ -1,4 +1,4 @@
-"""Ideogram: forms of parts, callbacks of what was made alone, pictures without a URL."""
+"""Ideogram: multipart forms, callbacks for success only, withheld pictures without a URL."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from receiver.emulator.fal import user_id
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
-from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken, made
+from receiver.emulator.wire import answer
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 REASONS: dict[Failure, str] = {
     "model": "the model could not make a picture",
@@ -41,39 +41,37 @@ class Ideogram:
     def __init__(self, world: World) -> None:
         self._world = world
         self._keys = Keyring(world.rng)
-        world.studio.on_finish["ideogram"] = self._push
+        world.lifecycle.on_finish["ideogram"] = self._push
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def routes(self) -> list[BaseRoute]:
+        calls: wire.Calls = [
+            ("submit", "POST", "/ideogram/v2/image/{kind}/{model}", self._submit),
+            ("poll", "GET", "/ideogram/v2/generations/{id}", self._poll),
+        ]
         return [
-            self._route("submit", "POST", "/ideogram/v2/image/{kind}/{model}", self._submit),
-            self._route("poll", "GET", "/ideogram/v2/generations/{id}", self._poll),
+            *wire.routes("ideogram", self._account, calls),
             Route("/ideogram/v1/.well-known/jwks.json", self._jwks, name="ideogram.keys"),
         ]
 
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"ideogram.{call}", method, path, self._account, handler)
-
     def _account(self, request: Request) -> str:
         key = request.headers.get("api-key", "")
-        return self._world.holder(key, _refused(401, "Invalid API key"))
+        return self._world.authenticate(key, _refused(401, "Invalid API key"))
 
     async def _submit(self, request: Request, account: str) -> Response:
-        given = await _read(request)
-        prediction = self._described(request, account, given)
-        if request.query_params.get("dry_run") == "true":
-            return answer({"price_usd_micros": _MICROS})
+        given = await forms.read(request)
+        prediction = self._read(request, account, given)
         if prediction.callback_url or given.flag("async") or given.args.get("async") is True:
             created = {"generation_id": prediction.id}
             return await self._world.accept([prediction], answer(created))
         ended = await self._world.run(prediction)
         if ended.state != "succeeded" and not self._is_withheld(ended):
             return _refused(500, ended.reason(REASONS))
-        return answer(self._made(ended) | {"generation_kind": "sampling", "seed": ended.variant})
+        return answer(self._row(ended) | {"generation_kind": "sampling", "seed": ended.variant})
 
-    def _described(self, request: Request, account: str, given: forms.Given) -> Prediction:
+    def _read(self, request: Request, account: str, given: forms.Given) -> Prediction:
         model, prompt = request.path_params["model"], given.text("prompt")
-        if problem := self._problem(account, model, prompt, given):
+        if problem := self._problem(account, model, prompt):
             raise self._world.rejected("ideogram", problem)
         inputs = given.args | {name: file.name for name, file in given.files.items()}
         prediction = self._world.prediction(
@@ -83,18 +81,14 @@ class Ideogram:
             raise self._world.rejected("ideogram", _refused(400, REASONS["prompt"]))
         return prediction
 
-    def _problem(
-        self, account: str, model: str, prompt: str, given: forms.Given
-    ) -> Response | None:
-        if rule := self._world.obstacle("ideogram", prompt):
+    def _problem(self, account: str, model: str, prompt: str) -> Response | None:
+        if rule := self._world.refusal("ideogram", prompt):
             return _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
         if model in {NO_SUCH_MODEL, TEXT_ONLY}:
             return _refused(404, f"model {model} not found")
-        if "webhook_url" in given.args and not given.text("webhook_url").startswith("http"):
-            return _refused(400, "webhook_url is no URL")
         if "[refuse]" in prompt:
             return answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
-        if self._world.crowded("ideogram", account, self._world.options.ideogram_in_flight):
+        if self._world.is_full("ideogram", account, self._world.options.ideogram_in_flight):
             return _refused(429, "Too many requests", 1)
         return None
 
@@ -106,42 +100,42 @@ class Ideogram:
 
     def _state(self, prediction: Prediction) -> dict[str, Any]:
         if not prediction.finished:
-            return _named(prediction) | {"status": "pending"}
+            return _head(prediction) | {"status": "pending"}
         if prediction.state != "succeeded" and not self._is_withheld(prediction):
             failed = {"status": "failed", "failure_reason": prediction.reason(REASONS)}
-            return _named(prediction) | failed
+            return _head(prediction) | failed
         cost = {"usage_cost_usd_micros": _MICROS}
-        return self._made(prediction) | {"status": "completed", "response_type": "image", **cost}
+        return self._row(prediction) | {"status": "completed", "response_type": "image", **cost}
 
     def _is_withheld(self, prediction: Prediction) -> bool:
-        """Tell whether its safety check kept the pictures: it is completed, and billed."""
+        """Return whether its safety check withheld the pictures: it is completed, and billed."""
         stopped = prediction.plan.failure == "moderated" and prediction.state == "failed"
         return stopped and not prediction.old and not prediction.plan.ending.reason
 
-    def _made(self, prediction: Prediction) -> dict[str, Any]:
+    def _row(self, prediction: Prediction) -> dict[str, Any]:
         withheld = self._is_withheld(prediction)
-        output = [{"url": ""}] if withheld else made(self._world, prediction)
+        output = [{"url": ""}] if withheld else output_of(self._world, prediction)
         if isinstance(output, str):
-            return _named(prediction) | {"data": output}
+            return _head(prediction) | {"data": output}
         more = {"prompt": prediction.prompt, "resolution": "1024x1024", "seed": prediction.variant}
         images = [{**file, **more, "is_image_safe": not withheld} for file in output]
-        return _named(prediction) | {"data": images}
+        return _head(prediction) | {"data": images}
 
     async def _jwks(self, _request: Request) -> Response:
         if rule := self._world.faults.take("break_jwks", "ideogram"):
-            return broken(rule)
+            return broken_response(rule)
         return answer(self._keys.published(padded=False))
 
     def _push(self, prediction: Prediction) -> None:
-        """Tell what was made; of what failed nobody is told."""
-        told = prediction.state == "succeeded" or self._is_withheld(prediction)
-        if prediction.callback_url and told:
-            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
+        """Call back for what was made; a failure has no callback."""
+        has_callback = prediction.state == "succeeded" or self._is_withheld(prediction)
+        if prediction.callback_url and has_callback:
+            self._world.push(prediction, self.callback(prediction), self.headers, _CALLBACKS)
 
     def callback(self, prediction: Prediction) -> bytes:
-        """Return what tells an end, also of one of which nobody is told."""
+        """Return the body of a callback, also for a failure, for which none is sent."""
         ended = prediction.state == "succeeded" or self._is_withheld(prediction)
-        return msgspec.json.encode(self._made(prediction) if ended else self._state(prediction))
+        return msgspec.json.encode(self._row(prediction) if ended else self._state(prediction))
 
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
@@ -154,14 +148,7 @@ class Ideogram:
         return kind | signed | {"x-ideogram-webhook-key-id": "k0"}
 
 
-async def _read(request: Request) -> forms.Given:
-    try:
-        return await forms.read(request)
-    except forms.Unreadable:
-        raise Refusal(_refused(400, "the body cannot be read")) from None
-
-
-def _named(prediction: Prediction) -> dict[str, Any]:
+def _head(prediction: Prediction) -> dict[str, Any]:
     return {"generation_id": prediction.id, "created": wire.moment(prediction.submitted_at)}
 
 

@@ -75,7 +75,7 @@ class _Routed(httpx.AsyncBaseTransport):
 
 
 class EmulatedChats(_Routed):
-    """The three chat platforms as a transport; nothing is said again unless a test says it."""
+    """The three chat platforms as a transport, without retries."""
 
     def __init__(self, receiver: str, own: str, now: Callable[[], float] = time.time) -> None:
         self.chats = Chats(Scene(receiver, own, now, scale=None))
@@ -89,8 +89,8 @@ class EmulatedChats(_Routed):
 class EmulatedProviders(_Routed):
     """The providers as a transport for an HTTP client.
 
-    What is submitted is at work until `end`, and nobody is told: `callback` and `headers` are what
-    a provider would send, `broadcast` tells those who read Oxen's event stream. A blocking call
+    What is submitted runs until `end`, and no callback is sent: `callback` and `headers` are what a
+    provider would send, `broadcast` writes to the readers of Oxen's event stream. A blocking call
     ends at once. Ids are counted: `fal-1`, `oxen-2`.
     """
 
@@ -119,13 +119,13 @@ class EmulatedProviders(_Routed):
         return next((p for p in self.predictions if p.id == provider_id), None)
 
     def end(self, prediction: Prediction, ending: Ending | None = None) -> None:
-        """End the work; polls tell of it from now on."""
+        """End a prediction; polls show it from now on."""
         if ending is not None:
             prediction.plan = replace(prediction.plan, ending=ending)
-        self._world.studio.end(prediction)
+        self._world.lifecycle.end(prediction)
 
     def cancel(self, prediction: Prediction) -> None:
-        self._world.studio.cancel(prediction)
+        self._world.lifecycle.cancel(prediction)
 
     def broadcast(self, prediction: Prediction) -> None:
         """Send the readers of Oxen's event stream how a prediction has ended."""
@@ -137,8 +137,8 @@ class EmulatedProviders(_Routed):
         if ending is not None:
             plan = replace(plan, ending=ending)
         state: State = "failed" if plan.failure else "succeeded"
-        told = replace(prediction, plan=plan, state=state)
-        return self._calling[told.provider].callback(told)
+        ended = replace(prediction, plan=plan, state=state)
+        return self._calling[ended.provider].callback(ended)
 
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
@@ -147,7 +147,7 @@ class EmulatedProviders(_Routed):
         return self._calling[prediction.provider].headers(prediction, body, at)
 
     def kind(self, request: httpx.Request) -> str:
-        """Return what a request asks for, like `fal.submit`; LookupError where nobody offers it."""
+        """Return the name of a request's route, as `fal.submit`; raise LookupError without one."""
         return str(self._matched(request)[0].name)
 
 

@@ -15,12 +15,12 @@ class Keyring:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._keys = [self._fresh() for _ in range(_PUBLISHED)]
-        self._stranger = self._fresh()
+        self._keys = [self._new() for _ in range(_PUBLISHED)]
+        self._wrong = self._new()
 
     def rotate(self) -> None:
         """Withdraw the signing key and sign with a new one."""
-        self._keys = [*self._keys[: _PUBLISHED - 1], self._fresh()]
+        self._keys = [*self._keys[: _PUBLISHED - 1], self._new()]
 
     def published(self, *, padded: bool) -> dict[str, Any]:
         keys = [_x(key, padded=padded) for key in self._keys]
@@ -41,11 +41,11 @@ class Keyring:
         *,
         forged: bool = False,
     ) -> dict[str, str]:
-        """Return the four headers that prove a body; a forged one is signed by a stranger's key.
+        """Return the four headers that prove a body; a forged one is signed by another key.
 
         `names` are how they begin, and how that one ends that holds the prediction's id.
         """
-        key = self._stranger if forged else self._keys[-1]
+        key = self._wrong if forged else self._keys[-1]
         prefix, id_header = names
         return {
             prefix + id_header: named,
@@ -54,7 +54,7 @@ class Keyring:
             prefix + "signature": key.sign(signed_text(named, user_id, at, body)).hex(),
         }
 
-    def _fresh(self) -> Ed25519PrivateKey:
+    def _new(self) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(self._rng.randbytes(32))
 
 

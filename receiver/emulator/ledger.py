@@ -28,8 +28,6 @@ class Attempt:
     at: float
     status_code: int | None = None
     error: str | None = None
-    response: str = ""
-    """The start of the answer's body."""
 
     def row(self) -> dict[str, Any]:
         ending = {"status_code": self.status_code} if self.error is None else {"error": self.error}
@@ -60,8 +58,7 @@ class Prediction:
     callback_url: str = ""
     secret: str = ""
     blocking: bool = False
-    """Somebody is waiting on the connection for the outcome."""
-    retried_from: str | None = None
+    """The caller waits on the connection for the outcome."""
     billed: int = 1
     state: State = "queued"
     started_at: float | None = None
@@ -80,17 +77,17 @@ class Prediction:
         return PRICE * self.billed if self.state == "succeeded" else 0.0
 
     def reason(self, usual: Mapping[Failure, str]) -> str:
-        """Say why it failed: in words that were asked for, or in the provider's `usual` ones."""
+        """Return why it failed: the text of its ending, or the provider's `usual` one."""
         failure = self.plan.failure if self.state == "failed" else None
         return (self.plan.ending.reason or usual[failure]) if failure else ""
 
     def move(self, state: State) -> None:
         self.state = state
-        self._tell()
+        self._notify()
 
-    def attempted(self, attempt: Attempt) -> None:
+    def record_attempt(self, attempt: Attempt) -> None:
         self.callback_attempts.append(attempt)
-        self._tell()
+        self._notify()
 
     async def until(self, condition: Callable[["Prediction"], bool]) -> None:
         """Wait for a change after which the condition holds."""
@@ -113,7 +110,7 @@ class Prediction:
             "polls": self.polls,
         }
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if not watcher.done():

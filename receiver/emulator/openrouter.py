@@ -16,7 +16,7 @@ from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made, picture_names
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, output_of, picture_names
 
 REASONS: dict[Failure, str] = {
     "model": "Provider returned error",
@@ -34,7 +34,7 @@ _STATUSES: dict[State, str] = {
 }
 SECRET = "a signing secret of the workspace"  # noqa: S105 - a toy
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
-"""No page says when, or whether."""
+"""Undocumented: our guess."""
 _PRICE = 0.25
 """Dollars."""
 
@@ -49,34 +49,32 @@ class OpenRouter:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        world.calls_back("openrouter", self.callback, self.headers, _CALLBACKS)
+        world.send_callbacks("openrouter", self.callback, self.headers, _CALLBACKS)
 
     def routes(self) -> list[BaseRoute]:
         base = "/openrouter/api/v1"
         one = base + "/videos/{id}"
-        return [
-            self._route("submit", "POST", base + "/videos", self._submit),
-            self._route("run", "POST", base + "/images", self._run),
-            self._route("content", "GET", one + "/content", self._content),
-            self._route("poll", "GET", one, self._poll),
-            self._route("key", "GET", base + "/key", self._key),
+        calls: wire.Calls = [
+            ("submit", "POST", base + "/videos", self._submit),
+            ("run", "POST", base + "/images", self._run),
+            ("content", "GET", one + "/content", self._content),
+            ("poll", "GET", one, self._poll),
+            ("key", "GET", base + "/key", self._key),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"openrouter.{call}", method, path, self._account, handler)
+        return wire.routes("openrouter", self._account, calls)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        return self._world.holder(key, _refused(401, "User not found."))
+        return self._world.authenticate(key, _refused(401, "User not found."))
 
     async def _submit(self, request: Request, account: str) -> Response:
-        prediction = self._described(request, account, await wire.read_object(request) or {})
+        prediction = self._read(request, account, await wire.read_object(request) or {})
         job = {"id": prediction.id, "polling_url": _url(prediction), "status": "pending"}
         return await self._world.accept([prediction], answer(job, 202))
 
     async def _run(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prediction = await self._world.run(self._described(request, account, body))
+        prediction = await self._world.run(self._read(request, account, body))
         if prediction.state != "succeeded":
             return _refused(400, _reason(prediction))
         data = [{"b64_json": each, "media_type": "image/png"} for each in _drawn(prediction)]
@@ -84,7 +82,7 @@ class OpenRouter:
         created = int(prediction.submitted_at)
         return answer({"created": created, "data": data, "usage": usage})
 
-    def _described(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
+    def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
         model, hook = wire.text_of(body.get("model")), body.get("callback_url", "")
         problem = self._problem(model, wire.text_of(body.get("prompt")), hook)
         if problem is not None:
@@ -94,7 +92,7 @@ class OpenRouter:
         )
 
     def _problem(self, model: str, prompt: str, hook: Any) -> Response | None:
-        if rule := self._world.obstacle("openrouter", prompt):
+        if rule := self._world.refusal("openrouter", prompt):
             return _refused(rule.status, rule.reason or "Provider unavailable", rule.headers)
         if not model or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
             return _refused(404, f"Model {model} not found")
@@ -109,7 +107,7 @@ class OpenRouter:
         return answer(self._job(_present(found)) | {"polling_url": _url(_present(found))})
 
     async def _content(self, request: Request, account: str) -> Response:
-        """Give a film, which is a picture here, to who has the key."""
+        """Return a video, which is a picture here."""
         found = self._world.ledger.find("openrouter", request.path_params["id"], account)
         index = request.query_params.get("index", "0")
         names = picture_names(_present(found))
@@ -121,7 +119,7 @@ class OpenRouter:
         return answer({"data": {"label": "sk-or-v1-116...0ce", "limit": None, "usage": 0.1}})
 
     def _job(self, prediction: Prediction) -> dict[str, Any]:
-        """Tell of a job what its callback and a poll have in common."""
+        """Return the part of a job that a callback and a poll have in common."""
         job: dict[str, Any] = {"id": prediction.id, "status": self._status(prediction)}
         if not prediction.finished:
             return job
@@ -137,8 +135,8 @@ class OpenRouter:
 
     def _urls(self, prediction: Prediction) -> list[Any]:
         if prediction.plan.ending.output is not None:
-            told = made(self._world, prediction)
-            return [] if isinstance(told, str) else told
+            planned = output_of(self._world, prediction)
+            return [] if isinstance(planned, str) else planned
         if "[text]" in prediction.prompt:
             return []
         at = _url(prediction)

@@ -1,4 +1,4 @@
-"""What the emulator can be told before it starts."""
+"""Options of the emulator."""
 
 from typing import Literal
 
@@ -60,7 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ledger_size: int = 200_000
     """Predictions remembered; the oldest are forgotten first."""
     by_hand: Ending | None = None
-    """Where it is given, predictions end only when told to, and so unless they are told how."""
+    """If set, predictions end only by `EmulatedProviders.end`, and so unless it names another."""
     receiver: str = "http://127.0.0.1:8000"
     """The address of the app that the chat platforms call, at `/in/slack` and so on."""
     own: str = "http://127.0.0.1:8001"

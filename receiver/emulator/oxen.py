@@ -33,7 +33,6 @@ _OWN_PARAMETERS = {"model", "num_generations", "target_namespace"}
 _MOST = 4
 _CALLS_BACK = ("webhook", "callback")
 _FILMING = ("veo-3-1",)
-_MODELS = ("nano-banana", "nano-banana-2", "google-nano-banana-pro", *_FILMING)
 _URL_LIFE = 3600
 
 
@@ -46,26 +45,24 @@ class Oxen:
         self._world = world
         self.streams: WeakSet[EventStream] = WeakSet()
         """The open streams; a weak set, as only the response keeps a stream alive."""
-        world.studio.on_finish["oxen"] = self._push
+        world.lifecycle.on_finish["oxen"] = self._push
         world.faults.at_once("cut_stream", self._cut)
 
     def routes(self) -> list[BaseRoute]:
         queue, ai = "/oxen/api/ai/queue", "/oxen/api/ai"
-        return [
-            self._route("submit", "POST", queue, self._submit),
-            self._route("list", "GET", queue, self._list),
-            self._route("poll", "GET", queue + "/{id}", self._poll),
-            self._route("bill", "GET", ai + "/generations/{id}", self._bill),
-            self._route("cancel", "DELETE", queue + "/{id}", self._cancel),
-            self._route("retry", "POST", queue + "/{id}/retry", self._retry),
-            self._route("stream", "GET", "/oxen/api/events", self._stream),
-            self._route("run", "POST", ai + "/images/generate", self._run),
-            self._route("run", "POST", ai + "/images/edit", self._run),
-            self._route("run", "POST", ai + "/videos/generate", self._film),
-            self._route("models", "GET", ai + "/models", self._models),
-            self._route("models", "GET", ai + "/models/search", self._models),
-            self._route("model", "GET", ai + "/models/{id:path}", self._model),
+        calls: wire.Calls = [
+            ("submit", "POST", queue, self._submit),
+            ("list", "GET", queue, self._list),
+            ("poll", "GET", queue + "/{id}", self._poll),
+            ("bill", "GET", ai + "/generations/{id}", self._bill),
+            ("cancel", "DELETE", queue + "/{id}", self._cancel),
+            ("stream", "GET", "/oxen/api/events", self._stream),
+            ("run", "POST", ai + "/images/generate", self._run),
+            ("run", "POST", ai + "/images/edit", self._run),
+            ("run", "POST", ai + "/videos/generate", self._film),
+            ("model", "GET", ai + "/models/{id:path}", self._model),
         ]
+        return wire.routes("oxen", self._account, calls)
 
     def start(self) -> None:
         """Begin to send keep-alive comments on idle streams."""
@@ -76,12 +73,9 @@ class Oxen:
         for stream in self.streams:
             stream.end()
 
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"oxen.{call}", method, path, self._account, handler)
-
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        return self._world.holder(key, _refused(401, "unauthenticated", "Unauthorized"))
+        return self._world.authenticate(key, _refused(401, "unauthenticated", "Unauthorized"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
@@ -89,7 +83,7 @@ class Oxen:
         if problem := self._problem(body, prompt):
             raise self._world.rejected("oxen", problem)
         predictions = [
-            self._described(request, account, body, index)
+            self._read(request, account, body, index)
             for index in range(body.get("num_generations", 1))
         ]
         rows = [
@@ -100,7 +94,7 @@ class Oxen:
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         """Return the refusal for what is checked at enqueue; the rest fails later."""
-        if rule := self._world.obstacle("oxen", prompt):
+        if rule := self._world.refusal("oxen", prompt):
             reason = rule.reason or "Unavailable"
             return _refused(rule.status, "unknown_error", reason, rule.headers)
         count = body.get("num_generations", 1)
@@ -111,7 +105,7 @@ class Oxen:
             return _refused(402, "invalid_params", "Insufficient credits")
         return _model_problem(body.get("model"))
 
-    def _described(
+    def _read(
         self, request: Request, account: str, body: Mapping[str, Any], index: int = 0
     ) -> Prediction:
         inputs = {name: value for name, value in body.items() if name not in _OWN_PARAMETERS}
@@ -150,18 +144,8 @@ class Oxen:
     async def _cancel(self, request: Request, account: str) -> Response:
         self._world.ledger.count("oxen", "cancels")
         prediction = self._find(request, account)
-        self._world.studio.cancel(prediction)
+        self._world.lifecycle.cancel(prediction)
         return answer({"status": "success", "generation_id": prediction.id})
-
-    async def _retry(self, request: Request, account: str) -> Response:
-        original = self._find(request, account)
-        if original.state == "succeeded":
-            return _refused(400, "invalid_params", "A finished generation cannot be retried")
-        self._world.studio.cancel(original)
-        body = {**original.input, "model": original.model}
-        again = self._described(request, account, body, original.index)
-        again.retried_from = original.id
-        return await self._world.accept([again], answer(_row(again)))
 
     async def _stream(self, request: Request, account: str) -> Response:
         stream = EventStream(account)
@@ -199,15 +183,10 @@ class Oxen:
         """Run a prediction whose caller waits; raise Refusal for a problem or a failure."""
         if problem:
             raise self._world.rejected("oxen", problem)
-        prediction = await self._world.run(self._described(request, account, body))
+        prediction = await self._world.run(self._read(request, account, body))
         if prediction.plan.failure:
             raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
         return prediction
-
-    async def _models(self, request: Request, _account: str) -> Response:
-        wanted = request.query_params.get("search", "")
-        found = [self._described_model(name) for name in _MODELS if wanted in name]
-        return answer({"object": "list", "data": found})
 
     async def _model(self, request: Request, _account: str) -> Response:
         name = request.path_params["id"]
@@ -241,21 +220,21 @@ class Oxen:
             return
         if self._world.faults.take("cut_stream", "oxen", prediction.prompt):
             self._cut()
-        self._world.pushes.push(prediction, lambda: self.broadcast(prediction))
+        self._world.push_faults.push(prediction, lambda: self.broadcast(prediction))
 
     def broadcast(self, prediction: Prediction) -> None:
         """Send the event to those of the account who listen now; it is never sent again."""
         world, at = self._world, self._world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
-            prediction.attempted(Attempt(at, error="nobody was told"))
+            prediction.record_attempt(Attempt(at, error="nobody was told"))
             return
         chunk = wire.event(_event(prediction, int(at) + _URL_LIFE), "media_generation_completed")
         if world.rng.random() < world.options.stray_events:
             chunk = wire.event({"deployment_id": world.new_id()}, "deployment_updated") + chunk
         for stream in listeners:
             stream.send(chunk)
-        prediction.attempted(Attempt(at, 200))
+        prediction.record_attempt(Attempt(at, 200))
 
     def _keep_alive(self) -> None:
         if not self._world.faults.take("silence_stream", "oxen"):
@@ -304,7 +283,7 @@ def _model_problem(model: object) -> Response | None:
 
 def _row(prediction: Prediction) -> dict[str, Any]:
     """Return the queue row; what was submitted is echoed beside our own fields."""
-    row = prediction.input | {
+    return prediction.input | {
         "generation_id": prediction.id,
         "model" if prediction.old else "model_name": prediction.model,
         "prompt": prediction.prompt,
@@ -316,7 +295,6 @@ def _row(prediction: Prediction) -> dict[str, Any]:
         "started_at": _seconds(prediction.started_at),
         "completed_at": _seconds(prediction.completed_at),
     }
-    return row | ({"retried_from_id": prediction.retried_from} if prediction.retried_from else {})
 
 
 def _event(prediction: Prediction, expires: int) -> dict[str, Any]:
@@ -339,11 +317,11 @@ def _url(prediction: Prediction) -> str | None:
 
 
 def _files(prediction: Prediction) -> list[dict[str, Any]]:
-    told = prediction.plan.ending.output
-    if told is None:
+    planned = prediction.plan.ending.output
+    if planned is None:
         names = picture_names(prediction)
         return [{"url": f"{prediction.origin}/files/{name}"} for name in names]
-    return [] if isinstance(told, str) else [dict(file) for file in told]
+    return [] if isinstance(planned, str) else [dict(file) for file in planned]
 
 
 def _images(prediction: Prediction) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ class CallsBack(Emulated, Protocol):
     def __init__(self, world: World) -> None: ...
 
     def callback(self, prediction: Prediction) -> bytes:
-        """Return the body that tells how a prediction has ended."""
+        """Return the body of the callback for a prediction that has ended."""
 
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None

@@ -1,4 +1,4 @@
-"""Replicate: submits, polls and callbacks have one form; an hour after its end it is emptied."""
+"""Replicate: submits, polls and callbacks have one form; data is removed after an hour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Schedule
 from receiver.emulator.secrets import AccountSecret
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken, made
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 REASONS: dict[Failure, str] = {
     "model": "Prediction interrupted; please retry (code: PA)",
@@ -61,63 +61,59 @@ class Replicate:
         self._world = world
         self._secret = AccountSecret(world.rng)
         self._aborted: set[str] = set()
-        self._push = world.calls_back("replicate", self.callback, self.headers, _CALLBACKS)
+        self._push = world.send_callbacks("replicate", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._secret.rotate)
 
     def routes(self) -> list[BaseRoute]:
         base = "/replicate/v1"
         one, model = base + "/predictions/{id}", base + "/models/{owner}/{name}"
-        return [
-            self._route("submit", "POST", base + "/predictions", self._submit),
-            self._route("submit", "POST", model + "/predictions", self._submit),
-            self._route(
-                "submit", "POST", base + "/deployments/{owner}/{name}/predictions", self._submit
-            ),
-            self._route("list", "GET", base + "/predictions", self._list),
-            self._route("poll", "GET", one, self._poll),
-            self._route("cancel", "POST", one + "/cancel", self._cancel),
-            self._route("account", "GET", base + "/account", self._own),
-            self._route("keys", "GET", base + "/webhooks/default/secret", self._shown),
-            self._route("model", "GET", model, self._model),
-            self._route("version", "GET", model + "/versions/{id}", self._version),
+        calls: wire.Calls = [
+            ("submit", "POST", base + "/predictions", self._submit),
+            ("submit", "POST", model + "/predictions", self._submit),
+            ("submit", "POST", base + "/deployments/{owner}/{name}/predictions", self._submit),
+            ("list", "GET", base + "/predictions", self._list),
+            ("poll", "GET", one, self._poll),
+            ("cancel", "POST", one + "/cancel", self._cancel),
+            ("account", "GET", base + "/account", self._account_info),
+            ("keys", "GET", base + "/webhooks/default/secret", self._webhook_secret),
+            ("model", "GET", model, self._model),
+            ("version", "GET", model + "/versions/{id}", self._version),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"replicate.{call}", method, path, self._account, handler)
+        return wire.routes("replicate", self._account, calls)
 
     def _account(self, request: Request) -> str:
         detail = "You did not pass a valid authentication token"
         refused = _refused(401, detail, title="Unauthenticated")
-        return self._world.holder(wire.credential(request, "Bearer"), refused)
+        return self._world.authenticate(wire.credential(request, "Bearer"), refused)
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prediction = self._described(request, account, body)
-        self._heed_deadline(prediction, request.headers.get("cancel-after", ""))
+        prediction = self._read(request, account, body)
+        self._schedule_deadline(prediction, request.headers.get("cancel-after", ""))
         wanted = _WAIT.match(request.headers.get("prefer", ""))
         if wanted is None:
             return await self._world.accept([prediction], answer(self._state(prediction), 201))
         seconds = min(int(wanted[1] or _LONGEST_WAIT), _LONGEST_WAIT)
         return answer(self._state(await self._world.run(prediction, seconds)), 201)
 
-    def _described(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
-        inputs = body.get("input")
-        asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
+    def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
+        given = body.get("input")
+        inputs: dict[str, Any] = given if isinstance(given, dict) else {}
         model = _model_of(request, body)
-        problem = self._problem(body, model, wire.text_of(asked.get("prompt")))
-        if problem := problem or self._hurried(account):
+        problem = self._problem(body, model, wire.text_of(inputs.get("prompt")))
+        if problem := problem or self._rate_limited(account):
             raise self._world.rejected("replicate", problem)
         hook, events = wire.text_of(body.get("webhook")), body.get("webhook_events_filter")
-        told = not isinstance(events, list) or "completed" in events
+        wanted = not isinstance(events, list) or "completed" in events
         prediction = self._world.prediction(
-            "replicate", request, account, model, asked, callback_url=hook if told else ""
+            "replicate", request, account, model, inputs, callback_url=hook if wanted else ""
         )
         if prediction.plan.failure == "prompt":
             raise self._world.rejected("replicate", _invalid("input.prompt", REASONS["prompt"]))
         return prediction
 
     def _problem(self, body: Mapping[str, Any], model: str, prompt: str) -> Response | None:
-        if rule := self._world.obstacle("replicate", prompt):
+        if rule := self._world.refusal("replicate", prompt):
             return self._later(rule.status, rule.reason or "Service unavailable", rule.retry_after)
         if not model or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
             return _refused(404, "The requested resource could not be found.")
@@ -130,10 +126,10 @@ class Replicate:
             return _refused(402, detail, title="Insufficient credit")
         return None
 
-    def _hurried(self, account: str) -> Response | None:
+    def _rate_limited(self, account: str) -> Response | None:
         """Refuse more submits in a minute than are allowed."""
         limit = self._world.options.replicate_per_minute
-        wait = self._world.hurried("replicate", account, limit)
+        wait = self._world.wait_for_rate("replicate", account, limit)
         return self._later(429, "Request was throttled.", wait) if wait else None
 
     def _later(self, status: int, detail: str, seconds: int | None) -> Response:
@@ -146,16 +142,16 @@ class Replicate:
             return _refused(status, detail, retry_after=seconds)
         return _refused(status, detail, headers={"retry-after": str(seconds)})
 
-    def _heed_deadline(self, prediction: Prediction, text: str) -> None:
+    def _schedule_deadline(self, prediction: Prediction, text: str) -> None:
         """Cancel it after the time in its Cancel-After header."""
         if found := _DEADLINE.fullmatch(text):
             seconds = int(found[1]) * (_MINUTE if found[2] == "m" else 1)
-            self._world.timers.after(seconds, lambda: self._out_of_time(prediction))
+            self._world.timers.after(seconds, lambda: self._cancel_at_deadline(prediction))
 
-    def _out_of_time(self, prediction: Prediction) -> None:
+    def _cancel_at_deadline(self, prediction: Prediction) -> None:
         if prediction.state == "queued":
             self._aborted.add(prediction.id)
-        if self._world.studio.cancel(prediction):
+        if self._world.lifecycle.cancel(prediction):
             self._push(prediction)
 
     async def _list(self, request: Request, account: str) -> Response:
@@ -182,16 +178,16 @@ class Replicate:
         self._world.ledger.count("replicate", "cancels")
         found = self._world.ledger.find("replicate", request.path_params["id"], account)
         prediction = _present(found)
-        if self._world.studio.cancel(prediction) and self._world.options.by_hand is None:
+        if self._world.lifecycle.cancel(prediction) and self._world.options.by_hand is None:
             self._push(prediction)
         return answer(self._state(prediction))
 
-    async def _own(self, _request: Request, account: str) -> Response:
+    async def _account_info(self, _request: Request, account: str) -> Response:
         return answer({"type": "user", "username": account, "name": account, "github_url": ""})
 
-    async def _shown(self, _request: Request, _account: str) -> Response:
+    async def _webhook_secret(self, _request: Request, _account: str) -> Response:
         if rule := self._world.faults.take("break_jwks", "replicate"):
-            return broken(rule)
+            return broken_response(rule)
         return answer({"key": self._secret.shown})
 
     async def _model(self, request: Request, _account: str) -> Response:
@@ -234,11 +230,11 @@ class Replicate:
         """Return a file, several files, or text in pieces, as the models differ."""
         if prediction.state != "succeeded":
             return None
-        told = prediction.plan.ending.output
-        if told is None and "[text]" in prediction.prompt:
+        planned = prediction.plan.ending.output
+        if planned is None and "[text]" in prediction.prompt:
             return ["the model ", "answered in words"]
-        output = made(self._world, prediction)
-        if isinstance(output, str) or told is not None:
+        output = output_of(self._world, prediction)
+        if isinstance(output, str) or planned is not None:
             return output
         urls = [file["url"] for file in output]
         return urls if len(urls) > 1 or prediction.old else urls[0]

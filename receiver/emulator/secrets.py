@@ -15,19 +15,19 @@ class AccountSecret:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self.shown = self._fresh()
+        self.shown = self._new()
         """As the provider shows it to the account."""
-        self._stranger = self._fresh()
+        self._wrong = self._new()
 
     def rotate(self) -> None:
         """Withdraw it for a new one."""
-        self.shown = self._fresh()
+        self.shown = self._new()
 
     def headers(
         self, message_id: str, at: int, body: bytes, *, forged: bool = False
     ) -> dict[str, str]:
-        """Return the three headers that prove a body; a forged one is signed by a stranger."""
-        secret = self._stranger if forged else self.shown
+        """Return the three headers that prove a body; a forged one is signed by another secret."""
+        secret = self._wrong if forged else self.shown
         key = base64.b64decode(secret.removeprefix(_PREFIX))
         digest = hmac.digest(key, f"{message_id}.{at}.".encode() + body, "sha256")
         return {
@@ -36,5 +36,5 @@ class AccountSecret:
             "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
         }
 
-    def _fresh(self) -> str:
+    def _new(self) -> str:
         return _PREFIX + base64.b64encode(self._rng.randbytes(_BYTES)).decode()

@@ -17,7 +17,7 @@ from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken, made
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 REASONS: dict[Failure, str] = {
     "model": "upstream error: HTTP 500",
@@ -34,7 +34,7 @@ _STATUSES: dict[State, str] = {
     "cancelled": "cancelled",
 }
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
-"""No page says when, or whether."""
+"""Undocumented: our guess."""
 
 
 class WaveSpeed:
@@ -44,42 +44,38 @@ class WaveSpeed:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._secret = _fresh(world.rng)
-        self._stranger = _fresh(world.rng)
-        world.calls_back("wavespeed", self.callback, self.headers, _CALLBACKS)
+        self._secret = _new(world.rng)
+        self._wrong = _new(world.rng)
+        world.send_callbacks("wavespeed", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._rotate)
 
     def _rotate(self) -> None:
-        self._secret = _fresh(self._world.rng)
+        self._secret = _new(self._world.rng)
 
     def routes(self) -> list[BaseRoute]:
         base = "/wavespeed/api/v3"
         one = base + "/predictions/{id}"
-        return [
-            self._route("poll", "GET", one + "/result", self._poll),
-            self._route("poll", "GET", one, self._poll),
-            self._route("keys", "GET", base + "/webhook/secret", self._shown),
-            self._route("balance", "GET", base + "/account/balance", self._balance),
-            self._route("submit", "POST", base + "/{model:path}", self._submit),
+        calls: wire.Calls = [
+            ("poll", "GET", one + "/result", self._poll),
+            ("poll", "GET", one, self._poll),
+            ("keys", "GET", base + "/webhook/secret", self._webhook_secret),
+            ("balance", "GET", base + "/account/balance", self._balance),
+            ("submit", "POST", base + "/{model:path}", self._submit),
         ]
-
-    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
-        return wire.route(f"wavespeed.{call}", method, path, self._account, handler)
+        return wire.routes("wavespeed", self._account, calls)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        return self._world.holder(key, _coded(401, "invalid authentication"))
+        return self._world.authenticate(key, _coded(401, "invalid authentication"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         inputs = await wire.read_object(request)
-        prediction = self._described(request, account, inputs)
+        prediction = self._read(request, account, inputs)
         if prediction.input.get("enable_sync_mode") is True:
             return _wrapped(self._task(await self._world.run(prediction)))
         return await self._world.accept([prediction], _wrapped(self._task(prediction)))
 
-    def _described(
-        self, request: Request, account: str, inputs: dict[str, Any] | None
-    ) -> Prediction:
+    def _read(self, request: Request, account: str, inputs: dict[str, Any] | None) -> Prediction:
         model, prompt = request.path_params["model"], wire.text_of((inputs or {}).get("prompt"))
         hook = request.query_params.get("webhook", "")
         problem = self._problem(model, inputs, prompt, hook)
@@ -95,7 +91,7 @@ class WaveSpeed:
     def _problem(
         self, model: str, inputs: dict[str, Any] | None, prompt: str, hook: str
     ) -> Response | None:
-        if rule := self._world.obstacle("wavespeed", prompt):
+        if rule := self._world.refusal("wavespeed", prompt):
             return _coded(rule.status, rule.reason or "service unavailable", rule.headers)
         if {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
             return self._refused(404, f"product not found: {model}")
@@ -119,9 +115,9 @@ class WaveSpeed:
             raise Refusal(self._refused(404, "prediction not found"))
         return _wrapped(self._task(found))
 
-    async def _shown(self, _request: Request, _account: str) -> Response:
+    async def _webhook_secret(self, _request: Request, _account: str) -> Response:
         if rule := self._world.faults.take("break_jwks", "wavespeed"):
-            return broken(rule)
+            return broken_response(rule)
         return _wrapped({"secret": self._secret})
 
     async def _balance(self, _request: Request, _account: str) -> Response:
@@ -147,16 +143,16 @@ class WaveSpeed:
     def _outputs(self, prediction: Prediction) -> list[Any]:
         if prediction.state != "succeeded":
             return []
-        told = prediction.plan.ending.output
-        if told is None and "[text]" in prediction.prompt:
+        planned = prediction.plan.ending.output
+        if planned is None and "[text]" in prediction.prompt:
             return ["the model answered in words"]
-        output = made(self._world, prediction)
+        output = output_of(self._world, prediction)
         if isinstance(output, str):
             return [output]
-        return output if told is not None else [file["url"] for file in output]
+        return output if planned is not None else [file["url"] for file in output]
 
     def callback(self, prediction: Prediction) -> bytes:
-        """Return the bare task, and what was asked for."""
+        """Return the bare task, with its input."""
         return msgspec.json.encode(self._task(prediction) | {"input": prediction.input})
 
     def headers(
@@ -164,7 +160,7 @@ class WaveSpeed:
     ) -> dict[str, str]:
         """Sign a body, now or as of another time."""
         at, forged = self._world.signing(prediction, at)
-        secret = self._stranger if forged else self._secret
+        secret = self._wrong if forged else self._secret
         message_id = f"wh_{prediction.id}"
         return {
             "content-type": "application/json",
@@ -182,7 +178,7 @@ def signature(secret: str, message_id: str, at: int, body: bytes) -> str:
     return "v3," + hmac.digest(key, signed, "sha256").hex()
 
 
-def _fresh(rng: random.Random) -> str:
+def _new(rng: random.Random) -> str:
     return "whsec_" + rng.randbytes(24).hex()
 
 

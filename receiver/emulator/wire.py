@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 CLOSE = "emulator.close"
@@ -18,6 +18,8 @@ CLOSE = "emulator.close"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 Handler = Callable[[Request, str], Awaitable[Response]]
+Calls = Sequence[tuple[str, str, str, Handler]]
+"""A name, an HTTP method, a path and what answers, each."""
 
 
 class Refusal(Exception):
@@ -43,6 +45,14 @@ def route(
             return refusal.response
 
     return Route(path, endpoint, methods=[method], name=kind)
+
+
+def routes(provider: str, authenticate: Callable[[Request], str], calls: Calls) -> list[BaseRoute]:
+    """Return the routes of a provider's calls that need a key."""
+    return [
+        route(f"{provider}.{name}", method, path, authenticate, handler)
+        for name, method, path, handler in calls
+    ]
 
 
 def answer(
@@ -124,31 +134,31 @@ class EventStream:
     def __init__(self, account: str) -> None:
         self.account = account
         self._chunks: deque[bytes] = deque()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._cut = self._ended = False
 
     @property
     def unread(self) -> bool:
-        """Tell whether something was said that nobody has taken yet."""
+        """Whether there are chunks that the client has not read."""
         return bool(self._chunks)
 
     def send(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
-        self._news.set()
+        self._changed.set()
 
     def end(self) -> None:
-        """Say no more, and end it as a server does that stops."""
+        """End the response, as a server does that stops."""
         self._ended = True
-        self._news.set()
+        self._changed.set()
 
     def cut(self) -> None:
         self._cut = True
-        self._news.set()
+        self._changed.set()
 
     async def chunks(self, request: Request) -> AsyncIterator[bytes]:
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._changed.wait()
+            self._changed.clear()
             if self._cut:
                 hang_up(request.scope)
                 return

@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.emulator import pictures, prompts, wire
-from receiver.emulator.courier import Callback, Courier, Timers
+from receiver.emulator.callback_sender import Callback, CallbackSender, Timers
 from receiver.emulator.faults import Faults, Rule
 from receiver.emulator.ledger import Ledger, Prediction
+from receiver.emulator.lifecycle import Lifecycle
 from receiver.emulator.options import Options, Provider, Schedule
-from receiver.emulator.pushes import Pushes
-from receiver.emulator.studio import Studio
+from receiver.emulator.push_faults import PushFaults
 
 NO_SUCH_MODEL = "no-such-model"
 TEXT_ONLY = "text-only"
@@ -44,15 +44,15 @@ class World:
         self.ledger = Ledger(options.ledger_size, now)
         self.faults = Faults(self.rng)
         self.timers = Timers(now)
-        self.courier = Courier(self.timers, options.time_scale)
-        self.pushes = Pushes(self.faults, self.timers)
-        self.studio = Studio(self.timers)
+        self.callbacks = CallbackSender(self.timers, options.time_scale)
+        self.push_faults = PushFaults(self.faults, self.timers)
+        self.lifecycle = Lifecycle(self.timers)
 
     async def close(self) -> None:
         self.timers.closed = True
-        await self.courier.close()
+        await self.callbacks.close()
 
-    def knows(self, key: str) -> bool:
+    def is_known_key(self, key: str) -> bool:
         keys = self.options.api_keys
         return bool(key) if keys is None else key in keys
 
@@ -60,9 +60,9 @@ class World:
         """Return the account of a key."""
         return "everybody" if self.options.one_account else key
 
-    def holder(self, key: str, otherwise: Response) -> str:
+    def authenticate(self, key: str, otherwise: Response) -> str:
         """Return the account of a key; raise Refusal with `otherwise` for one that is not known."""
-        if not self.knows(key):
+        if not self.is_known_key(key):
             raise wire.Refusal(otherwise)
         return self.account(key)
 
@@ -110,14 +110,14 @@ class World:
         self.ledger.count(provider, "rejected")
         return wire.Refusal(response)
 
-    def crowded(self, provider: Provider, account: str, limit: int | None) -> bool:
+    def is_full(self, provider: Provider, account: str, limit: int | None) -> bool:
         """Return whether an account has as many unfinished predictions as it may have."""
-        if limit is None or self.studio.in_flight(provider, account) < limit:
+        if limit is None or self.lifecycle.in_flight(provider, account) < limit:
             return False
         self.ledger.violation(provider, "in_flight", str(limit))
         return True
 
-    def hurried(self, provider: Provider, account: str, limit: int | None) -> int | None:
+    def wait_for_rate(self, provider: Provider, account: str, limit: int | None) -> int | None:
         """Count a request; return the seconds to wait after too many of an account in a minute."""
         if limit is None:
             return None
@@ -130,7 +130,7 @@ class World:
         times.append(now)
         return None
 
-    def obstacle(self, provider: Provider, prompt: str) -> Rule | None:
+    def refusal(self, provider: Provider, prompt: str) -> Rule | None:
         """Return the rule that refuses this submit; hang up if a rule drops it unbilled."""
         if self.faults.take("drop_submit", provider, prompt):
             raise wire.Refusal(wire.HangUp())
@@ -141,7 +141,7 @@ class World:
         self.ledger.count(predictions[0].provider, "submits")
         for prediction in predictions:
             self.ledger.add(prediction)
-            self.studio.start(prediction)
+            self.lifecycle.start(prediction)
 
     async def accept(self, predictions: Sequence[Prediction], response: Response) -> Response:
         """Bill, start and answer; a fault may call back first, or hang up instead of answering."""
@@ -160,23 +160,23 @@ class World:
         if rule := self.faults.take("stall_submit", prediction.provider, prediction.prompt):
             raise wire.Refusal(wire.HangUp(rule.seconds or 0))
         if self.options.by_hand is not None:
-            self.studio.end(prediction)  # the test is blocked, and could not end it
+            self.lifecycle.end(prediction)  # the test is blocked, and could not end it
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await prediction.until(lambda p: p.finished)
         return prediction
 
-    def calls_back(
+    def send_callbacks(
         self, provider: Provider, body: Body, headers: Headers, schedule: Schedule
     ) -> Callable[[Prediction], None]:
         """Call back at the end of each prediction that has a callback URL; return what does so."""
 
-        def tell(ended: Prediction) -> None:
+        def send(ended: Prediction) -> None:
             if ended.callback_url:
-                self.call(ended, body(ended), headers, schedule)
+                self.push(ended, body(ended), headers, schedule)
 
-        self.studio.on_finish[provider] = tell
-        return tell
+        self.lifecycle.on_finish[provider] = send
+        return send
 
     def signing(self, prediction: Prediction, at: float | None) -> tuple[int, bool]:
         """Return the time to sign a callback with, and whether to sign it with a wrong key."""
@@ -186,13 +186,13 @@ class World:
             seconds -= int(_STALE if rule.seconds is None else rule.seconds)
         return seconds, self.faults.take("wrong_signature", *about) is not None
 
-    def call(
+    def push(
         self, prediction: Prediction, body: bytes, headers: Headers, schedule: Schedule
     ) -> None:
         """Send a callback to the URL of the submit, with the retries of `schedule`."""
-        self.pushes.push(
+        self.push_faults.push(
             prediction,
-            lambda: self.courier.send(
+            lambda: self.callbacks.send(
                 Callback(prediction, body, lambda: headers(prediction, body), schedule)
             ),
         )
@@ -205,22 +205,22 @@ class World:
         prediction = self.ledger.find(provider, prediction_id, account)
         rule = self.faults.take("break_poll", provider, prediction.prompt if prediction else "")
         if rule:
-            raise wire.Refusal(broken(rule))
+            raise wire.Refusal(broken_response(rule))
         if prediction:
             prediction.polls += 1
         return prediction
 
     async def _finish_early(self, predictions: Sequence[Prediction], seconds: float | None) -> None:
         for prediction in predictions:
-            self.studio.finish(prediction)
+            self.lifecycle.finish(prediction)
         with suppress(TimeoutError):
             async with asyncio.timeout(_EARLY_PATIENCE if seconds is None else seconds):
                 for prediction in predictions:
                     await prediction.until(lambda p: bool(p.callback_attempts))
 
 
-def broken(rule: Rule) -> Response:
-    """Return the useless answer a rule asks for."""
+def broken_response(rule: Rule) -> Response:
+    """Return the response of a rule that breaks one."""
     if rule.answer == "garbage":
         return Response("<html>not what you wanted", media_type="text/html")
     status = 404 if rule.answer == "missing" else 500
@@ -230,18 +230,18 @@ def broken(rule: Rule) -> Response:
 def picture_names(prediction: Prediction) -> list[str]:
     """Name the pictures a prediction makes: as many as it asked for, one to four."""
     inputs = prediction.input
-    asked = str(inputs.get("num_images") or inputs.get("num_outputs") or 1)
-    count = min(max(int(asked), 1), 4) if asked.isdecimal() else 1
+    count_text = str(inputs.get("num_images") or inputs.get("num_outputs") or 1)
+    count = min(max(int(count_text), 1), 4) if count_text.isdecimal() else 1
     ratio = wire.text_of(inputs.get("aspect_ratio"))
     first = prediction.index
     return [pictures.name_for(prediction.prompt, first + n, ratio) for n in range(count)]
 
 
-def made(world: World, prediction: Prediction) -> list[dict[str, Any]] | str:
+def output_of(world: World, prediction: Prediction) -> list[dict[str, Any]] | str:
     """Return the files a prediction made, by URL or as data URIs; or its text."""
-    told = prediction.plan.ending.output
-    if told is not None:
-        return told if isinstance(told, str) else [dict(file) for file in told]
+    planned = prediction.plan.ending.output
+    if planned is not None:
+        return planned if isinstance(planned, str) else [dict(file) for file in planned]
     names = picture_names(prediction)
     rule = world.faults.take("large_output", prediction.provider, prediction.prompt)
     if rule or prediction.input.get("sync_mode") is True:

@@ -95,7 +95,7 @@ class Watch:
         self._store = store
         self._owner = owner
         self._wakeups = wakeups
-        self._passed_over = 0.0
+        self._ignored_step = 0.0
         """The last step that was not followed."""
 
     async def run(self) -> NoReturn:
@@ -105,9 +105,9 @@ class Watch:
         """Compare the clocks, and follow a step."""
         step = self._clock.step()
         if step is None:
-            self._passed_over = 0.0
+            self._ignored_step = 0.0
             return
-        if abs(step.deadline - self._passed_over) <= _STEP:
+        if abs(step.deadline - self._ignored_step) <= _STEP:
             return
         followed = await self._store.believes(self._clock(), step)
         log.warning(
@@ -117,7 +117,7 @@ class Watch:
             followed=followed,
         )
         if not followed:
-            self._passed_over = step.deadline
+            self._ignored_step = step.deadline
             return
         # What is written from here on has the new time, and what was written before is moved.
         self._clock.follow(step)

@@ -9,9 +9,9 @@ from typing import Any, Final, TextIO
 from receiver.model.text import spelled
 
 _STATES: Final = ("status", "state", "outcome", "result")
-"""Fields that say how something stands; the first that is there is shown."""
+"""Fields with a state; the first that is there is shown."""
 _SHOWN: Final = frozenset({"time", "level", "event", "provider", "model", "prediction"})
-_BESIDE: Final = frozenset({"provider_id", "event_id", "delivery", "request", "owner", "trace"})
+_SECONDARY: Final = frozenset({"provider_id", "event_id", "delivery", "request", "owner", "trace"})
 """Ids for other systems: shown only in warnings and errors."""
 _QUIET: Final = frozenset({"debug", "info"})
 _SHORT_ID: Final = len("pred_") + 12
@@ -53,10 +53,10 @@ class Console:
             (f"{_spelled(event.get('event', '')):<15}", 1),
         ]
         state = next((name for name in _STATES if event.get(name) is not None), None)
-        told = _spelled(event[state]) if state else ""
+        state_text = _spelled(event[state]) if state else ""
         ids = _spelled(event.get("prediction") or "")[:_SHORT_ID]
         provider = _spelled(event.get("provider") or "")
-        tail = [(told, _COLOURS.get(told, 0)), (ids, 36)]
+        tail = [(state_text, _COLOURS.get(state_text, 0)), (ids, 36)]
         rest = [(text, 2) for text in _rest(event, level, state)]
         model, width = _spelled(event.get("model") or ""), self._width(level)
         if width and model:
@@ -95,8 +95,8 @@ class Console:
 
 
 def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
-    """Return the other fields, `reason` first; debug and info lines without `_BESIDE`."""
-    hidden = _SHOWN | _BESIDE if level in _QUIET else _SHOWN
+    """Return the other fields, `reason` first; debug and info lines without `_SECONDARY`."""
+    hidden = _SHOWN | _SECONDARY if level in _QUIET else _SHOWN
     for name, value in sorted(event.items(), key=lambda field: field[0] != "reason"):
         is_cut = name == "prediction" and level not in _QUIET
         if value is None or name == state or (name in hidden and not is_cut):

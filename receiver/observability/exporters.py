@@ -17,7 +17,7 @@ from receiver.model.errors import SettingsError
 
 
 def exporting(names: Sequence[str]) -> Exporting:
-    """Export to all of these, as the environment says how.
+    """Return a provider that exports to all of these, set up by the environment.
 
     Raises SettingsError for a name that nothing here has.
     """

@@ -26,14 +26,14 @@ import structlog
 from receiver.model.text import spelled_json
 from receiver.observability.console import Console
 
-_MOST_WAITING: Final = 4 * 1024 * 1024
+_MAX_QUEUED: Final = 4 * 1024 * 1024
 """Characters of lines that wait to be written."""
-_TOGETHER: Final = 0.005
+_BATCH_SECONDS: Final = 0.005
 """Seconds for which lines are gathered before they are written together."""
 LAST_LINES: Final = 1.0
 """Seconds that the last lines of a process get to be written."""
 
-_IN_USE: Final[list[_Lines]] = []
+_WRITERS: Final[list[_LineWriter]] = []
 """Where lines go now."""
 
 SECRET_WORDS: Final = ("secret", "token", "authorization", "api_key", "signature", "password")
@@ -60,11 +60,11 @@ def _sounds_secret(name: str) -> bool:
 
 
 def configure_unless_done(fmt: str | None, level: str) -> None:
-    """Configure structlog and the standard library's root logger, unless somebody has.
+    """Configure structlog and the standard library's root logger, unless that is done.
 
     For an app that runs in another server or is embedded in another program.
     """
-    _hush_clients()
+    _silence_http_clients()
     if not structlog.is_configured():
         lines, shared, last = _set_up(fmt, level, sys.stderr, is_final=False)
         if not logging.getLogger().handlers:
@@ -79,10 +79,10 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
 
 def _set_up(
     fmt: str | None, level: str, out: TextIO, *, is_final: bool
-) -> tuple[_Lines, list[Any], list[Any]]:
+) -> tuple[_LineWriter, list[Any], list[Any]]:
     """Configure structlog; return where lines go, and what makes them."""
     flush()
-    _IN_USE[:] = [lines := _Lines(out)]
+    _WRITERS[:] = [lines := _LineWriter(out)]
     console = fmt == "console" or (fmt is None and out.isatty())
     shared: list[Any] = [structlog.contextvars.merge_contextvars, _complete]
     last: list[Any] = (
@@ -100,7 +100,9 @@ def _set_up(
     return lines, shared, last
 
 
-def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, lines: _Lines) -> None:
+def _adopt_standard_library(
+    shared: list[Any], last: list[Any], level: str, lines: _LineWriter
+) -> None:
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
@@ -110,33 +112,33 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, line
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    _hush_clients()
+    _silence_http_clients()
     # What Python itself writes to standard error must not block either.
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
     threading.excepthook = _on_thread_end
 
 
-def _hush_clients() -> None:
+def _silence_http_clients() -> None:
     """Keep HTTP clients from logging URLs at info: a submit's URL carries the callback token."""
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _on_unraisable(told: sys.UnraisableHookArgs) -> None:
+def _on_unraisable(args: sys.UnraisableHookArgs) -> None:
     log = structlog.get_logger("receiver")
-    log.error("task.failed", where=told.err_msg or repr(told.object), exc_info=told.exc_value)
+    log.error("task.failed", where=args.err_msg or repr(args.object), exc_info=args.exc_value)
 
 
-def _on_thread_end(told: threading.ExceptHookArgs) -> None:
-    if told.exc_type is not SystemExit:
-        name = told.thread.name if told.thread else None
+def _on_thread_end(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        name = args.thread.name if args.thread else None
         log = structlog.get_logger("receiver")
-        log.error("task.failed", thread=name, exc_info=told.exc_value)
+        log.error("task.failed", thread=name, exc_info=args.exc_value)
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Say when, in UTC, to the microsecond."""
+    """Add the time in UTC, to the microsecond."""
     seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
     event["time"] = f"{_to_the_second(seconds)}.{micros:06d}Z"
     return event
@@ -147,12 +149,13 @@ def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-class _Lines:
-    """Writes lines to a stream from a thread of its own, so that a reader who stalls stops no work.
+class _LineWriter:
+    """Writes lines to a stream from a thread of its own, so that a stalled reader blocks nothing.
 
-    What waits to be written is bounded; lines beyond that are dropped, counted, and told of as soon
-    as something can be written again. A moment's lines are written together: a write gives up the
-    interpreter lock, and one for each line would be the dearest part of taking a callback.
+    What waits to be written is bounded; lines beyond that are dropped and counted, and the count is
+    logged as soon as something can be written again. A moment's lines are written together: a write
+    gives up the interpreter lock, and one for each line would be the dearest part of taking a
+    callback.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -179,7 +182,7 @@ class _Lines:
     def msg(self, line: str) -> None:
         with self._lock:
             # Once something was dropped the next line waits until all before it is dealt with.
-            if self._size > (0 if self._dropped else _MOST_WAITING):
+            if self._size > (0 if self._dropped else _MAX_QUEUED):
                 self._dropped += 1
                 return
             self._size += len(line)
@@ -202,7 +205,7 @@ class _Lines:
         while True:
             found = [self._queue.get()]
             if isinstance(found[0], str):
-                time.sleep(_TOGETHER)
+                time.sleep(_BATCH_SECONDS)
             with contextlib.suppress(Empty):
                 while True:
                     found.append(self._queue.get_nowait())
@@ -248,9 +251,9 @@ class _Lines:
 
 
 class _Handler(logging.Handler):
-    """Writes what the standard library's loggers log by `_Lines`."""
+    """Writes what the standard library's loggers log by `_LineWriter`."""
 
-    def __init__(self, lines: _Lines) -> None:
+    def __init__(self, lines: _LineWriter) -> None:
         super().__init__()
         self._lines = lines
 
@@ -264,7 +267,7 @@ class _Handler(logging.Handler):
 
 def flush(seconds: float = LAST_LINES) -> bool:
     """Wait, `seconds` at most, until all lines are written; return whether they are."""
-    return all(lines.flush(seconds) for lines in _IN_USE)
+    return all(lines.flush(seconds) for lines in _WRITERS)
 
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ Instrument = TypeVar("Instrument")
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 _SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
-_MOST: Final = 1000
+_MAX_CHILDREN: Final = 1000
 """Children of one instrument; what would be one more is counted as `other`."""
 _WAITS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 """Seconds from a submit to its outcome."""
@@ -49,7 +49,7 @@ class _Children(dict[tuple[str, ...], Instrument], Generic[Instrument]):
         self._make = make
 
     def __missing__(self, labels: tuple[str, ...]) -> Instrument:
-        if len(self) >= _MOST:
+        if len(self) >= _MAX_CHILDREN:
             return self._make(*("other" for _ in labels))
         child = self[labels] = self._make(*labels)
         return child
@@ -140,7 +140,7 @@ class Metrics:
 
 
 class _Page(Collector):
-    """All that one page says."""
+    """The families of one page."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families

@@ -50,19 +50,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger("receiver")
 
 _W3C: Final = TraceContextTextMapPropagator()
-_LAST_WORD: Final = 1.5
-"""Seconds that the last spans get to be sent when we stop."""
+_FLUSH_SECONDS: Final = 1.5
+"""Seconds to flush the last spans at shutdown."""
 _MOST_FRAMES: Final = 20
-_OUR_FAULT: Final = 500
-_REFUSED: Final = 400
-_TOLD: Final = frozenset({"accepted", "late", "ask"})
+_SERVER_ERROR: Final = 500
+_CLIENT_ERROR: Final = 400
+_TRACED: Final = frozenset({"accepted", "late", "ask"})
 """Verdicts that are worth a span: a duplicate may come as often as its sender likes."""
 _PUSHED: Final = frozenset({"webhook", "sse"})
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Span:
-    """Something that happens, and what can be said of it; where it is not traced, that is lost."""
+    """A span, or a no-op where nothing is traced."""
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
@@ -82,14 +82,14 @@ class Span:
                 {f"receiver.{name}": fact for name, fact in facts.items() if fact is not None}
             )
 
-    def answered(self, status: int, bad_from: int = _OUR_FAULT) -> None:
+    def answered(self, status: int, bad_from: int = _SERVER_ERROR) -> None:
         """Note the HTTP status that this ended with; from `bad_from` on it is an error."""
         self._span.set_attribute("http.response.status_code", status)
         if status >= bad_from:
             self.fail(str(status))
 
     def fail(self, error: BaseException | str) -> None:
-        """Say that this failed: by the type of an error and where it came from, or by a word."""
+        """Record a failure: the type and the frames of an error, or a word."""
         if not self._span.is_recording():
             return
         kind = error if isinstance(error, str) else type(error).__qualname__
@@ -119,7 +119,7 @@ class Tracing:
         self.on = False
 
     def start(self, exporters: Sequence[str] | None) -> None:
-        """Begin, if these exporters are wanted or the embedding program has a provider.
+        """Start, if there are exporters or the embedding program has a tracer provider.
 
         None: not even then.
         """
@@ -146,12 +146,12 @@ class Tracing:
         """Send what waits, for a moment."""
         exporting, self._exporting, self.on = self._exporting, None, False
         if exporting is not None:
-            await asyncio.to_thread(exporting.stop, _LAST_WORD)
+            await asyncio.to_thread(exporting.stop, _FLUSH_SECONDS)
 
     # --- what happens ---
 
     def request(self, request: Request, route: str) -> Opened:
-        """Answer a caller who has proved who it is."""
+        """Open the server span of an authenticated request."""
         if not self.on:
             return _UNTRACED
         inside = _is_inside()  # of a span that the embedding program made of it
@@ -168,20 +168,20 @@ class Tracing:
         )
 
     def submit(self, job: Job) -> Opened:
-        """Send a prediction to its provider."""
-        return self._work_on(job, "submit", {"receiver.submit": job.submits})
+        """Open the span of a submit."""
+        return self._job_span(job, "submit", {"receiver.submit": job.submits})
 
     def poll(self, job: Job) -> Opened:
-        """Ask a provider about a prediction."""
-        return self._work_on(job, "poll", {"receiver.poll": job.polls + 1})
+        """Open the span of a poll."""
+        return self._job_span(job, "poll", {"receiver.poll": job.polls + 1})
 
-    def _work_on(self, job: Job, what: str, more: Attributes) -> Opened:
+    def _job_span(self, job: Job, what: str, more: Attributes) -> Opened:
         subject = _subject(job.ticket.id, job.provider, job.ticket.model)
-        return self._go_on(job.trace, f"{what} {job.provider}", {**subject, **more})
+        return self._continue(job.trace, f"{what} {job.provider}", {**subject, **more})
 
     def outcome(self, arrival: IncomingOutcome, taken: AcceptResult) -> Opened:
-        """Tell what came of a proved arrival, from when it came."""
-        if not self.on or taken.verdict not in _TOLD:
+        """Open the span of an outcome, from its arrival."""
+        if not self.on or taken.verdict not in _TRACED:
             return _UNTRACED
         attributes = {
             **_subject(arrival.prediction_id, arrival.provider),
@@ -190,7 +190,7 @@ class Tracing:
             "receiver.verdict": taken.verdict,
             "receiver.event_id": taken.event_id,
         }
-        return self._go_on(
+        return self._continue(
             taken.trace,
             f"outcome {arrival.provider}",
             attributes,
@@ -199,7 +199,7 @@ class Tracing:
         )
 
     def attempt(self, claim: Claim) -> Opened:
-        """Run a handler once."""
+        """Open the span of an attempt."""
         if not self.on:
             return _UNTRACED
         prediction = claim.event.prediction
@@ -210,10 +210,10 @@ class Tracing:
             "receiver.handler": claim.handler,
             "receiver.attempt": claim.attempt,
         }
-        return self._go_on(claim.trace, f"handler {claim.handler}", attributes)
+        return self._continue(claim.trace, f"handler {claim.handler}", attributes)
 
-    def ask(self, request: httpx.Request) -> Opened:
-        """Send a request, if it is part of a trace; of its address only the host may be told."""
+    def client_request(self, request: httpx.Request) -> Opened:
+        """Open a client span inside a trace; of the URL only the host is recorded."""
         if not self.on or not _is_inside():
             return _UNTRACED
         attributes = {
@@ -223,18 +223,18 @@ class Tracing:
         }
         return self._open(request.method, None, attributes, kind=SpanKind.CLIENT)
 
-    def tell(self, headers: MutableMapping[str, str]) -> None:
+    def inject(self, headers: MutableMapping[str, str]) -> None:
         """Add the current span's traceparent, if there is one, to what has none."""
         if self.on and "traceparent" not in headers:
             _W3C.inject(headers)
 
     def current(self) -> str | None:
-        """Name the current span, to be kept with a prediction that is submitted now."""
-        told: dict[str, str] = {}
-        self.tell(told)
-        return told.get("traceparent")
+        """Return the current span's traceparent, to be stored with a prediction."""
+        headers: dict[str, str] = {}
+        self.inject(headers)
+        return headers.get("traceparent")
 
-    def _go_on(
+    def _continue(
         self, traceparent: str | None, name: str, attributes: Attributes, **more: Any
     ) -> Opened:
         """Open a span in a prediction's trace, if it has one."""
@@ -251,7 +251,7 @@ class Tracing:
         kind: SpanKind = SpanKind.INTERNAL,
         start: float | None = None,
     ) -> Iterator[Span]:
-        """Be in a new span until the block is left; its ids are on every log line meanwhile.
+        """Open a span until the block is left; its ids are on every log line meanwhile.
 
         Without `within` it is a child of the current span; else that is linked to.
         """
@@ -297,17 +297,17 @@ def _is_inside() -> bool:
 class Client(httpx.AsyncClient):
     """An HTTP client whose requests are spans of the trace that they belong to."""
 
-    def __init__(self, tracing: Tracing, *, tells: bool, **given: Any) -> None:
+    def __init__(self, tracing: Tracing, *, propagates: bool, **given: Any) -> None:
         super().__init__(trust_env=False, **given)
         self._tracing = tracing
-        self._tells = tells
+        self._propagates = propagates
 
     async def send(self, request: httpx.Request, **given: Any) -> httpx.Response:
-        with self._tracing.ask(request) as span:
-            if self._tells:
-                self._tracing.tell(request.headers)
+        with self._tracing.client_request(request) as span:
+            if self._propagates:
+                self._tracing.inject(request.headers)
             response = await super().send(request, **given)
-            span.answered(response.status_code, _REFUSED)
+            span.answered(response.status_code, _CLIENT_ERROR)
             return response
 
 

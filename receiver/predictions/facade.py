@@ -61,7 +61,7 @@ class Predictions:
         # An answer that is compressed all the same is inflated in bounded pieces.
         self.client = Client(
             runtime.tracing,
-            tells=False,
+            propagates=False,
             transport=network or outward(settings.proxies, lanes=True),
             headers={"Accept-Encoding": "identity"},
         )

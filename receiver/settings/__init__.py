@@ -25,7 +25,7 @@ from receiver.settings import parsers as parse
 from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
-from receiver.settings.reader import Reader, Secret, sound
+from receiver.settings.reader import Reader, Secret, checked
 from receiver.settings.table import Setting, choice, composed, rows, setting
 
 __all__ = [
@@ -57,30 +57,28 @@ USUAL_CONNECTIONS: Final = {"server": 9, "serverless": 2}
 class ProviderSettings:
     """How to reach one provider, and how much of it we may use."""
 
-    key: Secret | None = setting("{}_KEY", parse.header_safe, None).says(
+    key: Secret | None = setting("{}_KEY", parse.header_safe, None).doc(
         "a provider without a key is off"
     )
     """None: the provider is off for submitting; callbacks of old predictions are still taken."""
     urls: Mapping[str, str] = field(default_factory=dict)
-    max_in_flight: int | None = setting("{}_MAX_IN_FLIGHT", parse.limit, None).says(
+    max_in_flight: int | None = setting("{}_MAX_IN_FLIGHT", parse.limit, None).doc(
         "predictions submitted and not yet ended; more wait as `queued`, in order; `none`: no limit"
     )
-    requests_per_minute: int | None = setting("{}_REQUESTS_PER_MINUTE", parse.limit, None).says(
+    requests_per_minute: int | None = setting("{}_REQUESTS_PER_MINUTE", parse.limit, None).doc(
         "requests to the provider; `none`: no limit"
     )
-    secrets: tuple[Secret, ...] = setting(
-        "{}_WEBHOOK_SECRET", parse.secrets, (), shown="none"
-    ).says(
+    secrets: tuple[Secret, ...] = setting("{}_WEBHOOK_SECRET", parse.secrets, (), shown="none").doc(
         "what the account's callbacks are signed with; several by comma, newest first. Without one "
         "it is asked for at the provider; one that gives none (OpenRouter) is polled"
     )
-    admin_key: Secret | None = setting("{}_ADMIN_KEY", parse.header_safe, None).says(
+    admin_key: Secret | None = setting("{}_ADMIN_KEY", parse.header_safe, None).doc(
         "a key for its bills, which say what each prediction cost: fal.ai's of the scope ADMIN"
     )
-    confirm: bool = setting("{}_CONFIRM", parse.switch, False).says("")
+    confirm: bool = setting("{}_CONFIRM", parse.switch, False).doc("")
     allowed_sources: tuple[Network, ...] | Literal["meta"] | None = setting(
         "{}_ALLOWED_SOURCES", parse.networks, None, shown="anywhere"
-    ).says(
+    ).doc(
         "addresses and ranges that callbacks may come from; fal.ai also `meta`: those that it "
         "publishes"
     )
@@ -106,7 +104,7 @@ def _rows_of(provider: str) -> dict[str, Setting]:
             "parse": partial(parse.account_secrets, declared.secret_begins),
         },
         "admin_key": {"names": (declared.admin_key,)},
-        "confirm": {"says": declared.confirm},
+        "confirm": {"doc": declared.confirm},
         "allowed_sources": {"parse": parse.sources if declared.read_sources else parse.networks},
     }
     found = {
@@ -128,28 +126,28 @@ class Settings:
 
     secret_keys: tuple[Secret, ...] = setting(
         "RECEIVER_SECRET_KEY", parse.strong_secrets, (), shown="required"
-    ).says(f"{SHORTEST_SECRET} characters or more; several by comma, newest first")
+    ).doc(f"{SHORTEST_SECRET} characters or more; several by comma, newest first")
     """Empty only in development, before a key is made up."""
     api_keys: tuple[ApiKey, ...] = composed(
         ("RECEIVER_API_KEYS",), keys.api_keys, (), shown="none: `/v1` closed"
-    ).says("by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key")
-    viewer_keys: tuple[ApiKey, ...] = setting("RECEIVER_VIEWER_KEYS", keys.keys, ()).says(
+    ).doc("by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key")
+    viewer_keys: tuple[ApiKey, ...] = setting("RECEIVER_VIEWER_KEYS", keys.keys, ()).doc(
         "keys that read `/v1` and do nothing else, by comma, with names or without"
     )
     public_url: str | None = setting(
         "RECEIVER_PUBLIC_URL", parse.url, None, shown="none: no callbacks"
-    ).says("base of the callback URL")
+    ).doc("base of the callback URL")
     database_url: str = setting(
         "RECEIVER_DATABASE_URL",
         parse.database_url,
         "sqlite:///receiver.db",
         shown="`sqlite:///receiver.db`",
         is_secret=True,
-    ).says("four slashes for an absolute path; or `postgresql://user:password@host/name`")
+    ).doc("four slashes for an absolute path; or `postgresql://user:password@host/name`")
     """It may hold a password: show `database`."""
     database_pooled: Literal["auto", "on", "off"] = choice(
         "RECEIVER_DATABASE_POOLED", ("auto", "on", "off"), "auto"
-    ).says(
+    ).doc(
         "whether PostgreSQL is behind a pooler in transaction mode; `auto`: as its URL says, or a "
         "look at the start, and always in serverless mode"
     )
@@ -159,79 +157,77 @@ class Settings:
         None,
         shown="`RECEIVER_DATABASE_URL`",
         is_secret=True,
-    ).says("the same database without a pooler, for what sets up its schema: `receiver migrate`")
+    ).doc("the same database without a pooler, for what sets up its schema: `receiver migrate`")
     database_connections: int | None = setting(
         "RECEIVER_DATABASE_CONNECTIONS",
         parse.whole,
         None,
         shown="{server}; in serverless mode {serverless}".format_map(USUAL_CONNECTIONS),
-    ).says(
+    ).doc(
         f"the most connections of a process to PostgreSQL, {LEAST_CONNECTIONS['server']} or more "
         f"({LEAST_CONNECTIONS['serverless']} in serverless mode)"
     )
-    platform: str | None = composed(platforms.NAMES, platforms.read_platform, None).says(
+    platform: str | None = composed(platforms.NAMES, platforms.read_platform, None).doc(
         "set by platforms whose disks go with the process: SQLite is refused there, unless its "
         "file is on a disk that is mounted"
     )
     """Which of its names is set."""
-    handlers: tuple[str, ...] = setting("RECEIVER_HANDLERS", parse.texts, ()).says(
+    handlers: tuple[str, ...] = setting("RECEIVER_HANDLERS", parse.texts, ()).doc(
         "files, modules or installed names, by comma"
     )
-    max_body_bytes: int = setting("RECEIVER_MAX_BODY_BYTES", parse.whole, 4 * 1024 * 1024).says(
+    max_body_bytes: int = setting("RECEIVER_MAX_BODY_BYTES", parse.whole, 4 * 1024 * 1024).doc(
         "of a callback or request"
     )
     limit_unproved_per_minute: int | None = setting(
         "RECEIVER_LIMIT_UNPROVED_PER_MINUTE", parse.limit, 600
-    ).says(
+    ).doc(
         "requests that come to nothing, of one address (IPv6: /64) and of one callback URL; "
         "`none` lifts a limit"
     )
     limit_callbacks_per_minute: int | None = setting(
         "RECEIVER_LIMIT_CALLBACKS_PER_MINUTE", parse.limit, None
-    ).says("proved callbacks of one provider, in one process")
+    ).doc("proved callbacks of one provider, in one process")
     limit_api_per_minute: int | None = setting(
         "RECEIVER_LIMIT_API_PER_MINUTE", parse.limit, None
-    ).says("`/v1` requests of one address with a good key")
+    ).doc("`/v1` requests of one address with a good key")
     root_path: str | None = setting(
         "RECEIVER_ROOT_PATH", parse.path, None, shown="that of `RECEIVER_PUBLIC_URL`"
-    ).says(
-        "a path that stands before ours, where what is in front leaves it there: a stage, `/api`"
-    )
+    ).doc("a path that stands before ours, where what is in front leaves it there: a stage, `/api`")
     trusted_proxies: tuple[Network, ...] | Literal["platform"] = setting(
         "RECEIVER_TRUSTED_PROXIES", parse.trusted, LOOPBACK, shown="`127.0.0.0/8, ::1`"
-    ).says(
+    ).doc(
         "addresses and ranges whose `X-Forwarded-For` is believed; `none`; `platform`: the "
         "nearest hop, where only the platform's own proxy can reach us"
     )
-    poll_after: float | None = setting("RECEIVER_POLL_AFTER", parse.seconds, None, shown="30").says(
+    poll_after: float | None = setting("RECEIVER_POLL_AFTER", parse.seconds, None, shown="30").doc(
         "seconds to the first poll where a push is expected (3 where not)"
     )
-    prediction_timeout: float = setting("RECEIVER_PREDICTION_TIMEOUT", parse.seconds, 3600.0).says(
+    prediction_timeout: float = setting("RECEIVER_PREDICTION_TIMEOUT", parse.seconds, 3600.0).doc(
         "seconds from the first submit to the deadline"
     )
-    retry_attempts: int = setting("RECEIVER_RETRY_ATTEMPTS", parse.whole, 10).says(
+    retry_attempts: int = setting("RECEIVER_RETRY_ATTEMPTS", parse.whole, 10).doc(
         "attempts of a handler at one event"
     )
-    retry_base: float = setting("RECEIVER_RETRY_BASE", parse.seconds, 2.0).says(
+    retry_base: float = setting("RECEIVER_RETRY_BASE", parse.seconds, 2.0).doc(
         "seconds before the second attempt; they double then"
     )
-    retry_cap: float = setting("RECEIVER_RETRY_CAP", parse.seconds, 3600.0).says(
+    retry_cap: float = setting("RECEIVER_RETRY_CAP", parse.seconds, 3600.0).doc(
         "the most seconds between two attempts"
     )
-    breaker_failures: int | None = setting("RECEIVER_BREAKER_FAILURES", parse.limit, 20).says(
+    breaker_failures: int | None = setting("RECEIVER_BREAKER_FAILURES", parse.limit, 20).doc(
         "failures in a row after which a handler's deliveries wait, until a probe succeeds; "
         "`none`: never"
     )
-    max_chain: int = setting("RECEIVER_MAX_CHAIN", parse.whole, 10).says(
+    max_chain: int = setting("RECEIVER_MAX_CHAIN", parse.whole, 10).doc(
         "predictions that may lead, each by a handler, to one that a handler submits"
     )
     retention: Mapping[str, float] = setting(
         "RECEIVER_RETENTION_DAYS", parse.retention_days, {}, shown="none: nothing is deleted"
-    ).says(
+    ).doc(
         "days after its end at which a prediction is deleted: `30`, by state "
         "`succeeded=30,failed=90,canceled=7`, or `30,dead=90`"
     )
-    private_for: float = setting("RECEIVER_PRIVATE_FOR", parse.seconds, 604800.0).says(
+    private_for: float = setting("RECEIVER_PRIVATE_FOR", parse.seconds, 604800.0).doc(
         "seconds for which what only handlers see (`private`) is kept at the most"
     )
     log_format: Literal["json", "console"] | None = choice(
@@ -239,73 +235,71 @@ class Settings:
         ("json", "console"),
         None,
         shown="`json` unless a terminal",
-    ).says("`json` or `console`")
+    ).doc("`json` or `console`")
     log_level: Literal["debug", "info", "warning", "error"] = choice(
         "RECEIVER_LOG_LEVEL", ("debug", "info", "warning", "error"), "info"
-    ).says("`debug`, `info`, `warning` or `error`")
-    allow_private_fetch: bool = setting("RECEIVER_ALLOW_PRIVATE_FETCH", parse.switch, False).says(
+    ).doc("`debug`, `info`, `warning` or `error`")
+    allow_private_fetch: bool = setting("RECEIVER_ALLOW_PRIVATE_FETCH", parse.switch, False).doc(
         "let handlers fetch private addresses (development)"
     )
     trace_exporters: tuple[str, ...] | None = composed(
         traces.NAMES, traces.read_exporters, (), shown="none: no traces"
-    ).says(
+    ).doc(
         "[OpenTelemetry's own settings]"
         "(https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) "
         "(extra `otel`): `otlp` over HTTP/protobuf, `console` or `none`"
     )
     """Empty: nowhere, unless the embedding program has set a tracer provider; None: not even then.
     The SDK reads the rest of OpenTelemetry's settings by itself."""
-    proxies: Proxies = composed(proxies.NAMES, proxies.read_proxies, Proxies(), shown="none").says(
+    proxies: Proxies = composed(proxies.NAMES, proxies.read_proxies, Proxies(), shown="none").doc(
         "proxies for our own requests, in capitals or not; SOCKS5 needs `pip install "
         "'httpx[socks]'`. `NO_PROXY` takes hosts, domains, addresses and ranges, `*`; this "
         "machine is always asked without a proxy, and so are results"
     )
-    forward_hosts: tuple[str, ...] = setting("FORWARD_HOSTS", parse.hosts, ()).says(
+    forward_hosts: tuple[str, ...] = setting("FORWARD_HOSTS", parse.hosts, ()).doc(
         "hosts (or `host:port`) that a submit's `reply_to` may name, by comma; `forward` sends the "
         "event there, signed with `FORWARD_SECRET`, with retries and dead letters"
     )
     metrics_folder: str | None = setting(
         "PROMETHEUS_MULTIPROC_DIR", parse.writable_folder, None
-    ).says("a folder where several processes count their metrics together")
+    ).doc("a folder where several processes count their metrics together")
     mode: Literal["server", "serverless"] = choice(
         "RECEIVER_MODE", ("server", "serverless"), "server"
-    ).says(
+    ).doc(
         "`serverless`: nothing runs but for a request or a drain, for where a process sleeps in "
         "between; [what that means](serverless.md)"
     )
-    after: After = setting("RECEIVER_AFTER", parse.after, After(), shown="`drain`").says(
+    after: After = setting("RECEIVER_AFTER", parse.after, After(), shown="`drain`").doc(
         "what runs an event's handlers after its callback, in serverless mode or with "
         "`--no-dispatch`: the next `drain`; the same request, before (`inline=2`) or after "
         "(`after=20`) its answer, for so many seconds at most; or a request to ourselves (`wake`)"
     )
     cron_secrets: tuple[Secret, ...] = composed(
         ("RECEIVER_CRON_SECRET", "CRON_SECRET"), keys.cron_secrets, (), shown="none"
-    ).says("keys that are good for `/v1/drain` alone, by comma; Vercel sets the second")
+    ).doc("keys that are good for `/v1/drain` alone, by comma; Vercel sets the second")
     recipes: RecipeBook = composed(
         (recipes.NAME,),
         lambda reader: recipes.read_recipes(reader, tuple(DECLARED)),
         RecipeBook(),
         shown="none",
-    ).says("a TOML file of [recipes](recipes.md): what people, chats and programs order by name")
+    ).doc("a TOML file of [recipes](recipes.md): what people, chats and programs order by name")
     prices: PriceList = composed(
         (prices.NAME,),
         lambda reader: prices.read_prices(reader, tuple(DECLARED)),
         PriceList(),
         shown="none",
-    ).says("a TOML file of [prices](costs.md) by model; a recipe's own price goes before it")
-    limits: tuple[Limit, ...] = composed((limits.NAME,), limits.read_limits, (), shown="none").says(
+    ).doc("a TOML file of [prices](costs.md) by model; a recipe's own price goes before it")
+    limits: tuple[Limit, ...] = composed((limits.NAME,), limits.read_limits, (), shown="none").doc(
         "[limits and budgets](costs.md) of all that is submitted, in JSON: "
         '`[{"by": "all", "per": "day", "cost": 20}]`'
     )
-    costs_by: tuple[str, ...] = setting("RECEIVER_COSTS_BY", parse.names, ()).says(
+    costs_by: tuple[str, ...] = setting("RECEIVER_COSTS_BY", parse.names, ()).doc(
         "names of metadata that costs are added up by, too, by comma, as in `team,customer`"
     )
     dashboard: bool | None = setting(
         "RECEIVER_DASHBOARD", parse.switch, None, shown="off; on with `--dev`"
-    ).says(
-        "`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key"
-    )
-    dev: bool = setting("RECEIVER_DEV", parse.switch, False).says("as `--dev`: make up the secrets")
+    ).doc("`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key")
+    dev: bool = setting("RECEIVER_DEV", parse.switch, False).doc("as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     def adapters(self, clock: Callable[[], float] = time.time) -> dict[str, Provider]:
@@ -360,7 +354,7 @@ class Settings:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
-        return sound(*cls.look(env))
+        return checked(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
@@ -380,8 +374,8 @@ class Settings:
             problems.append(
                 "RECEIVER_VIEWER_KEYS: must have no key of RECEIVER_API_KEYS, which may do more"
             )
-        told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
-        if not settings.secret_keys and not settings.dev and not told:
+        is_reported = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
+        if not settings.secret_keys and not settings.dev and not is_reported:
             problems.append(
                 "RECEIVER_SECRET_KEY is missing: set it to 32 random characters or more, for "
                 "example the output of `openssl rand -hex 32` (or use --dev on your own machine)"
@@ -397,14 +391,14 @@ def _provider(name: str, reader: Reader) -> ProviderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Where `receiver serve` listens, as platforms say it."""
+    """Where `receiver serve` listens, by the variables that platforms set."""
 
-    port: int = setting("PORT", parse.port, 8000).says(
+    port: int = setting("PORT", parse.port, 8000).doc(
         "where `serve` listens; `--port` goes before it"
     )
     host: str = setting(
         "HOST", parse.listening_host, "127.0.0.1", shown="`127.0.0.1`; `0.0.0.0` with `PORT`"
-    ).says("the address to listen on; `--host` goes before it")
+    ).doc("the address to listen on; `--host` goes before it")
 
     @classmethod
     def read(
@@ -412,57 +406,57 @@ class Listening:
     ) -> Listening:
         """Return where to listen; what is given goes before what is set.
 
-        Raises SettingsError. Who sets PORT asks from another machine, but for development.
+        Raises SettingsError. A platform that sets PORT connects from elsewhere, but for --dev.
         """
         reader = Reader(env)
         given: dict[str, Any] = {"host": host, "port": port}
         if reader.is_set("PORT") and not reader.is_set("HOST") and not dev:
             given["host"] = host or EVERYWHERE
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             at: row.value(reader) if given[at] is None else given[at]
             for at, row in rows(cls).items()
         }
-        return sound(cls(**told), reader.problems)
+        return checked(cls(**values), reader.problems)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Where commands find a receiver that runs, and the key that they show there."""
+    """Where commands find a running receiver, and the key that they send."""
 
-    url: str = setting("RECEIVER_URL", parse.receivers_url, "http://127.0.0.1:8000").says(
+    url: str = setting("RECEIVER_URL", parse.receivers_url, "http://127.0.0.1:8000").doc(
         "where commands find a receiver"
     )
-    is_told: bool = False
+    is_url_set: bool = False
     """Whether RECEIVER_URL is set."""
-    key: Secret | None = composed(("RECEIVER_API_KEY",), keys.shown_key, None).says(
+    key: Secret | None = composed(("RECEIVER_API_KEY",), keys.shown_key, None).doc(
         "the key that commands show"
     )
     proxy: str | None = field(default=None, repr=False)
-    """None: it is asked without one."""
+    """None: it is reached without one."""
     way: str = ""
-    """How it is asked, where a proxy is set: a few words for an error."""
+    """How it is reached, where a proxy is set: a few words for an error."""
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Caller:
         """Read what commands need; raise one SettingsError that names all problems."""
-        return sound(*cls.look(env))
+        return checked(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
         """Read what can be read; return also all problems."""
         reader = Reader(env)
-        told = {at: row.value(reader) for at, row in rows(cls).items()}
-        parts = urlsplit(told["url"])
+        values = {at: row.value(reader) for at, row in rows(cls).items()}
+        parts = urlsplit(values["url"])
         host = parts.hostname or ""
         spelled = map(reader.spelled, proxies.BY_SCHEME[parts.scheme])
         name = next((name for name in spelled if reader.is_set(name)), None)
         proxy, way = None, ""
-        if name and is_loopback(host):  # asked straight, so no proxy can be wrong
+        if name and is_loopback(host):  # reached directly, so no proxy can be wrong
             way = f", asked without {name} as it is on this machine"
         elif name and (proxy := proxies.read_proxies(reader).of(parts.scheme, host, parts.port)):
             way = f", asked by the proxy that {name} names"
-        made = cls(**told, is_told=reader.is_set("RECEIVER_URL"), proxy=proxy, way=way)
-        return made, reader.problems + tls.check(env)
+        caller = cls(**values, is_url_set=reader.is_set("RECEIVER_URL"), proxy=proxy, way=way)
+        return caller, reader.problems + tls.check(env)
 
 
 _TLS: Final = Setting(
@@ -476,5 +470,5 @@ def all_settings() -> list[Setting]:
     listed = (Settings, Listening, Caller)
     of_settings, of_listening, of_caller = (rows(table).values() for table in listed)
     found = [*of_settings, *of_listening, _TLS, *of_providers, *of_caller]
-    order = {row.says: place for place, row in reversed(list(enumerate(found)))}
-    return sorted(found, key=lambda row: order[row.says])
+    order = {row.doc: place for place, row in reversed(list(enumerate(found)))}
+    return sorted(found, key=lambda row: order[row.doc])

@@ -11,30 +11,30 @@ from receiver.providers import DECLARED
 from receiver.providers.adapter import can_prove
 from receiver.settings import Settings, all_settings
 
-_OF_KUBERNETES: Final = re.compile(
+_FROM_KUBERNETES: Final = re.compile(
     r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
-"""What it tells every pod of a service called `receiver`."""
+"""Variables that it sets in every pod beside a service called `receiver`."""
 
 
-def unread(env: Mapping[str, str], known: Collection[str], *prefixes: str) -> Iterator[str]:
+def unknown_names(env: Mapping[str, str], known: Collection[str], *prefixes: str) -> Iterator[str]:
     """Return the variables that begin like our settings and are none."""
     for name in sorted(env):
-        if name.startswith(prefixes) and name not in known and not _OF_KUBERNETES.fullmatch(name):
+        if name.startswith(prefixes) and name not in known and not _FROM_KUBERNETES.fullmatch(name):
             yield name
 
 
 def misspelled(env: Mapping[str, str]) -> list[str]:
-    """Name the variables that begin like our settings and are none."""
+    """Return a problem for each variable that begins like our settings and is none."""
     known = {name for each in all_settings() for name in each.names}
     return [
         f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
-        for name in unread(env, known, "RECEIVER_")
+        for name in unknown_names(env, known, "RECEIVER_")
     ]
 
 
 def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
-    """Say what is likely a mistake, with these handlers."""
+    """Return what is likely a mistake, with these handlers."""
     found = []
     if settings.public_url is None:
         found.append(
@@ -46,15 +46,15 @@ def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
         found.append(f"no provider has a key: to submit, set one of {keys}")
     if not settings.api_keys and not settings.dev:
         found.append("RECEIVER_API_KEYS is not set: every /v1 route answers 401")
-    return [*found, *_unprovable(settings, on), *fleeting(settings, handlers)]
+    return [*found, *_without_proof(settings, on), *short_lived(settings, handlers)]
 
 
 def _with_keys(settings: Settings) -> list[str]:
-    """Name the providers that are used."""
+    """Return the providers that have a key."""
     return [name for name, given in settings.providers.items() if given.key is not None]
 
 
-def _unprovable(settings: Settings, on: Collection[str]) -> Iterator[str]:
+def _without_proof(settings: Settings, on: Collection[str]) -> Iterator[str]:
     adapters = settings.adapters()
     for name in on:
         can = can_prove(adapters[name], settings.providers[name].secrets)
@@ -62,8 +62,8 @@ def _unprovable(settings: Settings, on: Collection[str]) -> Iterator[str]:
             yield f"{secret} is not set: outcomes of {name} come by poll only, no callbacks"
 
 
-def fleeting(settings: Settings, handlers: Collection[str]) -> Iterator[str]:
-    """Say whose results are gone before somebody looks, if nothing keeps them at once.
+def short_lived(settings: Settings, handlers: Collection[str]) -> Iterator[str]:
+    """Warn of providers whose results expire within minutes, if `save` is not served.
 
     What is reached elsewhere than the provider itself is a stand-in for it.
     """

@@ -54,22 +54,27 @@ def _secret_key(settings: Settings) -> Secret:
         )
     path = secret_file(settings)
     if not path.exists():
-        _write_secret(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_new(path, secrets.token_hex(32), 0o600)  # the first of two processes wins
     text = path.read_text()
     if len(text) < SHORTEST_SECRET:
         raise StoreUnusable(f"{path} holds no secret: remove it, and start again")
     return Secret(text)
 
 
-def _write_secret(path: Path) -> None:
-    """Write it whole or not at all; the second process leaves the first one's in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, part = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_hex(32))
-    with contextlib.suppress(FileExistsError):
-        os.link(part, path)
-    Path(part).unlink()
+def write_new(path: Path, text: str, mode: int) -> bool:
+    """Write a file whole or not at all, unless there is one; return whether it was written."""
+    descriptor, part = tempfile.mkstemp(dir=path.parent)  # which only we can read
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            os.fchmod(descriptor, mode)
+        with contextlib.suppress(FileExistsError):
+            os.link(part, path)
+            return True
+        return False
+    finally:
+        Path(part).unlink()
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:

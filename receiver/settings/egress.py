@@ -13,7 +13,7 @@ import httpx
 from receiver.settings.proxies import Proxies
 from receiver.settings.tls import require, trusted
 
-_A_LANE: Final = httpx.Limits(max_connections=None, max_keepalive_connections=4)
+_SMALL_POOL: Final = httpx.Limits(max_connections=None, max_keepalive_connections=4)
 """Idle connections to a few hosts; one request at a time needs no more."""
 
 
@@ -22,12 +22,12 @@ def outward(
 ) -> httpx.AsyncBaseTransport:
     """Make the transport of a client; raise SettingsError where TLS cannot be set up.
 
-    With `lanes` it is for many requests at once, which somebody else bounds.
+    `lanes`: for many requests at once, which the caller bounds.
     """
     if verify is None:
         require(os.environ)
     make: Callable[..., httpx.AsyncBaseTransport] = partial(_connecting, verify)
-    return _ByProxy(proxies, partial(_Lanes, make) if lanes else make)
+    return _ByProxy(proxies, partial(_PoolPerRequest, make) if lanes else make)
 
 
 def _connecting(verify: ssl.SSLContext | None, **given: Any) -> httpx.AsyncBaseTransport:
@@ -35,30 +35,30 @@ def _connecting(verify: ssl.SSLContext | None, **given: Any) -> httpx.AsyncBaseT
 
 
 class _ByProxy(httpx.AsyncBaseTransport):
-    """Hands each request to the proxy that is named for it, or sends it straight.
+    """Sends each request by its proxy, or directly.
 
-    Each of these ways is made by its first request: the CA bundle and httpcore take 60 ms to load,
+    Each transport is made by its first request: the CA bundle and httpcore take 60 ms to load,
     which a process that only accepts must not wait for.
     """
 
     def __init__(self, proxies: Proxies, make: Callable[..., httpx.AsyncBaseTransport]) -> None:
         self._proxies = proxies
         self._make = make
-        self._ways: dict[str | None, httpx.AsyncBaseTransport] = {}
+        self._transports: dict[str | None, httpx.AsyncBaseTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
         proxy = self._proxies.of(url.scheme, url.host, url.port)
-        if proxy not in self._ways:
-            self._ways[proxy] = self._make(proxy=proxy)
-        return await self._ways[proxy].handle_async_request(request)
+        if proxy not in self._transports:
+            self._transports[proxy] = self._make(proxy=proxy)
+        return await self._transports[proxy].handle_async_request(request)
 
     async def aclose(self) -> None:
-        for way in self._ways.values():
-            await way.aclose()
+        for transport in self._transports.values():
+            await transport.aclose()
 
 
-class _Lanes(httpx.AsyncBaseTransport):
+class _PoolPerRequest(httpx.AsyncBaseTransport):
     """As many pools of connections as there are requests at once, each for one request at a time.
 
     A pool of httpcore's looks at all its connections at the begin and at the end of each request,
@@ -67,45 +67,45 @@ class _Lanes(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, make: Callable[..., httpx.AsyncBaseTransport], **given: Any) -> None:
-        self._make = partial(make, limits=_A_LANE, **given)
+        self._make = partial(make, limits=_SMALL_POOL, **given)
         self._all: list[httpx.AsyncBaseTransport] = []
         self._free: list[httpx.AsyncBaseTransport] = []
         """The one that was used last is taken first, as its connections are the youngest."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        lane = self._free.pop() if self._free else self._new()
+        pool = self._free.pop() if self._free else self._new()
         try:
-            response = await lane.handle_async_request(request)
+            response = await pool.handle_async_request(request)
         except BaseException:
-            self._free.append(lane)
+            self._free.append(pool)
             raise
-        response.stream = _Lent(response.stream, partial(self._free.append, lane))
+        response.stream = _PooledStream(response.stream, partial(self._free.append, pool))
         return response
 
     def _new(self) -> httpx.AsyncBaseTransport:
-        lane = self._make()
-        self._all.append(lane)
-        return lane
+        pool = self._make()
+        self._all.append(pool)
+        return pool
 
     async def aclose(self) -> None:
-        for lane in self._all:
-            await lane.aclose()
+        for pool in self._all:
+            await pool.aclose()
 
 
-class _Lent(httpx.AsyncByteStream):
-    """The content of an answer, whose lane is given back when it is closed."""
+class _PooledStream(httpx.AsyncByteStream):
+    """The body of a response, which releases its pool when it is closed."""
 
-    def __init__(self, stream: Any, give_back: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, release: Callable[[], None]) -> None:
         self._stream = stream
-        self._give_back: Callable[[], None] | None = give_back
+        self._release: Callable[[], None] | None = release
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._stream.__aiter__()  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
-        give_back, self._give_back = self._give_back, None
+        release, self._release = self._release, None
         try:
             await self._stream.aclose()
         finally:
-            if give_back is not None:
-                give_back()
+            if release is not None:
+                release()

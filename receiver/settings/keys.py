@@ -50,7 +50,7 @@ def shown(text: str) -> Secret | None:
 
 
 def api_keys(reader: Reader) -> tuple[ApiKey, ...]:
-    """Read the keys that are taken; where no list says so, the one that commands show."""
+    """Read the keys that are accepted; without a list, the one that commands send."""
     if reader.is_set("RECEIVER_API_KEYS"):
         return reader.get("RECEIVER_API_KEYS", keys, ())
     key = reader.get("RECEIVER_API_KEY", shown, None)

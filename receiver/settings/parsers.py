@@ -140,7 +140,7 @@ def _postgres_url(text: str) -> str:
     except MisnamedServers:
         raise
     except ValueError:
-        # What is wrong may be the password, so it is not said.
+        # The error may quote the password, so it is left out.
         raise ValueError(
             "is not a URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
         ) from None

@@ -17,5 +17,5 @@ NAMES: Final = (
 
 
 def read_platform(reader: Reader) -> str | None:
-    """Return the variable that tells of a platform."""
+    """Return the variable of the platform that we run on."""
     return next((name for name in NAMES if reader.is_set(name)), None)

@@ -1,7 +1,7 @@
 """Proxies for our own requests, as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name them.
 
 httpx reads these variables too, but it raises on ranges and on IPv6 addresses in brackets, and
-names no variable when it does. What is on this machine is asked without a proxy, always.
+names no variable when it does. This machine is always reached without a proxy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HIGHEST_PORT: Final = 65535
 
 @dataclass(frozen=True)
 class Direct:
-    """One entry of NO_PROXY: hosts that are asked without a proxy."""
+    """One entry of NO_PROXY: hosts that are reached without a proxy."""
 
     host: str = "*"
     """A name in lower case, which stands for all below it too, or a pattern of names."""
@@ -61,7 +61,7 @@ class Direct:
 
 @dataclass(frozen=True)
 class Proxies:
-    """Which proxy is asked for which request."""
+    """Which proxy serves which request."""
 
     by_scheme: Mapping[str, str] = field(default_factory=dict, repr=False)
     """URLs, which may hold a password, by `http` and `https`."""

@@ -14,7 +14,7 @@ D = TypeVar("D")
 
 
 class Secret:
-    """A text that shows itself only when asked by name."""
+    """A text that only `reveal` shows."""
 
     __slots__ = ("_text",)
 
@@ -36,7 +36,7 @@ class Secret:
         return hash(self._text)
 
 
-def sound(found: T, problems: Sequence[str]) -> T:
+def checked(found: T, problems: Sequence[str]) -> T:
     """Return what was read; raise one SettingsError that names all problems."""
     if problems:
         raise SettingsError(problems)
@@ -90,7 +90,7 @@ class Reader:
         return name.lower() if name.lower() in self._env else name
 
     def _refuse(self, problem: str) -> None:
-        if problem not in self.problems:  # a name may be asked for twice
+        if problem not in self.problems:  # a name may be read twice
             self.problems.append(problem)
 
 

@@ -24,10 +24,10 @@ class Setting(NamedTuple):
     parse: Callable[[str], Any] | None
     """Return what a text means, or raise ValueError; None: `read` does it all."""
     default: Any
-    says: str
+    doc: str
     """What it is, in Markdown."""
     shown: str = ""
-    """The default in words, where its value does not say it."""
+    """The default in words, where its value is not readable."""
     read: Callable[[Reader], Any] | None = None
 
     @property
@@ -58,9 +58,9 @@ class _Declared(Generic[T]):
         self._row = row
         self._is_secret = is_secret
 
-    def says(self, text: str) -> T:
+    def doc(self, text: str) -> T:
         """Return the field, with the sentence of its line."""
-        row = self._row._replace(says=text)
+        row = self._row._replace(doc=text)
         made: Any = field(
             default_factory=lambda: row.default, repr=not self._is_secret, metadata={_ROW: row}
         )

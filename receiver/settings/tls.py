@@ -45,7 +45,7 @@ def require(env: Mapping[str, str]) -> None:
         raise SettingsError(problems)
 
 
-def untold() -> ssl.SSLContext:
+def certifi_context() -> ssl.SSLContext:
     """Return certifi's list without a look at the variables: for a report that they are wrong."""
     import certifi  # noqa: PLC0415 - paid for when used
 

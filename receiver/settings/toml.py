@@ -14,7 +14,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 files_read: Final[set[Path]] = set()
-"""What was read in this process, or could not be: development looks whether it changes."""
+"""Files that this process has read, or could not: development watches them."""
 _PLACE: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
@@ -41,7 +41,7 @@ def read_file(path: str, name: str, problems: list[str]) -> Table | None:
 
 
 def _not_toml(error: str, content: str) -> str:
-    """Say where a text stops being TOML, as `:line:column`; the parser says it in words."""
+    """Return where a text stops being TOML, as `:line:column`, out of the parser's message."""
     match = _PLACE.fullmatch(error)
     if match is None:
         return f" is not TOML: {error}"
@@ -64,7 +64,7 @@ class Table:
         self._known: list[str] = []
 
     def take(self, key: str, read: Callable[[Any], T], default: D) -> T | D:
-        """Return what a key says; the default where it is not there, or wrong."""
+        """Return the value of a key; the default where it is missing or wrong."""
         self._known.append(key)
         if key not in self._found:
             return default
@@ -76,7 +76,7 @@ class Table:
             return default
 
     def need(self, key: str, read: Callable[[Any], T], default: T) -> T:
-        """Return what a key says that must be there."""
+        """Return the value of a required key."""
         if key not in self._found:
             self.refuse(f"{key} is missing")
         return self.take(key, read, default)
@@ -133,7 +133,7 @@ class Table:
         return key in self._found
 
     def end(self) -> None:
-        """Refuse the keys that nobody has asked for."""
+        """Refuse unknown keys."""
         for name in self._left():
             self.refuse(f"{name}: there is no such key{meant(name, self._known)}")
 

@@ -26,11 +26,13 @@ def read_exporters(reader: Reader) -> tuple[str, ...] | None:
     """Return the exporters by OpenTelemetry's standard; its default protocol is not ours."""
     if reader.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
         return None
-    spoken = reader.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")
-    spoken = reader.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", str, spoken)
-    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    protocol = reader.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")
+    protocol = reader.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", str, protocol)
+    variables = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     # gRPC may do with a host and a port.
-    asked = [reader.get(name, str if spoken == "grpc" else collector_url, "") for name in places]
-    names = reader.get("OTEL_TRACES_EXPORTER", texts, ("otlp",) if any(asked) else ())
-    otlp = _OTLP.get(spoken, spoken)
+    endpoints = [
+        reader.get(name, str if protocol == "grpc" else collector_url, "") for name in variables
+    ]
+    names = reader.get("OTEL_TRACES_EXPORTER", texts, ("otlp",) if any(endpoints) else ())
+    otlp = _OTLP.get(protocol, protocol)
     return tuple(otlp if name == "otlp" else name for name in names if name != "none")

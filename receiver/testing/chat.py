@@ -1,4 +1,4 @@
-"""Emulated chats in a test: what people say reaches the receiver signed, and what is shown."""
+"""Emulated chats in a test: signed messages to the receiver, and what people see."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _UPDATES: Final = ("message", "callback_query")
 
 @dataclass(frozen=True)
 class Said:
-    """What became of something that was said: read anew each time it is looked at."""
+    """The result of a message in a chat, read anew at each access."""
 
     board: Board
     exchange: Exchange | None
-    """How the receiver was told, and what it answered; None: it was not told."""
+    """The request to the receiver and its answer; None: none was sent."""
     person: str
     since: int
 
@@ -60,7 +60,7 @@ class Said:
 
 
 class ChatEdge(httpx.AsyncBaseTransport):
-    """Sends to the emulated chats, to the pictures of providers, and else where a test says."""
+    """Routes requests to the emulated chats, to pictures of providers, and else to the test's."""
 
     def __init__(self, chats: EmulatedChats, others: httpx.AsyncBaseTransport) -> None:
         self._chats, self._others = chats, others

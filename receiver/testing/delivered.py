@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What became of an event: it is read anew each time it is looked at."""
+    """The result of an event, read anew at each access."""
 
     kit: Kit
     prediction_id: str
@@ -31,7 +31,7 @@ class Delivered:
         prediction = self.prediction
         deliveries = [repr(delivery) for delivery in self.deliveries.values()]
         about = f"{prediction.provider} {prediction.model} {prediction.status}"
-        return f"<Delivered {about}: {', '.join(deliveries) or self._unwanted()}>"
+        return f"<Delivered {about}: {', '.join(deliveries) or self._why_none()}>"
 
     @property
     def deliveries(self) -> dict[str, Delivery]:
@@ -47,7 +47,7 @@ class Delivered:
         if len(deliveries) == 1:
             return deliveries[0]
         several = ", ".join(repr(delivery) for delivery in deliveries)
-        raise ValueError(f"several deliveries: {several}" if several else self._unwanted())
+        raise ValueError(f"several deliveries: {several}" if several else self._why_none())
 
     @property
     def children(self) -> list[Prediction]:
@@ -55,8 +55,8 @@ class Delivered:
         found = self.kit.get("/v1/predictions?limit=100", Predictions).data
         return [child for child in reversed(found) if child.parent_id == self.prediction_id]
 
-    def _unwanted(self) -> str:
-        """Say of every handler why it did not want the event."""
+    def _why_none(self) -> str:
+        """Return for every handler why it does not run for the event."""
         path = f"/v1/predictions/{self.prediction_id}/explain"
         explained = self.kit.get(path, Explanation)
         whys = [f"{one.handler} ({one.reason or 'it runs'})" for one in explained.handlers]
@@ -64,7 +64,7 @@ class Delivered:
 
 
 class _Delivery(Delivery, frozen=True, kw_only=True):
-    """A delivery whose repr says in one line how it stands."""
+    """A delivery with a repr of one line."""
 
     def __repr__(self) -> str:
         attempts = f"{self.attempts} attempt{'s' if self.attempts != 1 else ''}"

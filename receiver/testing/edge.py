@@ -10,12 +10,12 @@ import httpx
 Answer: TypeAlias = Callable[[httpx.Request], httpx.Response]
 
 
-def answers(http: Answer | None) -> httpx.AsyncBaseTransport:
-    """Answer as a function says; without one, every request fails to connect."""
-    return httpx.MockTransport(http or _nobody)
+def responding(http: Answer | None) -> httpx.AsyncBaseTransport:
+    """Answer by a function; without one, every request fails to connect."""
+    return httpx.MockTransport(http or _no_answer)
 
 
-def finds(files: Mapping[str, bytes]) -> httpx.AsyncBaseTransport:
+def serving_files(files: Mapping[str, bytes]) -> httpx.AsyncBaseTransport:
     """Find these contents by their URLs, and nothing else."""
 
     def find(request: httpx.Request) -> httpx.Response:
@@ -25,5 +25,5 @@ def finds(files: Mapping[str, bytes]) -> httpx.AsyncBaseTransport:
     return httpx.MockTransport(find)
 
 
-def _nobody(request: httpx.Request) -> httpx.Response:
+def _no_answer(request: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError(f"this test gave no answer for {request.url}", request=request)

@@ -36,8 +36,8 @@ from receiver.settings import Settings
 from receiver.testing.chat import SETTINGS as CHAT_SETTINGS
 from receiver.testing.chat import ChatEdge, Said, button_of, emulated_chats
 from receiver.testing.delivered import Delivered, Predictions
-from receiver.testing.edge import Answer, answers, finds
-from receiver.testing.life import API_KEY, PATIENCE, URL, Clock, Leash, Life
+from receiver.testing.edge import Answer, responding, serving_files
+from receiver.testing.life import API_KEY, PATIENCE, URL, Clock, Life, ReturnHold
 from receiver.testing.providers import SETTINGS, ending_of, refusals_of
 
 P = ParamSpec("P")
@@ -49,8 +49,8 @@ _SETTINGS: Final = {
     "RECEIVER_API_KEYS": API_KEY,
     "RECEIVER_PUBLIC_URL": URL,
 }
-_MOST_MOVES: Final = 100
-_LOOK: Final = 0.005
+_MAX_STEPS: Final = 100
+_POLL_SECONDS: Final = 0.005
 """Seconds between two looks at a prediction that is being submitted."""
 _DRAIN: Final = "/v1/drain?seconds=60"
 
@@ -75,7 +75,7 @@ class Kit:
     network instead, this machine included. `settings` are environment variables of the receiver.
     With `chats` there are a Slack, a Discord and a Telegram, and handlers that are named find
     their accounts there in the environment: `says` and `presses` are what people do in them.
-    All methods block, and raise AssertionError where what they were asked for does not happen.
+    All methods block, and raise AssertionError where the expected does not happen.
     """
 
     def __init__(
@@ -90,15 +90,15 @@ class Kit:
         if online and chats:
             raise ValueError("chats are emulated, so they cannot be online")
         self.clock = Clock()
-        self._leash = Leash()
+        self._hold = ReturnHold()
         # Handlers read the environment as they are loaded.
         with patch.dict(os.environ, CHAT_SETTINGS if chats else {}):
             self._handlers = [
-                self._leash.on(one) if isinstance(one, Handler) else one
+                self._hold.on(one) if isinstance(one, Handler) else one
                 for one in _handlers(handlers)
             ]
-        self._http = None if online else answers(http)
-        self._results = None if online else finds(files or {})
+        self._http = None if online else responding(http)
+        self._results = None if online else serving_files(files or {})
         self._folder = tempfile.TemporaryDirectory(prefix="receiver-kit-")
         private = {"RECEIVER_ALLOW_PRIVATE_FETCH": "1"} if online else {}
         self._settings = {**_SETTINGS, **private, **(settings or {})}
@@ -144,27 +144,27 @@ class Kit:
     async def deliver(self, event: Event, times: int = 1) -> Delivered:
         """Submit what the event is about, have it end so, and run what that makes due.
 
-        The provider says so `times` times: by callback, or on its stream (Oxen.ai). The event that
-        handlers see has ids and times of its own.
+        The provider reports it `times` times: by callback, or on its stream (Oxen.ai). The event
+        that handlers see has ids and times of its own.
         """
-        delivered = await self._ended(event, times)
+        delivered = await self._submit_and_end(event, times)
         await self._drain()
         return delivered
 
     @blocking
     async def lose_callback(self, event: Event) -> Delivered:
-        """Let the provider finish and its callback never arrive; then let time pass."""
-        delivered, taken = await self._submitted(event)
-        if taken is None:
+        """End the prediction without its callback; then move the clock until a poll finds it."""
+        delivered, emulated = await self._submit(event)
+        if emulated is None:
             raise AssertionError("the provider took nothing, so there is no callback to lose")
-        self._finish_there(taken, event)
+        self._end_at_provider(emulated, event)
         await self._poll(delivered.prediction_id)
         return delivered
 
     @blocking
     async def crash_after_ack(self, event: Event) -> Delivered:
-        """Kill the receiver when it has said 2xx and nothing has run yet; then start it again."""
-        delivered = await self._ended(event)
+        """Kill the receiver after its 2xx and before any handler runs; then start it again."""
+        delivered = await self._submit_and_end(event)
         await self._crash()
         await self._drain()
         return delivered
@@ -175,8 +175,8 @@ class Kit:
 
         Whatever the handler did is done, and it runs once more.
         """
-        delivered = await self._ended(event)
-        returned = self._leash.hold(self._loop)
+        delivered = await self._submit_and_end(event)
+        returned = self._hold.hold(self._loop)
         draining = asyncio.ensure_future(self._call("POST", _DRAIN))
         either: set[asyncio.Future[Any]] = {returned, draining}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -195,8 +195,8 @@ class Kit:
         headers: Mapping[str, str] | None = None,
         method: str = "POST",
     ) -> httpx.Response:
-        """Call a plugin's route, as `/in/shop`, as a stranger does; then run what is due."""
-        answer = await self._life.stranger.request(method, path, content=body, headers=headers)
+        """Call a plugin's route, as `/in/shop`, without a key; then run what is due."""
+        answer = await self._life.anonymous.request(method, path, content=body, headers=headers)
         await self._drain()
         return answer
 
@@ -210,21 +210,21 @@ class Kit:
     async def finish(self, child: Prediction, event: Event) -> Delivered:
         """End a prediction that a handler submitted as an event did."""
         if child.provider_id is None:
-            child = await self._placed(child.id)
-        taken = self._taken(child.provider_id)
-        await self._tell(taken, event, child.id, 1)
+            child = await self._until_submitted(child.id)
+        emulated = self._emulated(child.provider_id)
+        await self._report_end(emulated, event, child.id, 1)
         await self._drain()
         return Delivered(self, child.id)
 
     @blocking
     async def move(self, seconds: float) -> None:
-        """Let so much time pass, and run what is due then."""
+        """Move the clock, and run what is due then."""
         self.clock.move(seconds)
         await self._drain()
 
     def exhaust(self, delivered: Delivered) -> None:
-        """Let time pass until all deliveries of an event have ended."""
-        for _ in range(_MOST_MOVES):
+        """Move the clock until all deliveries of an event have ended."""
+        for _ in range(_MAX_STEPS):
             due = [d.due_at for d in delivered.deliveries.values() if d.due_at is not None]
             if not due:
                 return
@@ -241,13 +241,13 @@ class Kit:
         files: Mapping[str, bytes] | None = None,
         finish: bool = True,
     ) -> Said:
-        """Say something in a chat; run all that comes of it, until the pictures are there.
+        """Send a message in a chat; run all that follows, until the pictures are there.
 
-        With `finish=False` it ends when the receiver has answered: `finish_all` does the rest.
+        With `finish=False` it returns when the receiver has answered: `finish_all` does the rest.
         """
         people, given = self.chats.people[on], tuple((files or {}).items())
-        say = people.says(text, person, place, files=given)
-        return self.do(self._chat(on, person, say, finish=finish))
+        work = people.says(text, person, place, files=given)
+        return self.do(self._chat(on, person, work, finish=finish))
 
     def presses(
         self,
@@ -258,13 +258,13 @@ class Kit:
         on: Platform = "slack",
         finish: bool = True,
     ) -> Said:
-        """Press the button of that label under a message; run all that comes of it, as `says`."""
-        press = self.chats.people[on].presses(message, button_of(message, label), person)
-        return self.do(self._chat(on, person, press, finish=finish))
+        """Press the button of that label under a message; run all that follows, as `says`."""
+        work = self.chats.people[on].presses(message, button_of(message, label), person)
+        return self.do(self._chat(on, person, work, finish=finish))
 
     @blocking
     async def repeat(self, said: Said, times: int = 1) -> Said:
-        """Repeat what the platform sent, so many times at once; run all that comes of it."""
+        """Repeat what the platform sent, so many times at once; run all that follows."""
         exchange = said.exchange
         if exchange is None:
             raise ValueError("the receiver was not told")
@@ -304,13 +304,13 @@ class Kit:
         self,
         on: Platform,
         person: str,
-        do: Coroutine[Any, Any, Exchange | None],
+        work: Coroutine[Any, Any, Exchange | None],
         *,
         finish: bool,
     ) -> Said:
         board, name = self.chats.boards[on], self.chats.name(on, person)
         since = len(board.messages)
-        exchange = await do
+        exchange = await work
         if exchange is not None and not exchange.is_ok:
             why = exchange.error or f"{exchange.status} {exchange.answer.decode()}"
             raise AssertionError(f"{exchange.url} was answered {why}")
@@ -319,32 +319,32 @@ class Kit:
         return Said(board, exchange, name, since)
 
     async def _finish_all(self, event: Event | None) -> None:
-        for _ in range(_MOST_MOVES):
+        for _ in range(_MAX_STEPS):
             await self._drain()
             # What the receiver's own loop is submitting, beside the drain, comes in a moment.
-            is_coming = bool(await self._of("submitting"))
-            working = await self._of("processing")
+            is_coming = bool(await self._with_status("submitting"))
+            working = await self._with_status("processing")
             if is_coming and not working:
                 await asyncio.sleep(0.05)
             elif not working:
                 return
             for prediction in working:
-                taken = self._taken(prediction.provider_id)
-                await self._tell(taken, event, prediction.id, 1)
+                emulated = self._emulated(prediction.provider_id)
+                await self._report_end(emulated, event, prediction.id, 1)
         raise AssertionError("handlers submit without end")
 
-    async def _of(self, status: str) -> list[Prediction]:
+    async def _with_status(self, status: str) -> list[Prediction]:
         content = await self._call("GET", f"/v1/predictions?status={status}&limit=100")
         return msgspec.json.decode(content, type=Predictions).data
 
-    async def _ended(self, event: Event, times: int = 1) -> Delivered:
-        """Submit the prediction of an event, and have its provider say that it ended so."""
-        delivered, taken = await self._submitted(event)
-        if taken is not None:
-            await self._tell(taken, event, delivered.prediction_id, times)
+    async def _submit_and_end(self, event: Event, times: int = 1) -> Delivered:
+        """Submit the prediction of an event, and have its provider report that end."""
+        delivered, emulated = await self._submit(event)
+        if emulated is not None:
+            await self._report_end(emulated, event, delivered.prediction_id, times)
         return delivered
 
-    async def _submitted(self, event: Event) -> tuple[Delivered, Emulated | None]:
+    async def _submit(self, event: Event) -> tuple[Delivered, Emulated | None]:
         """Submit the prediction of an event; None where it ended without its provider."""
         prediction = event.prediction
         code = prediction.error.code if prediction.error else None
@@ -366,56 +366,56 @@ class Kit:
             return delivered, None
         if found.provider_id is None:
             return delivered, None
-        return delivered, self._taken(found.provider_id)
+        return delivered, self._emulated(found.provider_id)
 
-    def _taken(self, provider_id: str | None) -> Emulated:
-        taken = self._providers.find(provider_id) if provider_id else None
-        if taken is None:
+    def _emulated(self, provider_id: str | None) -> Emulated:
+        emulated = self._providers.find(provider_id) if provider_id else None
+        if emulated is None:
             raise AssertionError("no provider has taken it")
-        return taken
+        return emulated
 
-    def _finish_there(self, taken: Emulated, event: Event | None) -> None:
-        """End it at its provider, which tells nobody; without an event, with pictures."""
+    def _end_at_provider(self, emulated: Emulated, event: Event | None) -> None:
+        """End it at its provider, without a callback; without an event, with pictures."""
         if event is not None and event.type == "prediction.canceled":
-            self._providers.cancel(taken)
+            self._providers.cancel(emulated)
         else:
-            self._providers.end(taken, ending_of(event) if event else Ending())
+            self._providers.end(emulated, ending_of(event) if event else Ending())
 
-    async def _tell(
-        self, taken: Emulated, event: Event | None, prediction_id: str, times: int
+    async def _report_end(
+        self, emulated: Emulated, event: Event | None, prediction_id: str, times: int
     ) -> None:
         if event is not None and event.type == "prediction.canceled":
             await self._call("POST", f"/v1/predictions/{prediction_id}/cancel")
             await self._poll(prediction_id)
             return
-        self._finish_there(taken, event)
-        if not taken.callback_url:
+        self._end_at_provider(emulated, event)
+        if not emulated.callback_url:
             for _ in range(times):
-                self._providers.broadcast(taken)
+                self._providers.broadcast(emulated)
             if not await self._has_ended(prediction_id, wait=int(PATIENCE)):
                 raise AssertionError("the stream was not heard")
             return
-        url, content = taken.callback_url, self._providers.callback(taken)
-        headers = self._providers.headers(taken, content)
+        url, content = emulated.callback_url, self._providers.callback(emulated)
+        headers = self._providers.headers(emulated, content)
         for _ in range(times):
-            answer = await self._life.stranger.post(url, content=content, headers=headers)
+            answer = await self._life.anonymous.post(url, content=content, headers=headers)
             if answer.status_code != httpx.codes.OK:
                 raise AssertionError(f"the callback was answered {answer.status_code}")
 
     async def _poll(self, prediction_id: str) -> None:
-        for _ in range(_MOST_MOVES):
+        for _ in range(_MAX_STEPS):
             if await self._has_ended(prediction_id):
                 return
             self.clock.move(60.0)
             await self._drain()
         raise AssertionError("polling did not find the outcome")
 
-    async def _placed(self, prediction_id: str) -> Prediction:
+    async def _until_submitted(self, prediction_id: str) -> Prediction:
         """Return a prediction once it is submitted: by a drain, or by the submitter at work."""
         await self._drain()
         found, ends = await self._read(prediction_id), time.monotonic() + PATIENCE
         while found.status in {Status.QUEUED, Status.SUBMITTING} and time.monotonic() < ends:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_SECONDS)
             found = await self._read(prediction_id)
         return found
 
@@ -454,7 +454,7 @@ class Kit:
         life = Life(app)
         await life.start()
         if self._chats is not None:
-            self._chats.calls(life.stranger)
+            self._chats.calls(life.anonymous)
         return life
 
     async def _crash(self) -> None:
@@ -464,7 +464,7 @@ class Kit:
         with closing(sqlite3.connect(before)) as source, closing(sqlite3.connect(image)) as target:
             source.backup(target)
         self._life = await self._begin()
-        self._leash.let_go()
+        self._hold.release()
         await old.stop()
 
     def _database(self) -> Path:

@@ -1,4 +1,4 @@
-"""One run of the receiver in a test, and what holds its handlers back."""
+"""One run of the receiver in a test, and a hold on handlers that return."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ API_KEY: Final = "api-key-of-a-test"
 
 
 class Clock:
-    """The wall clock, and whatever it is told to be ahead."""
+    """The wall clock, plus the seconds by which it was moved."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -44,10 +44,10 @@ class Life:
         base = URL
         key = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
         self.caller = make(base_url=base, headers=key, timeout=PATIENCE)
-        self.stranger = make(base_url=base)
+        self.anonymous = make(base_url=base)
 
     async def start(self) -> None:
-        """Return when it serves; raise what keeps it from that."""
+        """Start the app; raise what keeps it from starting."""
         ready = asyncio.Event()
         self._task = asyncio.create_task(self._run(ready))
         waiting = asyncio.create_task(ready.wait())
@@ -57,7 +57,7 @@ class Life:
             await self._task
 
     async def _run(self, ready: asyncio.Event) -> None:
-        async with self._app.router.lifespan_context(self._app), self.caller, self.stranger:
+        async with self._app.router.lifespan_context(self._app), self.caller, self.anonymous:
             ready.set()
             await self._stop.wait()
 
@@ -67,8 +67,8 @@ class Life:
             await self._task
 
 
-class Leash:
-    """Holds handlers back when they have returned, as long as it is told to."""
+class ReturnHold:
+    """Holds back the results of handlers that have returned, until it is released."""
 
     def __init__(self) -> None:
         self._held: Future[None] | None = None
@@ -80,13 +80,13 @@ class Leash:
 
         async def on_loop(*arguments: Any) -> Any:
             result = await function(*arguments)
-            if (held := self._tell()) is not None:
+            if (held := self._report_return()) is not None:
                 await asyncio.wrap_future(held)
             return result
 
         def in_thread(*arguments: Any) -> Any:
             result = function(*arguments)
-            if (held := self._tell()) is not None:
+            if (held := self._report_return()) is not None:
                 held.result()
             return result
 
@@ -99,12 +99,12 @@ class Leash:
         self._returned = loop.create_future()
         return self._returned
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             held.set_result(None)
 
-    def _tell(self) -> Future[None] | None:
+    def _report_return(self) -> Future[None] | None:
         if self._held is None or self._loop is None or self._returned is None:
             return None
         self._loop.call_soon_threadsafe(_done, self._returned)

@@ -24,7 +24,7 @@ _ELSEWHERE: Final = tuple(
 """Folders of code that is not the test author's own."""
 _IDS: Final = {"delivery", "event_id", "prediction", "request"}
 """Fields that differ each time."""
-_TOLD: Final = {"handler", "attempt", "result", "state", "reason"}
+_PRINTED: Final = {"handler", "attempt", "result", "state", "reason"}
 """Fields of an attempt that are printed: a test knows the others itself."""
 
 
@@ -37,7 +37,7 @@ def warnings_only() -> Iterator[None]:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            _drop_what_went_well,
+            _drop_info,
             structlog.processors.ExceptionRenderer(lambda info: "".join(_trace(info[1])).rstrip()),
             _Short(),
         ]
@@ -48,9 +48,7 @@ def warnings_only() -> Iterator[None]:
         structlog.reset_defaults()
 
 
-def _drop_what_went_well(
-    _: Any, method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _drop_info(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if method in {"debug", "info"}:
         raise structlog.DropEvent
     return event
@@ -66,11 +64,11 @@ class _Short:
     def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """Return the text; drop an attempt that ended as one before."""
         trace, name = event.pop("exception", ""), event.pop("event")
-        wanted = _TOLD if name == "handler.attempt" else event.keys() - _IDS
-        told = {key: value for key, value in event.items() if key in wanted}
-        if name == "handler.attempt" and not _is_new(repr(told | {"attempt": 0}), self._attempts):
+        wanted = _PRINTED if name == "handler.attempt" else event.keys() - _IDS
+        fields = {key: value for key, value in event.items() if key in wanted}
+        if name == "handler.attempt" and not _is_new(repr(fields | {"attempt": 0}), self._attempts):
             raise structlog.DropEvent
-        line = " ".join([f"{method}: {name}", *(f"{key}={value}" for key, value in told.items())])
+        line = " ".join([f"{method}: {name}", *(f"{key}={value}" for key, value in fields.items())])
         return f"{line}\n{trace}" if trace and _is_new(trace, self._errors) else line
 
 

@@ -1,4 +1,4 @@
-"""What the emulator is told, so that a given event happens."""
+"""Endings and faults of the emulator that make a given event happen."""
 
 from __future__ import annotations
 

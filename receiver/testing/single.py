@@ -20,7 +20,7 @@ from receiver.model.sealing import Seals
 from receiver.model.values import Event, Prediction, Status, Stored, utc
 from receiver.store.deliveries import Claim
 from receiver.store.predictions import Annotation
-from receiver.testing.edge import Answer, answers, finds
+from receiver.testing.edge import Answer, responding, serving_files
 from receiver.testing.events import NOW
 
 _SEALS: Final = Seals(["the-secret-key-of-nothing-but-a-test"])
@@ -63,11 +63,11 @@ def run(
     the sub-steps that an earlier attempt has done; `private` is what it finds in `ctx.private`.
     """
     found = next(h for h in handlers_of(handler))
-    world = _World(files or {}, http, dict(steps or {}))
-    return asyncio.run(world.run(found, event, attempt, private or {}))
+    stand_in = _StandIn(files or {}, http, dict(steps or {}))
+    return asyncio.run(stand_in.run(found, event, attempt, private or {}))
 
 
-class _World:
+class _StandIn:
     """Stands in for the store, the network and the submitter of one run."""
 
     def __init__(
@@ -93,8 +93,8 @@ class _World:
             private=_SEALS.seal(private).decode(),
         )
         async with (
-            httpx.AsyncClient(transport=answers(self._http)) as http,
-            httpx.AsyncClient(transport=finds(self._files)) as results,
+            httpx.AsyncClient(transport=responding(self._http)) as http,
+            httpx.AsyncClient(transport=serving_files(self._files)) as results,
         ):
             tried = Attempt(handler, claim, Tools(self, self.submit, http, results, _SEALS))
             failure = await tried.run()

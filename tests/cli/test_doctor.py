@@ -422,11 +422,11 @@ def test_whatever_is_wrong_with_a_server_is_told(
     change: dict[str, Any], level: str, said: str
 ) -> None:
     settings = Settings(database_url="postgresql://me@host/name")
-    seen = msgspec.structs.replace(WELL, **change)
+    state = msgspec.structs.replace(WELL, **change)
     judged = [
-        *check_database(seen, settings),
-        *check_backlog(seen),
-        *check_clocks(seen, {}),
+        *check_database(state, settings),
+        *check_backlog(state),
+        *check_clocks(state, {}),
     ]
     [line] = [line for line in judged if line.level != "ok"]
     assert line.level == level
@@ -443,8 +443,8 @@ def test_a_pooler_in_transaction_mode_is_named() -> None:
 
 
 def test_a_disk_that_is_nearly_full_is_told() -> None:
-    seen = File(exists=True, writable=True, free=2**29, version=LATEST)
-    [line] = check_database(seen, Settings())
+    state = File(exists=True, writable=True, free=2**29, version=LATEST)
+    [line] = check_database(state, Settings())
     assert (line.level, "only 512 MB are free" in line.says) == ("warn", True)
 
 

@@ -5,7 +5,6 @@ from ipaddress import ip_network
 from typing import Any
 
 import httpx
-import httpx_sse
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -176,15 +175,6 @@ def test_completed_may_be_a_failure(emulated: Emulated, prompt: str, code: int, 
     result = get(emulated, handle["response_url"])
     assert (result.status_code, result.json()["detail"][0]["type"]) == (code, kind)
     assert result.headers["x-fal-needs-retry"] == "0"
-
-
-def test_the_stream_tells_every_state_and_ends(emulated: Emulated) -> None:
-    handle = emulated.fal().json()
-    url = handle["status_url"] + "/stream?logs=1"
-    with httpx_sse.connect_sse(emulated.http, "GET", url, headers=KEYS["fal"]) as source:
-        states = [event.json()["status"] for event in source.iter_sse()]
-    assert states[-1] == "COMPLETED"
-    assert states == [one for one in ("IN_QUEUE", "IN_PROGRESS", "COMPLETED") if one in states]
 
 
 def test_cancel_ends_what_is_open_and_refuses_what_is_not(emulated: Emulated) -> None:

@@ -156,20 +156,6 @@ def test_cancelling_what_has_ended_changes_nothing(emulated: Emulated) -> None:
     assert emulated.call("oxen", "DELETE", "/api/ai/queue/other").status_code == 404
 
 
-def test_a_retry_is_a_new_row_and_ends_the_first(emulated: Emulated) -> None:
-    one = emulated.submit("oxen", "[never]")
-    again = emulated.call("oxen", "POST", f"/api/ai/queue/{one}/retry").json()
-    assert again["retried_from_id"] == one != again["generation_id"]
-    assert emulated.poll("oxen", one).json()["status"] == "cancelled"
-    assert len(emulated.ledger()["predictions"]) == 2
-
-
-def test_what_succeeded_is_not_retried(emulated: Emulated) -> None:
-    one = emulated.submit("oxen", "x")
-    emulated.finished("oxen", one)
-    assert emulated.call("oxen", "POST", f"/api/ai/queue/{one}/retry").status_code == 400
-
-
 def test_the_stream_tells_success_and_failure_apart(emulated: Emulated) -> None:
     with listening(emulated) as events:
         one = emulated.submit("oxen", "x")
@@ -255,9 +241,6 @@ def test_a_video_is_another_path_and_another_field(emulated: Emulated) -> None:
 )
 def test_models_carry_their_schema(start: Start, shape: str, name: str) -> None:
     emulated = start(shape=shape)
-    models = emulated.call("oxen", "GET", "/api/ai/models").json()["data"]
-    found = emulated.call("oxen", "GET", "/api/ai/models/search?search=pro").json()["data"]
     one = emulated.call("oxen", "GET", "/api/ai/models/nano-banana").json()
-    assert all("prompt" in model[name]["properties"] for model in [*models, one])
-    assert [model["id"] for model in found] == ["google-nano-banana-pro"]
+    assert "prompt" in one[name]["properties"]
     assert emulated.call("oxen", "GET", "/api/ai/models/no-such-model").status_code == 404

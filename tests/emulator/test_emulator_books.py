@@ -7,7 +7,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import Options, eachlabs, fal, settings_for
-from receiver.emulator.courier import Callback
+from receiver.emulator.callback_sender import Callback
 from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
 from tests.emulator.serving import Emulated, Mailbox, serve
@@ -61,7 +61,7 @@ def test_settings_point_at_every_provider(emulated: Emulated) -> None:
         "OPENROUTER_WEBHOOK_SECRET",
     }
     assert emulated.http.get(settings["FAL_JWKS_URL"]).status_code == 200
-    assert emulated.http.get(settings["OXEN_BASE_URL"] + "/api/ai/models").status_code == 401
+    assert emulated.http.get(settings["OXEN_BASE_URL"] + "/api/ai/models/x").status_code == 401
 
 
 def test_the_books_balance(start: Start, mailbox: Mailbox) -> None:
@@ -100,7 +100,7 @@ def test_options_are_plain_data() -> None:
 
 
 def test_a_redirect_of_a_slash_is_never_offered(emulated: Emulated) -> None:
-    assert emulated.call("oxen", "GET", "/api/ai/models/search/").status_code == 200
+    assert emulated.call("oxen", "GET", "/api/ai/models/x/").status_code == 200
     assert emulated.call("oxen", "GET", "/api/events/").status_code == 404
 
 

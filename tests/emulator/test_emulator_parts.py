@@ -6,12 +6,12 @@ from collections.abc import Callable
 from starlette.types import Message
 
 from receiver.emulator import Rule
-from receiver.emulator.courier import Callback, Courier, Timers
+from receiver.emulator.callback_sender import Callback, CallbackSender, Timers
 from receiver.emulator.fal import CALLBACKS
 from receiver.emulator.faults import Faults
 from receiver.emulator.options import Schedule
 from receiver.emulator.outgoing import AT_ONCE
-from receiver.emulator.pushes import Pushes
+from receiver.emulator.push_faults import PushFaults
 from receiver.emulator.wire import CLOSE, HangUp
 from tests.emulator.parts import prediction
 
@@ -45,33 +45,33 @@ def test_a_held_callback_goes_out_once() -> None:
     timers, sent = HandTimers(), list[str]()
     faults = Faults(random.Random(1))
     faults.replace([Rule(fault="reorder_callbacks", times=1)])
-    pushes = Pushes(faults, timers)
-    pushes.push(prediction(), lambda: sent.append("first"))
-    pushes.push(prediction(), lambda: sent.append("second"))
+    faulty = PushFaults(faults, timers)
+    faulty.push(prediction(), lambda: sent.append("first"))
+    faulty.push(prediction(), lambda: sent.append("second"))
     timers.acts.pop()()
     assert sent == ["second", "first"]
 
 
 def test_more_callbacks_than_workers_are_all_tried() -> None:
     async def scenario() -> None:
-        courier = Courier(Timers(), 1)
+        sender = CallbackSender(Timers(), 1)
         pending = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
         for one in pending:
-            courier.send(Callback(one, b"", dict, CALLBACKS))
+            sender.send(Callback(one, b"", dict, CALLBACKS))
         for one in pending:
             await one.until(lambda p: bool(p.callback_attempts))
-        await courier.close()
+        await sender.close()
 
     asyncio.run(scenario())
 
 
 def test_silence_is_a_timeout_and_is_tried_again() -> None:
     async def scenario(url: str) -> list[str | None]:
-        courier, one = Courier(Timers(), 1), prediction(callback_url=url)
+        sender, one = CallbackSender(Timers(), 1), prediction(callback_url=url)
         schedule = Schedule(waits=(0, 0), first_timeout=0.05, later_timeout=0.05)
-        courier.send(Callback(one, b"", dict, schedule))
+        sender.send(Callback(one, b"", dict, schedule))
         await one.until(lambda p: len(p.callback_attempts) == 3)
-        await courier.close()
+        await sender.close()
         return [attempt.error for attempt in one.callback_attempts]
 
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -81,10 +81,10 @@ def test_silence_is_a_timeout_and_is_tried_again() -> None:
 
 def test_closing_ends_an_attempt_under_way() -> None:
     async def scenario(url: str) -> bool:
-        courier, one = Courier(Timers(), 1), prediction(callback_url=url)
-        courier.send(Callback(one, b"", dict, CALLBACKS))
+        sender, one = CallbackSender(Timers(), 1), prediction(callback_url=url)
+        sender.send(Callback(one, b"", dict, CALLBACKS))
         await asyncio.sleep(0)
-        await courier.close()
+        await sender.close()
         return bool(one.callback_attempts)
 
     with socket.create_server(("127.0.0.1", 0)) as mute:

@@ -352,7 +352,7 @@ def pipe() -> Iterator[Pipe]:
 def test_a_log_that_nobody_reads_holds_nothing_up(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(logs, "_MOST_WAITING", 300_000)
+    monkeypatch.setattr(logs, "_MAX_QUEUED", 300_000)
     configure(form, "info", pipe.out)
     for number in range(5_000):  # and this ends
         structlog.get_logger().info("a.b", number=number, text="x" * 200)

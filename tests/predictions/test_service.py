@@ -378,7 +378,7 @@ _SEARCHES = {"eachlabs": "eachlabs.webhooks", "fal": "fal.requests"}
 
 def _called(sent: Sent) -> None:
     """Note that the provider has called back, in vain."""
-    sent.prediction.attempted(Attempt(time.time(), error="lost"))
+    sent.prediction.record_attempt(Attempt(time.time(), error="lost"))
 
 
 async def test_only_a_callback_url_with_our_token_settles_a_doubt(

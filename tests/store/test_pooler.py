@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from receiver import Event, on
-from receiver.cli.doctor.database import Server, look
+from receiver.cli.doctor.database import Server, inspect_database
 from receiver.model.errors import StoreUnusable
 from receiver.model.tasks import Wakeups
 from receiver.settings import Settings
@@ -125,7 +125,7 @@ async def test_ten_start_at_once_and_leave_no_lock_and_no_setting(
         " (SELECT oid FROM pg_database WHERE datname = current_database())"
         " AND pid <> pg_backend_pid()"
     ) == [(0,)]
-    seen = await look(Settings(database_url=url, database_pooled=pooled))
+    seen = await inspect_database(Settings(database_url=url, database_pooled=pooled))
     assert isinstance(seen, Server), seen
     assert (seen.is_pooled, seen.version) == (True, len(migrations("postgres")))
     for traces in await seen_in_sessions(url, 12):

@@ -22,32 +22,32 @@ import msgspec
 from receiver.cli.doctor.chats import CHECKS as CHATS
 from receiver.cli.doctor.chats import check_chat
 from receiver.cli.doctor.database import (
-    Look,
+    DatabaseState,
     check_backlog,
     check_clocks,
     check_database,
     check_pending,
-    look,
+    inspect_database,
 )
 from receiver.cli.doctor.environment import check_secrets, check_settings, hide
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn, worst
 from receiver.cli.doctor.network import (
-    Asker,
     Echoes,
+    Prober,
     Trouble,
     check_provider,
     check_public_url,
     check_receiver,
 )
-from receiver.deliveries.importing import look as look_at_handlers
+from receiver.deliveries.importing import look as load_and_check
 from receiver.deliveries.registry import Registry
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
 from receiver.settings import Caller, Settings, advice
 from receiver.settings.development import secret_file
 from receiver.settings.egress import outward
+from receiver.settings.tls import certifi_context
 from receiver.settings.tls import check as check_tls
-from receiver.settings.tls import untold
 
 __all__ = ["Finding", "examine", "worst"]
 
@@ -64,45 +64,45 @@ async def examine(
     settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
-    verify = untold() if check_tls(env) else None
+    verify = certifi_context() if check_tls(env) else None
     # With the same proxies and CA bundle as the receiver.
     async with httpx.AsyncClient(
         transport=outward(settings.proxies, verify),
         trust_env=False,
         headers={"Accept-Encoding": "identity"},
     ) as client:
-        asker = Asker(client, clock)
+        prober = Prober(client, clock)
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
         keys = _secret_keys(settings)
-        echoes = Echoes(asker, Tokens(keys)) if keys else None
+        echoes = Echoes(prober, Tokens(keys)) if keys else None
         # Asked once for several checks, which wait for it.
-        seen = asyncio.create_task(_look(settings, broken))
-        here = asyncio.create_task(_ask_here(echoes, caller))
+        database = asyncio.create_task(_inspect(settings, broken))
+        local_echoes = asyncio.create_task(_echo_here(echoes, caller))
         checks: list[tuple[str, Check]] = [
             ("settings", partial(check_settings, env, settings, problems)),
             ("secrets", partial(check_secrets, caller, settings)),
-            ("database", partial(_when_seen, seen, check_database, settings)),
-            ("backlog", partial(_when_seen, seen, check_backlog)),
-            ("receiver", partial(check_receiver, here, caller, settings, asker)),
-            ("public url", partial(check_public_url, settings, broken, echoes, here)),
+            ("database", partial(_with_database, database, check_database, settings)),
+            ("backlog", partial(_with_database, database, check_backlog)),
+            ("receiver", partial(check_receiver, local_echoes, caller, settings, prober)),
+            ("public url", partial(check_public_url, settings, broken, echoes, local_echoes)),
             *(
-                (f"provider {name}", partial(check_provider, provider, settings, asker))
+                (f"provider {name}", partial(check_provider, provider, settings, prober))
                 for name, provider in settings.adapters().items()
             ),
-            *((name, partial(check_chat, name, env, settings, asker)) for name in CHATS),
-            ("handlers", partial(_check_handlers, settings, seen)),
+            *((name, partial(check_chat, name, env, settings, prober)) for name in CHATS),
+            ("handlers", partial(_check_handlers, settings, database)),
         ]
-        found = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
+        results = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
         # Last: the other checks have read the clocks.
-        clocks = partial(_when_seen, seen, check_clocks, asker.skews)
-        found.append(await _bounded("clock", clocks))
+        clocks = partial(_with_database, database, check_clocks, prober.skews)
+        results.append(await _bounded("clock", clocks))
     return [
         msgspec.structs.replace(
             finding,
             says=hide(finding.says, settings, caller),
             fix=hide(finding.fix, settings, caller),
         )
-        for findings in found
+        for findings in results
         for finding in findings
     ]
 
@@ -111,41 +111,43 @@ async def _bounded(name: str, check: Check) -> Findings:
     try:
         async with asyncio.timeout(_LONGEST):
             made = check()
-            found = await made if isawaitable(made) else made
+            findings = await made if isawaitable(made) else made
     except TimeoutError:
-        said = f"the check did not end within {_LONGEST:g} s"
-        found = [fail(said, "a server that it asks may hang")]
+        text = f"the check did not end within {_LONGEST:g} s"
+        findings = [fail(text, "a server that it asks may hang")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
-        said = f"the check itself failed: {type(error).__name__}: {error}"
-        found = [fail(said, "please report this as a bug")]
-    return [msgspec.structs.replace(each, name=each.name or name) for each in found]
+        text = f"the check itself failed: {type(error).__name__}: {error}"
+        findings = [fail(text, "please report this as a bug")]
+    return [msgspec.structs.replace(each, name=each.name or name) for each in findings]
 
 
-async def _look(settings: Settings, broken: Collection[str]) -> Look:
-    return None if "RECEIVER_DATABASE_URL" in broken else await look(settings)
+async def _inspect(settings: Settings, broken: Collection[str]) -> DatabaseState:
+    return None if "RECEIVER_DATABASE_URL" in broken else await inspect_database(settings)
 
 
-async def _ask_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | None] | None:
+async def _echo_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | None] | None:
     return await echoes.by_each_key(caller.url) if echoes else None
 
 
-async def _when_seen(
-    seen: Awaitable[Look], check: Callable[..., Findings], *given: object
+async def _with_database(
+    database: Awaitable[DatabaseState], check: Callable[..., Findings], *given: object
 ) -> Findings:
     """Run a check that needs what was read of the database."""
-    return check(await seen, *given)
+    return check(await database, *given)
 
 
-async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings:
+async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]) -> Findings:
     registry, problems = await asyncio.to_thread(_load, settings.handlers)
     fix = "fix it: `receiver serve` would not start"
-    found = [fail(line, fix) for text in problems for line in text.splitlines()]
-    found += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
-    found += [warn(problem, _KEEP) for problem in advice.fleeting(settings, registry.handlers)]
-    found += check_pending(await seen, registry)
-    if not found:
-        found = [ok(f"{', '.join(registry.handlers)}: loaded")]
-    return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
+    findings = [fail(line, fix) for text in problems for line in text.splitlines()]
+    findings += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
+    findings += [
+        warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)
+    ]
+    findings += check_pending(await database, registry)
+    if not findings:
+        findings = [ok(f"{', '.join(registry.handlers)}: loaded")]
+    return findings + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
 
 
 _KEEP: Final = "it stores what is made as soon as it is known (deploy/handlers.md)"
@@ -164,4 +166,4 @@ def _secret_keys(settings: Settings) -> list[str]:
 def _load(names: Sequence[str]) -> tuple[Registry, list[str]]:
     """Load the handlers as `serve` does; what they print meanwhile goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        return look_at_handlers(names)
+        return load_and_check(names)

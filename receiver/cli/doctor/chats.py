@@ -3,51 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import httpx
 import msgspec
 
 from receiver.cli import chats
 from receiver.cli.doctor.findings import Findings, fail, ok, warn
-from receiver.cli.doctor.network import ASKING, Asker
+from receiver.cli.doctor.network import REQUEST_ERRORS, Prober
 from receiver.settings import Settings
 
 _AGAIN: Final = "run `receiver chat {}` again"
 
 
-async def check_slack(env: Mapping[str, str], _settings: Settings, asker: Asker) -> Findings:
+async def check_slack(env: Mapping[str, str], _settings: Settings, prober: Prober) -> Findings:
     """Check the token and its scopes."""
     token = {"authorization": f"Bearer {chats.of(env, 'SLACK_TOKEN')}"}
     url = f"{chats.of(env, 'SLACK_URL')}/auth.test"
-    answer = await asker.ask(httpx.Request("POST", url, headers=token), "Slack")
-    said = msgspec.json.decode(answer.body, type=dict[str, Any])
-    if not said.get("ok"):
-        return [fail(f"SLACK_TOKEN: {said.get('error')}", "install the app again")]
+    answer = await prober.send(httpx.Request("POST", url, headers=token), "Slack")
+    body = msgspec.json.decode(answer.body, type=dict[str, Any])
+    if not body.get("ok"):
+        return [fail(f"SLACK_TOKEN: {body.get('error')}", "install the app again")]
     scopes = answer.headers.get("x-oauth-scopes", "")
     given = {scope.strip() for scope in scopes.split(",")}
     missing = [scope for scope in chats.SCOPES if scopes and scope not in given]
     if missing:
         fix = "take the manifest of `receiver chat slack`, and install the app again"
         return [fail(f"the bot lacks {', '.join(missing)}", fix)]
-    return [ok(f"{said.get('user')} in {said.get('team')}")]
+    return [ok(f"{body.get('user')} in {body.get('team')}")]
 
 
-async def check_discord(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
+async def check_discord(env: Mapping[str, str], settings: Settings, prober: Prober) -> Findings:
     """Check that the commands are those of the recipes."""
     application = chats.of(env, "DISCORD_APPLICATION")
     url = f"{chats.of(env, 'DISCORD_URL')}/applications/{application}/commands"
     bot = chats.AGENT | {"authorization": f"Bot {chats.of(env, 'DISCORD_TOKEN')}"}
-    answer = await asker.ask(httpx.Request("GET", url, headers=bot), "Discord")
+    answer = await prober.send(httpx.Request("GET", url, headers=bot), "Discord")
     if answer.status != httpx.codes.OK:
-        said = f"HTTP {answer.status} for the commands of DISCORD_APPLICATION"
-        return [fail(said, "correct DISCORD_TOKEN and DISCORD_APPLICATION")]
+        text = f"HTTP {answer.status} for the commands of DISCORD_APPLICATION"
+        return [fail(text, "correct DISCORD_TOKEN and DISCORD_APPLICATION")]
     found = msgspec.json.decode(answer.body, type=list[dict[str, Any]])
     there = {command.get("name"): _names(command) for command in found}
     wanted = {one["name"]: _names(one) for one in chats.discord_commands(settings.recipes)}
     if there != wanted:
-        said = f"the commands for all servers are {_list(there)}, the recipes {_list(wanted)}"
-        return [warn(said, _AGAIN.format("discord"))]
+        text = f"the commands for all servers are {_list(there)}, the recipes {_list(wanted)}"
+        return [warn(text, _AGAIN.format("discord"))]
     return [ok(f"commands {_list(there)}")]
 
 
@@ -59,36 +59,37 @@ def _list(names: Mapping[Any, object]) -> str:
     return ", ".join(f"/{name}" for name in sorted(names)) or "none"
 
 
-async def check_telegram(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
+async def check_telegram(env: Mapping[str, str], settings: Settings, prober: Prober) -> Findings:
     """Check the webhook and its last error, the menu, and the group privacy."""
     bot = f"{chats.of(env, 'TELEGRAM_URL')}/bot{chats.of(env, 'TELEGRAM_TOKEN')}"
 
-    async def ask(method: str) -> Any:
-        answer = await asker.ask(httpx.Request("GET", f"{bot}/{method}"), "Telegram")
+    async def get(method: str) -> Any:
+        answer = await prober.send(httpx.Request("GET", f"{bot}/{method}"), "Telegram")
         return msgspec.json.decode(answer.body, type=dict[str, Any]).get("result")
 
-    me = await ask("getMe")
+    me = await get("getMe")
     if not isinstance(me, dict):
         return [fail("TELEGRAM_TOKEN is not the token of a bot", "get it from BotFather")]
-    found: Findings = []
-    hook, polls = await ask("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
+    findings: Findings = []
+    hook, polls = await get("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
     url = "" if polls else f"{settings.public_url}/in/telegram"
     if hook["url"] != url:
-        said = f"the webhook is {hook['url'] or 'not set'}, but should be {url or 'not set'}"
-        found.append(fail(said, _AGAIN.format("telegram" + " --poll" * polls)))
+        text = f"the webhook is {hook['url'] or 'not set'}, but should be {url or 'not set'}"
+        findings.append(fail(text, _AGAIN.format("telegram" + " --poll" * polls)))
     if error := hook.get("last_error_message"):
-        said = f"{hook['pending_update_count']} updates wait; last error: {error}"
-        found.append(warn(said, "read the log of the receiver"))
-    if await ask("getMyCommands") != chats.telegram_commands(settings.recipes):
-        found.append(warn("the menu does not match the recipes", _AGAIN.format("telegram")))
+        text = f"{hook['pending_update_count']} updates wait; last error: {error}"
+        findings.append(warn(text, "read the log of the receiver"))
+    if await get("getMyCommands") != chats.telegram_commands(settings.recipes):
+        findings.append(warn("the menu does not match the recipes", _AGAIN.format("telegram")))
     if not me.get("can_read_all_group_messages"):
-        said = f"@{me.get('username')} gets commands and replies in groups, but no mentions"
+        text = f"@{me.get('username')} gets commands and replies in groups, but no mentions"
         fix = "if it should get them, /setprivacy at BotFather, and add it to its groups again"
-        found.append(ok(f"{said}: {fix}"))
-    return found or [ok(f"@{me.get('username')}")]
+        findings.append(ok(f"{text}: {fix}"))
+    return findings or [ok(f"@{me.get('username')}")]
 
 
-CHECKS: Final[Mapping[str, Callable[[Mapping[str, str], Settings, Asker], Awaitable[Findings]]]] = {
+Check: TypeAlias = Callable[[Mapping[str, str], Settings, Prober], Awaitable[Findings]]
+CHECKS: Final[Mapping[str, Check]] = {
     "slack": check_slack,
     "discord": check_discord,
     "telegram": check_telegram,
@@ -96,14 +97,14 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, str], Settings, Asker], Awaita
 
 
 async def check_chat(
-    platform: str, env: Mapping[str, str], settings: Settings, asker: Asker
+    platform: str, env: Mapping[str, str], settings: Settings, prober: Prober
 ) -> Findings:
     """Check a platform that orders come from; without its handler nothing is asked of it."""
     names = {f"{platform}-in", f"receiver_handlers.{platform}_in"}
     if not names & set(settings.handlers):
         return []
     try:
-        return await CHECKS[platform](env, settings, asker)
-    except (*ASKING, msgspec.MsgspecError, KeyError, TypeError) as error:
+        return await CHECKS[platform](env, settings, prober)
+    except (*REQUEST_ERRORS, msgspec.MsgspecError, KeyError, TypeError) as error:
         fix = f"check {platform.upper()}_URL, and that this machine may connect to it"
         return [warn(f"it gives no valid answer: {type(error).__name__}", fix)]

@@ -32,7 +32,7 @@ LATEST: Final = len(migrations("sqlite"))
 """The schema that this program makes and needs."""
 OVERDUE: Final = 300.0
 """Seconds past its time after which something counts as overdue."""
-_LOOK: Final = 6.0
+_TIMEOUT: Final = 6.0
 """Seconds for a look at the database."""
 _MEGABYTE: Final = 1024 * 1024
 _FULL: Final = 64 * _MEGABYTE
@@ -78,26 +78,26 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     backlog: Backlog | None = None
 
 
-Look: TypeAlias = File | Server | Finding | None
+DatabaseState: TypeAlias = File | Server | Finding | None
 """A finding where it could not be read; None where another check reports why."""
 
 
-async def look(settings: Settings) -> Look:
+async def inspect_database(settings: Settings) -> DatabaseState:
     """Look at the database of the settings, for some seconds at most."""
     try:
-        async with asyncio.timeout(_LOOK):
+        async with asyncio.timeout(_TIMEOUT):
             if settings.sqlite_path is None:
-                return await _look_at_server(settings)
-            return await asyncio.to_thread(look_at_file, settings.sqlite_path)
+                return await _inspect_server(settings)
+            return await asyncio.to_thread(inspect_file, settings.sqlite_path)
     except TimeoutError:
-        said = f"{settings.database} does not answer within {_LOOK:g} s"
-        return fail(said, "check its disk, or its server")
+        text = f"{settings.database} does not answer within {_TIMEOUT:g} s"
+        return fail(text, "check its disk, or its server")
 
 
 # --- SQLite ---
 
 
-def look_at_file(path: str) -> File:
+def inspect_file(path: str) -> File:
     """Look at a file; never raises for what is wrong with it."""
     folders = Path(path).absolute().parents
     folder = next(above for above in folders if above.exists())  # the others will be made in it
@@ -154,9 +154,9 @@ ORDER BY 1
 """
 
 
-async def _look_at_server(settings: Settings) -> Server | Finding:
+async def _inspect_server(settings: Settings) -> Server | Finding:
     try:
-        return await _ask_server(settings)
+        return await _query_server(settings)
     except TimeoutError:
         raise
     except ModuleNotFoundError as error:
@@ -169,11 +169,11 @@ async def _look_at_server(settings: Settings) -> Server | Finding:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
         from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
 
-        said = what_to_do(error, address.read(settings.database_url))
-        return fail(*said.rsplit("; ", 1))
+        text = what_to_do(error, address.read(settings.database_url))
+        return fail(*text.rsplit("; ", 1))
 
 
-async def _ask_server(settings: Settings) -> Server:
+async def _query_server(settings: Settings) -> Server:
     from receiver.store.postgres import sessions  # noqa: PLC0415 - paid for when used
 
     access = sessions.Access(pooled=settings.database_pooled)
@@ -208,69 +208,69 @@ async def _read_server(connection: Any, *, is_pooled: bool) -> Server:
 # --- what it means ---
 
 
-def check_database(seen: Look, settings: Settings) -> Findings:
-    if seen is None or isinstance(seen, Finding):
-        return [] if seen is None else [seen]
-    found = list(_file(seen, settings) if isinstance(seen, File) else _server(seen, settings))
-    if found:
-        return found
-    if isinstance(seen, Server):
-        said = f"PostgreSQL {seen.release.split()[0]}, schema {seen.version}"
-        said += ", through a pooler in transaction mode" if seen.is_pooled else ""
-    elif seen.exists:
-        said = f"schema {seen.version}, {_size(seen.free)} free"
+def check_database(state: DatabaseState, settings: Settings) -> Findings:
+    if state is None or isinstance(state, Finding):
+        return [] if state is None else [state]
+    findings = list(_file(state, settings) if isinstance(state, File) else _server(state, settings))
+    if findings:
+        return findings
+    if isinstance(state, Server):
+        text = f"PostgreSQL {state.release.split()[0]}, schema {state.version}"
+        text += ", through a pooler in transaction mode" if state.is_pooled else ""
+    elif state.exists:
+        text = f"schema {state.version}, {_size(state.free)} free"
     else:
-        said = f"not there yet: `receiver serve` makes it; {_size(seen.free)} free"
-    return [ok(f"{settings.database}: {said}")]
+        text = f"not there yet: `receiver serve` makes it; {_size(state.free)} free"
+    return [ok(f"{settings.database}: {text}")]
 
 
-def _file(seen: File, settings: Settings) -> Iterator[Finding]:
+def _file(state: File, settings: Settings) -> Iterator[Finding]:
     path = settings.database
-    if seen.trouble is not None:
+    if state.trouble is not None:
         yield fail(
-            f"{path} cannot be read: {seen.trouble}",
+            f"{path} cannot be read: {state.trouble}",
             "restore a backup, or set RECEIVER_DATABASE_URL to another file",
         )
-    if not seen.writable:
+    if not state.writable:
         yield fail(
             f"{path} or its folder cannot be written by this user",
             "let the user that runs the receiver write there; SQLite writes files beside it, too",
         )
-    if seen.free < _LOW:
-        level = fail if seen.free < _FULL else warn
+    if state.free < _LOW:
+        level = fail if state.free < _FULL else warn
         yield level(
-            f"only {_size(seen.free)} are free on the disk of {path}",
+            f"only {_size(state.free)} are free on the disk of {path}",
             "free some space: on a full disk callbacks are answered 503",
         )
-    if seen.exists and seen.trouble is None:
-        yield from _schema(seen.version)
+    if state.exists and state.trouble is None:
+        yield from _schema(state.version)
 
 
-def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
-    if seen.replica:
-        said = "the server is a replica and takes no writes"
-        yield fail(said, "set RECEIVER_DATABASE_URL to the primary")
-    if seen.read_only:
+def _server(state: Server, settings: Settings) -> Iterator[Finding]:
+    if state.replica:
+        text = "the server is a replica and takes no writes"
+        yield fail(text, "set RECEIVER_DATABASE_URL to the primary")
+    if state.read_only:
         yield fail(
             "default_transaction_read_only is on, and nothing can be written",
             "see why (hosts set it where a disk is full), and turn it off for the database and for "
             "our role",
         )
-    if seen.free_connections < settings.connections:
+    if state.free_connections < settings.connections:
         yield warn(
-            f"the server has {seen.free_connections} connections left, and each process of ours "
+            f"the server has {state.free_connections} connections left, and each process of ours "
             f"opens up to {settings.connections}",
             "raise max_connections, or lower RECEIVER_DATABASE_CONNECTIONS",
         )
-    if seen.closed:
+    if state.closed:
         yield fail(
-            f"our role may not read and write {_some(seen.closed)}",
+            f"our role may not read and write {_some(state.closed)}",
             "GRANT USAGE ON SCHEMA receiver, and SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
             "SCHEMA receiver, to it",
         )
-    elif seen.version is not None:
-        yield from _schema(seen.version)
-    elif seen.may_create:
+    elif state.version is not None:
+        yield from _schema(state.version)
+    elif state.may_create:
         yield warn("it is empty", "`receiver migrate` makes the schema")
     else:
         yield fail(
@@ -296,33 +296,33 @@ _DEAD: Final = (
     "see `receiver deliveries --state dead`, fix the handler, then `receiver retry ID`, or "
     "`receiver replay --state dead` for all"
 )
-_UNATTENDED: Final = "check that `receiver serve` or `receiver worker` runs, and is not overloaded"
-_UNASKED: Final = "check that `receiver serve` runs, and reaches the providers"
+_WORKER_IDLE: Final = "check that `receiver serve` or `receiver worker` runs, and is not overloaded"
+_POLLER_IDLE: Final = "check that `receiver serve` runs, and reaches the providers"
 
 
-def check_backlog(seen: Look) -> Findings:
-    backlog = _backlog(seen)
+def check_backlog(state: DatabaseState) -> Findings:
+    backlog = _backlog(state)
     if backlog is None:
         return []
     late = f"overdue by {OVERDUE:g} s"
     counted = (
         (backlog.dead, "deliveries are dead", _DEAD),
-        (backlog.overdue_deliveries, f"deliveries are {late}", _UNATTENDED),
-        (backlog.overdue_predictions, f"predictions are {late}", _UNASKED),
+        (backlog.overdue_deliveries, f"deliveries are {late}", _WORKER_IDLE),
+        (backlog.overdue_predictions, f"predictions are {late}", _POLLER_IDLE),
     )
-    found = [warn(f"{number} {said}", fix) for number, said, fix in counted if number]
+    findings = [warn(f"{number} {text}", fix) for number, text, fix in counted if number]
     if paused := sorted(name for name, state in backlog.held.items() if state == "paused"):
         fix = "`receiver resume HANDLER` when it can work again"
-        found.append(warn(f"{_some(paused)}: paused by hand", fix))
+        findings.append(warn(f"{_some(paused)}: paused by hand", fix))
     for name in sorted(backlog.held.keys() - {*paused}):
-        said = f"{name} is held back after many failures in a row: {backlog.reasons[name]}"
-        found.append(warn(said, "fix what it calls; it is tried again without you"))
-    return found or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
+        text = f"{name} is held back after many failures in a row: {backlog.reasons[name]}"
+        findings.append(warn(text, "fix what it calls; it is tried again without you"))
+    return findings or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
 
 
-def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
+def check_pending(state: DatabaseState, registry: Registry) -> Iterator[Finding]:
     """Find deliveries that no handler of ours will ever run."""
-    backlog = _backlog(seen)
+    backlog = _backlog(state)
     pending: Mapping[str, int] = backlog.of_handlers() if backlog else {}
     for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
@@ -331,29 +331,29 @@ def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
         )
 
 
-def check_clocks(seen: Look, skews: Mapping[str, float]) -> Findings:
+def check_clocks(state: DatabaseState, skews: Mapping[str, float]) -> Findings:
     """Compare our clock with the nearest of the providers' and with the database server's.
 
     `skews` are seconds by which providers' clocks are ahead: where one agrees, ours is right.
     """
     nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
-    found = [_compare(skews[name], f"the clock of {name}") for name in nearest]
-    if isinstance(seen, Server):
-        found.append(_compare(seen.skew, "the database server's clock"))
-    return found
+    findings = [_compare(skews[name], f"the clock of {name}") for name in nearest]
+    if isinstance(state, Server):
+        findings.append(_compare(state.skew, "the database server's clock"))
+    return findings
 
 
 def _compare(skew: float, whose: str) -> Finding:
     """Report a clock that is `skew` seconds ahead of ours."""
-    said = f"{whose} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
+    text = f"{whose} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
     if abs(skew) > SKEWED:
         level = fail if abs(skew) > WRONG else warn
-        return level(said, "set both clocks by NTP (timedatectl set-ntp true)")
+        return level(text, "set both clocks by NTP (timedatectl set-ntp true)")
     return ok(f"{whose} agrees with ours")
 
 
-def _backlog(seen: Look) -> Backlog | None:
-    return seen.backlog if isinstance(seen, File | Server) else None
+def _backlog(state: DatabaseState) -> Backlog | None:
+    return state.backlog if isinstance(state, File | Server) else None
 
 
 def _some(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
 _OURS: Final = ("RECEIVER_", *(f"{name.upper()}_" for name in NAMES))
-_KNOWN_STRANGERS: Final = {
+_KNOWN_MISTAKES: Final = {
     "FAL_KEY_ID": "fal's own client joins it with FAL_KEY_SECRET: set FAL_KEY to <id>:<secret>",
     "FAL_KEY_SECRET": "fal's own client joins it with FAL_KEY_ID: set FAL_KEY to <id>:<secret>",
 }
@@ -35,16 +35,16 @@ _SHORTEST_HIDDEN: Final = 6
 
 def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
     names = {name for each in all_settings() for name in each.names}
-    found = [_problem(problem) for problem in problems]
-    found += _strangers(env, names)
+    findings = [_problem(problem) for problem in problems]
+    findings += _unknown_names(env, names)
     if settings.dev:
-        found.append(
+        findings.append(
             warn(
                 "RECEIVER_DEV is on: /v1 also takes a key derived from the secret key",
                 "unset it where others can reach the receiver",
             )
         )
-    return found or [ok(f"all {sum(name in env for name in names)} are valid")]
+    return findings or [ok(f"all {sum(name in env for name in names)} are valid")]
 
 
 def _problem(problem: str) -> Finding:
@@ -52,29 +52,29 @@ def _problem(problem: str) -> Finding:
     return fail(what, fix) if colon else fail(problem)
 
 
-def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
-    for name in advice.unread(env, known, *_OURS):
-        said = f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
-        yield warn(said, _KNOWN_STRANGERS.get(name, "correct or remove it: `receiver settings`"))
+def _unknown_names(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
+    for name in advice.unknown_names(env, known, *_OURS):
+        text = f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
+        yield warn(text, _KNOWN_MISTAKES.get(name, "correct or remove it: `receiver settings`"))
 
 
 # --- secrets ---
 
 
 def check_secrets(caller: Caller, settings: Settings) -> Findings:
-    found = [
+    findings = [
         *_guessable(settings),
         *_rotation(settings),
         *_placeholders(settings),
         *_shared(_named(settings)),
         *_closed(caller, settings),
     ]
-    if found or not (settings.secret_keys or settings.dev):  # what is missing is told already
-        return found
-    said = "made up by --dev"
+    if findings or not (settings.secret_keys or settings.dev):  # what is missing was reported
+        return findings
+    text = "made up by --dev"
     if settings.secret_keys:
-        said = f"{len(settings.secret_keys)} secret key, {len(settings.api_keys)} API key(s)"
-    return [ok(f"{said}: long, random, each for one purpose")]
+        text = f"{len(settings.secret_keys)} secret key, {len(settings.api_keys)} API key(s)"
+    return [ok(f"{text}: long, random, each for one purpose")]
 
 
 def _ours(settings: Settings) -> dict[str, tuple[Secret, ...]]:
@@ -92,8 +92,8 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
         for number, secret in enumerate(secrets, 1):
             place = f"number {number} of {name}" if len(secrets) > 1 else name
             if len(secret.reveal()) < SHORTEST_API_KEY:
-                said = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
-                yield (warn if settings.dev else fail)(said, _MAKE_ONE)
+                text = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
+                yield (warn if settings.dev else fail)(text, _MAKE_ONE)
             elif reason := weakness(secret.reveal()):
                 yield fail(f"{place} {reason}", _MAKE_ONE)
 
@@ -102,8 +102,8 @@ def _placeholders(settings: Settings) -> Iterator[Finding]:
     """Check providers' keys, which we did not make, only for placeholders."""
     for name, given in settings.providers.items():
         if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
-            said = f"the key of {name} looks like a placeholder"
-            yield fail(said, "set the one that the provider gave you, or none")
+            text = f"the key of {name} looks like a placeholder"
+            yield fail(text, "set the one that the provider gave you, or none")
 
 
 def weakness(text: str) -> str | None:
@@ -142,8 +142,8 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
         places.setdefault(secret, []).append(name)
     for names in places.values():
         if len(set(names)) > 1 and any(name.startswith("RECEIVER_") for name in names):
-            said = f"{' and '.join(dict.fromkeys(names))} have the same value"
-            yield fail(said, f"give each its own, so that one leak does not open both: {_MAKE_ONE}")
+            text = f"{' and '.join(dict.fromkeys(names))} have the same value"
+            yield fail(text, f"give each its own, so that one leak does not open both: {_MAKE_ONE}")
 
 
 def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Check over the network: the receiver at RECEIVER_URL, the public URL, and the providers.
 
-Nothing is submitted and nothing costs money. What answers is believed to be our receiver only if it
-can sign with our secret key; before that it is told no API key.
+Nothing is submitted and nothing costs money. An answer is trusted as our receiver's only if it is
+signed with our secret key; before that no API key is sent there.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _LARGE: Final = 1536 * 1024
 """Bytes of a callback with pictures inside; some proxies take a million at most."""
 
 
-ASKING: Final = (*BROKEN, Unreadable)
+REQUEST_ERRORS: Final = (*BROKEN, Unreadable)
 """The errors that a request may end in."""
 
 
 class Trouble(NamedTuple):
-    """What came instead of what was asked for."""
+    """What is wrong with an answer, or why there is none."""
 
     says: str
     fix: str
@@ -53,26 +53,26 @@ class Trouble(NamedTuple):
     """Nothing that could be a receiver is there."""
 
 
-_SILENT: Final = Trouble(
+_NO_ANSWER: Final = Trouble(
     f"nothing answers within {_PATIENCE:g} s",
     "check firewalls, and where the proxy forwards to",
     True,
 )
 
 
-class Asker:
-    """Sends requests, and reads their answers within bounds of time and size."""
+class Prober:
+    """An HTTP client with bounds of time and size, which compares clocks."""
 
     def __init__(self, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
         self._client = client
         self.clock = clock
         self.skews: dict[str, float] = {}
-        """Seconds by which the clocks of those who answered are ahead of ours."""
+        """Seconds by which other servers' clocks are ahead of ours."""
 
-    async def ask(self, request: httpx.Request, who: str | None = None) -> ProviderResponse:
+    async def send(self, request: httpx.Request, who: str | None = None) -> ProviderResponse:
         """Return the answer, or raise what is in ASKING.
 
-        `who` names somebody whose clock is to be compared with ours.
+        `who` names a server whose clock is to be compared with ours.
         """
         request.extensions = {"timeout": httpx.Timeout(_PATIENCE).as_dict()}
         began = self.clock()
@@ -98,34 +98,34 @@ class Asker:
 class Echoes:
     """Checks that our receiver answers at a URL, and that bodies arrive there unchanged."""
 
-    def __init__(self, asker: Asker, tokens: Tokens) -> None:
-        self._asker = asker
+    def __init__(self, prober: Prober, tokens: Tokens) -> None:
+        self._prober = prober
         self._tokens = tokens
 
     async def by_each_key(self, base: str) -> list[Trouble | None]:
-        """Ask with every secret key in turn, newest first; None: all is well."""
-        now = self._asker.clock()
+        """Send an echo signed by each secret key, newest first; None: all is well."""
+        now = self._prober.clock()
         tokens = self._tokens.echoes(now)
-        return await asyncio.gather(*(self._ask(base, t, _SMALL, now) for t in tokens))
+        return await asyncio.gather(*(self._echo(base, t, _SMALL, now) for t in tokens))
 
     async def with_much(self, base: str, size: int) -> Trouble | None:
-        now = self._asker.clock()
-        return await self._ask(base, self._tokens.echoes(now)[0], secrets.token_bytes(size), now)
+        now = self._prober.clock()
+        return await self._echo(base, self._tokens.echoes(now)[0], secrets.token_bytes(size), now)
 
-    async def _ask(self, base: str, token: str, body: bytes, now: float) -> Trouble | None:
+    async def _echo(self, base: str, token: str, body: bytes, now: float) -> Trouble | None:
         headers = {"Content-Type": "application/json"}
         try:
-            answer = await self._asker.ask(
+            answer = await self._prober.send(
                 httpx.Request(
                     "POST", f"{base}/webhooks/echo/{token}", content=body, headers=headers
                 )
             )
-        except ASKING as error:
+        except REQUEST_ERRORS as error:
             return _broken(error)
         if answer.status != httpx.codes.OK:
             return _refused(answer)
-        said = error_body(answer.body)
-        digest, signed = str(said.get("sha256")), str(said.get("answer"))
+        echo = error_body(answer.body)
+        digest, signed = str(echo.get("sha256")), str(echo.get("answer"))
         expected = self._tokens.answer_echo(token, digest, now)
         if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
             return Trouble(
@@ -146,8 +146,8 @@ _BREAKS: Final[dict[type[BaseException], Trouble]] = {
         "install a certificate that is valid for this name, with its intermediate certificates",
     ),
     socket.gaierror: Trouble("its name cannot be resolved", "fix the name, or its DNS record"),
-    TimeoutError: _SILENT,
-    httpx.TimeoutException: _SILENT,
+    TimeoutError: _NO_ANSWER,
+    httpx.TimeoutException: _NO_ANSWER,
     ConnectionRefusedError: Trouble(
         "nothing listens there (connection refused)", "start the server, or fix the port", True
     ),
@@ -164,8 +164,8 @@ def _broken(error: BaseException) -> Trouble:
                 return trouble._replace(says=trouble.says.format(cause))
         several = getattr(cause, "exceptions", ())
         cause = several[0] if several else cause.__cause__ or cause.__context__
-    said = f"no answer came ({type(error).__name__}: {error})"
-    return Trouble(said, "check what listens there", absent=True)
+    text = f"no answer came ({type(error).__name__}: {error})"
+    return Trouble(text, "check what listens there", absent=True)
 
 
 _REFUSALS: Final = {
@@ -183,57 +183,59 @@ _REFUSALS: Final = {
 
 
 def _refused(answer: ProviderResponse) -> Trouble:
-    """Say what an answer that is no echo means."""
+    """Return what an answer other than an echo means."""
     kind = error_body(answer.body).get("type")
     ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
-    said = f"HTTP {answer.status}"
+    text = f"HTTP {answer.status}"
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
         where = answer.headers.get("location", "nowhere")[:200]
         return Trouble(
-            f"it redirects ({said}) to {where}",
+            f"it redirects ({text}) to {where}",
             "set the URL that it redirects to: providers treat a redirect as a failure",
         )
     if ours and answer.status in _REFUSALS:
         return Trouble(*_REFUSALS[answer.status])
     if answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-        said = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
-        return Trouble(said, "raise its limit (nginx: client_max_body_size)")
+        text = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
+        return Trouble(text, "raise its limit (nginx: client_max_body_size)")
     absent = answer.status in {502, 503, 504}
     fix = "start the receiver, or fix where the proxy forwards to" if absent else _OPEN_IT
-    return Trouble(f"{said} from something that is not a receiver", fix, absent=absent)
+    return Trouble(f"{text} from something that is not a receiver", fix, absent=absent)
 
 
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
 
 
-Asked: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
+EchoResults: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
 """The result for each secret key, newest first; None where there is no key."""
 
 
-async def check_receiver(here: Asked, caller: Caller, settings: Settings, asker: Asker) -> Findings:
+async def check_receiver(
+    here: EchoResults, caller: Caller, settings: Settings, prober: Prober
+) -> Findings:
     """Check the receiver at RECEIVER_URL; `here` is the result of its echoes."""
     troubles = await here
     if troubles is None:
-        said = "not checked: without a secret key it cannot be recognised"
-        return [warn(said, "set RECEIVER_SECRET_KEY")]
-    found = _troubles_of(troubles, settings)
-    if all(troubles) and (_is_absent(troubles) or not caller.is_told):
-        said = f"no receiver of ours answers at {caller.url}: {found[0].says}"
+        text = "not checked: without a secret key it cannot be recognised"
+        return [warn(text, "set RECEIVER_SECRET_KEY")]
+    findings = _troubles_of(troubles, settings)
+    if all(troubles) and (_is_absent(troubles) or not caller.is_url_set):
+        text = f"no receiver of ours answers at {caller.url}: {findings[0].says}"
         fix = "start it with `receiver serve`, or set RECEIVER_URL, and it is checked too"
-        return [warn(said, fix)]
+        return [warn(text, fix)]
     try:
-        return found or await _look_inside(caller, settings, asker)
-    except ASKING as error:
-        said = f"it answered the first request, but not the next: {_broken(error).says}"
-        return [fail(said, "read its log")]
+        return findings or await _look_inside(caller, settings, prober)
+    except REQUEST_ERRORS as error:
+        text = f"it answered the first request, but not the next: {_broken(error).says}"
+        return [fail(text, "read its log")]
 
 
-async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Findings:
-    """Ask a receiver that has proved to be ours whether it is ready and knows our API keys."""
+async def _look_inside(caller: Caller, settings: Settings, prober: Prober) -> Findings:
+    """Check that our receiver is ready and accepts our API keys."""
 
     def get(path: str, key: str = "") -> Awaitable[ProviderResponse]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return asker.ask(httpx.Request("GET", caller.url + path, headers=headers))
+        return prober.send(httpx.Request("GET", caller.url + path, headers=headers))
 
     keys = {
         number: key.reveal()
@@ -243,26 +245,26 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     ready, *answers = await asyncio.gather(
         get("/readyz"), *(get("/v1/deliveries?limit=1", key) for key in keys.values())
     )
-    found = []
+    findings = []
     if ready.status != httpx.codes.OK:
-        said = f"it runs at {caller.url}, but its database takes no writes"
-        found.append(fail(said, "look for store.unavailable in its log"))
+        text = f"it runs at {caller.url}, but its database takes no writes"
+        findings.append(fail(text, "look for store.unavailable in its log"))
     for name in _locked(ready):
-        said = f"{name} has locked the account, and its submits wait"
-        found.append(fail(said, _LOCKED, name=f"provider {name}"))
+        text = f"{name} has locked the account, and its submits wait"
+        findings.append(fail(text, _LOCKED, name=f"provider {name}"))
     for number, answer in zip(keys, answers, strict=True):
         if answer.status == httpx.codes.UNAUTHORIZED:
-            said = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
+            text = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
             fix = "restart it after a change of RECEIVER_API_KEYS"
-            found.append(fail(said, fix))
-    return found or [ok(f"runs at {caller.url}, ready, knows every key")]
+            findings.append(fail(text, fix))
+    return findings or [ok(f"runs at {caller.url}, ready, knows every key")]
 
 
 _LOCKED: Final = "check its balance and mails; once it is unlocked, submits go on within a minute"
 
 
 def _locked(ready: ProviderResponse) -> list[str]:
-    """Return the providers that a receiver says have locked its account."""
+    """Return the providers that have locked the account of a receiver."""
     names = error_body(ready.body).get("locked")
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -289,7 +291,7 @@ def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Find
 
 
 async def check_public_url(
-    settings: Settings, broken: Collection[str], echoes: Echoes | None, here: Asked
+    settings: Settings, broken: Collection[str], echoes: Echoes | None, here: EchoResults
 ) -> Findings:
     """Check the way that callbacks take; `here` is the result at RECEIVER_URL."""
     if "RECEIVER_PUBLIC_URL" in broken:
@@ -303,17 +305,17 @@ async def check_public_url(
                 "stream and poll, later",
             )
         ]
-    found = [*_scheme(url, settings), *await _addresses(url, settings)]
+    findings = [*_scheme(url, settings), *await _addresses(url, settings)]
     if echoes is None:
-        return [*found, warn("not tried without a secret key", "set one first")]
+        return [*findings, warn("not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
     if _is_absent(troubles) and all(await here or [None]):
         trouble = next(filter(None, troubles))
-        said = f"{url} cannot be checked while no receiver runs: {trouble.says}"
-        return [*found, warn(said, "start it, then run the doctor again")]
+        text = f"{url} cannot be checked while no receiver runs: {trouble.says}"
+        return [*findings, warn(text, "start it, then run the doctor again")]
     if any(troubles):
-        return found + _troubles_of(troubles, settings)
-    return [*found, await _large(url, settings, echoes)]
+        return findings + _troubles_of(troubles, settings)
+    return [*findings, await _large(url, settings, echoes)]
 
 
 def _scheme(url: str, settings: Settings) -> Iterator[Finding]:
@@ -334,13 +336,13 @@ async def _addresses(url: str, settings: Settings) -> Findings:
     if not private:
         return []
     if settings.dev:
-        said = f"{host} resolves to {private[0]}: only providers on this machine can call back"
-        return [warn(said, "use a tunnel for real providers")]
+        text = f"{host} resolves to {private[0]}: only providers on this machine can call back"
+        return [warn(text, "use a tunnel for real providers")]
     if host in {*private, "localhost"}:
-        said = f"{host} is a private address, which no provider can reach"
-        return [fail(said, "name a public host in RECEIVER_PUBLIC_URL")]
-    said = f"{host} resolves to {private[0]} here, which no provider can reach"
-    return [warn(said, "check that it resolves to a public address from outside")]
+        text = f"{host} is a private address, which no provider can reach"
+        return [fail(text, "name a public host in RECEIVER_PUBLIC_URL")]
+    text = f"{host} resolves to {private[0]} here, which no provider can reach"
+    return [warn(text, "check that it resolves to a public address from outside")]
 
 
 async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
@@ -348,58 +350,58 @@ async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
     trouble = await echoes.with_much(url, size)
     if trouble is None:
         return ok(f"{url} leads here, and bodies arrive as they were sent")
-    said = f"a callback of {size / 1e6:.1f} MB does not get through: {trouble.says}"
-    return warn(said, trouble.fix)
+    text = f"a callback of {size / 1e6:.1f} MB does not get through: {trouble.says}"
+    return warn(text, trouble.fix)
 
 
 # --- providers ---
 
 
-async def check_provider(provider: Provider, settings: Settings, asker: Asker) -> Findings:
+async def check_provider(provider: Provider, settings: Settings, prober: Prober) -> Findings:
     """Try its key, and fetch its public keys, if it has any."""
     given = settings.providers[provider.name]
     if given.key is None:
         return [ok("off, as it has no key")]
-    found: Findings = []
-    checks = [_check_key(provider, asker)]
+    findings: Findings = []
+    checks = [_check_key(provider, prober)]
     if isinstance(provider, Publishing) and not given.secrets:
-        checks.append(_check_keys(provider, asker))
+        checks.append(_check_keys(provider, prober))
     elif not can_prove(provider, given.secrets) and (secret := DECLARED[provider.name].secret):
-        said = f"its callbacks cannot be proved without {secret}: outcomes come by poll"
-        found = [warn(said, "set it to the secret that the provider shows")]
-    return found + [each for some in await asyncio.gather(*checks) for each in some]
+        text = f"its callbacks cannot be proved without {secret}: outcomes come by poll"
+        findings = [warn(text, "set it to the secret that the provider shows")]
+    return findings + [each for some in await asyncio.gather(*checks) for each in some]
 
 
-async def _check_key(provider: Provider, asker: Asker) -> Findings:
+async def _check_key(provider: Provider, prober: Prober) -> Findings:
     try:
-        answer = await asker.ask(provider.try_key(), provider.name)
-    except ASKING as error:
+        answer = await prober.send(provider.try_key(), provider.name)
+    except REQUEST_ERRORS as error:
         return [fail(f"cannot be reached: {_broken(error).says}", _REACH)]
-    return [_judge(answer, provider.key_works(answer))]
+    return [_key_finding(answer, provider.key_works(answer))]
 
 
 _REACH: Final = "check its URL, and that this machine may connect to it"
 
 
-def _judge(answer: ProviderResponse, works: bool | None) -> Finding:
-    said = f"HTTP {answer.status}"
+def _key_finding(answer: ProviderResponse, works: bool | None) -> Finding:
+    text = f"HTTP {answer.status}"
     if works:
-        return ok(f"the key is good ({said})")
+        return ok(f"the key is good ({text})")
     if works is False:
-        return fail(f"the key is refused ({said})", "set it to a key of your account there")
+        return fail(f"the key is refused ({text})", "set it to a key of your account there")
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
-        return fail(f"it redirects ({said})", "fix its URL, or leave it to the default")
-    return warn(f"cannot tell whether the key is good ({said})", "try again later")
+        return fail(f"it redirects ({text})", "fix its URL, or leave it to the default")
+    return warn(f"cannot tell whether the key is good ({text})", "try again later")
 
 
-async def _check_keys(provider: Publishing, asker: Asker) -> Findings:
+async def _check_keys(provider: Publishing, prober: Prober) -> Findings:
     request = provider.keys()
     try:
-        answer = await asker.ask(request)
+        answer = await prober.send(request)
         keys = provider.read_keys(answer.body) if answer.status == httpx.codes.OK else []
-        said = f"HTTP {answer.status}"
-    except ASKING as error:
-        keys, said = [], _broken(error).says
-    said = f"the keys that prove its callbacks cannot be fetched from {request.url}: {said}"
+        text = f"HTTP {answer.status}"
+    except REQUEST_ERRORS as error:
+        keys, text = [], _broken(error).says
+    text = f"the keys that prove its callbacks cannot be fetched from {request.url}: {text}"
     fix = "without them no callback can be proved: check the URL, and that it can be reached"
-    return [] if keys else [fail(said, fix)]
+    return [] if keys else [fail(text, fix)]

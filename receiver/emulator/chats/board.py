@@ -40,7 +40,7 @@ class Button:
     action: str = ""
     """Slack's name for what it does."""
     url: str = ""
-    """Where a link leads, which tells nobody that it was pressed."""
+    """The address of a link button; a press of it sends nothing to the app."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +63,7 @@ class Message:
     album: str = ""
     """Those that share one are shown together."""
     is_waiting: bool = False
-    """Whether it only says that an answer will come."""
+    """Whether it is a placeholder for an answer."""
     by: str = ""
     """The call that posted it."""
     edits: int = 0
@@ -82,9 +82,9 @@ class Message:
     def row(self) -> dict[str, Any]:
         names = ("id", "place", "author", "text", "only_for", "thread", "answers", "album", "by")
         states = ("is_waiting", "edits", "is_deleted")
-        told = {name: getattr(self, name) for name in (*names, *states)}
+        row = {name: getattr(self, name) for name in (*names, *states)}
         files, buttons = [f.row() for f in self.files], list(map(asdict, self.buttons))
-        return told | {"files": files, "buttons": buttons}
+        return row | {"files": files, "buttons": buttons}
 
 
 class Board:
@@ -155,7 +155,7 @@ def numbered(name: str) -> int:
 
 
 def kind_of(name: str, given: str = "") -> str:
-    """Return the content type of a file by its name, where its sender does not say one."""
+    """Return the content type of a file by its name, where its sender names none."""
     if given and given != "application/octet-stream":
         return given
     return mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"

@@ -33,7 +33,7 @@ class People(ABC):
         thread: str = "",
         files: tuple[tuple[str, bytes], ...] = (),
     ) -> Exchange | None:
-        """Type something; return how the app was told, or None where it is not."""
+        """Type something; return the request to the app, or None where none is sent."""
         return await self.type(Typed(text, person, place, thread, files))
 
     @abstractmethod
@@ -46,10 +46,6 @@ class People(ABC):
     @abstractmethod
     async def repeat(self, exchange: Exchange, number: int = 1, /) -> Exchange:
         """Send the same again."""
-
-    @abstractmethod
-    async def sets_up(self) -> bool:
-        """Return whether the app passes the checks of its address."""
 
     @abstractmethod
     def place(self, place: str, person: str) -> str:

@@ -5,7 +5,6 @@ Control, under `/_emulator/chat`:
     GET  /{platform}          what is shown: `?place=&person=`, `?after=VERSION&wait=SECONDS`
     POST /{platform}/say      {"text", "person", "place", "thread"?}: somebody types
     POST /{platform}/press    {"message", "button" (its number), "person", "place"}
-    POST /{platform}/set-up   the checks that are made when the app's address is entered
     PUT  /tokens              {"discord": 10015, "slack": true}: they are dead from now on
     POST /clock               {"seconds": 960}: so much time passes for the platforms
 """
@@ -34,7 +33,7 @@ from receiver.emulator.chats.telegram import api as telegram
 from receiver.emulator.chats.telegram.people import TelegramPeople
 
 _LONGEST_WAIT: Final = 30.0
-_SENSELESS: Final = (Unreadable, LookupError, TypeError, ValueError)
+_BAD_REQUEST: Final = (Unreadable, LookupError, TypeError, ValueError)
 
 
 class Chats:
@@ -79,7 +78,6 @@ class Chats:
         table: list[tuple[str, str, Callable[[Request, Any], Awaitable[Any]]]] = [
             ("POST", "/{platform}/say", self._say),
             ("POST", "/{platform}/press", self._press),
-            ("POST", "/{platform}/set-up", self._set_up),
             ("PUT", "/tokens", self._tokens),
             ("POST", "/clock", self._clock),
         ]
@@ -130,7 +128,7 @@ class Chats:
         place = str(body.get("place", "C1"))
         person = str(body.get("person", "U1"))
         text, thread = str(body["text"]), str(body.get("thread", ""))
-        return await self._told(people.says(text, person, place, thread=thread))
+        return await self._exchange_of(people.says(text, person, place, thread=thread))
 
     async def _press(self, request: Request, body: Any) -> Any:
         platform = request.path_params["platform"]
@@ -140,20 +138,17 @@ class Chats:
         if message is None or not 0 <= int(body["button"]) < len(message.buttons):
             raise KeyError("there is no such button")
         button = message.buttons[int(body["button"])]
-        return await self._told(self.people[platform].presses(message, button, person))
+        return await self._exchange_of(self.people[platform].presses(message, button, person))
 
-    async def _told(self, doing: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
-        """Return how the app was told; `waits`: an update of Telegram's was not polled for yet."""
+    async def _exchange_of(self, work: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
+        """Return the exchange with the app; `waits`: an update of Telegram's was not polled yet."""
         telegram = self.telegram
         before = telegram.updates[-1:]
-        exchange = await doing
+        exchange = await work
         if exchange is not None:
             return {"exchange": exchange.row(), "waits": False}
         is_kept = telegram.updates[-1:] != before
         return {"exchange": None, "waits": is_kept and not telegram.pollers}
-
-    async def _set_up(self, request: Request, _body: Any) -> Any:
-        return {"ok": await self.people[request.path_params["platform"]].sets_up()}
 
     async def _tokens(self, _request: Request, body: Any) -> Any:
         self.kill_tokens(dict(body))
@@ -171,7 +166,7 @@ def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable
             if not isinstance(body, dict):
                 raise TypeError("the body is no object")
             return wire.answer(await work(request, body))
-        except _SENSELESS as error:
+        except _BAD_REQUEST as error:
             return wire.answer({"error": f"{type(error).__name__}: {error}"}, 400)
 
     return Route(path, endpoint, methods=[method])

@@ -28,12 +28,12 @@ class Scene:
     receiver: str
     """The address of the app that they call, at `/in/<platform>`."""
     own: str
-    """The address of the emulator itself, for what it hands out unasked."""
+    """The address of the emulator itself, for the URLs that it sends."""
     wall: Callable[[], float] = time.time
     ahead: float = 0
     """Seconds that the platforms' clock was moved."""
     scale: float | None = 1
-    """Multiplies the waits before a platform says something again; None: it does not by itself."""
+    """Multiplies the waits before a platform's retries; None: there are none."""
     within: float = WITHIN
     """Seconds that the app has for its answer to Slack or Discord."""
     faults: Faults = field(default_factory=lambda: Faults(random.Random()))  # noqa: S311
@@ -44,7 +44,7 @@ class Scene:
         return self.wall() + self.ahead
 
     def move(self, seconds: float) -> None:
-        """Let so much time pass for the platforms: tokens grow old."""
+        """Move the platforms' clock: tokens expire by it."""
         self.ahead += seconds
 
     def number(self) -> int:

@@ -32,7 +32,7 @@ from receiver.emulator.chats.discord.messages import (
     buttons_of,
     read_commands,
     read_message,
-    seen,
+    to_json,
 )
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import WITHIN, Scene
@@ -73,17 +73,14 @@ class Discord:
         table: list[tuple[str, str, str, Work]] = [
             ("POST", "callback", "/interactions/{id}/{token}/callback", self._callback),
             ("POST", "followup", hook, self._follow_up),
-            ("GET", "webhook.get", hook + "/messages/{message}", self._hooked_get),
-            ("PATCH", "webhook.edit", hook + "/messages/{message}", self._hooked_edit),
-            ("DELETE", "webhook.delete", hook + "/messages/{message}", self._hooked_delete),
+            ("GET", "webhook.get", hook + "/messages/{message}", self._get_by_webhook),
+            ("PATCH", "webhook.edit", hook + "/messages/{message}", self._edit_by_webhook),
+            ("DELETE", "webhook.delete", hook + "/messages/{message}", self._delete_by_webhook),
             ("POST", "messages.post", one, self._bot(self._post)),
-            ("GET", "messages.get", one + "/{message}", self._bot(self._get)),
             ("PATCH", "messages.edit", one + "/{message}", self._bot(self._edit)),
             ("DELETE", "messages.delete", one + "/{message}", self._bot(self._delete)),
-            ("POST", "typing", "/channels/{channel}/typing", self._bot(self._typing)),
             ("POST", "dm", "/users/@me/channels", self._bot(self._dm)),
             ("GET", "me", "/users/@me", self._bot(self._me)),
-            ("GET", "application", "/applications/@me", self._bot(self._application)),
         ]
         for where in (
             "/applications/{app}/commands",
@@ -95,7 +92,7 @@ class Discord:
         return [*routes, Route("/discord/cdn/{id}/{name}", self._file, name="discord.cdn")]
 
     def snowflake(self) -> str:
-        """Return an id that tells the time, never twice the same."""
+        """Return a unique id that begins with the time."""
         milliseconds = int(self.scene.now() * 1000) - EPOCH
         return str(milliseconds << 22 | self.scene.number() & 0x3FFFFF)
 
@@ -122,12 +119,12 @@ class Discord:
             raise Problem(403, 40333, "internal network error")
         if int(request.headers.get("content-length", 0)) > MOST_BYTES:
             raise Problem(413, 40005, "Request entity too large")
-        answer = work(request, await forms.read(request))
-        found = answer if isinstance(answer, Response) else await answer
+        result = work(request, await forms.read(request))
+        response = result if isinstance(result, Response) else await result
         limits = {"limit": "5", "remaining": "4", "reset-after": "1.000", "bucket": "emulated"}
-        found.headers.update({f"x-ratelimit-{name}": value for name, value in limits.items()})
-        found.headers["x-ratelimit-reset"] = f"{time.time() + 1:.3f}"
-        return found
+        response.headers.update({f"x-ratelimit-{name}": value for name, value in limits.items()})
+        response.headers["x-ratelimit-reset"] = f"{time.time() + 1:.3f}"
+        return response
 
     def _bot(self, work: Work) -> Work:
         def known(request: Request, given: Given) -> Awaitable[Response] | Response:
@@ -148,131 +145,141 @@ class Discord:
 
     def interaction(self, request: Request, *, is_first: bool = False) -> Interaction:
         """Find the interaction of a token that is good; raise Problem."""
-        found = self.interactions.get(request.path_params["token"])
-        if found is None or request.path_params.get("app", APPLICATION) != APPLICATION:
+        interaction = self.interactions.get(request.path_params["token"])
+        if interaction is None or request.path_params.get("app", APPLICATION) != APPLICATION:
             raise Problem(404, 10015, "Unknown Webhook")
-        age = self.scene.now() - found.made_at
-        if self.dead == 10015 or (not is_first and not found.is_answered):  # noqa: PLR2004 - its own code
+        age = self.scene.now() - interaction.made_at
+        if self.dead == 10015 or (not is_first and not interaction.is_answered):  # noqa: PLR2004 - its own code
             raise Problem(404, 10015, "Unknown Webhook")
         if self.dead is not None or age > LIVES:
             raise Problem(401, 50027, "Invalid Webhook Token")
         if is_first and age > WITHIN:
             raise Problem(404, 10062, "Unknown interaction")
-        return found
+        return interaction
 
     def _callback(self, request: Request, given: Given) -> Response:
-        found = self.interaction(request, is_first=True)
-        if found.is_answered:
+        interaction = self.interaction(request, is_first=True)
+        if interaction.is_answered:
             raise Problem(400, 40060, "Interaction has already been acknowledged.")
         body = body_of(given)
-        self.answer(found, body, given)
+        self.answer(interaction, body, given)
         if request.query_params.get("with_response") != "true":
             return Response(status_code=204)
-        message = {"message": seen(found.original)} if found.original else {}
-        return wire.answer({"interaction": {"id": found.id, "type": 2}, "resource": message})
+        message = {"message": to_json(interaction.original)} if interaction.original else {}
+        return wire.answer({"interaction": {"id": interaction.id, "type": 2}, "resource": message})
 
-    def answer(self, found: Interaction, body: Any, given: Given | None = None) -> None:
+    def answer(self, interaction: Interaction, body: Any, given: Given | None = None) -> None:
         """Take the first answer, from the response or by its callback; raise Problem."""
         kind = body.get("type") if isinstance(body, dict) else None
         data = body.get("data") or {} if isinstance(body, dict) else {}
         edits = kind in {_LATER_EDIT, _EDIT}
-        if kind not in {_MESSAGE, _THINKING} and not (edits and found.source is not None):
+        if kind not in {_MESSAGE, _THINKING} and not (edits and interaction.source is not None):
             raise Problem(400, 50035, "Invalid Form Body")
         given = given or Given(data)
         flags = data.get("flags", 0)
-        found.is_ephemeral = bool(flags & _EPHEMERAL)
+        interaction.is_ephemeral = bool(flags & _EPHEMERAL)
         if kind == _EDIT:
-            self._change(found.source, data, given)  # type: ignore[arg-type]
+            self._update(interaction.source, data, given)  # type: ignore[arg-type]
         if edits:
-            found.original = found.source
+            interaction.original = interaction.source
         elif kind == _THINKING:
-            found.original = self._blank(found, is_waiting=True)
+            interaction.original = self._placeholder(interaction, is_waiting=True)
         else:
-            found.original = self._made(found.place, data, given, "response", found)
-        found.is_answered = True
+            interaction.original = self._create(
+                interaction.place, data, given, "response", interaction
+            )
+        interaction.is_answered = True
 
     def _follow_up(self, request: Request, given: Given) -> Response:
-        found = self.interaction(request)
+        interaction = self.interaction(request)
         body = body_of(given)
-        if found.original is not None and found.original.is_waiting:
-            return wire.answer(seen(self._change(found.original, body, given)))
+        if interaction.original is not None and interaction.original.is_waiting:
+            return wire.answer(to_json(self._update(interaction.original, body, given)))
         ephemeral = bool(body.get("flags", 0) & _EPHEMERAL)
-        message = self._made(found.place, body, given, "followup", found, ephemeral=ephemeral)
-        return wire.answer(seen(message))
+        message = self._create(
+            interaction.place, body, given, "followup", interaction, ephemeral=ephemeral
+        )
+        return wire.answer(to_json(message))
 
-    def _hooked(self, request: Request) -> Message:
-        found, name = self.interaction(request), request.path_params["message"]
-        message = found.original
+    def _webhook_message(self, request: Request) -> Message:
+        interaction, name = self.interaction(request), request.path_params["message"]
+        message = interaction.original
         if name != "@original":
-            message = self.board.find(found.place, name)
+            message = self.board.find(interaction.place, name)
         if message is None or message.is_deleted:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _hooked_get(self, request: Request, _given: Given) -> Response:
-        return wire.answer(seen(self._hooked(request)))
+    def _get_by_webhook(self, request: Request, _given: Given) -> Response:
+        return wire.answer(to_json(self._webhook_message(request)))
 
-    def _hooked_edit(self, request: Request, given: Given) -> Response:
-        return wire.answer(seen(self._change(self._hooked(request), body_of(given), given)))
+    def _edit_by_webhook(self, request: Request, given: Given) -> Response:
+        return wire.answer(
+            to_json(self._update(self._webhook_message(request), body_of(given), given))
+        )
 
-    def _hooked_delete(self, request: Request, _given: Given) -> Response:
-        self.board.delete(self._hooked(request))
+    def _delete_by_webhook(self, request: Request, _given: Given) -> Response:
+        self.board.delete(self._webhook_message(request))
         return Response(status_code=204)
 
     # --- messages ---
 
-    def _blank(self, found: Interaction, **more: Any) -> Message:
-        only_for = found.person if found.is_ephemeral else ""
+    def _placeholder(self, interaction: Interaction, **more: Any) -> Message:
+        only_for = interaction.person if interaction.is_ephemeral else ""
         return self.board.post(
-            Message(self.snowflake(), found.place, BOT, only_for=only_for, by="response", **more)
+            Message(
+                self.snowflake(), interaction.place, BOT, only_for=only_for, by="response", **more
+            )
         )
 
-    def _made(
+    def _create(
         self,
         place: str,
         body: dict[str, Any],
         given: Given,
         by: str,
-        found: Interaction | None = None,
+        interaction: Interaction | None = None,
         *,
         ephemeral: bool | None = None,
     ) -> Message:
-        """Post what a body says."""
+        """Post a message from a body."""
         message = Message(self.snowflake(), place, BOT, by=by)
-        if found is not None and (found.is_ephemeral if ephemeral is None else ephemeral):
-            message.only_for = found.person
+        if interaction is not None and (
+            interaction.is_ephemeral if ephemeral is None else ephemeral
+        ):
+            message.only_for = interaction.person
         reference = body.get("message_reference") or {}
         message.answers = str(reference.get("message_id", ""))
         is_needed = reference.get("fail_if_not_exists", True)
         if message.answers and is_needed and self.board.find(place, message.answers) is None:
             raise Problem(400, 50035, "Invalid Form Body: REPLIES_UNKNOWN_MESSAGE")
-        self._say(message, body, given)
+        self._fill(message, body, given)
         return self.board.post(message)
 
-    def _change(self, message: Message, body: dict[str, Any], given: Given) -> Message:
+    def _update(self, message: Message, body: dict[str, Any], given: Given) -> Message:
         message.raw = {name: value for name, value in message.raw.items() if name not in body}
-        self._say(message, {**message.raw, **body}, given, is_edit="attachments" in body)
+        self._fill(message, {**message.raw, **body}, given, is_edit="attachments" in body)
         return self.board.edit(message, is_waiting=False)
 
-    def _say(
+    def _fill(
         self, message: Message, body: dict[str, Any], given: Given, *, is_edit: bool = False
     ) -> None:
         """Fill a message from a body; an edit with `attachments` keeps only the files it lists."""
         listed = {
             str(one.get("id")) for one in body.get("attachments") or [] if isinstance(one, dict)
         }
-        stay = [file for file in message.files if not is_edit or file.id in listed]
-        new = [self._keep(name, upload) for name, upload in given.files.items()]
-        read_message(body, has_files=bool(stay or new))
-        shown = ("content", "embeds", "components", "flags")
-        message.raw = {name: body[name] for name in shown if name in body}
-        message.files, message.buttons = [*stay, *new], buttons_of(body)
+        kept = [file for file in message.files if not is_edit or file.id in listed]
+        new = [self._store_file(name, upload) for name, upload in given.files.items()]
+        read_message(body, has_files=bool(kept or new))
+        fields = ("content", "embeds", "components", "flags")
+        message.raw = {name: body[name] for name in fields if name in body}
+        message.files, message.buttons = [*kept, *new], buttons_of(body)
         embedded = [
             one.get(part) for one in body.get("embeds") or [] for part in ("title", "description")
         ]
         message.text = "\n".join(filter(None, [body.get("content"), *embedded]))
 
-    def _keep(self, field_name: str, upload: forms.Upload) -> File:
+    def _store_file(self, field_name: str, upload: forms.Upload) -> File:
         """Keep a file as Discord's CDN does: its address expires."""
         file_id = self.snowflake()
         expires = int(self.scene.now()) + FILE_LIVES
@@ -286,7 +293,7 @@ class Discord:
 
     def attach(self, name: str, content: bytes) -> File:
         """Keep a file that a person attaches."""
-        return self._keep("files[0]", forms.Upload(name, "", content))
+        return self._store_file("files[0]", forms.Upload(name, "", content))
 
     async def _file(self, request: Request) -> Response:
         file, expires = self.files.get(request.path_params["id"], (None, 0))
@@ -302,12 +309,12 @@ class Discord:
             raise Problem(404, 10003, "Unknown Channel")
         nonce = (place, str(body.get("nonce", "")))
         if body.get("enforce_nonce") and nonce in self.nonces:
-            return wire.answer(seen(self.nonces[nonce]))
-        message = self._made(place, body, given, "messages.post")
+            return wire.answer(to_json(self.nonces[nonce]))
+        message = self._create(place, body, given, "messages.post")
         self.nonces[nonce] = message
-        return wire.answer(seen(message))
+        return wire.answer(to_json(message))
 
-    def _found(self, request: Request) -> Message:
+    def _visible_message(self, request: Request) -> Message:
         """Find a message that all can see."""
         names = request.path_params
         message = self.board.find(names["channel"], names["message"])
@@ -315,21 +322,14 @@ class Discord:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _get(self, request: Request, _given: Given) -> Response:
-        return wire.answer(seen(self._found(request)))
-
     def _edit(self, request: Request, given: Given) -> Response:
-        message = self._found(request)
+        message = self._visible_message(request)
         if message.author != BOT:
             raise Problem(403, 50005, "Cannot edit a message authored by another user")
-        return wire.answer(seen(self._change(message, body_of(given), given)))
+        return wire.answer(to_json(self._update(message, body_of(given), given)))
 
     def _delete(self, request: Request, _given: Given) -> Response:
-        self.board.delete(self._found(request))
-        return Response(status_code=204)
-
-    def _typing(self, request: Request, _given: Given) -> Response:
-        self.board.sign(request.path_params["channel"], "typing")
+        self.board.delete(self._visible_message(request))
         return Response(status_code=204)
 
     def _dm(self, _request: Request, given: Given) -> Response:
@@ -349,22 +349,16 @@ class Discord:
     def _me(self, _request: Request, _given: Given) -> Response:
         return wire.answer({**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False})
 
-    def _application(self, _request: Request, _given: Given) -> Response:
-        about = {"name": "imagine", "description": "", "verify_key": PUBLIC_KEY, "icon": None}
-        return wire.answer(
-            {"id": APPLICATION, **about, "bot": BOT_USER, "bot_public": True, "flags": 0}
-        )
-
     def _get_commands(self, request: Request, _given: Given) -> Response:
         return wire.answer(self.commands.get(request.path_params.get("guild", ""), []))
 
     def _put_commands(self, request: Request, given: Given) -> Response:
         guild = request.path_params.get("guild", "")
-        known = {"application_id": APPLICATION, "version": self.snowflake()}
+        shared = {"application_id": APPLICATION, "version": self.snowflake()}
         if guild:
-            known["guild_id"] = guild
+            shared["guild_id"] = guild
         found = read_commands(given.document)
-        self.commands[guild] = [{"id": self.snowflake(), "type": 1, **known, **c} for c in found]
+        self.commands[guild] = [{"id": self.snowflake(), "type": 1, **shared, **c} for c in found]
         return wire.answer(self.commands[guild])
 
 

@@ -146,7 +146,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(inside)
 
 
-def seen(message: Message) -> dict[str, Any]:
+def to_json(message: Message) -> dict[str, Any]:
     """Return a message as Discord writes it."""
     made = datetime.fromtimestamp(((int(message.id) >> 22) + EPOCH) / 1000, UTC).isoformat()
     author: dict[str, Any] = {
@@ -163,7 +163,7 @@ def seen(message: Message) -> dict[str, Any]:
         "author": BOT_USER if message.author == BOT else author,
         "timestamp": made,
         "edited_timestamp": made if message.edits else None,
-        "attachments": [_attachment(file) for file in message.files],
+        "attachments": [attachment_json(file) for file in message.files],
         "content": "",
         "embeds": [],
         "components": [],
@@ -178,6 +178,6 @@ def seen(message: Message) -> dict[str, Any]:
     }
 
 
-def _attachment(file: File) -> dict[str, Any]:
+def attachment_json(file: File) -> dict[str, Any]:
     where = {"url": file.url, "proxy_url": file.url, "content_type": file.content_type}
     return {"id": file.id, "filename": file.name, "size": len(file.content), **where}

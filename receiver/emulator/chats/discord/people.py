@@ -15,7 +15,7 @@ from receiver.emulator.chats.board import Button, File, Message, numbered
 from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.discord.api import KEY, Discord
 from receiver.emulator.chats.discord.interactions import APPLICATION, Interaction, dm_of
-from receiver.emulator.chats.discord.messages import Problem, seen
+from receiver.emulator.chats.discord.messages import Problem, attachment_json, to_json
 from receiver.emulator.chats.forms import Unreadable, read_json
 from receiver.emulator.chats.people import People, Typed
 
@@ -43,7 +43,7 @@ _CHANNELS: Final[dict[bool, dict[str, Any]]] = {
         "topic": None,
     },
 }
-"""What is told of a channel, by whether it is a conversation."""
+"""The fields of a channel; True: of a direct conversation."""
 _USER: Final = {"discriminator": "0", "global_name": None, "avatar": None}
 _MEMBER: Final = {
     "permissions": "2147483647",
@@ -66,7 +66,7 @@ class DiscordPeople(People):
     roles: dict[str, list[str]] = field(default_factory=dict)
 
     async def type(self, typed: Typed) -> Exchange | None:
-        """Use a command; None where the app is not told, as of all that is not a command."""
+        """Use a command; return None where nothing is sent to the app: it was not a command."""
         text, place = typed.text, self.place(typed.thread or typed.place, typed.person)
         person = str(numbered(typed.person))
         if not text.startswith("/"):
@@ -77,8 +77,8 @@ class DiscordPeople(People):
         options = self._options(name, rest, attached)
         data: dict[str, Any] = {"id": str(numbered(name)), "name": name, "type": 1}
         if attached:
-            shown = {file.id: _attached(file) for file in attached}
-            data["resolved"] = {"attachments": shown}
+            resolved = {file.id: attachment_json(file) for file in attached}
+            data["resolved"] = {"attachments": resolved}
         return await self._interact(2, {**data, "options": options}, person, place)
 
     async def presses(self, message: Message, button: Button, person: str) -> Exchange:
@@ -118,8 +118,8 @@ class DiscordPeople(People):
     ) -> Exchange:
         discord, interaction_id = self.discord, self.discord.snowflake()
         token = hashlib.sha256(interaction_id.encode()).hexdigest()
-        found = Interaction(interaction_id, token, place, person, discord.scene.now(), source)
-        discord.interactions[token] = found
+        interaction = Interaction(interaction_id, token, place, person, discord.scene.now(), source)
+        discord.interactions[token] = interaction
         user = {"id": person, "username": f"user{person[-4:]}", **_USER}
         roles = {"roles": self.roles.get(person, []), **_MEMBER}
         is_dm = place == dm_of(person)
@@ -137,21 +137,23 @@ class DiscordPeople(People):
             "attachment_size_limit": 10_485_760,
             "entitlements": [],
             **({"user": user} if is_dm else {"guild_id": GUILD, "member": {"user": user, **roles}}),
-            **({"message": seen(source)} if source is not None else {}),
+            **({"message": to_json(source)} if source is not None else {}),
         }
-        exchange = await self.send("command" if source is None else "button", written(body))
-        self._show(exchange, found)
+        exchange = await self.send(
+            "command" if source is None else "button", msgspec.json.encode(body)
+        )
+        self._show(exchange, interaction)
         return exchange
 
-    def _show(self, exchange: Exchange, found: Interaction) -> None:
-        """Take the answer; where it is late or none, the person is told so."""
+    def _show(self, exchange: Exchange, interaction: Interaction) -> None:
+        """Show the response, or an error where it was late or invalid."""
         try:
-            if not found.is_answered:
-                self.discord.answer(found, _read(exchange))
+            if not interaction.is_answered:
+                self.discord.answer(interaction, _read_response(exchange))
         except (Unreadable, Problem):
             words = "The application did not respond"
-            message = Message(self.discord.snowflake(), found.place, "discord", words)
-            message.only_for = found.person
+            message = Message(self.discord.snowflake(), interaction.place, "discord", words)
+            message.only_for = interaction.person
             self.discord.board.post(message)
 
     def _options(self, name: str, text: str, attached: list[File]) -> list[dict[str, Any]]:
@@ -181,7 +183,7 @@ class DiscordPeople(People):
         return list(found.get("options") or [])
 
 
-def _read(exchange: Exchange) -> Any:
+def _read_response(exchange: Exchange) -> Any:
     if exchange.status != 200 or exchange.answer_type != "application/json":  # noqa: PLR2004 - HTTP's own
         raise Unreadable(exchange.error)
     return read_json(exchange.answer)
@@ -191,7 +193,7 @@ def _fields(text: str, known: dict[str, Any]) -> tuple[dict[str, str], list[str]
     """Split `--ratio 16:9`, `ratio:16:9` and `ratio=16:9` from the words around them."""
     try:
         pieces = iter(shlex.split(text))
-    except ValueError:  # a quote that nobody closed
+    except ValueError:  # an unclosed quote
         pieces = iter(text.split())
     given: dict[str, str] = {}
     words: list[str] = []
@@ -212,16 +214,7 @@ def _value(option: dict[str, Any], text: str) -> Any:
         raise Problem(400, 50035, f"{option['name']}: {text} is no value for it") from None
 
 
-def _attached(file: File) -> dict[str, Any]:
-    about = {"id": file.id, "filename": file.name, "size": len(file.content)}
-    return {**about, "url": file.url, "proxy_url": file.url, "content_type": file.content_type}
-
-
 def signed(at: int, body: bytes) -> dict[str, str]:
     """Return the two headers that prove a body."""
     proof = KEY.sign(b"%d%b" % (at, body)).hex()
     return {"x-signature-timestamp": str(at), "x-signature-ed25519": proof}
-
-
-def written(value: Any) -> bytes:
-    return msgspec.json.encode(value)

@@ -22,7 +22,7 @@ from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import Scene
 from receiver.emulator.chats.slack.blocks import Blocks, InvalidBlocks, read_blocks
-from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, described, say, shown
+from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, fill, to_json
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - of nothing but the emulator
 TEAM, APP = "T01", "A01"
@@ -56,7 +56,7 @@ class ResponseUrl:
 
 
 @dataclass
-class Promise:
+class PendingUpload:
     """A file that is to be uploaded."""
 
     name: str
@@ -88,7 +88,7 @@ class Slack:
     are_urls_dead: bool = False
     """Whether every response_url has expired before its time."""
     urls: dict[str, ResponseUrl] = field(default_factory=dict)
-    promises: dict[str, Promise] = field(default_factory=dict)
+    uploads: dict[str, PendingUpload] = field(default_factory=dict)
     _seconds: int = 0
 
     def routes(self) -> list[Route]:
@@ -157,7 +157,7 @@ class Slack:
             "chat.delete": Method(self._delete, "chat:write", ("channel", "ts")),
             "conversations.open": Method(self._open, "im:write", ("users",)),
             "files.getUploadURLExternal": Method(
-                self._promise, "files:write", ("filename", "length"), takes_json=False
+                self._start_upload, "files:write", ("filename", "length"), takes_json=False
             ),
             "files.completeUploadExternal": Method(self._complete, "files:write", ("files",)),
             "files.info": Method(self._file, "files:read", ("file",), takes_json=False),
@@ -178,28 +178,28 @@ class Slack:
             raise Problem("not_in_channel")
         return place
 
-    def _written(self, given: Given, *, needs_text: bool = True) -> Blocks:
-        """Read what a message is to say."""
+    def _read_content(self, given: Given, *, needs_text: bool = True) -> Blocks:
+        """Read the content of a message."""
         blocks = given.value("blocks")
         if blocks is None and needs_text and not given.text("text"):
             raise Problem("no_text")
         if len(given.text("text")) > LONGEST:
             raise Problem("msg_too_long")
-        if _is_wrong(given.text("thread_ts")):
+        if _is_malformed(given.text("thread_ts")):
             raise Problem("invalid_thread_ts")
         return read_blocks(blocks, given.text("text"))
 
     def _posted(self, given: Given, place: str, **more: Any) -> Message:
-        said = self._written(given)
+        blocks = self._read_content(given)
         thread = given.text("thread_ts")
         message = Message(self.ts(), place, BOT, thread=thread, raw={}, **more)
-        say(message, said, given.text("text"))
+        fill(message, blocks, given.text("text"))
         return self.board.post(message)
 
     def _post_message(self, given: Given, _origin: str) -> dict[str, Any]:
         place = self._place(given)
         message = self._posted(given, place, by="chat.postMessage")
-        return {"channel": place, "ts": message.id, "message": shown(message)}
+        return {"channel": place, "ts": message.id, "message": to_json(message)}
 
     def _post_ephemeral(self, given: Given, _origin: str) -> dict[str, Any]:
         place, person = self._place(given), given.text("user")
@@ -208,7 +208,7 @@ class Slack:
         message = self._posted(given, place, by="chat.postEphemeral", only_for=person)
         return {"message_ts": message.id}
 
-    def _own(self, given: Given, refusal: str) -> Message:
+    def _bot_message(self, given: Given, refusal: str) -> Message:
         """Find a message of the bot's that all can see: no other can be changed."""
         message = self.board.find(self._place(given), given.text("ts"))
         if message is None or message.only_for:
@@ -218,15 +218,15 @@ class Slack:
         return message
 
     def _update(self, given: Given, _origin: str) -> dict[str, Any]:
-        message = self._own(given, "cant_update_message")
-        said = self._written(given)
-        say(message, said, given.text("text"))
+        message = self._bot_message(given, "cant_update_message")
+        blocks = self._read_content(given)
+        fill(message, blocks, given.text("text"))
         self.board.edit(message)
-        about = {"text": given.text("text"), "message": shown(message)}
+        about = {"text": given.text("text"), "message": to_json(message)}
         return {"channel": message.place, "ts": message.id, **about}
 
     def _delete(self, given: Given, _origin: str) -> dict[str, Any]:
-        message = self._own(given, "cant_delete_message")
+        message = self._bot_message(given, "cant_delete_message")
         self.board.delete(message)
         return {"channel": message.place, "ts": message.id}
 
@@ -238,34 +238,34 @@ class Slack:
 
     # --- files ---
 
-    def _promise(self, given: Given, origin: str) -> dict[str, Any]:
+    def _start_upload(self, given: Given, origin: str) -> dict[str, Any]:
         length = given.text("length")
         if not length.isdecimal() or not int(length):
             raise Problem("invalid_arguments")
         name = f"F{self.scene.number():06d}"
-        self.promises[name] = Promise(given.text("filename"), int(length))
+        self.uploads[name] = PendingUpload(given.text("filename"), int(length))
         return {"upload_url": f"{origin}/slack/upload/{name}", "file_id": name}
 
     async def _upload(self, request: Request) -> Response:
-        return await self.scene.answer("slack", "upload", request, self._taken, _limited)
+        return await self.scene.answer("slack", "upload", request, self._receive_upload, _limited)
 
-    async def _taken(self, request: Request) -> Response:
+    async def _receive_upload(self, request: Request) -> Response:
         name, content = request.path_params["id"], await request.body()
-        promise = self.promises.get(name)
-        if promise is None:
+        pending = self.uploads.get(name)
+        if pending is None:
             return Response("no such upload", 404)
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
             content = next(iter((await forms.read(request)).files.values())).content
-        if len(content) != promise.length:
-            return Response(f"{promise.length} bytes were promised", 400)
-        promise.file = self.keep(wire.origin(request), name, promise.name, content)
+        if len(content) != pending.length:
+            return Response(f"{pending.length} bytes were promised", 400)
+        pending.file = self.keep(wire.origin(request), name, pending.name, content)
         return Response(f"OK - {len(content)}")
 
     def keep(self, origin: str, file_id: str, name: str, content: bytes) -> File:
         """Keep a file where the bot's token opens it."""
         url = f"{origin}/slack/files/{file_id}/{name}"
         file = File(file_id, name, kind_of(name), content, url)
-        self.promises[file_id] = Promise(name, len(content), file)
+        self.uploads[file_id] = PendingUpload(name, len(content), file)
         return file
 
     def _complete(self, given: Given, _origin: str) -> dict[str, Any]:
@@ -275,33 +275,33 @@ class Slack:
         files = [self._uploaded(one) for one in named]
         if channel := given.text("channel_id") or given.text("channels"):
             place = self._place(Given({"channel": channel}))
-            said = self._written(given, needs_text=False)
+            blocks = self._read_content(given, needs_text=False)
             thread, text = given.text("thread_ts"), given.text("initial_comment")
             message = Message(self.ts(), place, BOT, thread=thread, files=files, by="files")
-            say(message, said, text)
+            fill(message, blocks, text)
             self.board.post(message)
             for file in files:
-                self.promises[file.id].shares[place] = message.id
+                self.uploads[file.id].shares[place] = message.id
         return {"files": [{"id": file.id, "title": file.name} for file in files]}
 
     def _uploaded(self, named: Any) -> File:
-        promise = self.promises.get(named.get("id", "")) if isinstance(named, dict) else None
-        if promise is None or promise.file is None:
+        pending = self.uploads.get(named.get("id", "")) if isinstance(named, dict) else None
+        if pending is None or pending.file is None:
             raise Problem("file_not_found")
-        return promise.file
+        return pending.file
 
     def _file(self, given: Given, _origin: str) -> dict[str, Any]:
         file = self._uploaded({"id": given.text("file")})
-        shares = {place: [{"ts": ts}] for place, ts in self.promises[file.id].shares.items()}
-        return {"file": described(file) | ({"shares": {"public": shares}} if shares else {})}
+        shares = {place: [{"ts": ts}] for place, ts in self.uploads[file.id].shares.items()}
+        return {"file": file_json(file) | ({"shares": {"public": shares}} if shares else {})}
 
     async def _download(self, request: Request) -> Response:
-        promise = self.promises.get(request.path_params["id"])
+        pending = self.uploads.get(request.path_params["id"])
         if wire.credential(request, "Bearer") != TOKEN:
             return RedirectResponse("/slack/login", 302)
-        if promise is None or promise.file is None:
+        if pending is None or pending.file is None:
             return Response(status_code=404)
-        return Response(promise.file.content, media_type=promise.file.content_type)
+        return Response(pending.file.content, media_type=pending.file.content_type)
 
     # --- response_url ---
 
@@ -326,30 +326,30 @@ class Slack:
         url.uses += 1
         return Response("ok", media_type="text/plain")
 
-    def answer(self, url: ResponseUrl, said: Any, by: str = "response_url") -> None:
+    def answer(self, url: ResponseUrl, body: Any, by: str = "response_url") -> None:
         """Show what a command or a button is answered, in the response or at its response_url."""
-        if not isinstance(said, dict):
+        if not isinstance(body, dict):
             raise Problem("invalid_payload")
-        given, original = Given(said), url.original
+        given, original = Given(body), url.original
         if given.flag("delete_original"):
             if original is not None:
                 self.board.delete(original)
             return
-        blocks = self._written(given)
+        blocks = self._read_content(given)
         if given.flag("replace_original") and original is not None:
-            say(original, blocks, given.text("text"))
+            fill(original, blocks, given.text("text"))
             self.board.edit(original)
             return
         is_public = given.text("response_type") == "in_channel"
         thread = given.text("thread_ts") or url.thread
         message = Message(self.ts(), url.place, BOT, thread=thread, by=by)
         message.only_for = "" if is_public else url.person
-        say(message, blocks, given.text("text"))
+        fill(message, blocks, given.text("text"))
         self.board.post(message)
         url.original = original or message
 
 
-def _is_wrong(ts: str) -> bool:
+def _is_malformed(ts: str) -> bool:
     return bool(ts) and not _TS.fullmatch(ts)
 
 

@@ -25,7 +25,7 @@ LONGEST: Final[Mapping[str, int]] = {
 
 
 class InvalidBlocks(Exception):
-    """What `invalid_blocks` says of them."""
+    """The reason in an `invalid_blocks` error."""
 
 
 @dataclass
@@ -44,20 +44,20 @@ def read_blocks(given: Any, text: str) -> Blocks:
         return Blocks(text)
     if not isinstance(given, list) or len(given) > MOST:
         raise InvalidBlocks(f"no list of at most {MOST} blocks")
-    said = Blocks(blocks=given)
-    lines = [line for block in given for line in _read(block, said)]
-    said.text = "\n".join(line for line in lines if line)
-    return said
+    content = Blocks(blocks=given)
+    lines = [line for block in given for line in _read(block, content)]
+    content.text = "\n".join(line for line in lines if line)
+    return content
 
 
-def _read(block: Any, said: Blocks) -> list[str]:
+def _read(block: Any, content: Blocks) -> list[str]:
     kind = block.get("type") if isinstance(block, dict) else None
     if kind not in KINDS:
         raise InvalidBlocks(f"unsupported type: {kind}")
     if kind == "divider":
         return []
     if kind == "image":
-        said.pictures.append(_picture(block))
+        content.pictures.append(_picture(block))
         return []
     if kind == "markdown":
         return [_short(block.get("text"), "markdown")]
@@ -65,13 +65,13 @@ def _read(block: Any, said: Blocks) -> list[str]:
     if kind in {"context", "actions"} and not 0 < len(elements) <= MOST_BUTTONS:
         raise InvalidBlocks(f"{kind} has 1 to {MOST_BUTTONS} elements")
     if kind == "actions":
-        said.buttons += [_button(element) for element in elements if _is_button(element)]
+        content.buttons += [_button(element) for element in elements if _is_button(element)]
         return []
     if kind == "context":
-        said.pictures += [_picture(one) for one in elements if one.get("type") == "image"]
+        content.pictures += [_picture(one) for one in elements if one.get("type") == "image"]
         return [_text(one, kind) for one in elements if one.get("type") != "image"]
     if kind == "section" and _is_button(block.get("accessory")):
-        said.buttons.append(_button(block["accessory"]))
+        content.buttons.append(_button(block["accessory"]))
     fields = [_text(one, "section") for one in block.get("fields", [])]
     texts = [_text(block.get("text"), kind)] if "text" in block or not fields else []
     return [*texts, *fields]

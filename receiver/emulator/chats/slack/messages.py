@@ -11,7 +11,7 @@ BOT_USER: Final = "UBOT"
 BOT_ID: Final = "B01"
 
 
-def shown(message: Message) -> dict[str, Any]:
+def to_json(message: Message) -> dict[str, Any]:
     """Return a message as Slack writes it."""
     who = (
         {"user": BOT_USER, "bot_id": BOT_ID} if message.author == BOT else {"user": message.author}
@@ -20,16 +20,16 @@ def shown(message: Message) -> dict[str, Any]:
     return {"type": "message", "ts": message.id, **who, **thread, **message.raw}
 
 
-def described(file: File) -> dict[str, Any]:
+def file_json(file: File) -> dict[str, Any]:
     """Return a file as Slack writes it."""
     about = {"id": file.id, "name": file.name, "mimetype": file.content_type}
     where = {"url_private": file.url, "url_private_download": file.url}
     return {**about, "size": len(file.content), "mode": "hosted", **where}
 
 
-def say(message: Message, said: Blocks, text: str) -> None:
+def fill(message: Message, blocks: Blocks, text: str) -> None:
     """Fill a message from blocks; the files that were uploaded for it stay."""
-    message.text = said.text or text
-    message.buttons = said.buttons
-    message.raw = {"text": text, "blocks": said.blocks}
-    message.files = [*(file for file in message.files if file.content), *said.pictures]
+    message.text = blocks.text or text
+    message.buttons = blocks.buttons
+    message.raw = {"text": text, "blocks": blocks.blocks}
+    message.files = [*(file for file in message.files if file.content), *blocks.pictures]

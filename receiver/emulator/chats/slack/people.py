@@ -17,13 +17,13 @@ from receiver.emulator.chats.forms import FORM, Unreadable, read_json
 from receiver.emulator.chats.people import People, Typed
 from receiver.emulator.chats.slack.api import APP, TEAM, Problem, ResponseUrl, Slack
 from receiver.emulator.chats.slack.blocks import InvalidBlocks
-from receiver.emulator.chats.slack.messages import BOT_USER, described
+from receiver.emulator.chats.slack.messages import BOT_USER, file_json
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of nothing but the emulator
 AGAIN: Final = (0, 60, 300)
 """Seconds before each repeat of an event."""
 _JSON: Final = "application/json"
-_OLD_TOKEN: Final = "deprecated"  # noqa: S105 - Slack still sends one, and nobody should look at it
+_OLD_TOKEN: Final = "deprecated"  # noqa: S105 - Slack still sends one; it proves nothing
 
 
 @dataclass
@@ -40,17 +40,17 @@ class SlackPeople(People):
         if text.startswith("/"):
             return await self._command(text, person, place)
         ts = self.slack.ts()
-        kept = [self._keep(name, content) for name, content in typed.files]
-        said = Message(ts, place, person, text, files=kept, thread=typed.thread)
-        said.raw = {"text": escape(text, quote=False).replace(f"&lt;@{BOT_USER}&gt;", _MENTION)}
-        self.slack.board.post(said)
+        files = [self._store_file(name, content) for name, content in typed.files]
+        message = Message(ts, place, person, text, files=files, thread=typed.thread)
+        message.raw = {"text": escape(text, quote=False).replace(f"&lt;@{BOT_USER}&gt;", _MENTION)}
+        self.slack.board.post(message)
         if place.startswith("D"):
-            return await self._event(said, "message", channel_type="im")
+            return await self._event(message, "message", channel_type="im")
         if _MENTION not in text:
             return None
         if self.is_double:
-            await self._event(said, "message", channel_type="channel")
-        return await self._event(said, "app_mention")
+            await self._event(message, "message", channel_type="channel")
+        return await self._event(message, "app_mention")
 
     async def presses(self, message: Message, button: Button, person: str) -> Exchange:
         """Press a button under a message."""
@@ -77,12 +77,12 @@ class SlackPeople(People):
         return await self.send("button", form.encode(), FORM)
 
     async def sets_up(self) -> bool:
-        """Ask for the challenge back, as Slack does when a URL is entered."""
+        """Send a challenge, as Slack does when a URL is entered; return whether it came back."""
         challenge = "3eZbrw1aBm2rZgRNFdxV"
         body = {"type": "url_verification", "token": _OLD_TOKEN, "challenge": challenge}
         exchange = await self.send("set-up", msgspec.json.encode(body), _JSON)
-        told = (challenge.encode(), msgspec.json.encode({"challenge": challenge}))
-        return exchange.status == 200 and exchange.answer.replace(b" ", b"") in told  # noqa: PLR2004 - HTTP's own
+        answers = (challenge.encode(), msgspec.json.encode({"challenge": challenge}))
+        return exchange.status == 200 and exchange.answer.replace(b" ", b"") in answers  # noqa: PLR2004 - HTTP's own
 
     async def send(
         self, kind: str, body: bytes, content_type: str, more: dict[str, str] | None = None
@@ -129,9 +129,9 @@ class SlackPeople(People):
     def _show(self, exchange: Exchange, url: ResponseUrl, command: str) -> None:
         """Show the person what came back: a message, nothing, or that the command failed."""
         try:
-            said = _read(exchange)
-            if said is not None:
-                self.slack.answer(url, said, "response")
+            body = _read_response(exchange)
+            if body is not None:
+                self.slack.answer(url, body, "response")
         except (Problem, InvalidBlocks, Unreadable) as error:
             words = f'{command} failed with the error "{error}"'
             message = Message(self.slack.ts(), url.place, "slack", words, only_for=url.person)
@@ -150,10 +150,10 @@ class SlackPeople(People):
         if typed.thread:
             event["thread_ts"] = typed.thread
         if typed.files:
-            event |= {"files": [described(file) for file in typed.files], "subtype": "file_share"}
-        return await self.tell(event)
+            event |= {"files": [file_json(file) for file in typed.files], "subtype": "file_share"}
+        return await self.send_event(event)
 
-    async def tell(self, event: dict[str, Any]) -> Exchange:
+    async def send_event(self, event: dict[str, Any]) -> Exchange:
         """Send the app an event, and retry in the background where that fails."""
         body = {
             "token": _OLD_TOKEN,
@@ -167,16 +167,16 @@ class SlackPeople(People):
         kind = f"event {event['type']}"
         exchange = await self.send(kind, msgspec.json.encode(body), _JSON)
         if not exchange.is_ok and self.slack.scene.scale is not None:
-            self.slack.scene.caller.start(self._insist(exchange))
+            self.slack.scene.caller.start(self._retry(exchange))
         return exchange
 
-    async def _insist(self, exchange: Exchange) -> None:
+    async def _retry(self, exchange: Exchange) -> None:
         for number, seconds in enumerate(AGAIN, 1):
             await self.slack.scene.wait(seconds)
             if (await self.repeat(exchange, number)).is_ok:
                 return
 
-    def _keep(self, name: str, content: bytes) -> File:
+    def _store_file(self, name: str, content: bytes) -> File:
         file_id = f"F{self.slack.scene.number():06d}"
         return self.slack.keep(self.slack.scene.own, file_id, name, content)
 
@@ -184,7 +184,7 @@ class SlackPeople(People):
         return f"{self.slack.scene.number()}.2.abc"
 
 
-def _read(exchange: Exchange) -> Any:
+def _read_response(exchange: Exchange) -> Any:
     """Return what a command is answered; None: nothing. Raise what makes it a failure."""
     if exchange.error == "timeout":
         raise Problem("operation_timeout")

@@ -25,7 +25,7 @@ from receiver.emulator.chats.board import BOT, Board, Message
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import Scene
 from receiver.emulator.chats.telegram.files import KINDS, Files, Problem, bad
-from receiver.emulator.chats.telegram.messages import BOT_USER, check_text, keyboard, seen
+from receiver.emulator.chats.telegram.messages import BOT_USER, check_text, keyboard, to_json
 from receiver.emulator.chats.telegram.set_up import Webhook, read_commands, read_webhook
 
 TOKEN: Final = "123456:emulated-token-of-a-bot"  # noqa: S105 - of nothing but the emulator
@@ -47,7 +47,7 @@ class Telegram:
     files: Files = field(default_factory=Files)
     webhook: Webhook = field(default_factory=Webhook)
     updates: list[dict[str, Any]] = field(default_factory=list)
-    """Those that nobody has taken yet."""
+    """Those that were not delivered yet."""
     people: set[str] = field(default_factory=set)
     """Who has written to the bot."""
     blocked: set[str] = field(default_factory=set)
@@ -55,10 +55,10 @@ class Telegram:
     queries: dict[str, float] = field(default_factory=dict)
     """When buttons were pressed, by the ids of their callback queries."""
     answers: list[dict[str, Any]] = field(default_factory=list)
-    """What was said on pressed buttons."""
+    """The answers to callback queries."""
     commands: list[dict[str, Any]] = field(default_factory=list)
     privacy: bool = True
-    """Whether the bot hears only commands and replies in groups."""
+    """Whether the bot gets only commands and replies in groups."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     pollers: int = 0
     """How many wait for updates."""
@@ -95,7 +95,7 @@ class Telegram:
             return bad(f"wrong arguments: {error}").response()
 
     async def do(self, method: str, given: Given) -> Any:
-        """Do what a call asks for; raise Problem, or Unreadable."""
+        """Run a method; raise Problem, or Unreadable."""
         if method.lower() == "getupdates":
             return await self._get_updates(given)
         kind = _SENDS.get(method.lower())
@@ -156,14 +156,14 @@ class Telegram:
 
     def _send_message(self, given: Given) -> Any:
         text = check_text(given, "text", LONGEST, "message")
-        return self._seen(self.board.post(self._new(given, "sendMessage", text=text)))
+        return self._to_json(self.board.post(self._new(given, "sendMessage", text=text)))
 
     def _send_file(self, kind: str, given: Given) -> Any:
         caption = _caption(given)
         message = self._new(given, f"send{kind.capitalize()}", text=caption)
         message.files = [self.files.take(kind, given.args.get(kind), given.files, kind)]
         message.raw["kind"] = kind
-        return self._seen(self.board.post(message))
+        return self._to_json(self.board.post(message))
 
     def _send_group(self, given: Given) -> Any:
         media = given.value("media")
@@ -171,7 +171,7 @@ class Telegram:
             raise bad("group send failed: an album has 2 to 10 items")
         album = f"album-{self.scene.number()}"
         made = [self._of_group(one, given, album) for one in media]
-        return [self._seen(self.board.post(message)) for message in made]
+        return [self._to_json(self.board.post(message)) for message in made]
 
     def _of_group(self, one: Any, given: Given, album: str) -> Message:
         kind, file, caption = self._medium(one, given)
@@ -202,7 +202,7 @@ class Telegram:
                 "message is not modified: specified new message content and reply markup are "
                 "exactly the same as a current content and reply markup of the message"
             )
-        return self._seen(self.board.edit(message, text=text, buttons=buttons))
+        return self._to_json(self.board.edit(message, text=text, buttons=buttons))
 
     def _delete(self, given: Given) -> bool:
         message = self.board.find(self._chat(given), given.text("message_id"))
@@ -229,9 +229,9 @@ class Telegram:
         self.board.change()
         return True
 
-    def _seen(self, message: Message) -> dict[str, Any]:
-        answered = self.board.find(message.place, message.answers) if message.answers else None
-        return seen(message, answered)
+    def _to_json(self, message: Message) -> dict[str, Any]:
+        replied_to = self.board.find(message.place, message.answers) if message.answers else None
+        return to_json(message, replied_to)
 
     # --- the bot itself ---
 
@@ -263,13 +263,13 @@ class Telegram:
 
     def _webhook_info(self, _given: Given) -> dict[str, Any]:
         hook = self.webhook
-        told = {"url": hook.url, "has_custom_certificate": False, "max_connections": 40}
-        told["pending_update_count"] = len(self.updates)
+        info = {"url": hook.url, "has_custom_certificate": False, "max_connections": 40}
+        info["pending_update_count"] = len(self.updates)
         if hook.allowed:
-            told["allowed_updates"] = list(hook.allowed)
+            info["allowed_updates"] = list(hook.allowed)
         if hook.error:
-            told |= {"last_error_message": hook.error, "last_error_date": int(hook.error_at)}
-        return told
+            info |= {"last_error_message": hook.error, "last_error_date": int(hook.error_at)}
+        return info
 
     async def _get_updates(self, given: Given) -> list[dict[str, Any]]:
         """Wait for updates; an offset confirms those before it, a second poller ends the first."""
@@ -287,7 +287,7 @@ class Telegram:
         seconds = given.text("timeout")
         with self._polling(), suppress(TimeoutError):
             async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
-                while not (found := self._allowed(allowed)):
+                while not (updates := self._allowed(allowed)):
                     self.news.clear()
                     await self.news.wait()
                     if self._poller is not me:
@@ -296,7 +296,7 @@ class Telegram:
                             "Conflict: terminated by other getUpdates request; "
                             "make sure that only one bot instance is running",
                         )
-                return found
+                return updates
         return self._allowed(allowed)
 
     @contextmanager
@@ -313,7 +313,7 @@ class Telegram:
     # --- files ---
 
     def _get_file(self, given: Given) -> dict[str, Any]:
-        return self.files.described(given.text("file_id"))
+        return self.files.file_info(given.text("file_id"))
 
     async def _download(self, request: Request) -> Response:
         file = self.files.kept.get(request.path_params["path"].partition("/")[2])

@@ -1,4 +1,4 @@
-"""Telegram's files: what it takes as a photo or as a document, and what it says of the rest."""
+"""Telegram's files: what it accepts as a photo or as a document, and its errors."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Files:
             check_photo(upload.content)
         return self._named(upload.name, kind_of(upload.name, upload.content_type), upload.content)
 
-    def described(self, file_id: str) -> dict[str, Any]:
-        """Return what `getFile` says; raise Problem."""
+    def file_info(self, file_id: str) -> dict[str, Any]:
+        """Return the result of `getFile`; raise Problem."""
         file = self.kept.get(file_id)
         if file is None:
             raise bad("wrong file_id or the file is temporarily unavailable")

@@ -65,9 +65,9 @@ def user_of(person: str) -> dict[str, Any]:
     return {**user, "username": f"person_{person}", "language_code": "en"}
 
 
-def seen(message: Message, answered: Message | None = None) -> dict[str, Any]:
+def to_json(message: Message, replied_to: Message | None = None) -> dict[str, Any]:
     """Return a message as Telegram writes it."""
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "message_id": int(message.id),
         "date": message.raw["date"],
         "chat": chat_of(message.place),
@@ -75,27 +75,29 @@ def seen(message: Message, answered: Message | None = None) -> dict[str, Any]:
     }
     if message.files:
         kind = message.raw.get("kind", "document")
-        told |= {kind: _file(kind, message.files[0])}
+        result |= {kind: _file_json(kind, message.files[0])}
     if message.text:
-        told["caption" if message.files else "text"] = message.text
+        result["caption" if message.files else "text"] = message.text
         if entities := message.raw.get("entities"):
-            told["caption_entities" if message.files else "entities"] = entities
+            result["caption_entities" if message.files else "entities"] = entities
     if message.album:
-        told["media_group_id"] = message.album
+        result["media_group_id"] = message.album
     if message.thread:
-        told["message_thread_id"] = int(message.thread)
-    if answered is not None:
-        told["reply_to_message"] = seen(answered)
+        result["message_thread_id"] = int(message.thread)
+    if replied_to is not None:
+        result["reply_to_message"] = to_json(replied_to)
     if message.buttons:
-        told["reply_markup"] = {"inline_keyboard": [[_shown(one) for one in message.buttons]]}
-    return told
+        result["reply_markup"] = {
+            "inline_keyboard": [[_button_json(one) for one in message.buttons]]
+        }
+    return result
 
 
-def _shown(one: Button) -> dict[str, str]:
+def _button_json(one: Button) -> dict[str, str]:
     return {"text": one.label, **({"url": one.url} if one.url else {"callback_data": one.value})}
 
 
-def _file(kind: str, file: File) -> Any:
+def _file_json(kind: str, file: File) -> Any:
     about = {"file_id": file.id, "file_unique_id": f"u{file.id}", "file_size": len(file.content)}
     sized = {"width": 256, "height": 256}
     if kind == "photo":

@@ -14,10 +14,10 @@ from receiver.emulator.chats.forms import Given, Unreadable, Upload, read_json
 from receiver.emulator.chats.people import People, Typed
 from receiver.emulator.chats.telegram.api import Telegram
 from receiver.emulator.chats.telegram.files import Problem
-from receiver.emulator.chats.telegram.messages import seen, units, user_of
+from receiver.emulator.chats.telegram.messages import to_json, units, user_of
 
 WITHIN: Final = 60.0
-"""Seconds after which Telegram cuts a connection and tells it again."""
+"""Seconds after which Telegram closes a connection and retries."""
 AGAIN: Final = (1, 5, 30, 60, 300)
 _COMMAND = re.compile(r"/\w+(@\w+)?")
 _PHOTOS: Final = {"image/png", "image/jpeg", "image/webp"}
@@ -30,7 +30,7 @@ class TelegramPeople(People):
     telegram: Telegram
 
     async def type(self, typed: Typed) -> Exchange | None:
-        """Write something; None where the app is not told, or polls for it."""
+        """Write a message; return None where nothing is pushed to the app."""
         return await self._write(typed, None)
 
     async def replies(self, text: str, person: str, place: str, to: Message) -> Exchange | None:
@@ -52,24 +52,22 @@ class TelegramPeople(People):
             message.files = [telegram.files.keep(kind, Upload(filename, "", content))]
         telegram.people.add(who)
         telegram.board.post(message)
-        is_heard = command or (to is not None and to.author == BOT) or not telegram.privacy
-        if place.startswith("-") and not is_heard:
+        reaches_bot = command or (to is not None and to.author == BOT) or not telegram.privacy
+        if place.startswith("-") and not reaches_bot:
             return None
-        return await self.tell({"message": seen(message, to)})
+        return await self.send_update({"message": to_json(message, to)})
 
     async def presses(self, message: Message, button: Button, person: str) -> Exchange | None:
         """Press a button under a message."""
-        who, query = str(numbered(person)), str(9_000_000 + self.telegram.scene.number())
-        self.telegram.queries[query] = self.telegram.scene.now()
-        told = {"id": query, "from": user_of(who), "message": seen(message)}
+        who, query_id = str(numbered(person)), str(9_000_000 + self.telegram.scene.number())
+        self.telegram.queries[query_id] = self.telegram.scene.now()
+        query = {"id": query_id, "from": user_of(who), "message": to_json(message)}
         instance = {"chat_instance": message.place}
-        return await self.tell({"callback_query": {**told, **instance, "data": button.value}})
+        return await self.send_update(
+            {"callback_query": {**query, **instance, "data": button.value}}
+        )
 
-    async def sets_up(self) -> bool:
-        """Return whether a webhook is set."""
-        return bool(self.telegram.webhook.url)
-
-    async def tell(self, what: dict[str, Any]) -> Exchange | None:
+    async def send_update(self, what: dict[str, Any]) -> Exchange | None:
         """Push an update, with retries in the background; or keep it for a poll."""
         telegram = self.telegram
         update = {"update_id": 700_000_000 + telegram.scene.number(), **what}
@@ -82,7 +80,7 @@ class TelegramPeople(People):
             return None
         exchange = await self._push(update)
         if not exchange.is_ok and telegram.scene.scale is not None:
-            telegram.scene.caller.start(self._insist(update))
+            telegram.scene.caller.start(self._retry(update))
         return exchange
 
     async def repeat(self, exchange: Exchange, _number: int = 1) -> Exchange:
@@ -115,7 +113,7 @@ class TelegramPeople(People):
         return exchange
 
     async def _do(self, exchange: Exchange) -> None:
-        """Do the call that the response may be; what comes of it is not told to anybody."""
+        """Run the method that a response may hold; its result goes nowhere."""
         try:
             call = read_json(exchange.answer) if exchange.answer else None
             if isinstance(call, dict) and isinstance(call.get("method"), str):
@@ -123,7 +121,7 @@ class TelegramPeople(People):
         except (Unreadable, Problem) as error:
             self.telegram.webhook.error = str(error)
 
-    async def _insist(self, update: dict[str, Any]) -> None:
+    async def _retry(self, update: dict[str, Any]) -> None:
         for seconds in AGAIN:
             await self.telegram.scene.wait(seconds)
             if not self.telegram.webhook.url or (await self._push(update)).is_ok:

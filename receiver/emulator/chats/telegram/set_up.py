@@ -30,7 +30,7 @@ class Webhook:
 
 
 def read_webhook(given: Given) -> Webhook:
-    """Return the webhook that is asked for; raise Problem."""
+    """Return the webhook of a call; raise Problem."""
     url, secret = given.text("url"), given.text("secret_token")
     if not url:
         return Webhook()

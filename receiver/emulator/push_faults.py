@@ -1,8 +1,8 @@
-"""Push the end of a prediction: a callback or a stream event, with the faults asked for."""
+"""Fault injection for callbacks and stream events: lose, repeat, delay or reorder them."""
 
 from collections.abc import Callable
 
-from receiver.emulator.courier import Timers
+from receiver.emulator.callback_sender import Timers
 from receiver.emulator.faults import Faults
 from receiver.emulator.ledger import Attempt, Prediction
 from receiver.emulator.options import Provider
@@ -13,8 +13,8 @@ _HELD_AT_MOST = 2.0
 Deliver = Callable[[], None]
 
 
-class Pushes:
-    """Loses, repeats, delays and swaps callbacks and events when a fault says so."""
+class PushFaults:
+    """Pushes callbacks and events, with the faults that are in force."""
 
     def __init__(self, faults: Faults, timers: Timers) -> None:
         self._faults = faults
@@ -24,7 +24,7 @@ class Pushes:
     def push(self, prediction: Prediction, deliver: Deliver) -> None:
         provider, prompt = prediction.provider, prediction.prompt
         if self._lost(prediction):
-            prediction.attempted(Attempt(self._timers.now(), error="lost"))
+            prediction.record_attempt(Attempt(self._timers.now(), error="lost"))
         elif rule := self._faults.take("delay_callback", provider, prompt):
             seconds = _DELAY if rule.seconds is None else rule.seconds
             self._timers.after(seconds, lambda: self._send(prediction, deliver))

@@ -1,14 +1,14 @@
-"""Moves predictions through their states, each at its planned time."""
+"""The life cycle of predictions: queued, running, ended, each at its planned time."""
 
 from collections import Counter
 from collections.abc import Callable
 
-from receiver.emulator.courier import Timers
+from receiver.emulator.callback_sender import Timers
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Provider
 
 
-class Studio:
+class Lifecycle:
     """Moves predictions to their end, and then calls the provider's `on_finish`.
 
     queued -> running -> succeeded | failed, and cancelled from either of the first two.

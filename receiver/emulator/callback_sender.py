@@ -1,4 +1,4 @@
-"""Sends callbacks, with retries by the schedule of each provider."""
+"""Send callbacks, and retry them by the schedule of each provider."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from receiver.emulator.outgoing import AT_ONCE, Outgoing
 
 _LARGE = 10_000
 _DONE, _REDIRECT = 2, 3
-_RESPONSE_KEPT = 200
+_ERROR_KEPT = 200
 
 
 class Timers:
@@ -60,7 +60,7 @@ class Callback:
         return kind == _DONE or (kind == _REDIRECT and self.schedule.redirect_is_final)
 
 
-class Courier(Outgoing):
+class CallbackSender(Outgoing):
     """Makes attempts, a bounded number at once."""
 
     def __init__(self, timers: Timers, time_scale: float) -> None:
@@ -81,7 +81,7 @@ class Courier(Outgoing):
     async def _try(self, callback: Callback) -> None:
         callback.tries += 1
         attempt = await self._attempt(callback)
-        callback.prediction.attempted(attempt)
+        callback.prediction.record_attempt(attempt)
         wait = callback.wait_after(attempt.status_code)
         if wait is not None:
             callback.waited += wait
@@ -94,8 +94,8 @@ class Courier(Outgoing):
         except TimeoutError:
             return Attempt(at, error="timeout")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            return Attempt(at, error=f"{type(error).__name__}: {error}"[:_RESPONSE_KEPT])
-        return Attempt(at, answer.status_code, response=answer.text[:_RESPONSE_KEPT])
+            return Attempt(at, error=f"{type(error).__name__}: {error}"[:_ERROR_KEPT])
+        return Attempt(at, answer.status_code)
 
     async def _post(self, callback: Callback) -> httpx.Response:
         schedule = callback.schedule
