@@ -54,7 +54,7 @@ class Bfl:
         return self._world.authenticate(request.headers.get("x-key", ""), refused)
 
     async def _submit(self, request: Request, account: str) -> Response:
-        prediction = self._read(request, account, await wire.read_object(request) or {})
+        prediction = self._read(request, account, await wire.read_object(request))
         created: dict[str, Any] = {"id": prediction.id}
         if prediction.old:  # with a callback there was nothing to poll, and no price
             created |= {"status": "Pending", "webhook_url": prediction.callback_url}
@@ -63,16 +63,17 @@ class Bfl:
             created |= {"polling_url": url, "cost": _CENTS, "input_mp": 0.0, "output_mp": 1.05}
         return await self._world.accept([prediction], answer(created))
 
-    def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
+    def _read(self, request: Request, account: str, body: dict[str, Any] | None) -> Prediction:
+        fields = body or {}
         model = request.path_params["model"]
-        problem = self._problem(model, wire.text_of(body.get("prompt")))
+        problem = self._problem(model, body, wire.text_of(fields.get("prompt")))
         limit = self._world.options.bfl_in_flight
         if problem is None and self._world.is_full("bfl", account, limit):
             problem = _refused(429, "rate_limit_exceeded", f"{limit} tasks are active", 1)
         if problem:
             raise self._world.rejected("bfl", problem)
-        hook, secret = (wire.text_of(body.get(f"webhook_{part}")) for part in ("url", "secret"))
-        inputs = {name: body[name] for name in body if not name.startswith("webhook_")}
+        hook, secret = (wire.text_of(fields.get(f"webhook_{part}")) for part in ("url", "secret"))
+        inputs = {name: fields[name] for name in fields if not name.startswith("webhook_")}
         prediction = self._world.prediction(
             "bfl", request, account, model, inputs, callback_url=hook, secret=secret
         )
@@ -81,11 +82,15 @@ class Bfl:
             raise self._world.rejected("bfl", answer({"detail": [missing]}, 422))
         return prediction
 
-    def _problem(self, model: str, prompt: str) -> Response | None:
+    def _problem(self, model: str, body: dict[str, Any] | None, prompt: str) -> Response | None:
         if rule := self._world.refusal("bfl", prompt):
             return _refused(rule.status, "unavailable", rule.reason, rule.retry_after)
         if model in {NO_SUCH_MODEL, TEXT_ONLY}:
             return answer({"detail": "Not Found"}, 404)
+        if body is None:
+            return _refused(400, "validation_error", "the body is no JSON object")
+        if not wire.text_of(body.get("webhook_url", "http")).startswith("http"):
+            return _refused(400, "validation_error", "webhook_url is no URL")
         if "[refuse]" in prompt:
             return _refused(402, "insufficient_credits", "the balance is used up")
         return None

@@ -110,6 +110,8 @@ class Fal:
         """List what has ended, the last to end first, in pages."""
         query = request.query_params
         start, cursor = query.get("start", ""), query.get("cursor", "")
+        if not query.get("endpoint_id"):
+            return _platform_error(400, "validation_error", "endpoint_id is required")
         since = datetime.fromisoformat(start).timestamp() if start else self._world.now() - _DAY
         limit = min(int(query.get("limit", _LISTED)), _MOST_LISTED)
         first = int(cursor or 0)

@@ -17,7 +17,7 @@ from receiver.emulator.fal import user_id
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
-from receiver.emulator.wire import answer
+from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
 
 REASONS: dict[Failure, str] = {
@@ -59,8 +59,10 @@ class Ideogram:
         return self._world.authenticate(key, _refused(401, "Invalid API key"))
 
     async def _submit(self, request: Request, account: str) -> Response:
-        given = await forms.read(request)
+        given = await _read(request)
         prediction = self._read(request, account, given)
+        if request.query_params.get("dry_run") == "true":
+            return answer({"price_usd_micros": _MICROS})
         if prediction.callback_url or given.flag("async") or given.args.get("async") is True:
             created = {"generation_id": prediction.id}
             return await self._world.accept([prediction], answer(created))
@@ -71,7 +73,7 @@ class Ideogram:
 
     def _read(self, request: Request, account: str, given: forms.Given) -> Prediction:
         model, prompt = request.path_params["model"], given.text("prompt")
-        if problem := self._problem(account, model, prompt):
+        if problem := self._problem(account, model, prompt, given):
             raise self._world.rejected("ideogram", problem)
         inputs = given.args | {name: file.name for name, file in given.files.items()}
         prediction = self._world.prediction(
@@ -81,11 +83,15 @@ class Ideogram:
             raise self._world.rejected("ideogram", _refused(400, REASONS["prompt"]))
         return prediction
 
-    def _problem(self, account: str, model: str, prompt: str) -> Response | None:
+    def _problem(
+        self, account: str, model: str, prompt: str, given: forms.Given
+    ) -> Response | None:
         if rule := self._world.refusal("ideogram", prompt):
             return _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
         if model in {NO_SUCH_MODEL, TEXT_ONLY}:
             return _refused(404, f"model {model} not found")
+        if "webhook_url" in given.args and not given.text("webhook_url").startswith("http"):
+            return _refused(400, "webhook_url is no URL")
         if "[refuse]" in prompt:
             return answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
         if self._world.is_full("ideogram", account, self._world.options.ideogram_in_flight):
@@ -146,6 +152,13 @@ class Ideogram:
         signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
         kind = {"content-type": "application/json", "user-agent": "ideogram-emulator"}
         return kind | signed | {"x-ideogram-webhook-key-id": "k0"}
+
+
+async def _read(request: Request) -> forms.Given:
+    try:
+        return await forms.read(request)
+    except forms.Unreadable:
+        raise Refusal(_refused(400, "the body cannot be read")) from None
 
 
 def _head(prediction: Prediction) -> dict[str, Any]:
