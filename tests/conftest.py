@@ -16,6 +16,7 @@ import structlog
 from structlog._config import BoundLoggerLazyProxy
 from structlog.testing import capture_logs
 
+from receiver.predictions import submitter
 from tests.patience import PATIENCE
 from tests.postgres import Database, bare_database, database, lasting_database, server
 from tests.receiving import Network, Station, receiving
@@ -81,6 +82,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     on_both = any(mark.name == "both_engines" for mark in metafunc.definition.iter_markers())
     if "start" in names and on_both and not names & {"disk", "on_sqlite"}:
         metafunc.parametrize("start", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def stops_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a submit that hangs a shorter moment to be answered when its receiver stops."""
+    monkeypatch.setattr(submitter, "_LAST_WORD", 0.05)
 
 
 @pytest.fixture

@@ -380,6 +380,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         submits = {name: network.count(f"{name}.submit") for name in ("oxen", *PUSHING)}
         assert submits == dict.fromkeys(submits, len(errors))
 
+    @pytest.mark.usefixtures("stops_soon")
     async def test_not_when_the_process_stopped_while_it_was_under_way(
         self, start: Start, network: Network
     ) -> None:

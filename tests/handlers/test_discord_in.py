@@ -179,6 +179,7 @@ async def test_whatever_is_said_again_is_ordered_once(start: Start, discord: str
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("stops_soon")
 async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_is_away(
     start: Start, network: Any, disk: Disk, discord: str
 ) -> None:

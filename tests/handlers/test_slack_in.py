@@ -312,6 +312,7 @@ async def test_whatever_is_said_again_is_ordered_once(start: Start, slack: str) 
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("stops_soon")
 async def test_it_is_answered_while_the_provider_hangs(
     start: Start, network: Any, slack: str
 ) -> None:
@@ -326,6 +327,7 @@ async def test_it_is_answered_while_the_provider_hangs(
 
 @pytest.mark.anyio
 @pytest.mark.both_engines
+@pytest.mark.usefixtures("stops_soon")
 async def test_who_waits_is_told_how_many_are_before_them(
     start: Start, network: Any, slack: str
 ) -> None:

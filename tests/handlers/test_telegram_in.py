@@ -199,6 +199,7 @@ async def test_what_waited_for_too_long_is_not_ordered(
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("stops_soon")
 async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_is_away(
     start: Start, network: Any, disk: Disk, telegram: str
 ) -> None:

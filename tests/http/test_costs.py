@@ -15,6 +15,7 @@ import pytest
 
 from receiver import Context, Event, on
 from receiver.model.answers import CostReport, CostRow
+from receiver.predictions import bills
 from receiver.predictions.costs import as_csv
 from tests.conftest import Start
 from tests.receiving import API_KEY, OTHER_API_KEY, Json, Station, eventually, reply
@@ -41,6 +42,12 @@ def prices(tmp_path: Path) -> str:
     return str(file)
 
 
+@pytest.fixture
+def asked_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have providers asked for costs soon after the clock was moved: the pause is not by it."""
+    monkeypatch.setattr(bills, "_NAP", 0.1)
+
+
 async def ask(station: Station, provider: str = "fal", **given: Any) -> httpx.Response:
     """Submit, whatever comes of it."""
     headers = given.pop("headers", None)
@@ -64,6 +71,7 @@ async def cost_of(station: Station, prediction_id: str) -> Json | None:
     return found
 
 
+@pytest.mark.usefixtures("asked_soon")
 async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, prices: str) -> None:
     async with start(RECEIVER_PRICES=prices, FAL_ADMIN_KEY="an-admin-key") as station:
         sent = await station.submitted("fal", "one")
@@ -95,6 +103,7 @@ async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, price
         assert station.count("cost_questions") == 0
 
 
+@pytest.mark.usefixtures("asked_soon")
 async def test_units_at_their_price_are_a_cost_where_nothing_else_says_one(start: Start) -> None:
     """They are read of the result after a callback, and come with a poll's or a sync answer."""
     async with start() as station:

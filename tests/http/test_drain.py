@@ -16,11 +16,14 @@ from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
+import msgspec
 import pytest
 
 from receiver import Context, Event, Retry, on
 from receiver.app import create_app, migrate, work
 from receiver.app import drain as drain_once
+from receiver.deliveries.heartbeat import TIMING
+from receiver.deliveries.worker import Worker
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
@@ -373,8 +376,12 @@ async def fine(event: Event) -> None:
 
 
 async def test_a_drain_that_is_told_to_stop_gives_back_what_it_ran(
-    start: Start, tmp_path: Path
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What runs has a shorter moment to end.
+    defaults = Worker.__init__.__kwdefaults__
+    assert defaults
+    monkeypatch.setitem(defaults, "pace", msgspec.structs.replace(TIMING, drain=0.05))
     (tmp_path / "mine.py").write_text(SLOW)
     station = await owe_one(start)
     settings = given(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))

@@ -75,6 +75,7 @@ async def discarded(station: Station) -> set[tuple[str, str]]:
 
 
 @pytest.mark.both_engines
+@pytest.mark.usefixtures("stops_soon")
 async def test_a_proved_call_is_stored_before_it_is_answered_and_sent_after(
     start: Start, network: Network
 ) -> None:

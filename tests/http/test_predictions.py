@@ -460,6 +460,7 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, networ
 
 
 @pytest.mark.parametrize("mode", ["queue", "sync"])
+@pytest.mark.usefixtures("stops_soon")
 async def test_those_who_wait_are_answered_when_we_stop(
     start: Start, network: Network, mode: str
 ) -> None:

@@ -320,6 +320,7 @@ async def test_the_same_key_at_two_servers_is_one_order(start: Start, recipes: P
         assert servers[0].count("predictions") == servers[0].count("orders") == 4
 
 
+@pytest.mark.usefixtures("stops_soon")
 async def test_an_order_never_waits_for_the_provider(start: Start, recipes: Path) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
         station.network.always("eachlabs.submit", hangs)

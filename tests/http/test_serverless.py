@@ -193,6 +193,7 @@ async def shop(call: Call, door: Door) -> Reply:
     return Reply.json([ordered.status, submitted.status])
 
 
+@pytest.mark.usefixtures("stops_soon")
 async def test_what_is_ordered_is_sent_before_the_answer_as_a_submit_is(
     start: Start, network: Network, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from receiver.deliveries.heartbeat import TIMING
 from tests.journey.parts import (
     ACCEPTS,
     FAULTS,
@@ -21,6 +22,7 @@ from tests.journey.parts import (
     check_books,
     check_logs,
     eventually,
+    let_leases_end,
     living,
     prompts,
     some_of,
@@ -90,13 +92,19 @@ def chaos(world: World) -> None:
 
 
 def let_time_pass(world: World, died: float) -> None:
-    """Spare us the minute and a half in which others keep off what the dead had in hand."""
-    if world.database is not None:
-        first, last = (died + seconds for seconds in _HELD)
-        world.database.execute(
-            f"UPDATE receiver.predictions SET due_at = {died} WHERE due_at > {first}"
-            f" AND due_at <= {last}"
-        )
+    """Spare us the time in which others keep off what the dead had in hand."""
+    if world.database is None:
+        return
+    first, last = (died + seconds for seconds in _HELD)
+    world.database.execute(
+        f"UPDATE receiver.predictions SET due_at = {died} WHERE due_at > {first}"
+        f" AND due_at <= {last}",
+        # Jobs that were picked, and whose deliveries were not taken yet.
+        f"UPDATE receiver.pgqueuer SET heartbeat = heartbeat - interval '{TIMING.lease} s'"
+        f" WHERE status = 'picked' AND heartbeat <= to_timestamp({died})"
+        " AND dedupe_key IN (SELECT id FROM receiver.deliveries WHERE state = 'pending')",
+    )
+    let_leases_end(world, *set[str]().union(*(process.killed for process in world.fleet)))
 
 
 def test_sigterm_ends_all_within_seconds_and_loses_nothing(

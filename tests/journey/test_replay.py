@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from receiver.model.ids import delivery_id
-from tests.journey.parts import ACCEPTS, Process, World, check_logs, eventually, living
+from tests.journey.parts import (
+    ACCEPTS,
+    Process,
+    World,
+    check_logs,
+    eventually,
+    let_leases_end,
+    living,
+)
 from tests.patience import PATIENCE
 from tests.postgres import Database
 
@@ -76,6 +84,7 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
     # What the database says was pending is pending, and nothing else.
     assert world.rows("SELECT count(*) FROM deliveries WHERE round = 1") == [(pending,)]
 
+    let_leases_end(world, *victim.killed)
     world.revive()
     found = eventually(
         lambda: call(world, "GET", f"/{replay['id']}"),

@@ -18,6 +18,7 @@ from tests.journey.parts import (
     check_books,
     check_logs,
     eventually,
+    let_leases_end,
     living,
     start_all,
 )
@@ -103,6 +104,7 @@ def test_what_a_dead_and_a_frozen_worker_ran_is_run_by_another(
         other.start()
         assert world.begun(kept, other) == world.begun(orphaned, other) == 0
 
+        let_leases_end(world, *dead.killed, frozen.pid)
         for prediction in (orphaned, kept):
             eventually(lambda p=prediction: world.begun(p, other) == 2, patience=_LEASE + PATIENCE)  # type: ignore[misc]
         # What is late comes while the other is still at it, and changes nothing.
@@ -218,7 +220,9 @@ def test_another_server_listens_when_the_listener_is_gone(
         first = world.submit("oxen", "heard by the one", "first", server=other)
         assert world.ended(first)["channel"] == "sse"
 
+        gone = listener.pid
         listener.send(blow)
+        let_leases_end(world, gone)
         eventually(lambda: stream_role(world) == [other.pid, 1], patience=PATIENCE)
         second = world.submit("oxen", "heard by the other", "second", server=other)
         assert world.ended(second)["channel"] == "sse"

@@ -69,6 +69,7 @@ async def ended(predictions: Predictions, prediction: Prediction) -> None:
     await predictions.inbox.answer("fal", prediction.id, "poll", outcome, b"{}")
 
 
+@pytest.mark.usefixtures("stops_soon")
 async def test_what_was_typed_is_ordered_and_submitted_by_any_process(
     predictions: Predictions, network: Network
 ) -> None:

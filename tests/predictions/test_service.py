@@ -490,6 +490,7 @@ async def test_a_blocking_prompt_goes_where_its_model_is_served(
     assert network.count("oxen.model") == 3
 
 
+@pytest.mark.usefixtures("stops_soon")
 async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_next(
     start: Start, network: Network
 ) -> None:
