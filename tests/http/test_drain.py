@@ -537,7 +537,7 @@ def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
         (("worker",), "sqlite:///receiver.db", "a worker needs PostgreSQL", receiver),
         (("worker", "a.py"), "postgresql://127.0.0.1:1/x", "a.py: no such file", receiver),
         (("migrate",), AWAY, "cannot open the database", inside),
-        (("serve",), AWAY, "cannot open the database", receiver),
+        (("serve", "--port", "0"), AWAY, "cannot open the database", receiver),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
