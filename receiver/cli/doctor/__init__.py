@@ -35,6 +35,7 @@ from receiver.cli.doctor.network import (
     Asker,
     Echoes,
     Trouble,
+    check_any_key,
     check_provider,
     check_public_url,
     check_receiver,
@@ -85,6 +86,7 @@ async def examine(
             ("backlog", partial(_when_seen, seen, check_backlog)),
             ("receiver", partial(check_receiver, here, caller, settings, asker)),
             ("public url", partial(check_public_url, settings, broken, echoes, here)),
+            ("providers", partial(check_any_key, settings)),
             *(
                 (f"provider {name}", partial(check_provider, provider, settings, asker))
                 for name, provider in settings.adapters().items()
