@@ -99,7 +99,7 @@ class Attempt:
         self._tools = tools
         self._timeout = min(handler.timeout, timeout or handler.timeout)
         self.is_bounded = self._timeout < handler.timeout
-        """Whether a time-out would be that of the drain, and not the handler's own."""
+        """Whether a time-out is that of the drain or of the store, and not the handler's own."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.note = ""
@@ -117,6 +117,7 @@ class Attempt:
             try:
                 done, _ = await asyncio.wait({task}, timeout=self._timeout)
                 if not done:
+                    self.is_bounded |= context.store_is_away
                     task.cancel()
                     await asyncio.wait({task}, timeout=_GRACE)
                     return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")

@@ -22,6 +22,7 @@ import structlog
 from receiver.deliveries.containment import contained, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.handlers import Dead
+from receiver.model.errors import StoreUnavailable
 from receiver.model.requests import SubmitRequest
 from receiver.model.sealing import Seals
 from receiver.model.values import Mode, Output, Prediction, Stored
@@ -35,6 +36,8 @@ _LONGEST_NOTE: Final = 4000
 _LARGEST_ADDITION: Final = 256 * 1024
 """Bytes of metadata, as of those that a prediction is submitted with."""
 _LARGEST_STEP: Final = 1024 * 1024
+_ASK_AGAIN: Final = 0.5
+"""Seconds until a store is asked again that was away."""
 DEEPEST_CHAIN: Final = 10
 
 
@@ -134,6 +137,8 @@ class Context:
         self.open = tools.seals.open
         """Return what was signed; raise Unproved."""
         self.noted = ""
+        self.store_is_away = False
+        """Whether the handler waits for the store."""
         self._noted_metadata: dict[str, Any] = {}
         self._claim = claim
         self._tools = tools
@@ -240,7 +245,7 @@ class Context:
             parent_id=parent.id,
             key=f"{self.idempotency_key}/{self._submits}",
         )
-        submitted: _Submitted = self._call(lambda: self._tools.submit(request))
+        submitted: _Submitted = self._call(lambda: self._insist(self._tools.submit, request))
         return submitted
 
     def record_stored(self, place: int, stored: Stored) -> Any:
@@ -250,7 +255,7 @@ class Context:
         """
         _bounded("what record_stored is given", msgspec.json.encode(stored))
         addition = Annotation(prediction_id=self._prediction, stored={place: stored})
-        return self._call(lambda: self._tools.memory.annotate(addition))
+        return self._call(lambda: self._insist(self._tools.memory.annotate, addition))
 
     def annotate(self, **metadata: Any) -> Any:
         """Add JSON values to the prediction's metadata, in place of what has their names.
@@ -262,7 +267,7 @@ class Context:
         _bounded("the metadata", msgspec.json.encode(all_of_it))
         given = {name: self._noted_metadata[name] for name in metadata}
         addition = Annotation(prediction_id=self._prediction, metadata=given)
-        return self._call(lambda: self._tools.memory.annotate(addition))
+        return self._call(lambda: self._insist(self._tools.memory.annotate, addition))
 
     def note(self, text: str) -> None:
         """Keep a text (its last 4,000 characters) with this attempt, in place of an earlier one."""
@@ -281,7 +286,7 @@ class Context:
         return make()
 
     async def _once(self, key: str, step: Callable[[], Any]) -> Any:
-        known = await self._tools.memory.recall(self._claim.id, key)
+        known = await self._insist(self._tools.memory.recall, self._claim.id, key)
         if known is not None:
             return msgspec.json.decode(known)
         result = await _either(step)
@@ -291,8 +296,20 @@ class Context:
             # Failing now would run the step again, which is what must not be.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
             text = "null"
-        await self._tools.memory.remember(self._claim.id, key, text)
+        await self._insist(self._tools.memory.remember, self._claim.id, key, text)
         return msgspec.json.decode(text)
+
+    async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
+        """Repeat what the store does not take now: that is no failure of the handler's."""
+        while True:
+            try:
+                found = await ask(*given)
+            except StoreUnavailable:
+                self.store_is_away = True
+                await asyncio.sleep(_ASK_AGAIN)
+            else:
+                self.store_is_away = False
+                return found
 
     def _own_folder(self) -> Path:
         if self._folder is None:
