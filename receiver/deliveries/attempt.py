@@ -121,7 +121,7 @@ class Attempt:
                     task.cancel()
                     await asyncio.wait({task}, timeout=_GRACE)
                     return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")
-                return self._judge(task)
+                return self._judge(task, context)
             except asyncio.CancelledError:
                 task.cancel()
                 raise
@@ -152,12 +152,15 @@ class Attempt:
         event = self._claim.event
         return (event, context) if self._handler.takes_context else (event,)
 
-    def _judge(self, task: asyncio.Task[None]) -> Failure | None:
+    def _judge(self, task: asyncio.Task[None], context: Context) -> Failure | None:
         error: BaseException | None
         if task.cancelled():
             error = self._charge.error or RuntimeError("the handler cancelled itself")
         else:
             error = task.exception() or self._charge.error
+        # What the handler has made a task of has begun by now.
+        if error is None and (left := context.unawaited()):
+            error = TypeError(f"the handler did not await ctx.{', ctx.'.join(sorted(left))}")
         if error is None:
             return None
         error = _decisive(error)

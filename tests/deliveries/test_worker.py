@@ -26,6 +26,7 @@ from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
 from tests.forked import run_to_end
 from tests.patience import PATIENCE
 from tests.postgres import Database
+from tests.receiving import Network
 
 pytestmark = pytest.mark.anyio
 
@@ -703,8 +704,34 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
     assert delivery.attempts == 1
 
 
+async def test_what_a_handler_forgets_to_await_fails_it_and_what_it_leaves_to_a_task_does_not(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    async def forgets(_: Event, ctx: Context) -> None:
+        ctx.submit("fal", "fal-ai/next", {"prompt": "never"})
+        ctx.annotate(seen=True)
+        await ctx.once("step", lambda: None)
+
+    async def leaves(_: Event, ctx: Context) -> None:
+        left.append(asyncio.create_task(ctx.annotate(seen=True)))
+
+    chosen = [
+        on("succeeded", name=f.__name__, retry=Retry(attempts=1))(f) for f in (forgets, leaves)
+    ]
+    async with start(*chosen) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: len(named(logged, "handler.attempt")) == 2)
+        rows = station.rows("SELECT handler, state, reason FROM deliveries ORDER BY 1")
+        said = "TypeError: the handler did not await ctx.annotate, ctx.submit"
+        assert rows == [("forgets", "dead", said), ("leaves", "done", "")]
+        await asyncio.gather(*left)
+    assert network.count("fal.submit") == 0
+
+
 @pytest.mark.parametrize(
-    ("is_async", "longest", "steps"), [(True, PATIENCE, 1), (False, PATIENCE, 1), (True, 0.2, 2)]
+    ("is_async", "longest", "steps"), [(True, PATIENCE, 1), (False, PATIENCE, 1), (True, 3.0, 2)]
 )
 async def test_a_handler_waits_for_a_full_disk_and_spends_no_attempt(
     start: Start, disk: Disk, logged: Logged, is_async: bool, longest: float, steps: int
