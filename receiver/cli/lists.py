@@ -26,9 +26,15 @@ _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)
 
 
 def connected() -> closing[Client]:
-    """Return a client of the receiver that the environment names, to close it again."""
-    from receiver.cli.client import Client
+    """Return a client of the receiver that the environment names, to close it again.
 
+    Where that has no RECEIVER_API_KEY, `.env` is read too: a URL from there gets a key from there.
+    """
+    from receiver.cli.client import Client
+    from receiver.cli.environment import read_env_file
+    from receiver.settings import Caller
+
+    read_env_file(dev=Caller.look(os.environ)[0].key is None)
     return closing(Client(os.environ))
 
 

@@ -103,11 +103,11 @@ class Site:
 
     def _answering(self, declared: Declared, method: Callable[..., Awaitable[Any]]) -> Answer:
         async def answer(request: Request) -> Response:
-            given: dict[str, Any] = in_path(request, method)
             try:
                 context = await self._context(request, declared)
             except SignedOut:
                 return _sign_in_first(request)
+            given: dict[str, Any] = in_path(request, method)
             if wants_context(method):
                 given["context"] = context
             try:

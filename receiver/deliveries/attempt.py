@@ -99,7 +99,7 @@ class Attempt:
         self._tools = tools
         self._timeout = min(handler.timeout, timeout or handler.timeout)
         self.is_bounded = self._timeout < handler.timeout
-        """Whether a time-out would be that of the drain, and not the handler's own."""
+        """Whether a time-out is that of the drain or of the store, and not the handler's own."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.note = ""
@@ -117,10 +117,11 @@ class Attempt:
             try:
                 done, _ = await asyncio.wait({task}, timeout=self._timeout)
                 if not done:
+                    self.is_bounded |= context.store_is_away
                     task.cancel()
                     await asyncio.wait({task}, timeout=_GRACE)
                     return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")
-                return self._judge(task)
+                return self._judge(task, context)
             except asyncio.CancelledError:
                 task.cancel()
                 raise
@@ -151,12 +152,15 @@ class Attempt:
         event = self._claim.event
         return (event, context) if self._handler.takes_context else (event,)
 
-    def _judge(self, task: asyncio.Task[None]) -> Failure | None:
+    def _judge(self, task: asyncio.Task[None], context: Context) -> Failure | None:
         error: BaseException | None
         if task.cancelled():
             error = self._charge.error or RuntimeError("the handler cancelled itself")
         else:
             error = task.exception() or self._charge.error
+        # What the handler has made a task of has begun by now.
+        if error is None and (left := context.unawaited()):
+            error = TypeError(f"the handler did not await ctx.{', ctx.'.join(sorted(left))}")
         if error is None:
             return None
         error = _decisive(error)

@@ -150,7 +150,10 @@ class _Program:
     thread: int | None = None
 
 
-_KEPT: Final = ("set_task_factory", "set_default_executor", "shutdown_default_executor")
+_KEPT: Final = (
+    *("set_task_factory", "set_default_executor"),
+    *("shutdown_default_executor", "shutdown_asyncgens"),
+)
 """What no handler may ask of a loop that it shares: all that runs would go on with the result."""
 
 
@@ -205,7 +208,7 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
     try:
         if left:
             loop.run_until_complete(asyncio.wait(left))
-        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(type(loop).shutdown_asyncgens(loop))
     except (*_ENDS_A_LOOP, RuntimeError) as error:
         log.warning("loop.interrupted", cause=described(error))
     finally:

@@ -10,8 +10,9 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import cached_property
+from inspect import CORO_CREATED
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
@@ -22,6 +23,7 @@ import structlog
 from receiver.deliveries.containment import contained, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.handlers import Dead
+from receiver.model.errors import StoreUnavailable
 from receiver.model.requests import SubmitRequest
 from receiver.model.sealing import Seals
 from receiver.model.values import Mode, Output, Prediction, Stored
@@ -35,6 +37,8 @@ _LONGEST_NOTE: Final = 4000
 _LARGEST_ADDITION: Final = 256 * 1024
 """Bytes of metadata, as of those that a prediction is submitted with."""
 _LARGEST_STEP: Final = 1024 * 1024
+_ASK_AGAIN: Final = 0.5
+"""Seconds until a store is asked again that was away."""
 DEEPEST_CHAIN: Final = 10
 
 
@@ -134,11 +138,15 @@ class Context:
         self.open = tools.seals.open
         """Return what was signed; raise Unproved."""
         self.noted = ""
+        self.store_is_away = False
+        """Whether the handler waits for the store."""
         self._noted_metadata: dict[str, Any] = {}
         self._claim = claim
         self._tools = tools
         self._loop = asyncio.get_running_loop()
         self._folder: Path | None = None
+        self._made: dict[Coroutine[Any, Any, Any], str] = {}
+        """What was given to be awaited, with the name of its method."""
         self._submits = 0
 
     # Made when they are asked for: two clients cost more than all else of an attempt.
@@ -176,6 +184,7 @@ class Context:
         guarding = self._tools.guarding.get(self._claim.event.prediction.provider)
         url = output if isinstance(output, str) else output.url
         fetched: _Fetched = self._call(
+            "fetch",
             lambda: fetch_soon(
                 self._tools.results,
                 output,
@@ -183,7 +192,7 @@ class Context:
                 max_bytes=max_bytes,
                 seconds=seconds,
                 authorization=guarding.authorization(url) if guarding and url else None,
-            )
+            ),
         )
         return fetched
 
@@ -210,7 +219,7 @@ class Context:
         A crash after the step and before its result is stored repeats it: give the step
         `idempotency_key` where the other side can tell a repeat.
         """
-        return self._call(lambda: self._once(key, step))
+        return self._call("once", lambda: self._once(key, step))
 
     def submit(
         self,
@@ -240,7 +249,9 @@ class Context:
             parent_id=parent.id,
             key=f"{self.idempotency_key}/{self._submits}",
         )
-        submitted: _Submitted = self._call(lambda: self._tools.submit(request))
+        submitted: _Submitted = self._call(
+            "submit", lambda: self._insist(self._tools.submit, request)
+        )
         return submitted
 
     def record_stored(self, place: int, stored: Stored) -> Any:
@@ -250,7 +261,9 @@ class Context:
         """
         _bounded("what record_stored is given", msgspec.json.encode(stored))
         addition = Annotation(prediction_id=self._prediction, stored={place: stored})
-        return self._call(lambda: self._tools.memory.annotate(addition))
+        return self._call(
+            "record_stored", lambda: self._insist(self._tools.memory.annotate, addition)
+        )
 
     def annotate(self, **metadata: Any) -> Any:
         """Add JSON values to the prediction's metadata, in place of what has their names.
@@ -262,7 +275,7 @@ class Context:
         _bounded("the metadata", msgspec.json.encode(all_of_it))
         given = {name: self._noted_metadata[name] for name in metadata}
         addition = Annotation(prediction_id=self._prediction, metadata=given)
-        return self._call(lambda: self._tools.memory.annotate(addition))
+        return self._call("annotate", lambda: self._insist(self._tools.memory.annotate, addition))
 
     def note(self, text: str) -> None:
         """Keep a text (its last 4,000 characters) with this attempt, in place of an earlier one."""
@@ -272,16 +285,25 @@ class Context:
     def _prediction(self) -> str:
         return self._claim.event.prediction.id
 
-    def _call(self, make: Callable[[], Awaitable[Any]]) -> Any:
+    def unawaited(self) -> set[str]:
+        """Name the methods whose results the handler did not await: nothing of them has run."""
+        left = [made for made in self._made if inspect.getcoroutinestate(made) == CORO_CREATED]
+        for made in left:
+            made.close()
+        return {self._made[made] for made in left}
+
+    def _call(self, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Return something to await on the loop, and the result itself in a thread."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run_coroutine_threadsafe(_await(make), self._loop).result()
-        return make()
+        made = make()
+        self._made[made] = name
+        return made
 
     async def _once(self, key: str, step: Callable[[], Any]) -> Any:
-        known = await self._tools.memory.recall(self._claim.id, key)
+        known = await self._insist(self._tools.memory.recall, self._claim.id, key)
         if known is not None:
             return msgspec.json.decode(known)
         result = await _either(step)
@@ -291,8 +313,20 @@ class Context:
             # Failing now would run the step again, which is what must not be.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
             text = "null"
-        await self._tools.memory.remember(self._claim.id, key, text)
+        await self._insist(self._tools.memory.remember, self._claim.id, key, text)
         return msgspec.json.decode(text)
+
+    async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
+        """Repeat what the store does not take now: that is no failure of the handler's."""
+        while True:
+            try:
+                found = await ask(*given)
+            except StoreUnavailable:
+                self.store_is_away = True
+                await asyncio.sleep(_ASK_AGAIN)
+            else:
+                self.store_is_away = False
+                return found
 
     def _own_folder(self) -> Path:
         if self._folder is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Final, NoReturn
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, NoReturn, TypeVar
 
 import structlog
 
@@ -24,6 +24,8 @@ from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
 from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
+
+T = TypeVar("T")
 
 _CUT_SHORT: Final = Failure(kind="retry", after=0.0)
 """Counts neither for nor against a handler's breaker."""
@@ -236,7 +238,7 @@ class HandlerWorker:
             started_at=started,
             ended_at=self._clock(),
         )
-        held = await self._settle(settlement)
+        held = await self._insist(lambda: self._store.settle(settlement))
         span.note(result=result, state=decision.state)
         if result not in _GOOD:
             span.fail(attempt.error or result)
@@ -251,15 +253,13 @@ class HandlerWorker:
             await self._empty(claim.event.prediction.id)
 
     async def _give_back(self, claim: Claim) -> None:
-        """Make a delivery pending again whose attempt was cut short: by us, so it does not count.
-
-        If the store is away now its lease runs out, and then the attempt counts as lost.
-        """
+        """Make a delivery pending again whose attempt we have cut short: it does not count."""
         self.cut_short += 1
         self._runtime.telemetry.interrupted(claim)
-        with contextlib.suppress(StoreUnavailable):
-            lost = await self._store.release(self._owner, self._clock(), (claim.id,))
-            self._runtime.telemetry.lost(lost)
+        lost = await self._insist(
+            lambda: self._store.release(self._owner, self._clock(), (claim.id,))
+        )
+        self._runtime.telemetry.lost(lost)
         await self._breaker.record(claim.id, _CUT_SHORT)
 
     async def _empty(self, prediction_id: str) -> None:
@@ -276,10 +276,10 @@ class HandlerWorker:
         over = decide(claim.attempt - 1, lost, self._policy, 0.0).state == "dead"
         return lost if over else None
 
-    async def _settle(self, settlement: Settlement) -> bool:
+    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Retry until it is stored: the handler has run, so its end must be settled."""
         while True:
             try:
-                return await self._store.settle(settlement)
+                return await write()
             except StoreUnavailable:
                 await asyncio.sleep(0.5)

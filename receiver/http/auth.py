@@ -14,7 +14,8 @@ from starlette.routing import Route
 from receiver.http.body import whole_body
 from receiver.http.limits import Limits
 from receiver.http.proxies import client_of
-from receiver.model.errors import Problem
+from receiver.http.request_log import about
+from receiver.model.errors import Problem, Unproved
 from receiver.model.requests import refuse_coding
 from receiver.settings import Settings
 
@@ -75,8 +76,9 @@ class Guard:
         *,
         is_open: bool = False,
         is_for_cron: bool = False,
+        proof: Callable[[Request], None] | None = None,
     ) -> Route:
-        """Make the route of a path; one that `is_open` needs no key.
+        """Make the route of a path; one that `is_open` needs no key, but the `proof` it may have.
 
         For one that `is_for_cron` a key is good too that is good for nothing else. GET does as much
         as POST there, so it is not for a key that only reads.
@@ -87,7 +89,14 @@ class Guard:
             if not is_open:
                 extra = "drain" if is_for_cron else "read" if method == "GET" else "all"
                 self._authorize(request, {"all", extra})
-            return await methods[method](request)
+            try:
+                if proof is not None:
+                    proof(request)
+                return await methods[method](request)
+            except Unproved as error:
+                about(request.scope, verdict="rejected", reason=error.reason)
+                self._limits.unauthorized(client_of(request.scope))
+                raise Problem(401, "unproved", "this call could not be proved") from None
 
         return Route(path, answer, methods=list(methods))
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
@@ -90,6 +90,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     media_type: str = "application/json"
     is_open: bool = False
     """It needs no API key."""
+    proof: Callable[[Any, Request], None] | None = None
+    """What proves its callers in place of a key, before anything is read: it raises Unproved."""
     is_for_cron: bool = False
     """A key of RECEIVER_CRON_SECRET is good for it too."""
     csv: Callable[[Any], str] | None = None
@@ -139,17 +141,20 @@ def endpoints(group: type) -> list[tuple[Endpoint, Callable[..., Awaitable[Any]]
 def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
     """Make the routes of all that objects declare; one route for each path."""
     by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
-    kinds: dict[str, Endpoint] = {}
+    makes: dict[str, Callable[..., Route]] = {}
     for group in groups:
         for declared, function in endpoints(type(group)):
             by_path.setdefault(declared.path, {})[declared.method] = _answering(
                 declared, function, group, guard
             )
-            kinds[declared.path] = declared
-    return [
-        guard.route(path, methods, is_open=kinds[path].is_open, is_for_cron=kinds[path].is_for_cron)
-        for path, methods in by_path.items()
-    ]
+            makes[declared.path] = partial(
+                guard.route,
+                declared.path,
+                is_open=declared.is_open,
+                is_for_cron=declared.is_for_cron,
+                proof=declared.proof and partial(declared.proof, group),
+            )
+    return [makes[path](methods) for path, methods in by_path.items()]
 
 
 def open_routes(groups: Iterable[object]) -> list[Route]:

@@ -70,6 +70,8 @@ _RETRY_BASE: Final = 1.0
 _RETRY_CAP: Final = 60.0
 _LAST_WORD: Final = 1.5
 """Seconds that submits under way get to be answered when we stop."""
+_LAST_WRITE: Final = 1.0
+"""Seconds in which what became of those that were not is stored."""
 
 # Errors of httpx after which surely nothing was sent, even of a body that was asked for.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -315,6 +317,12 @@ class Submitter:
                 await self._submit(job, span)
         except TakenOverError:
             log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")
+        except asyncio.CancelledError:  # we stop: it is queued again, or in doubt if it was sent
+            cut_off = Progress(id=job.ticket.id, cause="ambiguous", due_at=self._clock())
+            with contextlib.suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(_LAST_WRITE):
+                    await self._store.predictions.progress(cut_off)
+            raise
         except Exception:
             # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
@@ -329,7 +337,7 @@ class Submitter:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)
             return
-        listening = await self._listened(job)
+        listening = await self._listened()
         began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
@@ -381,15 +389,9 @@ class Submitter:
             due_at += self.room.wait()  # behind the one that tries: another may not be refused
         return due_at
 
-    async def _listened(self, job: Job) -> bool:
+    async def _listened(self) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""
-        if self._ready is None:
-            return False
-        try:
-            return await self._ready()
-        except asyncio.CancelledError:  # we stop, and nothing was sent: the next start may send it
-            await self._progress(job, "postponed", self._clock())
-            raise
+        return self._ready is not None and await self._ready()
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
         """Take a blocking call's answer; one that is not the end is asked about."""

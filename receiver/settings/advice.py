@@ -15,6 +15,7 @@ _FROM_KUBERNETES: Final = re.compile(
     r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
 """Variables that it sets in every pod beside a service called `receiver`."""
+SET_A_KEY: Final = f"to submit, set one of {', '.join(each.key for each in DECLARED.values())}"
 
 
 def unknown_names(env: Mapping[str, str], known: Collection[str], *prefixes: str) -> Iterator[str]:
@@ -42,8 +43,7 @@ def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
         )
     on = _with_keys(settings)
     if not on:
-        keys = ", ".join(declared.key for declared in DECLARED.values())
-        found.append(f"no provider has a key: to submit, set one of {keys}")
+        found.append(f"no provider has a key: {SET_A_KEY}")
     if not settings.api_keys and not settings.dev:
         found.append("RECEIVER_API_KEYS is not set: every /v1 route answers 401")
     return [*found, *_without_proof(settings, on), *short_lived(settings, handlers)]

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from receiver.model.errors import StoreUnusable
-from receiver.settings import SHORTEST_SECRET, ApiKey, Secret, Settings, env_file
+from receiver.settings import SHORTEST_SECRET, ApiKey, Secret, Settings
 
 
 def secret_file(settings: Settings) -> Path:
@@ -78,11 +78,8 @@ def write_new(path: Path, text: str, mode: int) -> bool:
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:
-    """Find it as a receiver does that runs with this environment, in this folder.
-
-    Raises SettingsError where the folder's `.env` is not to be read.
-    """
-    settings, _ = Settings.look({**env_file.merged(env), "RECEIVER_DEV": "1"})
+    """Find it as a receiver does that runs with this environment, in this folder."""
+    settings, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
     if settings.api_keys:
         return settings.api_keys[0].reveal()
     if settings.secret_keys:

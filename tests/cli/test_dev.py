@@ -13,7 +13,8 @@ import httpx
 
 from receiver.emulator.providers import CALLING
 from receiver.providers import DECLARED
-from tests.cli.running import Running, inside, receiver, running
+from tests.cli.running import SECRET, Running, inside, receiver, running
+from tests.journey.parts import free_port
 
 HANDLER = """\
 import time
@@ -166,6 +167,25 @@ def test_the_env_file_is_read_in_development_and_the_environment_goes_before_it(
     refused = receiver("serve", "--dev", cwd=tmp_path)
     assert (refused.returncode, ".env can be written by everyone" in refused.stderr) == (1, True)
     assert stat.S_IMODE(file.stat().st_mode) == 0o646
+
+
+def test_commands_find_a_receiver_by_the_env_file_which_gets_no_key_of_the_environment(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path)
+    file = tmp_path / ".env"
+    keys = {"RECEIVER_SECRET_KEY": SECRET, "RECEIVER_API_KEYS": "of-the-file"}
+    with running("serve", "mine.py", cwd=tmp_path, **keys) as server:
+        server.wait_for("receiver.started")
+        file.write_text(f"RECEIVER_URL={server.url}\nRECEIVER_API_KEY=of-the-file\n")
+        asked = receiver("handlers", "--json", cwd=tmp_path)
+        assert json.loads(asked.stdout)["name"] == "mine", asked.stderr
+        elsewhere = f"http://127.0.0.1:{free_port()}"
+        asked = receiver("handlers", cwd=tmp_path, RECEIVER_URL=elsewhere)
+        assert f"no receiver answers at {elsewhere}" in asked.stderr
+        asked = receiver("handlers", cwd=tmp_path, RECEIVER_API_KEY="of-the-environment")
+        assert (asked.returncode, server.url in asked.stderr) == (1, False)
+        assert server.said().count('"route":"/v1/handlers"') == 1
 
 
 def test_without_development_no_env_file_is_read(tmp_path: Path) -> None:

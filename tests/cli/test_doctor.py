@@ -764,6 +764,7 @@ async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: 
     lines = await found(env | providers)
     for name in DECLARED:
         assert says(lines, "ok", f"provider {name}: the key is good")
+    assert not says(lines, "warn", "none has a key")
     assert says(lines, "ok", "clock: the clock of", "agrees")
     bad = dict.fromkeys((each.key for each in DECLARED.values()), "wrong")
     lines = await found(env | providers | bad)
@@ -899,6 +900,7 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
     ran = plain.result()
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "ok    handlers: mine: loaded\n" in ran.stdout
+    assert "warn  providers: none has a key; to submit, set one of OXEN_API_KEY, " in ran.stdout
     assert "\x1b" not in ran.stdout
     assert strict.result().returncode == 2
     told = json.loads(strict.result().stdout)

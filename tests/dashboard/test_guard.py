@@ -79,7 +79,7 @@ async def test_before_the_start_and_after_the_end_it_says_so(start: Start) -> No
 
 async def test_a_page_leads_a_stranger_to_the_sign_in_and_back(start: Start) -> None:
     async with start(**ON) as station:
-        for path in (*PAGES, f"/predictions/{UNKNOWN}"):
+        for path in (*PAGES, f"/predictions/{UNKNOWN}", "/predictions/no-id"):
             answer = await station.world.get(f"/ui{path}")
             assert answer.status_code == 303
             assert answer.headers["location"].startswith("/ui/sign-in?next=")

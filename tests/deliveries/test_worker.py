@@ -21,10 +21,12 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
 from receiver.observability.runtime import new_owner
 from receiver.store.deliveries import ClaimRequest, Claims, Settlement
+from tests.conftest import Disk, Start
 from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
 from tests.forked import run_to_end
 from tests.patience import PATIENCE
 from tests.postgres import Database
+from tests.receiving import Network
 
 pytestmark = pytest.mark.anyio
 
@@ -700,6 +702,69 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
         await dispatch.stop()
     assert calls == [1]
     assert delivery.attempts == 1
+
+
+async def test_what_a_handler_forgets_to_await_fails_it_and_what_it_leaves_to_a_task_does_not(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    async def forgets(_: Event, ctx: Context) -> None:
+        ctx.submit("fal", "fal-ai/next", {"prompt": "never"})
+        ctx.annotate(seen=True)
+        await ctx.once("step", lambda: None)
+
+    async def leaves(_: Event, ctx: Context) -> None:
+        left.append(asyncio.create_task(ctx.annotate(seen=True)))
+
+    chosen = [
+        on("succeeded", name=f.__name__, retry=Retry(attempts=1))(f) for f in (forgets, leaves)
+    ]
+    async with start(*chosen) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: len(named(logged, "handler.attempt")) == 2)
+        rows = station.rows("SELECT handler, state, reason FROM deliveries ORDER BY 1")
+        said = "TypeError: the handler did not await ctx.annotate, ctx.submit"
+        assert rows == [("forgets", "dead", said), ("leaves", "done", "")]
+        await asyncio.gather(*left)
+    assert network.count("fal.submit") == 0
+
+
+@pytest.mark.parametrize(
+    ("is_async", "longest", "steps"), [(True, PATIENCE, 1), (False, PATIENCE, 1), (True, 3.0, 2)]
+)
+async def test_a_handler_waits_for_a_full_disk_and_spends_no_attempt(
+    start: Start, disk: Disk, logged: Logged, is_async: bool, longest: float, steps: int
+) -> None:
+    taken: list[int] = []
+
+    def step() -> None:
+        disk.full = not taken
+        taken.append(1)
+
+    async def on_the_loop(_: Event, ctx: Context) -> None:
+        await ctx.once("step", step)
+        await ctx.annotate(seen=ctx.attempt)
+        await ctx.submit("fal", "fal-ai/next", {"prompt": "on the loop"})
+
+    def in_a_thread(_: Event, ctx: Context) -> None:
+        ctx.once("step", step)
+        ctx.annotate(seen=ctx.attempt)
+        ctx.submit("fal", "fal-ai/next", {"prompt": "in a thread"})
+
+    chosen = on("succeeded", name="patient", retry=Retry(attempts=1), timeout=longest)
+    async with start(chosen(on_the_loop if is_async else in_a_thread)) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: disk.full)
+        if longest < PATIENCE:
+            await eventually(lambda: named(logged, "handler.interrupted"))
+        else:
+            await asyncio.sleep(0.1)
+        disk.full = False
+        await eventually(lambda: named(logged, "handler.attempt"))
+        [(state, attempts)] = station.rows("SELECT state, attempts FROM deliveries")
+        assert (state, attempts, len(taken)) == ("done", 1, steps)
+        assert station.count("predictions") == 2
 
 
 async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import itertools
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from receiver import Event, create_app, on
+from receiver import Call, Door, Event, Reply, Unproved, create_app, on, route
 from receiver.emulator import create_emulator, settings_for
 from receiver.http.problems import PROBLEMS
 from receiver.http.routes.predictions import REFUSALS
@@ -228,6 +229,40 @@ async def test_a_callbacks_answer_is_as_described(start: Start) -> None:
 
 @on("*", name="tests.handles")
 def handles(_: Event) -> None: ...
+
+
+NAMES_OF_NOTHING: Final = ("x", "%00", "%FF", "x%0A", "a" * 9999)
+WRONG: Final[tuple[Json, ...]] = (
+    {"headers": {"content-type": "text/xml", "content-encoding": "br"}, "content": b"<"},
+    {"headers": {"content-type": "application/json"}, "content": b"{"},
+    {"headers": {"idempotency-key": b"\xe9", "last-event-id": "x"}, "content": b""},
+)
+
+
+@pytest.mark.anyio
+async def test_a_stranger_is_401_whatever_else_is_wrong_with_a_request(start: Start) -> None:
+    @route("told", proof=refuse)
+    async def told(_: Call, __: Door) -> Reply:
+        return Reply()
+
+    guarded = [row for row in ROWS if "401" in row[2]["responses"]]
+    async with start(told, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="1000000") as station:
+        for path, method, _ in guarded:
+            named = path.replace("{provider}/{token}", "fal/{token}").replace(
+                "/in/{name}", "/in/told"
+            )
+            for name, query, wrong in itertools.product(
+                NAMES_OF_NOTHING, ("", "?seconds=0&limit=x&x=1&x=2"), WRONG
+            ):
+                url = re.sub(r"\{\w+\}", name, named) + query
+                if "handlers/x%0A/" in url:
+                    continue  # the path of no route
+                answer = await station.world.request(method, url, **wrong)
+                assert answer.status_code == 401, (method, url, wrong)
+
+
+def refuse(_: Call) -> None:
+    raise Unproved("always")
 
 
 @pytest.mark.anyio

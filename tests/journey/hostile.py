@@ -131,6 +131,10 @@ async def shuts_the_executor() -> None:
     await asyncio.get_running_loop().shutdown_default_executor()
 
 
+async def shuts_the_generators() -> None:
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
 async def takes_the_executor() -> None:
     executor = ThreadPoolExecutor()
     executor.shutdown()
@@ -172,6 +176,7 @@ WAYS: dict[str, Callable[[], Any]] = {
         makes_no_tasks,
         makes_no_tasks_later,
         shuts_the_executor,
+        shuts_the_generators,
         takes_the_executor,
         forks,
         forks_in_a_callback,

@@ -25,6 +25,7 @@ from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
 from receiver.emulator.ledger import Attempt
 from receiver.model.requests import SubmitRequest
+from receiver.model.values import Status
 from receiver.predictions.service import fingerprint
 from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.providers.adapter import Stopping
@@ -491,6 +492,7 @@ async def test_a_blocking_prompt_goes_where_its_model_is_served(
 
 
 @pytest.mark.usefixtures("stops_soon")
+@pytest.mark.both_engines
 async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_next(
     start: Start, network: Network
 ) -> None:
@@ -503,6 +505,22 @@ async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_n
     async with start() as station:
         await station.until(station.one("SELECT id FROM predictions"), "succeeded")
     assert network.count("oxen.run") == 1
+
+
+@pytest.mark.both_engines
+@pytest.mark.parametrize(
+    ("asked", "left"), [("oxen.model", Status.QUEUED), ("oxen.run", Status.UNCONFIRMED)]
+)
+async def test_a_submit_that_a_stop_cuts_off_is_due_at_once(
+    start: Start, network: Network, asked: str, left: Status
+) -> None:
+    network.script(asked, hangs)
+    async with start() as station:
+        waiting = asyncio.create_task(station.submit("oxen", mode="sync"))
+        await eventually(lambda: network.count(asked) == 1)
+    await asyncio.gather(waiting, return_exceptions=True)
+    [(status, due_at)] = station.rows("SELECT status, due_at FROM predictions")
+    assert (status, due_at <= station.clock()) == (left, True)
 
 
 async def test_what_no_blocking_call_is_known_for_is_refused_unsent(

@@ -247,7 +247,9 @@ def copy(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The log first: a checkpoint between the two may carry all of it into the file, and cut it.
     log = path.with_name(f"{path.name}-wal")
-    if log.exists():
+    size = None
+    while log.exists() and size != log.stat().st_size:  # or cut it while it is copied
+        size = log.stat().st_size
         shutil.copyfile(log, target.with_name(f"{target.name}-wal"))
     shutil.copyfile(path, target)
 

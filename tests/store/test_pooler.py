@@ -14,10 +14,11 @@ import pytest
 
 from receiver import Event, on
 from receiver.cli.doctor.database import Server, inspect_database
-from receiver.model.errors import StoreUnusable
+from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Wakeups
 from receiver.settings import Settings
 from receiver.store.inbox import accept_outcome
+from receiver.store.postgres import sessions
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access, Pooled
@@ -86,6 +87,24 @@ async def test_in_session_mode_everything_works(bare_database: Database, pooler:
         stores = [made(url, "off"), made(url)]
         async with started(*stores):
             await use(stores[0], number, stores[1])
+
+
+async def test_a_pooler_with_too_few_sessions_is_told_by_the_setting(
+    bare_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pgbouncer(tmp_path, bare_database, "session", {"default_pool_size": "3"}) as url:
+        await made(url).migrate()
+        store = made(url)
+        async with started(store):
+            monkeypatch.setattr(sessions, "COMMAND_TIMEOUT", 0.3)
+            held = await asyncio.gather(*(store.connect() for _ in "abc"), return_exceptions=True)
+            said = r"no session: .* pooler .*RECEIVER_DATABASE_CONNECTIONS \(9\)"
+            with pytest.raises(StoreUnavailable, match=said):
+                await store.predictions.create(new(1))
+            for connection in held:
+                if not isinstance(connection, BaseException):  # one session is for listening
+                    await connection.close()
+            await store.predictions.create(new(1))
 
 
 async def test_transaction_mode_is_refused_where_it_may_not_be_and_nothing_stays_behind(

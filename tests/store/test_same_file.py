@@ -72,13 +72,17 @@ async def test_nothing_is_promised_that_a_restart_would_not_find(
         store.close()
 
 
-@pytest.mark.parametrize("cut", ["receiver.db", "receiver.db-wal"])
-async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str) -> None:
+@pytest.mark.parametrize(
+    ("cut", "left"),
+    [("receiver.db", 0), *(("receiver.db-wal", left) for left in (0, 20, 32, 5_000, -1))],
+)
+async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str, left: int) -> None:
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     store.open()
     try:
         await store.leases.hold(role("kept"))
-        os.truncate(tmp_path / cut, 0)
+        size = (tmp_path / cut).stat().st_size
+        os.truncate(tmp_path / cut, left % size)
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match=f"{cut}.* was cut"):
                 await store.leases.hold(role("refused"))

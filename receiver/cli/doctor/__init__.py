@@ -35,6 +35,7 @@ from receiver.cli.doctor.network import (
     Echoes,
     Prober,
     Trouble,
+    check_any_key,
     check_provider,
     check_public_url,
     check_receiver,
@@ -85,6 +86,7 @@ async def examine(
             ("backlog", partial(_with_database, database, check_backlog)),
             ("receiver", partial(check_receiver, local_echoes, caller, settings, prober)),
             ("public url", partial(check_public_url, settings, broken, echoes, local_echoes)),
+            ("providers", partial(check_any_key, settings)),
             *(
                 (f"provider {name}", partial(check_provider, provider, settings, prober))
                 for name, provider in settings.adapters().items()

@@ -28,7 +28,7 @@ from receiver.providers import DECLARED
 from receiver.providers.adapter import Provider, ProviderResponse, Publishing, can_prove
 from receiver.providers.parsing import error_body
 from receiver.providers.transport import read_capped
-from receiver.settings import Caller, Settings
+from receiver.settings import Caller, Settings, advice
 
 _PATIENCE: Final = 5.0
 """Seconds for one request."""
@@ -355,6 +355,11 @@ async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
 
 
 # --- providers ---
+
+
+def check_any_key(settings: Settings) -> Findings:
+    keys = [given.key for given in settings.providers.values()]
+    return [] if any(keys) else [warn("none has a key", advice.SET_A_KEY)]
 
 
 async def check_provider(provider: Provider, settings: Settings, prober: Prober) -> Findings:

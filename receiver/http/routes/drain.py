@@ -12,10 +12,8 @@ from starlette.requests import Request
 from receiver.http.body import whole_body
 from receiver.http.declare import get, post
 from receiver.http.drain import Drain
-from receiver.http.limits import Limits
-from receiver.http.proxies import client_of
 from receiver.model.answers import Drained
-from receiver.model.errors import Problem
+from receiver.model.errors import Unproved
 from receiver.predictions.tokens import Tokens
 
 _LONGEST: Final = 900
@@ -41,10 +39,9 @@ class WakeAsked(DrainAsked, frozen=True, forbid_unknown_fields=True):
 class DrainRoutes:
     """The routes that schedulers call."""
 
-    def __init__(self, drain: Drain, tokens: Tokens, limits: Limits, most: int) -> None:
+    def __init__(self, drain: Drain, tokens: Tokens, most: int) -> None:
         self._drain = drain
         self._tokens = tokens
-        self._limits = limits
         self._most = most
 
     @post("/v1/drain", "what was done", problems=["invalid-request"], is_for_cron=True)
@@ -64,20 +61,22 @@ class DrainRoutes:
         """
         return await self._drain(query.seconds)
 
+    def _prove(self, request: Request) -> None:
+        if not self._tokens.opens_wake(request.path_params["token"]):
+            raise Unproved("bad_token")
+
     @post(
         "/wake/{token}",
         "what was done",
         problems=["invalid-request", "unproved", "too-slow", "rate-limited"],
         is_open=True,
+        proof=_prove,
     )
-    async def wake(self, request: Request, token: str, query: WakeAsked) -> Drained:
+    async def wake(self, request: Request, token: str, query: WakeAsked) -> Drained:  # noqa: ARG002 - proved
         """Run what is due, for callers that can send no key.
 
         `receiver wake-url` prints the URL. The body, whatever it is, is read and ignored.
         """
-        if not self._tokens.opens_wake(token):
-            self._limits.unauthorized(client_of(request.scope))
-            raise Problem(401, "unproved", "this is not the wake-up URL")
         with contextlib.suppress(HTTPException):  # a caller that is gone has called all the same
             await whole_body(request, self._most)
         return await self._drain(query.seconds, query.again)

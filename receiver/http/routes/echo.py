@@ -15,10 +15,7 @@ from starlette.requests import Request
 
 from receiver.http.body import whole_body
 from receiver.http.declare import post
-from receiver.http.limits import Limits
-from receiver.http.proxies import client_of
 from receiver.http.request_log import about
-from receiver.model.errors import Problem, Unproved
 from receiver.predictions.tokens import Tokens
 
 
@@ -34,19 +31,21 @@ class Echo(msgspec.Struct, frozen=True):
 class EchoRoutes:
     """The route that echoes."""
 
-    def __init__(
-        self, tokens: Tokens, most: int, limits: Limits, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, tokens: Tokens, most: int, clock: Callable[[], float]) -> None:
         self._tokens = tokens
         self._most = most
-        self._limits = limits
         self._clock = clock
+
+    def _prove(self, request: Request) -> None:
+        about(request.scope, provider="echo")
+        self._tokens.answer_echo(request.path_params["token"], "", self._clock())
 
     @post(
         "/webhooks/echo/{token}",
         "the body arrived as this",
         problems=["unproved", "too-slow", "too-large", "rate-limited"],
         is_open=True,
+        proof=_prove,
     )
     async def echo(self, request: Request, token: str) -> Echo:
         """Echo the digest of what came, for `receiver doctor`.
@@ -55,11 +54,5 @@ class EchoRoutes:
         without the secret key gets 401.
         """
         now = self._clock()
-        try:
-            self._tokens.answer_echo(token, "", now)
-        except Unproved as error:
-            about(request.scope, provider="echo", verdict="rejected", reason=error.reason)
-            self._limits.unauthorized(client_of(request.scope))
-            raise Problem(401, "unproved", "this callback could not be proved") from None
         digest = hashlib.sha256(await whole_body(request, self._most)).hexdigest()
         return Echo(digest, self._tokens.answer_echo(token, digest, now))

@@ -187,6 +187,7 @@ class PostgresStore(Store):
         """Return the connections that read, of which none is opened before it is needed."""
         return await asyncpg.create_pool(
             **self._sessions.where,
+            connect=self._sessions.open,
             min_size=0,  # else the pool itself goes on about a server that is away
             max_size=self._readers,
             init=self._sessions.prepare,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
@@ -125,7 +126,7 @@ class Sessions:
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""
-        connection: Connection = await asyncpg.connect(**self.where)
+        connection = await self.open(**self.where)
         try:
             await self.prepare(connection, **settings)
         except BaseException:
@@ -133,11 +134,29 @@ class Sessions:
             raise
         return connection
 
+    async def open(self, *given: Any, **named: Any) -> Connection:
+        """Open a connection as asyncpg does."""
+        with self._in_words():
+            connection: Connection = await asyncpg.connect(*given, **named)
+        return connection
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Say what may keep a session back: poolers let in whom they have none for as yet."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise TimeoutError(
+                "there is no session: the server does not answer, or a pooler before it has fewer "
+                f"for us than RECEIVER_DATABASE_CONNECTIONS ({self._access.connections})"
+            ) from error
+
     async def prepare(self, connection: Connection, **settings: str) -> None:
         """Set what all of our connections have in common, and more, for as long as it is open."""
         if not self.is_pooled:
             wanted = {**self.address.settings, **_OF_A_SESSION, **settings}
-            await connection.execute(address.set_config(wanted, is_local=False))
+            with self._in_words():
+                await connection.execute(address.set_config(wanted, is_local=False))
 
     async def connect_first(self) -> Connection:
         """Open a connection with the server's own settings, and find out if there is a pooler.
@@ -166,9 +185,7 @@ class Sessions:
 
     async def _connect_bare(self) -> Connection:
         # A statement that is kept would stay in a session that is another's next.
-        bare = {**self.where, "statement_cache_size": 0}
-        connection: Connection = await asyncpg.connect(**bare)
-        return connection
+        return await self.open(**{**self.where, "statement_cache_size": 0})
 
     async def _is_shared(self, first: Connection) -> bool:
         """Return whether sessions are given to several in turn; leave no trace there."""

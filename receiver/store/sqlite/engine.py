@@ -39,6 +39,9 @@ Result = TypeVar("Result")
 log = structlog.get_logger("receiver")
 
 _READERS: Final = 2
+_HEADER: Final = 32
+_MAGIC: Final = b"\x37\x7f\x06"
+"""How the header of a write-ahead log begins, and how many bytes it has."""
 _SCRUBBED_WITHIN: Final = 5.0
 """Seconds for which an erasure waits for the log to be emptied; later it is, even so."""
 
@@ -248,6 +251,8 @@ class _SameFile:
         self._beside = (f"{path}-wal", f"{path}-shm")
         self._first: Identity | None = None
         self._first_beside: list[Identity | None] = []
+        self._lengths: dict[bytes, int] = {}
+        """How long the write-ahead log was, by the header that it had then."""
         self.is_index_lost = False
         """The index of the log is one for all connections of a process, and so are its locks."""
 
@@ -282,9 +287,25 @@ class _SameFile:
                 return f"{path}, which belongs to the database, was removed or replaced"
         if self._first is not None and _is_empty(self._path):
             return f"the database {self._path} was cut"
-        if not _begins_well(self._beside[0]):
+        if not self._is_log_whole():
             return f"{self._beside[0]}, which belongs to the database, was cut"
         return None
+
+    def _is_log_whole(self) -> bool:
+        """Return whether the log is no shorter than it was since it began as it does.
+
+        SQLite itself begins it anew, with other salts in its header, or cuts it to nothing.
+        """
+        try:
+            with open(self._beside[0], "rb", buffering=0) as file:  # noqa: PTH123 - a name, as SQLite is given it
+                head, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
+        except OSError:
+            return True  # then it is missing, which is another matter
+        if head and size:
+            if head[:3] != _MAGIC or size < self._lengths.get(head, _HEADER):
+                return False
+            self._lengths = {head: size}
+        return True
 
 
 def _is_empty(path: str) -> bool:
@@ -292,15 +313,6 @@ def _is_empty(path: str) -> bool:
     with contextlib.suppress(OSError):
         return os.stat(path).st_size == 0  # noqa: PTH116 - a name, as SQLite is given it
     return False
-
-
-def _begins_well(path: str) -> bool:
-    """Return whether a write-ahead log is empty, or begins as one does."""
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as above
-            return file.read(3) in {b"", b"\x37\x7f\x06"}
-    except OSError:
-        return True  # then it is missing, which is another matter
 
 
 def _save(connection: sqlite3.Connection, path: str) -> None:
@@ -395,6 +407,7 @@ def _connect(path: str) -> sqlite3.Connection:
         # What is deleted is overwritten with zeros, also where SQLite's default is another.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
+        connection.execute("PRAGMA journal_size_limit = -1")  # a log that is cut was cut by others
         _migrate(connection, path)
         connection.execute("PRAGMA foreign_keys = ON")  # a migration may have to make a table anew
         # The loop waits for no other connection; see Writer.
