@@ -333,11 +333,14 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
 
 
 def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
-    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
+    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit.
+
+    A 504 is fal's own, as what has not begun in time; no 5xx is billed.
+    """
     said = _detail(body)
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
         return Postponed(said, holds="locked")
-    return parsing.settle_submit(answer, said, *_hints(body, answer))
+    return parsing.turned_down(answer, said, *_hints(body, answer))
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
