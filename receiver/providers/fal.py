@@ -290,9 +290,9 @@ def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     """Read the result: the model's output, or its error with the model's own HTTP code."""
     if parsing.is_yes(answer):
         return _made(ticket, answer, ticket.provider_id)
-    if answer.status == httpx.codes.NOT_FOUND:
-        return Outcome(kind="missing", provider_id=ticket.provider_id)
     body = parsing.error_body(answer.body)
+    if answer.status == httpx.codes.NOT_FOUND and not _items(body):  # a list is the model's own
+        return Outcome(kind="missing", provider_id=ticket.provider_id)
     said = _detail(body)
     if "still in progress" in said.lower():
         return Outcome(kind="processing", provider_id=ticket.provider_id)
