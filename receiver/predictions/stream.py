@@ -126,7 +126,8 @@ class Listener:
         self._last_id = b""
         """Sent with the next connection; Oxen.ai documents no resuming, so nothing relies on it."""
         self._known = asyncio.Event()
-        """Set while it is worth no submit's time to wait: connected, or down."""
+        """Set while it is worth no submit's time to wait: connected, down, or not even run here."""
+        self._known.set()
 
     async def ready(self) -> bool:
         """Wait a moment for the stream, unless it is down; say whether it is connected."""
@@ -144,6 +145,7 @@ class Listener:
         return self._connected
 
     async def run(self) -> None:
+        self._known.clear()
         while True:
             began = time.monotonic()
             try:

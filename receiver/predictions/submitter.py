@@ -383,7 +383,7 @@ class Submitter:
 
     async def _listened(self, job: Job) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""
-        if self._ready is None:
+        if self._ready is None or job.ticket.mode == "sync":
             return False
         try:
             return await self._ready()

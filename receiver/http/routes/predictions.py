@@ -175,7 +175,9 @@ class PredictionRoutes:
                 caller=caller_of(request),
             )
         )
-        if wait is None and body.mode == "sync" and not _ASYNC.search(headers.prefer or ""):
+        # Where nothing goes on after the answer, a blocking call would be cut off by it.
+        hurried = self._service.begins and _ASYNC.search(headers.prefer or "")
+        if wait is None and body.mode == "sync" and not hurried:
             wait = _SYNC_WAIT
         return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
 
