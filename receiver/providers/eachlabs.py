@@ -102,10 +102,7 @@ class Eachlabs:
         provider_id = _id(body)
         if ticket.mode == "sync" and (provider_id or body.get("status")):
             return _outcome(body, ticket.input)
-        status = parsing.words(body.get("status"))
-        # Any word but "success" says that nothing was created; with an id, only those we know do.
-        other = "failed" if status and provider_id is None else "processing"
-        if parsing.lookup(_KINDS, status, other) in {"failed", "canceled"}:
+        if parsing.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
             return parsing.refusal(reason or "not created", *hints)
         return parsing.accepted("Eachlabs", provider_id)
 
