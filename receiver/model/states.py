@@ -21,7 +21,7 @@ class Cause(StrEnum):
     """Why a prediction moves."""
 
     BEGIN = "begin"  # there is room at the provider: the submit is about to be sent
-    POSTPONED = "postponed"  # the provider took nothing (429, 5xx, refused connection)
+    POSTPONED = "postponed"  # the provider took nothing (429, 500, 503, refused connection)
     AMBIGUOUS = "ambiguous"  # bytes were sent and no answer came: money may be spent
     ACCEPTED = "accepted"  # the provider named its own id
     SUCCEEDED = "succeeded"

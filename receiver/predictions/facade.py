@@ -89,6 +89,7 @@ class Predictions:
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and name in self.on
         }
+        begins = settings.mode != "serverless"  # there nothing may go on after the answer
         self._submitters = {
             name: Submitter(
                 providers[name],
@@ -101,7 +102,7 @@ class Predictions:
                 schedule,
                 runtime,
                 due=self._poller.due,
-                ready=self.streams[name].ready if name in self.streams else None,
+                ready=self.streams[name].ready if begins and name in self.streams else None,
             )
             for name in self.on
         }
@@ -114,7 +115,7 @@ class Predictions:
             self._poller,
             self.limits,
             runtime,
-            begins=settings.mode != "serverless",  # there nothing may go on after the answer
+            begins=begins,
         )
         self.orders = Orders(settings.recipes, store, self.service, runtime)
         # A bill is never urgent: it leaves a part of a provider's minute to all else.

@@ -77,7 +77,7 @@ class PredictionService:
         begins: bool,
     ) -> None:
         """Make one; unless it `begins`, nothing may go on after the request that places it."""
-        self._begins = begins
+        self.begins = begins
         self._limits = limits
         self._store = store
         self._inbox = inbox
@@ -133,7 +133,7 @@ class PredictionService:
 
         There a blocking call, which may take minutes, is left to a drain.
         """
-        if self._begins:
+        if self.begins:
             submitter.wake()
         elif mode == "queue":
             await submitter.send_all(_WHILE_ASKED)

@@ -45,7 +45,10 @@ class Events:
     A line ends with its CR: whether an LF follows is not waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_id: bytes = b"") -> None:
+        self.last_id = last_id
+        """The `id` of the last event that ended; it holds until another is given."""
+        self._id = last_id
         self._waiting = bytearray()
         self._began = False
         self._after_cr = False
@@ -75,6 +78,7 @@ class Events:
             if self._data:
                 yield text_of(self._event), text_of(b"\n".join(self._data))
             self._event, self._data, self._size = b"", [], 0
+            self.last_id = self._id
             return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -85,8 +89,12 @@ class Events:
             self._event = value
         elif name == b"data":
             self._data.append(value)
+        elif name == b"id" and _ID.fullmatch(value):
+            self._id = value
 
 
+_ID: Final = re.compile(rb"[!-~]{0,200}")
+"""An id that can be sent back in a header; an empty one takes back what was given."""
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 
 
@@ -115,8 +123,11 @@ class Listener:
         """As a leader's role, where several processes could listen."""
         self._connected = False
         self._failures = 0
+        self._last_id = b""
+        """Sent with the next connection; Oxen.ai documents no resuming, so nothing relies on it."""
         self._known = asyncio.Event()
-        """Set while it is worth no submit's time to wait: connected, or down."""
+        """Set while it is worth no submit's time to wait: connected, down, or not even run here."""
+        self._known.set()
 
     async def ready(self) -> bool:
         """Wait a moment for the stream, unless it is down; say whether it is connected."""
@@ -134,6 +145,7 @@ class Listener:
         return self._connected
 
     async def run(self) -> None:
+        self._known.clear()
         while True:
             began = time.monotonic()
             try:
@@ -163,9 +175,12 @@ class Listener:
         request = self._provider.stream()
         timeout = httpx.Timeout(10.0, read=self._silence)
         request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
+        if self._last_id:
+            request.headers["Last-Event-ID"] = self._last_id.decode()
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
             if response.status_code != httpx.codes.OK:
+                self._last_id = b""  # it may be what was refused
                 raise Unreadable(f"HTTP {response.status_code}")
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "text/event-stream":
@@ -176,10 +191,11 @@ class Listener:
             log.info("stream.connected", provider=self._name)
             await self._store.predictions.hasten(self._name, self._runtime.clock())
             self._runtime.wakeups.wake_all("poll")
-            events = Events()
+            events = Events(self._last_id)
             async for chunk in response.aiter_bytes():
                 for event, data in events.feed(chunk):
                     await self._take(event, data)
+                self._last_id = events.last_id
         finally:
             await response.aclose()
 

@@ -337,7 +337,7 @@ class Submitter:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)
             return
-        listening = await self._listened()
+        listening = await self._listened(job)
         began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
@@ -389,9 +389,9 @@ class Submitter:
             due_at += self.room.wait()  # behind the one that tries: another may not be refused
         return due_at
 
-    async def _listened(self) -> bool:
+    async def _listened(self, job: Job) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""
-        return self._ready is not None and await self._ready()
+        return self._ready is not None and job.ticket.mode != "sync" and await self._ready()
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
         """Take a blocking call's answer; one that is not the end is asked about."""

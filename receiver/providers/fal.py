@@ -290,9 +290,9 @@ def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     """Read the result: the model's output, or its error with the model's own HTTP code."""
     if parsing.is_yes(answer):
         return _made(ticket, answer, ticket.provider_id)
-    if answer.status == httpx.codes.NOT_FOUND:
-        return Outcome(kind="missing", provider_id=ticket.provider_id)
     body = parsing.error_body(answer.body)
+    if answer.status == httpx.codes.NOT_FOUND and not _items(body):  # a list is the model's own
+        return Outcome(kind="missing", provider_id=ticket.provider_id)
     detail = _detail(body)
     if "still in progress" in detail.lower():
         return Outcome(kind="processing", provider_id=ticket.provider_id)
@@ -333,11 +333,14 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
 
 
 def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
-    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
+    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit.
+
+    A 504 is fal's own, as what has not begun in time; no 5xx is billed.
+    """
     detail = _detail(body)
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in detail.lower():
         return Postponed(detail, holds="locked")
-    return parsing.settle_submit(answer, detail, *_hints(body, answer))
+    return parsing.declined(answer, detail, *_hints(body, answer))
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:

@@ -47,8 +47,10 @@ Part = tuple[str, tuple[str | None, bytes, str | None]]
 @dataclass(frozen=True)
 class Ideogram:
     api: Api
+    bills_after: float | None
     name: ClassVar[str] = "ideogram"
     proof: ClassVar[Proof] = "public_keys"
+    most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse what could not be sent: files elsewhere, and a callback instead of ours."""
@@ -115,6 +117,16 @@ class Ideogram:
         provider_id = parsing.identifier(body.get("generation_id"), ticket.provider_id)
         return _outcome(body, provider_id, ticket)
 
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        """Poll once more: neither a callback nor a blocking call says a cost."""
+        return self.poll(tickets[0])
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        if answer.status != httpx.codes.OK:
+            raise parsing.unexpected(answer, _reason(parsing.error_body(answer.body)))
+        cost = _cost(parsing.decode_object(answer.body))
+        return {} if cost is None else {tickets[0].id: cost}
+
     def try_key(self) -> httpx.Request:
         """Ask for a generation that does not exist."""
         return self.api.get(f"{_GENERATIONS}/{_NOBODYS}")
@@ -158,6 +170,9 @@ def _is_withheld(image: Any) -> bool:
 
 
 def _cost(body: dict[str, Any]) -> int | None:
+    """Read what was billed: nothing of what has failed, of which no figure comes."""
+    if parsing.lookup(_KINDS, body.get("status"), "processing") == "failed":
+        return 0
     micros = body.get("usage_cost_usd_micros")
     return micros if type(micros) is int and 0 <= micros < _MOST_MICROS else None
 
@@ -221,7 +236,7 @@ def _boundary(parts: list[Part]) -> str:
 
 
 DECLARED: Final = Declared(
-    make=lambda given: Ideogram(given.api(api_key=given.key)),
+    make=lambda given: Ideogram(given.api(api_key=given.key), 60.0 if given.key else None),
     key="IDEOGRAM_API_KEY",
     urls={"base": "https://api.ideogram.ai"},
     path="/v2",

@@ -89,7 +89,7 @@ class Oxen:
         if answer.status == httpx.codes.NOT_FOUND and not _NO_MODEL.match(_reason(body)):
             # Whatever stands in for Oxen.ai describes no models.
             return replace(ticket, links={_SERVED_AT: _shaped(ticket.input)})
-        if settled := parsing.settle_submit(answer, _reason(body), _type(body)):
+        if settled := parsing.declined(answer, _reason(body), _type(body)):
             return settled
         path = _served_at(body, ticket.input)
         if path is None:

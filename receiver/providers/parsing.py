@@ -122,11 +122,22 @@ def refusal(message: str, *hints: str) -> Refused:
 
 def settle_submit(
     answer: ProviderResponse, message: str, *hints: str
-) -> Refused | Postponed | None:
+) -> Refused | Postponed | Ambiguous | None:
     """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
 
     `hints` say only which refusal it is.
     """
+    if answer.status in _NO_ANSWER:
+        return Ambiguous(message or f"HTTP {answer.status} without a reason")
+    return declined(answer, message, *hints)
+
+
+_NO_ANSWER: Final = frozenset({504, 524})
+"""From a gateway, after a time without an answer: the provider may have taken what it was sent."""
+
+
+def declined(answer: ProviderResponse, message: str, *hints: str) -> Refused | Postponed | None:
+    """Sort an answer whose every no is the provider's own; None: a 2xx."""
     if is_yes(answer):
         return None
     reason = message or f"HTTP {answer.status} without a reason"

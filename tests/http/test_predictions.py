@@ -440,7 +440,10 @@ async def test_a_preference_we_do_not_understand_is_ignored(start: Start) -> Non
             assert "preference-applied" not in answer.headers, prefer
 
 
-async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, network: Network) -> None:
+@pytest.mark.parametrize("prefer", ["wait=1", "respond-async", "foo, Respond-Async; a=b"])
+async def test_waiting_for_a_blocking_call_ends_in_time_too(
+    start: Start, network: Network, prefer: str
+) -> None:
     leave = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -451,9 +454,11 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, networ
     async with start() as station:
         async with asyncio.timeout(PATIENCE):
             answer = await station.http.post(
-                "/v1/predictions", json={**GOOD, "mode": "sync"}, headers={"prefer": "wait=1"}
+                "/v1/predictions", json={**GOOD, "mode": "sync"}, headers={"prefer": prefer}
             )
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
+        waited = prefer if prefer == "wait=1" else None
+        assert answer.headers.get("preference-applied") == waited
         leave.set()
         found = await station.until(answer.json()["id"], "succeeded")
         assert found["channel"] == "sync"

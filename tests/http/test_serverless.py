@@ -214,6 +214,31 @@ async def test_what_is_ordered_is_sent_before_the_answer_as_a_submit_is(
 # --- what runs in the callback's request ---
 
 
+async def test_a_submit_waits_for_no_stream_as_nobody_listens(
+    start: Start, network: Network
+) -> None:
+    async with start(**SERVERLESS) as station, asyncio.timeout(4):
+        assert (await station.submit("oxen"))["status"] == "processing"
+    assert network.count("oxen.stream") == 0
+
+
+async def test_a_blocking_call_is_waited_for_as_the_process_may_stand_still_then(
+    start: Start, network: Network
+) -> None:
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.2)
+        return await network.kindly(request)
+
+    network.script("eachlabs.run", slowly)
+    async with start(**SERVERLESS) as station:
+        answer = await station.http.post(
+            "/v1/predictions",
+            json={"provider": "eachlabs", "model": "m", "input": {"prompt": "x"}, "mode": "sync"},
+            headers={"prefer": "respond-async"},
+        )
+        assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+
+
 async def test_inline_runs_the_handlers_before_the_answer(start: Start) -> None:
     order: list[str] = []
 

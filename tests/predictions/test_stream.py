@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,36 +167,63 @@ class _Hastened(PredictionStore):
         self.times += 1
 
 
-async def test_silence_is_death(tmp_path: Path) -> None:
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(
+    tmp_path: Path, answer: Answer
+) -> AsyncIterator[tuple[Listener, _Hastened, asyncio.Event]]:
+    """Listen to a server that answers so; give what its connections hasten, and wake."""
     inbox: Any = object()  # nothing is said that would reach it
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     runtime = Runtime(random=lambda: 0.0)
     hastened = store.predictions = _Hastened(store)
     await store.start()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, httpx.AsyncClient() as client:
+        oxen = Oxen(Api(f"http://127.0.0.1:{port}", {}), None)
+        listener = Listener("oxen", oxen, client, inbox, store, runtime, silence=0.05)
+        with runtime.wakeups.listen("poll") as polled:
+            task = asyncio.create_task(listener.run())
+            yield listener, hastened, polled
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await store.stop()
 
+
+async def test_the_last_id_of_an_event_is_sent_again_until_it_is_refused(tmp_path: Path) -> None:
+    spoken = [
+        (200, "id: 7\ndata: x\n\nid: 8\ndata: cut off"),
+        (200, "data: that is still 7\n\nid: no\theader\n\n"),
+        (409, ""),
+        (200, "id: 9\n\nid\n\n"),
+        (200, ""),
+    ]
+    said: list[str] = []
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        said.append(asked.partition("last-event-id: ")[2].partition("\r\n")[0])
+        status, text = spoken[min(len(said), len(spoken)) - 1]
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: text/event-stream\r\n\r\n"
+        writer.write((head + text).encode())
+        writer.close()
+
+    async with listening(tmp_path, speak):
+        await eventually(lambda: len(said) >= len(spoken))
+    assert said[: len(spoken)] == ["", "7", "7", "", ""]
+
+
+async def test_silence_is_death(tmp_path: Path) -> None:
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n: hello\n\n")
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, httpx.AsyncClient() as client:
-        listener = Listener(
-            "oxen",
-            Oxen(Api(f"http://127.0.0.1:{port}", {}), None),
-            client,
-            inbox,
-            store,
-            runtime,
-            silence=0.05,
-        )
-        with runtime.wakeups.listen("poll") as polled:
-            listening = asyncio.create_task(listener.run())
-            await eventually(lambda: hastened.times >= 2)
-            await polled.wait()
+    async with listening(tmp_path, swallow) as (listener, hastened, polled):
+        await eventually(lambda: hastened.times >= 2)
+        await polled.wait()
         assert await listener.ready()
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
-    await store.stop()

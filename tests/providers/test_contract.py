@@ -21,6 +21,7 @@ from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
     Addressing,
+    Ambiguous,
     Billing,
     Callback,
     Describing,
@@ -284,6 +285,15 @@ def test_a_deep_body_is_read_or_unreadable_but_breaks_nothing(name: str, place: 
             outcome = PROVIDERS[name].read(body.encode())
             assert isinstance(outcome, Outcome), (depth, status)
             assert outcome.output == [], (depth, status)
+
+
+@pytest.mark.parametrize("status", [504, 524])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"fal"}))
+def test_a_gateway_that_got_no_answer_leaves_a_submit_in_doubt(name: str, status: int) -> None:
+    for mode, body in product(MODES, (b"", b"<html>", b'{"error": "timeout"}')):
+        ticket = Ticket(id="pred_1", model="owner/model", mode=mode, input={})
+        answer = ProviderResponse(status, httpx.Headers({"retry-after": "1"}), body)
+        assert isinstance(PROVIDERS[name].accepted(ticket, answer), Ambiguous), (mode, body)
 
 
 @pytest.mark.parametrize("name", NAMES)

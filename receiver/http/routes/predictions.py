@@ -41,6 +41,7 @@ from receiver.store.predictions import PredictionFilter
 log = structlog.get_logger("receiver")
 
 _SYNC_WAIT: Final = 60.0
+_ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:[,;]|$)", re.IGNORECASE)
 _MOST_GLOBS: Final = 20
 _LONGEST_GLOB: Final = 300
 """Bytes of JSON: lists and streams read it of many predictions at once."""
@@ -74,7 +75,8 @@ class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
     """What a caller may wish of an answer."""
 
     prefer: Annotated[str, msgspec.Meta(examples=["wait=5"])] | None = None
-    """`wait=N`: wait for the outcome, for 1 to 60 seconds. Anything else is ignored (RFC 7240)."""
+    """`wait=N`: wait for the outcome, for 1 to 60 seconds; `respond-async`: do not wait for a
+    blocking call. Anything else is ignored (RFC 7240)."""
 
 
 class Submitting(Waiting, frozen=True, rename={"prefer": "Prefer", "key": "Idempotency-Key"}):
@@ -173,7 +175,9 @@ class PredictionRoutes:
                 caller=caller_of(request),
             )
         )
-        if wait is None and body.mode == "sync":
+        # Where nothing goes on after the answer, a blocking call would be cut off by it.
+        hurried = self._service.begins and _ASYNC.search(headers.prefer or "")
+        if wait is None and body.mode == "sync" and not hurried:
             wait = _SYNC_WAIT
         return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
 
