@@ -1,7 +1,6 @@
 """Eachlabs: predictions with a callback that carries a shared secret, in three shapes.
 
-Facts: eachlabs/mintlify-docs (2026-08; models, signatures and errors 2026-09), eachlabs/docs
-(2025-12), the nano-banana page (2025-11).
+Facts: eachlabs/mintlify-docs (2026-08), eachlabs/docs (2025-12), the nano-banana page (2025-11).
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from receiver.providers.adapter import (
     Receipt,
 )
 from receiver.providers.declared import Api, Declared, Given
-from receiver.providers.signatures import Hmac, as_hex, as_text
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
 # polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
@@ -59,13 +57,6 @@ _LISTED: Final = 100
 """Deliveries on a page: the most that it gives."""
 _OF_MONEY: Final = frozenset({httpx.codes.PAYMENT_REQUIRED, httpx.codes.TOO_MANY_REQUESTS})
 
-_SIGNATURE: Final = Hmac(
-    header=b"x-webhook-signature",
-    covers=(b"x-webhook-timestamp",),
-    label=b"sha256=",
-    write=as_hex,
-    key=as_text,
-)
 _VERSION: Final = "0.0.1"
 """Required by the old create call, ignored by the new one."""
 
@@ -106,14 +97,8 @@ class Eachlabs:
             return parsing.refusal(reason or "not created", *hints)
         return parsing.accepted("Eachlabs", provider_id)
 
-    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
-        """Verify the signature, which Eachlabs has made since September 2026.
-
-        Without one compare the secret, which travels as it is.
-        """
-        if any(name == _SIGNATURE.header for name, _ in callback.headers):
-            _SIGNATURE.verify(callback, now=now, keys=keys)
-            return
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - nothing is dated
+        """Compare the secret, which travels as it is: there is no HMAC, though old pages say so."""
         given = callback.header(b"x-webhook-secret")
         # Every key is compared, so that the time taken does not tell which one was nearly right.
         if not any([hmac.compare_digest(given, key) for key in keys]):  # noqa: C419
@@ -237,8 +222,7 @@ def _hints(payload: dict[str, Any]) -> list[str]:
     """Return the category and code of an error, in the envelope inside `output` or beside it."""
     output = payload.get("output")
     envelope = output if isinstance(output, dict) else parsing.first(output)
-    places = (envelope, envelope.get("error"), payload)
-    return [hint for place in places if isinstance(place, dict) for hint in _named(place)]
+    return [hint for place in (envelope, payload) for hint in _named(place)]
 
 
 def _named(place: dict[str, Any]) -> list[str]:

@@ -237,10 +237,6 @@ class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
 
     x_webhook_secret: str | None = None
     """Eachlabs: the secret that its submit was given."""
-    x_webhook_signature: str | None = None
-    """Eachlabs: `sha256=` and the HMAC of time and body with that secret; verified if there."""
-    x_webhook_timestamp: str | None = None
-    """Eachlabs: when it was signed, in unix seconds."""
     x_fal_webhook_request_id: str | None = None
     """fal.ai: its id of the request."""
     x_fal_webhook_user_id: str | None = None
