@@ -38,7 +38,9 @@ _TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture":
 _MOST: Final = 25
 """Options of a command in Discord, and choices of an option."""
 _ABOUT: Final = 100
-"""Characters of a description."""
+"""Characters of a description, and of a choice in Discord."""
+_LONGEST: Final = 6000
+"""Characters of a text in Discord."""
 _PATIENCE: Final = 30.0
 
 
@@ -119,9 +121,12 @@ def _option(name: str, option: Option) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "type": _TYPES[option.kind], "description": about}
     if option.required:
         found["required"] = True
-    if option.choices and option.kind != "boolean" and len(option.choices) <= _MOST:
+    # What Discord does not offer, it lets people type, and the recipe says what is wrong.
+    is_short = all(len(str(each)) <= _ABOUT for each in option.choices)
+    if option.choices and option.kind != "boolean" and len(option.choices) <= _MOST and is_short:
         found["choices"] = [{"name": str(each), "value": each} for each in option.choices]
-    bounds = {"min_value": option.least, "max_value": option.most, "max_length": option.longest}
+    longest = option.longest and min(option.longest, _LONGEST)
+    bounds = {"min_value": option.least, "max_value": option.most, "max_length": longest}
     return found | {word: bound for word, bound in bounds.items() if bound is not None}
 
 

@@ -80,6 +80,19 @@ async def test_discords_commands_are_those_of_the_recipes(
     assert (wrong.returncode, "401" in wrong.stderr, "x.y.z" in wrong.stderr) == (1, True, False)
 
 
+def test_what_is_too_long_for_discord_is_checked_by_the_recipe_alone(
+    tmp_path: Path, platforms: Platforms
+) -> None:
+    large = (
+        Path(RECIPES["RECEIVER_RECIPES"]).read_text().replace("longest = 2000", "longest = 9000")
+    )
+    (tmp_path / "large.toml").write_text(large.replace('"16:9"]', f'"{"9" * 101}"]'))
+    env = platforms.env | {"RECEIVER_RECIPES": "large.toml"}
+    assert receiver("chat", "discord", "--guild", "7", cwd=tmp_path, **env).returncode == 0
+    prompt, ratio, _ = platforms.chats.discord.commands["7"][0]["options"]
+    assert (prompt["max_length"], "choices" in ratio) == (6000, False)
+
+
 @pytest.mark.anyio
 async def test_telegrams_webhook_menu_and_poll(tmp_path: Path, platforms: Platforms) -> None:
     env, telegram = platforms.env, platforms.chats.telegram
