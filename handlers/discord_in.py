@@ -194,9 +194,17 @@ async def pressed(given: Interaction, door: Door) -> Reply:
         say = partial(follow_up, door.http, given.token)
         door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, say)))
     elif given.message is not None:
-        gone = f"{URL}/channels/{given.channel_id}/messages/{given.message.id}"
-        door.later(chat.lossy(door, door.http.delete(gone, headers=BOT)))
+        door.later(chat.lossy(door, remove(given, given.message, door)))
     return Reply.json({"type": UNCHANGED})
+
+
+async def remove(given: Interaction, message: Message, door: Door) -> None:
+    """Delete the message of a button; by the press's token where the bot is not."""
+    gone = f"{URL}/channels/{given.channel_id}/messages/{message.id}"
+    answer = await door.http.delete(gone, headers=BOT)
+    if not answer.is_success:
+        await asyncio.sleep(LOOKS[0])  # the token is good when the press has been answered
+        judge(await door.http.delete(original(given.token), headers=AGENT), given.token)
 
 
 async def promised(given: Interaction, door: Door, prediction: Prediction) -> Reply:
