@@ -191,6 +191,8 @@ def _ask(method: str, url: str, body: Any, headers: dict[str, str] | None = None
             method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ReceiverError(f"{type(error).__name__}: nothing was set up") from None
+        host = url.partition("://")[2].partition("/")[0]  # what follows may hold a token
+        why = str(error) or type(error).__name__
+        raise ReceiverError(f"{host} does not answer ({why}): nothing was set up") from None
     if not answer.is_success:
         raise ReceiverError(f"HTTP {answer.status_code}: {answer.text[:300]}")

@@ -422,7 +422,10 @@ class Listening:
             at: row.value(reader) if given[at] is None else given[at]
             for at, row in rows(cls).items()
         }
-        return sound(cls(**told), reader.problems)
+        problems = reader.problems
+        if problems:  # whoever mends these is told of all others, too
+            problems += Settings.look({**env, "RECEIVER_DEV": "1"} if dev else env)[1]
+        return sound(cls(**told), problems)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,8 @@ async def test_discords_commands_are_those_of_the_recipes(
     assert (await doctor(env, "discord"))[0][0] == "ok"
     wrong = receiver("chat", "discord", cwd=tmp_path, **{**env, "DISCORD_TOKEN": "x.y.z"})
     assert (wrong.returncode, "401" in wrong.stderr, "x.y.z" in wrong.stderr) == (1, True, False)
+    away = receiver("chat", "discord", cwd=tmp_path, **{**env, "DISCORD_URL": "http://127.0.0.1:1"})
+    assert "127.0.0.1:1 does not answer" in away.stderr
 
 
 def test_what_is_too_long_for_discord_is_checked_by_the_recipe_alone(
