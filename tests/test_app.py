@@ -45,7 +45,7 @@ def test_words_that_are_none_of_ours_are_refused(tmp_path: Path, word: Any) -> N
     with pytest.raises(ValueError, match="dispatch must be True, False or 'inline', not "):
         create_app(development(tmp_path), dispatch=word)
     with pytest.raises(ValueError, match="mode must be 'server' or 'serverless', not "):
-        create_app(development(tmp_path), mode=word or "severless")
+        create_app(development(tmp_path), mode=word or "severless")  # type: ignore[arg-type]
 
 
 def test_a_function_that_is_no_handler_is_refused(tmp_path: Path) -> None:
