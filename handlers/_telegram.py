@@ -154,9 +154,14 @@ class Telegram:
         if not answer.is_success and secret in answer.text:
             raise Retry(f"HTTP {answer.status_code} from something before Telegram")
         try:
-            return answer, msgspec.json.decode(answer.content, type=ApiResponse)
+            body = msgspec.json.decode(answer.content, type=ApiResponse)
         except msgspec.MsgspecError:
             return answer, ApiResponse()
+        if "thread not found" in body.description and "message_thread_id" in form:
+            # In groups without topics a message in a row of replies names a thread, too.
+            form = {name: value for name, value in form.items() if name != "message_thread_id"}
+            return await self.post(http, method, form, files)
+        return answer, body
 
 
 def address(event: Event, chat: str) -> dict[str, str]:
@@ -271,12 +276,17 @@ class Message(msgspec.Struct, rename={"by": "from"}):
         return self.text or self.caption
 
     @property
-    def command(self) -> tuple[str, str]:
-        """What begins the message as a command, and the bot that it names; or nothing."""
+    def slash(self) -> int:
+        """How long the command is that begins the message; 0 where none does."""
         first = next(iter(self.entities or self.caption_entities), None)
         if first is None or first.type != "bot_command" or first.offset:
-            return "", ""
-        name, _, bot = self.words[1 : first.length].partition("@")
+            return 0
+        return max(first.length, 0)
+
+    @property
+    def command(self) -> tuple[str, str]:
+        """The name of that command, and the bot that it names."""
+        name, _, bot = self.words[1 : self.slash].partition("@")
         return name.lower(), bot.lower()
 
     @property

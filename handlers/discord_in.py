@@ -194,9 +194,17 @@ async def on_button(given: Interaction, door: Door) -> Reply:
         send_text = partial(follow_up, door.http, given.token)
         door.later(chat.best_effort(door, chat.cancel(door, press.prediction_id, send_text)))
     elif given.message is not None:
-        message_url = f"{URL}/channels/{given.channel_id}/messages/{given.message.id}"
-        door.later(chat.best_effort(door, door.http.delete(message_url, headers=BOT)))
+        door.later(chat.best_effort(door, delete_message(given, given.message, door)))
     return Reply.json({"type": UNCHANGED})
+
+
+async def delete_message(given: Interaction, message: Message, door: Door) -> None:
+    """Delete the message of a button; by the press's token where the bot is not."""
+    message_url = f"{URL}/channels/{given.channel_id}/messages/{message.id}"
+    answer = await door.http.delete(message_url, headers=BOT)
+    if not answer.is_success:
+        await asyncio.sleep(LOOKS[0])  # the token is good when the press has been answered
+        check(await door.http.delete(original_url(given.token), headers=AGENT), given.token)
 
 
 async def acknowledge(given: Interaction, door: Door, prediction: Prediction) -> Reply:

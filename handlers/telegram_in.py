@@ -14,6 +14,7 @@ import hmac
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any
@@ -109,13 +110,12 @@ async def on_message(message: Message, door: Door) -> Reply:
     if user is None or user.is_bot or message.via_bot or not await is_for_us(message, door):
         return Reply.empty()
     who = who_of(user, message.chat)
-    name = message.command[0]
-    text = message.words
-    if name:
-        text = text.partition(" ")[2] if " " in text else ""
+    name, text = message.command[0], message.words[message.slash :]
+    if name == "start":  # what may follow it is a link's, and no recipe's
+        name, text = "help", ""
     try:
-        known = {"start": "help", "help": "help"}.get(name, name)
-        command = chat.read(door, f"{known} {text}" if known == "help" else text, known)
+        is_other = name and not is_recipe(name, door)  # help, or what there is not
+        command = door.command(name + text) if is_other else chat.read(door, text, name)
         if command.help:
             return text_reply(message, command.help)
         options = dict(command.options)
@@ -140,13 +140,19 @@ async def on_message(message: Message, door: Door) -> Reply:
 async def is_for_us(message: Message, door: Door) -> bool:
     """Return whether a message is a command for us, a reply to us, or sent to us alone."""
     name, bot = message.command
-    if name:
-        return not bot or bot == (await own_name(door)).lower()
+    if bot:
+        return bot == (await own_name(door)).lower()
     if message.chat.type == "private":
         return bool(message.words)
+    if name:  # others are for other bots
+        return name in {"start", "help"} or is_recipe(name, door)
     answered = message.reply_to_message
     is_to_us = answered is not None and answered.by is not None and str(answered.by.id) == BOT
     return is_to_us and bool(message.words)
+
+
+def is_recipe(name: str, door: Door) -> bool:
+    return any(one.name == name for one in door.recipes())
 
 
 NAMES: dict[str, str] = {}
@@ -191,10 +197,17 @@ async def picture(door: Door, file: File) -> str:
     return await chat.picture(door, f"{URL}/file/bot{TOKEN.reveal()}/{path}")
 
 
+ACKNOWLEDGED: deque[str] = deque(maxlen=1000)
+"""Predictions acknowledged lately: a repeat may come before that is written down."""
+
+
 async def acknowledge(message: Message, door: Door, prediction: Prediction) -> None:
     """Acknowledge an order once, by a message that is deleted in the end."""
     if prediction.status in chat.FINAL or "telegram_promise" in prediction.metadata:
         return
+    if prediction.id in ACKNOWLEDGED:
+        return
+    ACKNOWLEDGED.append(prediction.id)
     text = await chat.ack_text(door, prediction)
     door.later(chat.best_effort(door, send_ack(message, door, prediction.id, text)))
 

@@ -24,7 +24,7 @@ from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
-from receiver.model.roles import ROLES, Role
+from receiver.model.roles import ROLES, Role, role_of
 from receiver.model.tasks import TaskSet, Wakeups
 from receiver.observability import logging as logs
 from receiver.observability.clock import Clock, Watch, clocks
@@ -59,8 +59,9 @@ def create_app(
     it, or for two seconds at most. `mode` goes before RECEIVER_MODE. `transport` stands in for the
     network to providers, `http` for that of `ctx.http` and `results` for that of `ctx.fetch`, guard
     included. A `clock` that is given is believed, unless a `monotonic` one is held against it.
-    Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
-    the lifespan raises StoreUnusable and StoreUnavailable.
+    Raises SettingsError, HandlerError, ValueError for other words than these, or StoreUnusable
+    where PostgreSQL's extra is not installed; the lifespan raises StoreUnusable and
+    StoreUnavailable.
     """
     settings = settings or Settings.read(os.environ)
     logs.configure_unless_done(settings.log_format, settings.log_level)
@@ -70,9 +71,7 @@ def create_app(
     settings = replace(settings, mode=mode or settings.mode)
     if dispatch == "inline" and settings.after.how == "drain":
         settings = replace(settings, after=INLINE)
-    serving = "serve" if dispatch is True else "serve --no-dispatch"
-    role = ROLES["serverless" if settings.mode == "serverless" else serving]
-    return _front(role, settings, handlers, run).app
+    return _front(role_of(dispatch, settings.mode), settings, handlers, run).app
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:

@@ -24,7 +24,7 @@ from starlette.types import Message, Scope
 
 from receiver.asgi import create_app
 from receiver.http.problems import problem_body
-from receiver.http.selfstarting import SelfStarting
+from receiver.http.selfstarting import CUT_OFF, SelfStarting
 from receiver.observability import logging as logs
 from receiver.settings import Settings
 
@@ -75,6 +75,7 @@ class Function:
     async def _answer(self, event: Event, left: float) -> Answer:
         scope, exchange = scope_of(event), _Exchange(body_of(event))
         limit = asyncio.timeout(max(left - _MARGIN, _LEAST))
+        CUT_OFF.set(asyncio.get_running_loop().time() + left)
         try:
             async with limit:
                 await self._app(scope, exchange.receive, exchange.send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,6 +38,14 @@ def test_a_secret_that_was_cut_short_is_not_used(tmp_path: Path, text: str) -> N
     (tmp_path / "dev.db.dev-secret").write_text(text)
     with pytest.raises(StoreUnusable, match="remove it"):
         create_app(development(tmp_path))
+
+
+@pytest.mark.parametrize("word", ["drain", "after=20", 1, None, []])
+def test_words_that_are_none_of_ours_are_refused(tmp_path: Path, word: Any) -> None:
+    with pytest.raises(ValueError, match="dispatch must be True, False or 'inline', not "):
+        create_app(development(tmp_path), dispatch=word)
+    with pytest.raises(ValueError, match="mode must be 'server' or 'serverless', not "):
+        create_app(development(tmp_path), mode=word or "severless")  # type: ignore[arg-type]
 
 
 def test_a_function_that_is_no_handler_is_refused(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ _TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture":
 _MAX_OPTIONS: Final = 25
 """Options of a command in Discord, and choices of an option."""
 _MAX_DESCRIPTION: Final = 100
-"""Characters of a description."""
+"""Characters of a description, and of a choice in Discord."""
+_MAX_TEXT: Final = 6000
+"""Characters of a text in Discord."""
 _PATIENCE: Final = 30.0
 
 
@@ -119,9 +121,13 @@ def _option(name: str, option: Option) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "type": _TYPES[option.kind], "description": about}
     if option.required:
         found["required"] = True
-    if option.choices and option.kind != "boolean" and len(option.choices) <= _MAX_OPTIONS:
+    # What Discord does not offer, it lets people type, and the recipe says what is wrong.
+    is_short = all(len(str(each)) <= _MAX_DESCRIPTION for each in option.choices)
+    few = len(option.choices) <= _MAX_OPTIONS
+    if option.choices and option.kind != "boolean" and few and is_short:
         found["choices"] = [{"name": str(each), "value": each} for each in option.choices]
-    bounds = {"min_value": option.least, "max_value": option.most, "max_length": option.longest}
+    longest = option.longest and min(option.longest, _MAX_TEXT)
+    bounds = {"min_value": option.least, "max_value": option.most, "max_length": longest}
     return found | {word: bound for word, bound in bounds.items() if bound is not None}
 
 
@@ -186,6 +192,8 @@ def _send(method: str, url: str, body: Any, headers: dict[str, str] | None = Non
             method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ReceiverError(f"{type(error).__name__}: nothing was set up") from None
+        host = url.partition("://")[2].partition("/")[0]  # what follows may hold a token
+        why = str(error) or type(error).__name__
+        raise ReceiverError(f"{host} does not answer ({why}): nothing was set up") from None
     if not answer.is_success:
         raise ReceiverError(f"HTTP {answer.status_code}: {answer.text[:300]}")

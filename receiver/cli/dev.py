@@ -43,6 +43,8 @@ _LOOK: Final = 1000
 _SETTLE: Final = 0.2
 """Seconds in which a file that an editor replaces is there again."""
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
+_RECIPES: Final = Path(__file__).with_name("project") / "recipes.toml.txt"
+"""What there is to order among emulated providers where nothing else is set."""
 _CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
 
 
@@ -70,6 +72,8 @@ def serve(
         settings = Settings.read(os.environ)
         settings = replace(settings, handlers=tuple(handlers) or settings.handlers)
         if emulate:
+            if not os.environ.get("RECEIVER_RECIPES", "").strip():
+                os.environ["RECEIVER_RECIPES"] = str(_RECIPES)
             emulator = stack.enter_context(emulated(_PICTURE, url))
             os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
             settings = _among_emulated(settings, url, emulator)

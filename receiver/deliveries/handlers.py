@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from receiver.deliveries.loading import short_name
-from receiver.deliveries.ways_in import LISTED, takes
+from receiver.deliveries.ways_in import LISTED, called, takes
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Policy
 from receiver.model.text import meant
@@ -274,13 +274,14 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     """Return whether the function wants (event, ctx) or (event); TypeError: neither."""
     if not callable(function):
         raise TypeError(f"a handler must be a function, not {function!r}")
+    name = called(function)
     if inspect.isclass(function):
-        raise TypeError(f"a handler must be a function, and {function!r} is a class")
+        raise TypeError(f"a handler must be a function, and {name} is a class")
     inner = inspect.unwrap(function)
     for one in (function, inner, getattr(inner, "__call__", None)):  # noqa: B004 - its code
         if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
-            raise TypeError(f"{function!r} yields, so that calling it runs nothing: use return")
+            raise TypeError(f"{name} yields, so that calling it runs nothing: use return")
     takes_context = takes(function, 2)
     if not takes_context and not takes(function, 1):
-        raise TypeError(f"{function!r} must take (event) or (event, ctx)")
+        raise TypeError(f"{name} must take (event) or (event, ctx)")
     return takes_context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -15,6 +16,7 @@ from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.text import meant
 from receiver.model.values import Recipients
+from receiver.settings.reader import misspelled_of_handlers
 
 if TYPE_CHECKING:  # else it would bring the store along, which a handler's file has no use for
     from receiver.store.inbox import CurrentState
@@ -131,6 +133,7 @@ class Registry:
             for one in self.handlers.values()
             if not any(map(one.provider.match, providers))
         ]
+        found += misspelled_of_handlers(os.environ)
         if not self.handlers:
             found.append("no handler is registered: outcomes are recorded and nothing else happens")
         return found

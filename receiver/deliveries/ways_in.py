@@ -257,7 +257,12 @@ def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str
 
 def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
     if not takes(function, number):
-        raise TypeError(f"{function!r} must take {shape}")
+        raise TypeError(f"{called(function)} must take {shape}")
+
+
+def called(function: object) -> str:
+    """Return how a function is called in its file, or what else was given."""
+    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def takes(function: Callable[..., Any], number: int) -> bool:
@@ -271,13 +276,13 @@ def takes(function: Callable[..., Any], number: int) -> bool:
 
 def _check_generates(function: Callable[..., Any]) -> None:
     if not inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function!r} must be an async generator: `async def`, and `yield`")
+        raise TypeError(f"{called(function)} must be an async generator: `async def`, and `yield`")
     _check_takes(function, 1, "(door)")
 
 
 def _checked_answer(function: Any) -> Answer:
     if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"{function!r} must be an async function")
+        raise TypeError(f"{called(function)} must be an async function")
     _check_takes(function, 2, "(call, door)")
     return function  # type: ignore[no-any-return]
 

@@ -7,6 +7,9 @@ in the log, and tried again at the next request.
 from __future__ import annotations
 
 import asyncio
+import math
+from contextvars import ContextVar
+from typing import Final
 
 import structlog
 from starlette.applications import Starlette
@@ -15,6 +18,9 @@ from starlette.types import Receive, Scope, Send
 from receiver.model.answers import Drained
 
 log = structlog.get_logger("receiver")
+
+CUT_OFF: Final[ContextVar[float]] = ContextVar("CUT_OFF", default=math.inf)
+"""When, by the loop's clock, the platform ends a request: one that waits is answered before."""
 
 
 class SelfStarting:

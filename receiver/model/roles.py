@@ -27,3 +27,13 @@ ROLES: Final = {
     "worker": Role(accepts=False, outbound=False, handlers=True, housekeeping=True),
     "drain": Role(accepts=False, outbound=False, handlers=False, housekeeping=False),
 }
+
+
+def role_of(dispatch: object, mode: object) -> Role:
+    """Return the role of an app; raise ValueError for words that are none of ours."""
+    if not isinstance(dispatch, bool) and dispatch != "inline":
+        raise ValueError(f"dispatch must be True, False or 'inline', not {dispatch!r}")
+    if mode not in ("server", "serverless"):
+        raise ValueError(f"mode must be 'server' or 'serverless', not {mode!r}")
+    serving = "serve" if dispatch is True else "serve --no-dispatch"
+    return ROLES["serverless" if mode == "serverless" else serving]

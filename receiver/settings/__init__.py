@@ -416,7 +416,10 @@ class Listening:
             at: row.value(reader) if given[at] is None else given[at]
             for at, row in rows(cls).items()
         }
-        return checked(cls(**values), reader.problems)
+        problems = reader.problems
+        if problems:  # whoever mends these is told of all others, too
+            problems += Settings.look({**env, "RECEIVER_DEV": "1"} if dev else env)[1]
+        return checked(cls(**values), problems)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from receiver.model.errors import SettingsError
-from receiver.model.text import clean
+from receiver.model.text import clean, meant
 
 T = TypeVar("T")
 D = TypeVar("D")
+_OF_HANDLERS: Final[set[str]] = set()
+"""The names of settings that handlers have asked for."""
 
 
 class Secret:
@@ -43,6 +45,18 @@ def checked(found: T, problems: Sequence[str]) -> T:
     return found
 
 
+def misspelled_of_handlers(env: Mapping[str, str]) -> list[str]:
+    """Name the variables that are nearly a setting of a handler's that is not set."""
+    unset = sorted(_OF_HANDLERS - env.keys())
+    firsts = tuple({f"{name.partition('_')[0]}_" for name in unset})
+    near = {
+        name: meant(name, unset, cutoff=0.8)
+        for name in sorted(env.keys() - _OF_HANDLERS)
+        if name.startswith(firsts)
+    }
+    return [f"{name} is not a setting{it}" for name, it in near.items() if it]
+
+
 class Reader:
     """Take values out of a mapping and collect what is wrong with them."""
 
@@ -65,6 +79,8 @@ class Reader:
         `as_text`: a default that is parsed too; None: there must be a value. `says` and `at` go
         into problems of handlers' settings: what it is, and where it is read.
         """
+        if at:
+            _OF_HANDLERS.add(name)
         given = self._env.get(name, "").strip()
         text = clean(given) or as_text
         if text is None:

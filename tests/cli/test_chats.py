@@ -78,6 +78,21 @@ async def test_discords_commands_are_those_of_the_recipes(
     assert (await doctor(env, "discord"))[0][0] == "ok"
     wrong = receiver("chat", "discord", cwd=tmp_path, **{**env, "DISCORD_TOKEN": "x.y.z"})
     assert (wrong.returncode, "401" in wrong.stderr, "x.y.z" in wrong.stderr) == (1, True, False)
+    away = receiver("chat", "discord", cwd=tmp_path, **{**env, "DISCORD_URL": "http://127.0.0.1:1"})
+    assert "127.0.0.1:1 does not answer" in away.stderr
+
+
+def test_what_is_too_long_for_discord_is_checked_by_the_recipe_alone(
+    tmp_path: Path, platforms: Platforms
+) -> None:
+    large = (
+        Path(RECIPES["RECEIVER_RECIPES"]).read_text().replace("longest = 2000", "longest = 9000")
+    )
+    (tmp_path / "large.toml").write_text(large.replace('"16:9"]', f'"{"9" * 101}"]'))
+    env = platforms.env | {"RECEIVER_RECIPES": "large.toml"}
+    assert receiver("chat", "discord", "--guild", "7", cwd=tmp_path, **env).returncode == 0
+    prompt, ratio, _ = platforms.chats.discord.commands["7"][0]["options"]
+    assert (prompt["max_length"], "choices" in ratio) == (6000, False)
 
 
 @pytest.mark.anyio

@@ -140,6 +140,16 @@ def test_serve_emulate_gives_handlers_the_chats_and_says_how_to_open_one(tmp_pat
             chat.wait_for(f"! {server.url}/in/slack: 404")
 
 
+def test_with_nothing_set_an_order_is_answered_by_its_picture(tmp_path: Path) -> None:
+    with running("serve", "--emulate", "slack-in", cwd=tmp_path) as server:
+        shown = server.wait_for(" chat --emulator ")
+        [where] = [line.split()[-1] for line in shown.splitlines() if " chat --emulator" in line]
+        with talking("--emulator", where, cwd=tmp_path) as chat:
+            chat.types("/imagine a lighthouse")
+            chat.wait_for("On it.")
+            chat.wait_for("/files/")
+
+
 def test_emulate_prints_what_a_receiver_needs(tmp_path: Path) -> None:
     with running("emulate", cwd=tmp_path) as emulator:
         shown = emulator.wait_for("# chat: receiver chat --emulator")

@@ -209,7 +209,7 @@ def test_what_is_wrong_is_said_with_file_and_line(name: str) -> None:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda: None, "must take"),
+        (lambda: None, r":\d+: <lambda> must take"),
         (lambda _a, _b, _c: None, "must take"),
         (lambda *, event: event, "must take"),
         (lambda _event, *, needed: needed, "must take"),

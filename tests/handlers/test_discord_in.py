@@ -301,8 +301,11 @@ def test_an_attachment_is_handed_on(receiver_kit: Kits) -> None:
     assert "/discord/cdn/" in prediction.input["image_url"]
 
 
-def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> None:
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits, is_closed: bool) -> None:
     kit = talking(receiver_kit, "discord_in")
+    if is_closed:  # as where only people have installed the app
+        kit.chats.discord.closed.add(kit.chats.place("discord", "C1", "U1"))
     reply = kit.says("/imagine a lighthouse", on="discord").reply
     larger = kit.presses(reply, "Larger", person="U2", on="discord").reply
     assert [one.label for one in larger.buttons] == ["Again", "Delete"]

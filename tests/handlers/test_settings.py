@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 
 from receiver import Secret, read_settings
 from receiver.deliveries.importing import load
+from receiver.deliveries.registry import Registry
 from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
 from tests.handlers.parts import HANDLERS, OK, built_in, serving
@@ -245,6 +246,18 @@ def test_what_is_missing_is_named_with_what_it_is() -> None:
         declare()
     said = [line.partition(": ")[2] for line in str(raised.value).splitlines()]
     assert said == ["needs A as the first", "needs B as the second", "A and B go together"]
+
+
+def test_what_is_nearly_a_setting_is_told_where_that_is_not_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with read_settings({}) as read:
+        read.text("SHOP_LOOK", "how it looks", default="")
+        read.text("SHOP_HOME", "where it is", default="")
+    for name in ("SHOP_LOKO", "SHOP_HOMES", "SHOP_HOME", "SHOP_OTHER", "STOP_LOOK"):
+        monkeypatch.setenv(name, "1")
+    told = [warning for warning in Registry().warnings(()) if "SHOP" in warning]
+    assert told == ["SHOP_LOKO is not a setting (did you mean SHOP_LOOK?)"]
 
 
 # --- the package's name ---

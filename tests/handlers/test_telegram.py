@@ -32,7 +32,7 @@ from tests.handlers.chat import (
 from tests.handlers.parts import Answer, Asked, built_in, waits
 
 TOKEN: Final = "123456:AAF-hushed_token"
-CHAT, OTHER, MOVED = "-1001", "@others", "-1009"
+CHAT, OTHER, MOVED, PLAIN = "-1001", "@others", "-1009", "-1003"
 TELEGRAM: Final = built_in("telegram")
 SINGLE: Final = {"photo", "video", "animation", "audio", "document"}
 BAD: Final = PNG + b"of odd dimensions"
@@ -51,7 +51,7 @@ def refused(status: int, description: str, **parameters: Any) -> Answer:
 class Telegram(Service):
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.chats = {CHAT: "", OTHER: "", "-1002": MOVED, MOVED: ""}
+        self.chats = {CHAT: "", OTHER: "", "-1002": MOVED, MOVED: "", PLAIN: ""}
         """By ids, where they have moved."""
         self.posts: list[dict[str, Any]] = []
 
@@ -72,6 +72,8 @@ class Telegram(Service):
         if moved := self.chats[chat]:
             words = "Bad Request: group chat was upgraded to a supergroup chat"
             return refused(400, words, migrate_to_chat_id=int(moved))
+        if chat == PLAIN and "message_thread_id" in fields:
+            return refused(400, "Bad Request: message thread not found")
         post = {"chat": chat, "method": method, **self.where(fields)}
         post["files"] = [file.content for file in files]
         content = {"sendMessage": self.message, "sendMediaGroup": self.group}.get(method, self.one)
@@ -239,6 +241,14 @@ def test_it_answers_where_the_metadata_says(receiver_kit: Kits, telegram: Telegr
     kit.deliver(make_event("failed", metadata=where))
     kit.deliver(make_event(output=[telegram.put("a", PNG)], metadata=where))
     assert [(p["chat"], p["reply"], p["thread"]) for p in telegram.posts] == [(OTHER, 17, 4)] * 2
+
+
+def test_a_group_without_topics_has_no_thread(receiver_kit: Kits, telegram: Telegram) -> None:
+    where = {"telegram_chat": PLAIN, "telegram_message": 17, "telegram_thread": "4"}
+    event = make_event(output=[telegram.put("a", PNG)], metadata=where)
+    receiver_kit(TELEGRAM, online=True).deliver(event)
+    [post] = telegram.posts
+    assert (post["chat"], post["reply"], post["files"]) == (PLAIN, 17, [PNG])
 
 
 def test_odd_metadata_is_as_none(receiver_kit: Kits, telegram: Telegram) -> None:

@@ -128,7 +128,9 @@ def test_a_command_is_answered_by_its_picture(receiver_kit: Kits) -> None:
     assert all(len(one.value.encode()) <= 64 for one in [*reply.buttons, *promise.buttons])
 
 
-@pytest.mark.parametrize("words", ["imagine a tower", "a tower", "/imagine@imagine_bot a tower"])
+@pytest.mark.parametrize(
+    "words", ["imagine a tower", "a tower", "/imagine@imagine_bot a tower", "/imagine\na tower"]
+)
 def test_in_a_chat_of_ones_own_no_command_is_needed(receiver_kit: Kits, words: str) -> None:
     kit = talking(receiver_kit, "telegram_in")
     assert pictures(kit.says(words, place="D", on="telegram").replies)
@@ -140,6 +142,7 @@ def test_help_and_refusals_are_replies(receiver_kit: Kits) -> None:
     assert "A picture from words" in kit.says("/start", place="D", on="telegram").reply.text
     assert "What to draw" in kit.says("/help imagine", place="D", on="telegram").reply.text
     assert "Ratio must be" in kit.says("/imagine a --ratio 5:9", on="telegram").reply.text
+    assert "no recipe 'imagin'" in kit.says("/imagin a", place="D", on="telegram").reply.text
     assert predictions(kit) == []
 
 
@@ -153,6 +156,7 @@ def test_help_and_refusals_are_replies(receiver_kit: Kits) -> None:
             "text": "/imagine@OtherBot x",
             "entities": [{**COMMAND["message"]["entities"][0], "length": 17}],
         },
+        {"text": "/weather Berlin"},
         {"text": "a lighthouse", "entities": []},
     ],
     ids=str,
@@ -175,13 +179,15 @@ def test_what_bots_say_and_what_is_said_to_others_is_taken_and_forgotten(
 @pytest.mark.anyio
 @pytest.mark.both_engines
 async def test_whatever_is_said_again_is_ordered_once(start: Start, telegram: str) -> None:
-    now = [float(AT)]
-    async with start(telegram, clock=lambda: now[0], others=nowhere(), **RECIPES) as station:
+    now, others = [float(AT)], nowhere()
+    async with start(telegram, clock=lambda: now[0], others=others, **RECIPES) as station:
         for seconds in (0, 90_000):
             now[0] = AT + seconds
             found = await four_times(station, "/in/telegram", update(), secret())
             assert found == [200] * 4
         assert (station.count("predictions"), station.count("orders")) == (1, 1)
+    promises = [one.text for one in others.chats.telegram.board.messages if "On it" in one.text]
+    assert promises == ["On it."]
 
 
 @pytest.mark.anyio

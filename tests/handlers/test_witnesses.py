@@ -196,7 +196,7 @@ def test_what_telegrams_library_makes_is_ordered_and_what_we_send_it_knows(
     promise = eventually(lambda: said.replies)[0]
     urls = [f"https://providers.test/files/{drawn.name_for(str(n))}" for n in range(2)]
     kit.finish_all(make_event("succeeded", output=urls))
-    wrong = kit.says("/nothing", on="telegram")
+    wrong = kit.says("/imagine", on="telegram")
     order = kit.says("/imagine a tower", on="telegram")
     reply = order.replies[0]
     larger = kit.presses(reply, "Larger", on="telegram")

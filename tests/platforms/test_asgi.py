@@ -182,7 +182,8 @@ def test_a_port_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         [name] = env
         with pytest.raises(SettingsError, match=f"{name}: must be a"):
             Listening.read(env, None, None)
-    done = receiver("serve", cwd=tmp_path, PORT="65536")
+    done = receiver("serve", cwd=tmp_path, PORT="65536", RECEIVER_POLL_AFTER="soon")
     assert done.returncode != 0
     assert "PORT: must be a" in done.stderr
+    assert "RECEIVER_POLL_AFTER: must be a" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -247,19 +248,29 @@ def test_any_other_event_is_a_drain(handler: Any) -> None:
         assert (done["deliveries"], done["more"]) == (0, False)
 
 
-def test_what_takes_longer_than_the_invocation_is_answered_before_its_end(handler: Any) -> None:
+def test_whoever_waits_is_answered_before_the_end_of_the_invocation(handler: Any) -> None:
     ready = SHAPES["second"](Request("GET", "/ready", []))
     assert handler(ready, Time(30))["statusCode"] == 200
     content = [KEY, ("content-type", "application/json")]
     body = b'{"provider": "fal", "model": "a/b", "input": {"prompt": "x"}}'
     submit = Request("POST", "/v1/predictions", [*content, ("prefer", "wait=60")], body)
-    answer = handler(SHAPES["second"](submit), Time(1.5))
-    assert answer["statusCode"] == 503
-    assert json.loads(answer["body"])["type"] == "urn:receiver:problem:unavailable"
+    answer = handler(SHAPES["second"](submit), Time(4))
+    assert (answer["statusCode"], json.loads(answer["body"])["status"]) == (202, "queued")
     stream = Request("GET", "/v1/events/stream", [KEY, ("last-event-id", "0")])
     answer = handler(SHAPES["first"](stream), Time(1.5))
     assert answer["statusCode"] == 200
     assert "event: stream.open" in answer["body"]
+
+
+def test_what_hangs_is_answered_before_the_end_of_the_invocation(module: ModuleType) -> None:
+    async def hangs(_: Any) -> Any:
+        await asyncio.sleep(PATIENCE)
+
+    function = module.Function(SelfStarting(Starlette(routes=[Route("/", hangs)])))
+    answer = function(SHAPES["second"](Request("GET", "/", [])), Time(1))
+    assert answer["statusCode"] == 503
+    assert json.loads(answer["body"])["type"] == "urn:receiver:problem:unavailable"
+    function.close()
 
 
 def test_a_database_that_is_away_is_a_503_and_a_failed_drain_and_comes_back(

@@ -25,6 +25,7 @@ from receiver.http.declare import (
     post,
 )
 from receiver.http.request_log import about
+from receiver.http.selfstarting import CUT_OFF
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
 from receiver.model.requests import ModelName, SubmitFields, SubmitRequest
@@ -42,6 +43,7 @@ log = structlog.get_logger("receiver")
 
 _SYNC_WAIT: Final = 60.0
 _ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:[,;]|$)", re.IGNORECASE)
+_BEFORE_CUT_OFF: Final = 2.0
 _MOST_GLOBS: Final = 20
 _LONGEST_GLOB: Final = 300
 """Bytes of JSON: lists and streams read it of many predictions at once."""
@@ -348,7 +350,7 @@ class PredictionRoutes:
         if seconds is None or prediction.status in TERMINAL:
             return prediction
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
+        until = min(loop.time() + seconds, CUT_OFF.get() - _BEFORE_CUT_OFF)
         with self._runtime.wakeups.listen("prediction", prediction.id) as news:
             while True:
                 news.clear()
