@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from starlette.requests import Request
 
-from receiver.http.body import named
+from receiver.http.body import path_parameter
 from receiver.http.declare import parameters_of
 from receiver.model.errors import Problem
 
@@ -79,7 +79,9 @@ _MISSING = Problem(404, "not-found", "there is no such thing")
 def in_path(request: Request, method: Callable[..., Awaitable[Any]]) -> dict[str, str]:
     """Return what stands in the path, or raise Problem where it cannot be there."""
     kinds = parameters_of(method)
-    return {name: named(request, name, kinds[name], _MISSING) for name in request.path_params}
+    return {
+        name: path_parameter(request, name, kinds[name], _MISSING) for name in request.path_params
+    }
 
 
 def wants_context(method: Callable[..., Awaitable[Any]]) -> bool:

@@ -107,7 +107,7 @@ def prefer_wait(preferences: str) -> float | None:
     return None
 
 
-def decoded(body: bytes, kind: type[Asked]) -> Asked:
+def json_body(body: bytes, kind: type[Asked]) -> Asked:
     """Decode a JSON body; raise a Problem where it is no JSON, or does not fit."""
     try:
         return msgspec.json.decode(body, type=kind)
@@ -117,10 +117,10 @@ def decoded(body: bytes, kind: type[Asked]) -> Asked:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
 
 
-def parameters(request: Request, kind: type[Asked], apart: str | None) -> Asked:
+def query_parameters(request: Request, kind: type[Asked], apart: str | None) -> Asked:
     """Read the query as the struct that also describes it; what is unknown or twice is refused.
 
-    Parameters whose names begin with `apart` are left to `free`.
+    Parameters whose names begin with `apart` are left to `prefixed_parameters`.
     """
     given = request.query_params.multi_items()
     values = dict(given)
@@ -131,7 +131,7 @@ def parameters(request: Request, kind: type[Asked], apart: str | None) -> Asked:
     return _read(kept, kind)
 
 
-def free(request: Request, prefix: str) -> dict[str, str]:
+def prefixed_parameters(request: Request, prefix: str) -> dict[str, str]:
     """Read the parameters whose names begin so, by the rest of their names."""
     return {
         name.removeprefix(prefix): text
@@ -140,7 +140,7 @@ def free(request: Request, prefix: str) -> dict[str, str]:
     }
 
 
-def wishes(request: Request, kind: type[Asked]) -> Asked:
+def header_parameters(request: Request, kind: type[Asked]) -> Asked:
     """Read the headers that a struct describes; any others are none of its business."""
     values = {}
     for name in kind.__struct_encode_fields__:
@@ -149,7 +149,7 @@ def wishes(request: Request, kind: type[Asked]) -> Asked:
     return _read(values, kind)
 
 
-def named(request: Request, name: str, kind: Any, refusal: Problem) -> str:
+def path_parameter(request: Request, name: str, kind: Any, refusal: Problem) -> str:
     """Read what stands in the path; what could never be there is refused without a look."""
     text: str = request.path_params[name]
     if text.endswith("\n"):

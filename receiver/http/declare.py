@@ -30,7 +30,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.http.auth import Guard
-from receiver.http.body import decoded, free, named, parameters, wishes
+from receiver.http.body import (
+    header_parameters,
+    json_body,
+    path_parameter,
+    prefixed_parameters,
+    query_parameters,
+)
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
 from receiver.providers import NAMES
@@ -185,7 +191,7 @@ def _answering(
     async def answer(request: Request) -> Response:
         given = {name: parse(request) for name, parse in parsers.items()}
         if body is not None and guard is not None:
-            given["body"] = decoded(await guard.body(request), body)
+            given["body"] = json_body(await guard.body(request), body)
         found = await method(**given)
         if isinstance(found, Response):
             return found
@@ -219,11 +225,11 @@ def _parser(name: str, kind: Any, declared: Endpoint, beside: Mapping[str, Any])
             return lambda request: request
         case "query":
             apart = METADATA if "metadata" in beside else None
-            return lambda request: parameters(request, kind, apart)
+            return lambda request: query_parameters(request, kind, apart)
         case "metadata":
-            return lambda request: free(request, METADATA)
+            return lambda request: prefixed_parameters(request, METADATA)
         case "headers":
-            return lambda request: wishes(request, kind)
+            return lambda request: header_parameters(request, kind)
     if f"{{{name}" not in declared.path:
         raise TypeError(f"{declared.path} has no {name} that could be read")
-    return lambda request: named(request, name, kind, Problem(*declared.missing))
+    return lambda request: path_parameter(request, name, kind, Problem(*declared.missing))
