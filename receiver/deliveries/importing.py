@@ -14,12 +14,17 @@ from typing import Any, Final
 from receiver.deliveries import handlers
 from receiver.deliveries import loading as loaded
 from receiver.deliveries.loading import forget, inside_of, load_file
-from receiver.deliveries.registry import Registered, Registry, registered_of
+from receiver.deliveries.registry import (
+    ENTRY_POINTS,
+    Registered,
+    Registry,
+    installed_names,
+    registered_of,
+)
 from receiver.deliveries.ways_in import LISTED
 from receiver.model.errors import HandlerError
 from receiver.model.text import meant
 
-ENTRY_POINTS: Final = "receiver.handlers"
 _LONGEST_LINE: Final = 120
 
 
@@ -140,8 +145,7 @@ def _import(name: str) -> ModuleType:
 
 def _names_here() -> list[str]:
     """Name what could have been meant: what is installed, and what lies in this folder."""
-    installed = [point.name for point in entry_points(group=ENTRY_POINTS)]
-    return [*installed, *(file.stem for file in Path.cwd().glob("*.py"))]
+    return [*installed_names(), *(file.stem for file in Path.cwd().glob("*.py"))]
 
 
 def _syntax(name: str, error: SyntaxError) -> str:

@@ -6,7 +6,8 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -20,6 +21,14 @@ from receiver.settings.reader import misspelled_of_handlers
 
 if TYPE_CHECKING:  # else it would bring the store along, which a handler's file has no use for
     from receiver.store.inbox import CurrentState
+
+
+ENTRY_POINTS: Final = "receiver.handlers"
+
+
+def installed_names() -> frozenset[str]:
+    """Return the short names of installed handlers, whether they are used here or not."""
+    return frozenset(point.name for point in entry_points(group=ENTRY_POINTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +134,8 @@ class Registry:
             f"{meant(other, self.handlers)}"
             for name, handler in self.handlers.items()
             for other in handler.after
-            if other not in self.handlers
+            # An installed one that is not used here is no mistake: `slack-in` alone has no `save`.
+            if other not in self.handlers and other not in installed_names()
         ]
         found += [
             f"{one.place}: handler {one.name} wants provider={one.provider_glob!r}, and there is "

@@ -622,7 +622,7 @@ def ordered(**after: str | tuple[str, ...]) -> Registry:
 
 
 def test_a_handler_waits_only_for_those_that_want_the_same_event() -> None:
-    found = ordered(post="save", save=(), log=(), all=("save", "post", "nobody"))
+    found = ordered(post="save", save=(), log=(), all=("save", "post", "nobody", "chain"))
     assert found.waiting(["post", "log"]) == {}
     assert found.waiting(["save", "post"]) == {"post": ("save",)}
     assert found.waiting(["save", "post", "all"]) == {"post": ("save",), "all": ("save", "post")}
