@@ -15,6 +15,8 @@ _FROM_KUBERNETES: Final = re.compile(
     r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
 """Variables that it sets in every pod beside a service called `receiver`."""
+_CHATS: Final = {"slack-in", "discord-in", "telegram-in"}
+"""Handlers by which people order from recipes."""
 SET_A_KEY: Final = f"to submit, set one of {', '.join(each.key for each in DECLARED.values())}"
 
 
@@ -46,7 +48,12 @@ def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
         found.append(f"no provider has a key: {SET_A_KEY}")
     if not settings.api_keys and not settings.dev:
         found.append("RECEIVER_API_KEYS is not set: every /v1 route answers 401")
-    return [*found, *_without_proof(settings, on), *short_lived(settings, handlers)]
+    return [
+        *found,
+        *_without_proof(settings, on),
+        *short_lived(settings, handlers),
+        *nothing_to_order(settings, handlers),
+    ]
 
 
 def _with_keys(settings: Settings) -> list[str]:
@@ -60,6 +67,15 @@ def _without_proof(settings: Settings, on: Collection[str]) -> Iterator[str]:
         can = can_prove(adapters[name], settings.providers[name].secrets)
         if not can and (secret := DECLARED[name].secret):
             yield f"{secret} is not set: outcomes of {name} come by poll only, no callbacks"
+
+
+def nothing_to_order(settings: Settings, handlers: Collection[str]) -> list[str]:
+    """Warn of chats in which nobody can order anything."""
+    chats = ", ".join(sorted(_CHATS & set(handlers)))
+    if not chats or (settings.recipes.recipes and settings.recipes.allow):
+        return []
+    missing = "no [[allow]]" if settings.recipes.recipes else "no recipe"
+    return [f"nobody can order anything by {chats}: RECEIVER_RECIPES has {missing}"]
 
 
 def short_lived(settings: Settings, handlers: Collection[str]) -> Iterator[str]:

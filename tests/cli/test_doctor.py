@@ -853,6 +853,20 @@ async def test_results_that_are_gone_soon_and_kept_by_nobody_are_a_warning(env: 
     assert lines == [("ok", "handlers: save: loaded")]
 
 
+async def test_a_chat_in_which_nobody_can_order_is_a_warning(
+    env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLACK_TOKEN", "xoxb-1")
+    monkeypatch.setenv("SLACK_SIGNING_SECRET", "0123456789abcdef" * 2)
+    env |= {"RECEIVER_HANDLERS": "slack-in"}
+    assert says(await found(env, "handlers"), "warn", "by slack-in: RECEIVER_RECIPES has no recipe")
+    (book := tmp_path / "recipes.toml").write_text('[imagine]\nprovider = "fal"\nmodel = "a/b"\n')
+    env |= {"RECEIVER_RECIPES": str(book)}
+    assert says(await found(env, "handlers"), "warn", "RECEIVER_RECIPES has no [[allow]]")
+    book.write_text(f"{book.read_text()}[[allow]]\n")
+    assert not says(await found(env, "handlers"), "warn", "RECEIVER_RECIPES")
+
+
 # --- the whole ---
 
 

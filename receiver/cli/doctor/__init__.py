@@ -146,6 +146,9 @@ async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]
     findings += [
         warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)
     ]
+    findings += [
+        warn(problem, _ORDER) for problem in advice.nothing_to_order(settings, registry.handlers)
+    ]
     findings += check_pending(await database, registry)
     if not findings:
         findings = [ok(f"{', '.join(registry.handlers)}: loaded")]
@@ -153,6 +156,7 @@ async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]
 
 
 _KEEP: Final = "it stores what is made as soon as it is known (deploy/handlers.md)"
+_ORDER: Final = "deploy/recipes.md says what stands in such a file"
 _CORRECT: Final = "correct the name, or give the doctor the handlers that `receiver serve` gets"
 
 
