@@ -296,13 +296,14 @@ class _SameFile:
 
         SQLite itself begins it anew, with other salts in its header, or cuts it to nothing.
         """
+        known = self._lengths  # read first: another thread may look later, and see a longer log
         try:
             with open(self._beside[0], "rb", buffering=0) as file:  # noqa: PTH123 - a name, as SQLite is given it
                 head, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
         except OSError:
             return True  # then it is missing, which is another matter
         if head and size:
-            if head[:3] != _MAGIC or size < self._lengths.get(head, _HEADER):
+            if head[:3] != _MAGIC or size < known.get(head, _HEADER):
                 return False
             self._lengths = {head: size}
         return True
