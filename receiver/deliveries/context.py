@@ -140,6 +140,7 @@ class Context:
         self.noted = ""
         self.store_is_away = False
         """Whether the handler waits for the store."""
+        self._is_over = False
         self._noted_metadata: dict[str, Any] = {}
         self._claim = claim
         self._tools = tools
@@ -317,11 +318,16 @@ class Context:
         return msgspec.json.decode(text)
 
     async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
-        """Repeat what the store does not take now: that is no failure of the handler's."""
+        """Repeat what the store does not take now: that is no failure of the handler's.
+
+        Once the attempt is over a thread that goes on gets the error: nobody would end its wait.
+        """
         while True:
             try:
                 found = await ask(*given)
             except StoreUnavailable:
+                if self._is_over:
+                    raise
                 self.store_is_away = True
                 await asyncio.sleep(_ASK_AGAIN)
             else:
@@ -333,8 +339,9 @@ class Context:
             self._folder = Path(tempfile.mkdtemp(prefix="receiver-"))
         return self._folder
 
-    def clean(self) -> None:
-        """Remove what was fetched."""
+    def end(self) -> None:
+        """Remove what was fetched, and end waits for the store: the attempt is over."""
+        self._is_over = True
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
