@@ -90,6 +90,20 @@ async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str,
         store.close()
 
 
+@pytest.mark.parametrize("left", [b"\0" * 8192, b"\x37\x7f\x06\x82", b"x" * 40])
+async def test_a_log_that_a_power_failure_left_without_a_header_is_begun_anew(
+    tmp_path: Path, left: bytes
+) -> None:
+    for _ in range(2):
+        (tmp_path / "receiver.db-wal").write_bytes(left)
+        store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+        store.open()
+        try:
+            await store.leases.hold(role("kept"))
+        finally:
+            store.close()
+
+
 async def test_two_looks_at_a_growing_log_at_once_do_not_take_it_for_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

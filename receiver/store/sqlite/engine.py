@@ -88,6 +88,7 @@ class SQLiteStore(Store):
         try:
             self._lock.acquire()
             self._writer.start()
+            self._begin_log()
             self._checkpointer.start()
             self._checkpointer.empty(0.0)  # a dead process may have erased something
         except (OSError, sqlite3.Error) as error:
@@ -99,6 +100,11 @@ class SQLiteStore(Store):
         except BaseException:
             self.close()
             raise
+
+    def _begin_log(self) -> None:
+        """Empty a log without a sound header, as a power failure leaves it: it holds no commit."""
+        if self._writing is not None and not self._file.check():
+            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
         """Commit what waits and release the file."""
