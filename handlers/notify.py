@@ -44,7 +44,7 @@ STATUS = re.compile(r"error=(\d{3})\b")
 LINKS = re.compile(r"https?://[^\s<>]+(?:\nhttps?://[^\s<>]+)*")
 PINGS = re.compile(r"@|<(?=[!@#])")
 UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-CAPTURED: ContextVar[list[str] | None] = ContextVar("HEARD", default=None)
+CAPTURED: ContextVar[list[str] | None] = ContextVar("CAPTURED", default=None)
 
 
 class LogCapture(logging.Handler):

@@ -114,7 +114,7 @@ async def on_message(message: Message, door: Door) -> Reply:
     if name == "start":  # what may follow it is a link's, and no recipe's
         name, text = "help", ""
     try:
-        is_other = name and not is_recipe(name, door)  # help, or what there is not
+        is_other = name and not is_recipe(name, door)  # help, or an unknown one
         command = door.command(name + text) if is_other else chat.read(door, text, name)
         if command.help:
             return text_reply(message, command.help)

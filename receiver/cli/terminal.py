@@ -119,7 +119,7 @@ class Terminal:
         if result["waits"]:
             self._line("!", "no webhook is set and nobody polls: it waits", "yellow")
         elif exchange is None:
-            self._line("-", "commands, buttons and what is said to the bot are told", "dim")
+            self._line("-", "the bot gets only commands, buttons and what is said to it", "dim")
         elif not 200 <= exchange["status"] < 300:  # noqa: PLR2004 - the 2xx
             self._line("!", f"{exchange['url']}: {exchange['error'] or exchange['status']}", "red")
 

@@ -127,7 +127,7 @@ class Attempt:
                 raise
             finally:
                 self.note = context.noted
-                context.clean()
+                context.end()
 
     async def _on_loop(self, context: Context) -> None:
         try:

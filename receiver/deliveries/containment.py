@@ -151,8 +151,10 @@ class _Program:
 
 
 _KEPT: Final = (
-    *("set_task_factory", "set_default_executor"),
-    *("shutdown_default_executor", "shutdown_asyncgens"),
+    "set_task_factory",
+    "set_default_executor",
+    "shutdown_default_executor",
+    "shutdown_asyncgens",
 )
 """What no handler may ask of a loop that it shares: all that runs would go on with the result."""
 

@@ -38,7 +38,7 @@ _LARGEST_ADDITION: Final = 256 * 1024
 """Bytes of metadata, as of those that a prediction is submitted with."""
 _LARGEST_STEP: Final = 1024 * 1024
 _ASK_AGAIN: Final = 0.5
-"""Seconds until a store is asked again that was away."""
+"""Seconds between two tries while the store is away."""
 DEEPEST_CHAIN: Final = 10
 
 
@@ -140,13 +140,14 @@ class Context:
         self.noted = ""
         self.store_is_away = False
         """Whether the handler waits for the store."""
+        self._is_over = False
         self._noted_metadata: dict[str, Any] = {}
         self._claim = claim
         self._tools = tools
         self._loop = asyncio.get_running_loop()
         self._folder: Path | None = None
         self._made: dict[Coroutine[Any, Any, Any], str] = {}
-        """What was given to be awaited, with the name of its method."""
+        """The coroutines that methods returned, with the names of these."""
         self._submits = 0
 
     # Made when they are asked for: two clients cost more than all else of an attempt.
@@ -317,11 +318,17 @@ class Context:
         return msgspec.json.decode(text)
 
     async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
-        """Repeat what the store does not take now: that is no failure of the handler's."""
+        """Retry while the store is away, which is no failure of the handler's.
+
+        Once the attempt is over, a thread that still runs gets the error: nothing else would end
+        its wait.
+        """
         while True:
             try:
                 found = await ask(*given)
             except StoreUnavailable:
+                if self._is_over:
+                    raise
                 self.store_is_away = True
                 await asyncio.sleep(_ASK_AGAIN)
             else:
@@ -333,8 +340,9 @@ class Context:
             self._folder = Path(tempfile.mkdtemp(prefix="receiver-"))
         return self._folder
 
-    def clean(self) -> None:
-        """Remove what was fetched."""
+    def end(self) -> None:
+        """Remove what was fetched, and end waits for the store: the attempt is over."""
+        self._is_over = True
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -261,7 +261,7 @@ def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
 
 
 def called(function: object) -> str:
-    """Return how a function is called in its file, or what else was given."""
+    """Return the name of a function as in its file; of anything else its repr."""
     return getattr(function, "__qualname__", None) or repr(function)
 
 

@@ -78,7 +78,7 @@ class Guard:
         is_for_cron: bool = False,
         proof: Callable[[Request], None] | None = None,
     ) -> Route:
-        """Make the route of a path; one that `is_open` needs no key, but the `proof` it may have.
+        """Make the route of a path; one that `is_open` needs no key, but may have a `proof`.
 
         For one that `is_for_cron` a key is good too that is good for nothing else. GET does as much
         as POST there, so it is not for a key that only reads.

@@ -97,7 +97,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     is_open: bool = False
     """It needs no API key."""
     proof: Callable[[Any, Request], None] | None = None
-    """What proves its callers in place of a key, before anything is read: it raises Unproved."""
+    """Verifies a caller in place of a key, before anything is read; raises Unproved."""
     is_for_cron: bool = False
     """A key of RECEIVER_CRON_SECRET is good for it too."""
     csv: Callable[[Any], str] | None = None

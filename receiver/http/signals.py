@@ -32,7 +32,7 @@ def _parents_event() -> Callable[[], bool]:
 
 
 class _Link:
-    """A handler that calls `heard`, and then the one that was there before it."""
+    """A handler that calls `on_signal`, and then the one that was there before it."""
 
     def __init__(self, on_signal: Callable[[], None], before: Callable[..., Any]) -> None:
         self.on_signal: Callable[[], None] | None = on_signal
@@ -45,7 +45,7 @@ class _Link:
 
 
 class Ending:
-    """Calls `told` on this loop when a signal says that the process should end."""
+    """Calls `on_signal` on this loop when a signal says that the process should end."""
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self._on_signal = on_signal

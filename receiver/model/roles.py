@@ -30,7 +30,7 @@ ROLES: Final = {
 
 
 def role_of(dispatch: object, mode: object) -> Role:
-    """Return the role of an app; raise ValueError for words that are none of ours."""
+    """Return the role of an app; raise ValueError for values that are not known."""
     if not isinstance(dispatch, bool) and dispatch != "inline":
         raise ValueError(f"dispatch must be True, False or 'inline', not {dispatch!r}")
     if mode not in ("server", "serverless"):

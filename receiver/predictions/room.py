@@ -19,16 +19,16 @@ LOCKED: Final = 60.0
 
 
 class Room:
-    """What a provider said of all submits: that it is full, or that it has locked our account."""
+    """Whether a provider is full, or has locked our account: both hold for all submits."""
 
     def __init__(self, monotonic: Clock) -> None:
         self._now = monotonic
         self.locked = ""
         """What it says of the lock; empty where there is none."""
         self._most: int | None = None
-        self._told_at = float("-inf")
+        self._refused_at = float("-inf")
         self._is_refused = False
-        """Nothing was taken since it was told so."""
+        """Whether nothing was taken since the last refusal."""
         self._until = float("-inf")
 
     def wait(self) -> float:
@@ -41,7 +41,7 @@ class Room:
 
     def in_flight(self, limit: int | None) -> int | None:
         """Return how many predictions it takes, if that is fewer than our own limit."""
-        if self._most is None or self._now() - self._told_at > LEARNT_FOR:
+        if self._most is None or self._now() - self._refused_at > LEARNT_FOR:
             self._most = None
             return limit
         return self._most if limit is None else min(limit, self._most)
@@ -49,21 +49,21 @@ class Room:
     def full(self, at_work: int, began: float, after: float | None) -> None:
         """Learn that it takes no more than were at work, from a submit that began then."""
         self._rest(after or 0.0)
-        if self._is_refused and began > self._told_at:
+        if self._is_refused and began > self._refused_at:
             self._rest(QUIET)
         at_work = max(at_work, 1)
         self._most = at_work if self._most is None else min(self._most, at_work)
-        self._changed()
+        self._note_refusal()
 
     def lock(self, message: str) -> None:
         """Learn that it takes nothing of this account."""
         self.locked = message
         self._rest(LOCKED)
-        self._changed()
+        self._note_refusal()
 
     def taken(self, began: float) -> bool:
         """Learn that it took a submit that began then; return whether that ended a lock."""
-        if began < self._told_at:
+        if began < self._refused_at:
             return False
         self._is_refused = False
         was_locked, self.locked = bool(self.locked), ""
@@ -72,6 +72,6 @@ class Room:
     def _rest(self, seconds: float) -> None:
         self._until = max(self._until, self._now() + seconds)
 
-    def _changed(self) -> None:
+    def _note_refusal(self) -> None:
         self._is_refused = True
-        self._told_at = self._now()
+        self._refused_at = self._now()

@@ -126,7 +126,7 @@ class Listener:
         self._last_id = b""
         """Sent with the next connection; Oxen.ai documents no resuming, so nothing relies on it."""
         self._known = asyncio.Event()
-        """Set while it is worth no submit's time to wait: connected, down, or not even run here."""
+        """Set while no submit has to wait: it is connected, or down, or not run here."""
         self._known.set()
 
     async def ready(self) -> bool:

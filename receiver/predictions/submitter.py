@@ -71,7 +71,7 @@ _RETRY_CAP: Final = 60.0
 _LAST_WORD: Final = 1.5
 """Seconds that submits under way get to be answered when we stop."""
 _LAST_WRITE: Final = 1.0
-"""Seconds in which what became of those that were not is stored."""
+"""Seconds in which it is stored that the others were cut off."""
 
 # Errors of httpx after which surely nothing was sent, even of a body that was asked for.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)

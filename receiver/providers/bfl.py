@@ -92,8 +92,8 @@ class Bfl:
         return self.api.get("/credits")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        no_credits = "credits" in parsing.error_body(answer.body)
-        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and no_credits)
+        has_credits = "credits" in parsing.error_body(answer.body)
+        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and has_credits)
 
 
 def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:

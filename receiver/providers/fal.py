@@ -132,7 +132,7 @@ class Fal:
 
     @property
     def bills_after(self) -> float | None:
-        """It is not detail how late billing events are."""
+        """Fal does not say how late its billing events are: this is our guess."""
         return 900.0 if self.key and self.admin_key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
@@ -332,15 +332,20 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     return _settled(answer, body) or Ambiguous(f"HTTP {answer.status}")
 
 
-def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
+def _settled(
+    answer: ProviderResponse, body: dict[str, Any]
+) -> Refused | Postponed | Ambiguous | None:
     """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit.
 
-    A 504 is fal's own, as what has not begun in time; no 5xx is billed.
+    Fal's own 504 is about what has not begun in time, and no 5xx of fal's is billed; the 504 of a
+    gateway before it, which has none of fal's marks, leaves a doubt.
     """
     detail = _detail(body)
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in detail.lower():
         return Postponed(detail, holds="locked")
-    return parsing.declined(answer, detail, *_hints(body, answer))
+    is_fals = "detail" in body or any(name.startswith("x-fal-") for name in answer.headers)
+    sort = parsing.declined if is_fals else parsing.settle_submit
+    return sort(answer, detail, *_hints(body, answer))
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:

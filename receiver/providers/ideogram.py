@@ -170,7 +170,7 @@ def _is_withheld(image: Any) -> bool:
 
 
 def _cost(body: dict[str, Any]) -> int | None:
-    """Read what was billed: nothing of what has failed, of which no figure comes."""
+    """Return what was billed; 0 for a failure, for which Ideogram gives no figure."""
     if parsing.lookup(_KINDS, body.get("status"), "processing") == "failed":
         return 0
     micros = body.get("usage_cost_usd_micros")

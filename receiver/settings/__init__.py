@@ -432,7 +432,7 @@ class Caller:
     is_url_set: bool = False
     """Whether RECEIVER_URL is set."""
     key: Secret | None = composed(("RECEIVER_API_KEY",), keys.shown_key, None).doc(
-        "the key that commands show"
+        "the key that commands send"
     )
     proxy: str | None = field(default=None, repr=False)
     """None: it is reached without one."""

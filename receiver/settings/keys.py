@@ -58,7 +58,7 @@ def api_keys(reader: Reader) -> tuple[ApiKey, ...]:
 
 
 def shown_key(reader: Reader) -> Secret | None:
-    """Read the key that commands show; where there is none, the first of those that are taken."""
+    """Read the key that commands send; without one, the first of those that are accepted."""
     if reader.is_set("RECEIVER_API_KEY"):
         return reader.get("RECEIVER_API_KEY", shown, None)
     return reader.get("RECEIVER_API_KEYS", lambda text: shown(texts(text)[0]), None)

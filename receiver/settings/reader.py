@@ -46,7 +46,10 @@ def checked(found: T, problems: Sequence[str]) -> T:
 
 
 def misspelled_of_handlers(env: Mapping[str, str]) -> list[str]:
-    """Name the variables that are nearly a setting of a handler's that is not set."""
+    """Return a problem for each variable that is nearly a handler's setting that is not set.
+
+    Those of the receiver itself, which handlers may read too, are checked elsewhere.
+    """
     unset = sorted(_OF_HANDLERS - env.keys())
     firsts = tuple({f"{name.partition('_')[0]}_" for name in unset})
     near = {
@@ -79,7 +82,7 @@ class Reader:
         `as_text`: a default that is parsed too; None: there must be a value. `says` and `at` go
         into problems of handlers' settings: what it is, and where it is read.
         """
-        if at:
+        if at and not name.startswith("RECEIVER_"):
             _OF_HANDLERS.add(name)
         given = self._env.get(name, "").strip()
         text = clean(given) or as_text

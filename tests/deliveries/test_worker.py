@@ -767,6 +767,26 @@ async def test_a_handler_waits_for_a_full_disk_and_spends_no_attempt(
         assert station.count("predictions") == 2
 
 
+async def test_a_thread_does_not_wait_for_the_store_once_its_attempt_is_over(
+    start: Start, disk: Disk
+) -> None:
+    let_go: list[int] = []
+
+    def waits(_: Event, ctx: Context) -> None:
+        disk.full = not let_go
+        try:
+            ctx.annotate(seen=True)
+        except StoreUnavailable:
+            let_go.append(ctx.attempt)
+
+    async with start(on("succeeded", name="waits", timeout=0.2)(waits)) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: let_go)
+        disk.full = False
+        await eventually(lambda: station.rows("SELECT state FROM deliveries") == [("done",)])
+    assert let_go == [1]
+
+
 async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Place) -> None:
     """Of four, the first two end while the third is claimed; the third waits for the fourth."""
     begun = [asyncio.Event() for _ in range(4)]

@@ -254,9 +254,11 @@ def test_what_is_nearly_a_setting_is_told_where_that_is_not_set(
     with read_settings({}) as read:
         read.text("SHOP_LOOK", "how it looks", default="")
         read.text("SHOP_HOME", "where it is", default="")
+        read.text("RECEIVER_RECIPES", "the receiver's own, as RECEIVER_PRICES is", default="")
     for name in ("SHOP_LOKO", "SHOP_HOMES", "SHOP_HOME", "SHOP_OTHER", "STOP_LOOK"):
         monkeypatch.setenv(name, "1")
-    told = [warning for warning in Registry().warnings(()) if "SHOP" in warning]
+    monkeypatch.setenv("RECEIVER_PRICES", "prices.toml")
+    told = [warning for warning in Registry().warnings(()) if "is not a setting" in warning]
     assert told == ["SHOP_LOKO is not a setting (did you mean SHOP_LOOK?)"]
 
 

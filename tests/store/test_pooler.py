@@ -98,7 +98,7 @@ async def test_a_pooler_with_too_few_sessions_is_told_by_the_setting(
         async with started(store):
             monkeypatch.setattr(sessions, "COMMAND_TIMEOUT", 0.3)
             held = await asyncio.gather(*(store.connect() for _ in "abc"), return_exceptions=True)
-            said = r"no session: .* pooler .*RECEIVER_DATABASE_CONNECTIONS \(9\)"
+            said = r"no session was given: .* pooler .*RECEIVER_DATABASE_CONNECTIONS \(9\)"
             with pytest.raises(StoreUnavailable, match=said):
                 await store.predictions.create(new(1))
             for connection in held:

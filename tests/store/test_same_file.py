@@ -15,7 +15,7 @@ import pytest
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.store.leases import LeaseRequest
 from receiver.store.sqlite.descriptors import CLOSED, Descriptors
-from receiver.store.sqlite.engine import SQLiteStore
+from receiver.store.sqlite.engine import SQLiteStore, _SameFile
 from tests.conftest import Logged
 from tests.forked import Forked
 from tests.patience import PATIENCE
@@ -86,6 +86,46 @@ async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str,
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match=f"{cut}.* was cut"):
                 await store.leases.hold(role("refused"))
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("left", [b"\0" * 8192, b"\x37\x7f\x06\x82", b"x" * 40])
+async def test_a_log_that_a_power_failure_left_without_a_header_is_begun_anew(
+    tmp_path: Path, left: bytes
+) -> None:
+    for _ in range(2):
+        (tmp_path / "receiver.db-wal").write_bytes(left)
+        store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+        store.open()
+        try:
+            await store.leases.hold(role("kept"))
+        finally:
+            store.close()
+
+
+async def test_two_looks_at_a_growing_log_at_once_do_not_take_it_for_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer and the checkpointer look from threads of their own."""
+    wal = tmp_path / "receiver.db-wal"
+    store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+    store.open()
+    try:
+        await store.leases.hold(role("begun"))
+        file, fstat = _SameFile(str(tmp_path / "receiver.db")), os.fstat
+        file.remember()
+
+        def grown_meanwhile(fd: int) -> os.stat_result:
+            found = fstat(fd)
+            monkeypatch.setattr(os, "fstat", fstat)
+            os.truncate(wal, found.st_size + 4_096)
+            assert file.check()
+            return found
+
+        monkeypatch.setattr(os, "fstat", grown_meanwhile)
+        assert file.check()
+        assert os.fstat is fstat
     finally:
         store.close()
 

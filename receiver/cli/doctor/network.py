@@ -70,7 +70,7 @@ class Prober:
         """Seconds by which other servers' clocks are ahead of ours."""
 
     async def send(self, request: httpx.Request, who: str | None = None) -> ProviderResponse:
-        """Return the answer, or raise what is in ASKING.
+        """Return the answer, or raise one of REQUEST_ERRORS.
 
         `who` names a server whose clock is to be compared with ours.
         """

@@ -178,8 +178,8 @@ class PredictionRoutes:
             )
         )
         # Where nothing goes on after the answer, a blocking call would be cut off by it.
-        hurried = self._service.begins and _ASYNC.search(headers.prefer or "")
-        if wait is None and body.mode == "sync" and not hurried:
+        is_async = self._service.begins and _ASYNC.search(headers.prefer or "")
+        if wait is None and body.mode == "sync" and not is_async:
             wait = _SYNC_WAIT
         return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
 

@@ -142,13 +142,13 @@ class Sessions:
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:
-        """Say what may keep a session back: poolers let in whom they have none for as yet."""
+        """Explain a time-out: a pooler accepts connections for which it has no session yet."""
         try:
             yield
         except TimeoutError as error:
             raise TimeoutError(
-                "there is no session: the server does not answer, or a pooler before it has fewer "
-                f"for us than RECEIVER_DATABASE_CONNECTIONS ({self._access.connections})"
+                "no session was given: the server does not answer, or a pooler before it has fewer "
+                f"sessions than RECEIVER_DATABASE_CONNECTIONS ({self._access.connections})"
             ) from error
 
     async def prepare(self, connection: Connection, **settings: str) -> None:

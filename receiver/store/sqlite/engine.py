@@ -88,6 +88,7 @@ class SQLiteStore(Store):
         try:
             self._lock.acquire()
             self._writer.start()
+            self._begin_log()
             self._checkpointer.start()
             self._checkpointer.empty(0.0)  # a dead process may have erased something
         except (OSError, sqlite3.Error) as error:
@@ -99,6 +100,11 @@ class SQLiteStore(Store):
         except BaseException:
             self.close()
             raise
+
+    def _begin_log(self) -> None:
+        """Empty a log without a sound header, as a power failure leaves it: it holds no commit."""
+        if self._writing is not None and not self._file.check():
+            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
         """Commit what waits and release the file."""
@@ -296,13 +302,14 @@ class _SameFile:
 
         SQLite itself begins it anew, with other salts in its header, or cuts it to nothing.
         """
+        known = self._lengths  # read first: another thread may look later, and see a longer log
         try:
             with open(self._beside[0], "rb", buffering=0) as file:  # noqa: PTH123 - a name, as SQLite is given it
                 head, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
         except OSError:
             return True  # then it is missing, which is another matter
         if head and size:
-            if head[:3] != _MAGIC or size < self._lengths.get(head, _HEADER):
+            if head[:3] != _MAGIC or size < known.get(head, _HEADER):
                 return False
             self._lengths = {head: size}
         return True
