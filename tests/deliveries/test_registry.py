@@ -276,8 +276,11 @@ def test_a_decorator_without_parentheses_is_refused(decorator: Any) -> None:
 
 
 def test_a_method_of_an_object_is_a_handler() -> None:
-    bound = Method().tell
-    assert not handlers_of(on()(bound))[-1].takes_context
+    one, other = Method(), Method()
+    on()(one.tell)
+    assert not handlers_of(one.tell)[-1].takes_context
+    with pytest.raises(HandlerError, match="is not a handler"):
+        handlers_of(other.tell)
 
 
 def test_a_policy_is_filled_from_the_default() -> None:
