@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.http.auth import Guard
-from receiver.http.body import decoded, free, named, parameters, wishes
+from receiver.http.body import Nothing, decoded, free, named, parameters, wishes
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
 from receiver.providers import NAMES
@@ -182,7 +182,11 @@ def _answering(
     parsers = {name: _parser(name, kind, declared, kinds) for name, kind in kinds.items()}
     status = next(iter(declared.answers))
 
+    takes_none = guard is not None and not declared.is_open and "query" not in kinds
+
     async def answer(request: Request) -> Response:
+        if takes_none:  # what is given all the same was meant for something
+            parameters(request, Nothing, None)
         given = {name: parse(request) for name, parse in parsers.items()}
         if body is not None and guard is not None:
             given["body"] = decoded(await guard.body(request), body)
