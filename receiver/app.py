@@ -63,7 +63,7 @@ def create_app(
     where PostgreSQL's extra is not installed; the lifespan raises StoreUnusable and
     StoreUnavailable.
     """
-    settings = settings or Settings.read(os.environ)
+    settings = Settings.read(os.environ) if settings is None else settings
     logs.configure_unless_done(settings.log_format, settings.log_level)
     run = partial(
         _running, clock=clock, monotonic=monotonic, transport=transport, http=http, results=results

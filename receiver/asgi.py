@@ -88,8 +88,12 @@ def mount(
     from receiver.app import create_app as create  # noqa: PLC0415 - the outer app has its own rich
     from receiver.settings import Settings  # noqa: PLC0415 - likewise
 
+    if not hasattr(getattr(app, "router", None), "lifespan_context"):
+        raise TypeError(f"app must be one of Starlette or FastAPI, not {app!r}: see create_app()")
+    if path != "" and not str(path).startswith("/"):
+        raise ValueError(f"path must begin with a slash, as /predictions does, not {path!r}")
     path = path.rstrip("/")
-    settings = settings or Settings.read(os.environ)
+    settings = Settings.read(os.environ) if settings is None else settings
     if settings.public_url and not urlsplit(settings.public_url).path:
         settings = replace(settings, public_url=f"{settings.public_url}{path}")
     receiver = create(settings, handlers, **options)

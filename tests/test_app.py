@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from receiver import create_app
+from receiver import create_app, on
 from receiver.model.errors import HandlerError, StoreUnusable
 from receiver.settings import Settings
 from tests.conftest import Logged
@@ -46,6 +46,12 @@ def test_words_that_are_none_of_ours_are_refused(tmp_path: Path, word: Any) -> N
         create_app(development(tmp_path), dispatch=word)
     with pytest.raises(ValueError, match="mode must be 'server' or 'serverless', not "):
         create_app(development(tmp_path), mode=word or "severless")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["save", on("*", name="alone")(lambda _event: None)])
+def test_one_handler_instead_of_a_list_is_refused(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(HandlerError, match="handlers must be a list"):
+        create_app(development(tmp_path), given)
 
 
 def test_a_function_that_is_no_handler_is_refused(tmp_path: Path) -> None:

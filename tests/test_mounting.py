@@ -120,6 +120,13 @@ async def test_without_a_public_url_there_is_none_below_the_path(
         assert started["public_url"] is None
 
 
+def test_what_cannot_be_mounted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="path must begin with a slash"):
+        receiver.mount(Starlette(), "predictions", settings(tmp_path))
+    with pytest.raises(TypeError, match="app must be one of Starlette or FastAPI"):
+        receiver.mount(print, "/predictions", settings(tmp_path))  # type: ignore[arg-type]
+
+
 # --- servers of others ---
 
 SERVERS: Final = {
@@ -171,6 +178,7 @@ async def test_a_server_of_others_tells_no_token_and_ends_while_callers_wait(
         log.close()
     text = (tmp_path / "log").read_text()
     assert text.count("/predictions/webhooks/fal/...") == 2
+    assert "receiver.stopped" in text
     assert "the-secret-part" not in text
 
 

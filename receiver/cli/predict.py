@@ -108,9 +108,13 @@ def order(
 
 def _keyed(key: str | None) -> dict[str, str]:
     """Return the header of a key that was given."""
-    if key and not (key.isascii() and key.isprintable()):
-        raise ReceiverError("--key must be printable ASCII, as it travels in a header")
-    return {"Idempotency-Key": key} if key else {}
+    if key is None:
+        return {}
+    if not key or not (key.isascii() and key.isprintable()):
+        raise ReceiverError(
+            "--key must be printable ASCII and not empty, as it travels in a header"
+        )
+    return {"Idempotency-Key": key}
 
 
 def _submit(

@@ -18,7 +18,7 @@ import msgspec
 
 from receiver.client.declared import operation, stream
 from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
-from receiver.client.steps import OpenStream, ReadChunk, Request, Steps, exchange, read
+from receiver.client.steps import ClientError, OpenStream, ReadChunk, Request, Steps, exchange, read
 from receiver.model.answers import (
     Change,
     CostReport,
@@ -442,6 +442,10 @@ class Operations:
         headers: Mapping[str, str] | None = None,
         silence: float | None = None,
     ) -> Steps[T]:
+        try:
+            content = None if body is None else msgspec.json.encode(body)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ClientError("unfit", f"this cannot be sent as JSON: {error}") from error
         request = Request(
             method=method,
             path=path,
@@ -450,7 +454,7 @@ class Operations:
                 **({"Content-Type": "application/json"} if body is not None else {}),
                 **(headers or {}),
             },
-            content=None if body is None else msgspec.json.encode(body),
+            content=content,
             silence=silence,
         )
         return read((yield from exchange(request, self.url, self._patience)), kind, self.url)
@@ -532,7 +536,10 @@ def _at(*parts: str) -> str:
 
 def _headers(key: str | None, wait: int | None) -> dict[str, str]:
     """Return the headers of what is done once; a key that is not given is made."""
-    headers = {"Idempotency-Key": key or os.urandom(16).hex()}
+    key = os.urandom(16).hex() if key is None else key
+    if not key or not (key.isascii() and key.isprintable()):
+        raise ClientError("unfit", f"key must be printable ASCII and not empty, not {key[:40]!r}")
+    headers = {"Idempotency-Key": key}
     return headers if wait is None else headers | {"Prefer": f"wait={wait}"}
 
 

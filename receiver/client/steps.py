@@ -144,6 +144,8 @@ def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
     while True:
         try:
             answer = yield request
+        except httpx.LocalProtocolError as error:  # nor would it ever be sent
+            raise ClientError("unfit", f"this cannot be sent: {error}") from error
         except httpx.RequestError as error:
             detail = str(error) or type(error).__name__
             failure = ClientError("unreachable", f"no receiver answers at {url} ({detail})")

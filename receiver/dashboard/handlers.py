@@ -5,7 +5,6 @@ from __future__ import annotations
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
 from receiver.dashboard.facades import Facades
-from receiver.http.body import Nothing
 from receiver.http.routes.handlers import HandlerRoutes
 
 
@@ -20,7 +19,7 @@ class HandlerPages:
 
     @page("/handlers")
     async def handlers(self) -> View:
-        found = await self._routes.list_handlers(Nothing())
+        found = await self._routes.list_handlers()
         values = {"handlers": found.data, "registered": self._registry.handlers}
         return View("handlers.html", values)
 

@@ -258,15 +258,19 @@ class Context:
     def record_stored(self, place: int, stored: Stored) -> Any:
         """Say where the output at this place (from 0) is kept: later handlers and the API see it.
 
-        It is on the prediction once this returns, as `output[place].stored`.
+        It is on the prediction once this returns, as `output[place].stored`. Raises IndexError
+        where there is no such output.
         """
+        outputs = self._claim.event.prediction.output or []
+        if not 0 <= place < len(outputs):
+            raise IndexError(f"there is no output {place}, from 0: there are {len(outputs)}")
         _bounded("what record_stored is given", msgspec.json.encode(stored))
         addition = Annotation(prediction_id=self._prediction, stored={place: stored})
         return self._call(
             "record_stored", lambda: self._insist(self._tools.memory.annotate, addition)
         )
 
-    def annotate(self, **metadata: Any) -> Any:
+    def annotate(self, /, **metadata: Any) -> Any:
         """Add JSON values to the prediction's metadata, in place of what has their names.
 
         Raises ValueError where all of one prediction's would be more than 256 KiB.

@@ -36,20 +36,28 @@ class read_settings:  # noqa: N801 - used like a function
 
     def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self._reader = Reader(os.environ if env is None else env)
+        self._is_open = False
 
     def __enter__(self) -> Self:
+        self._is_open = True
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
-        if kind is None and self._reader.problems:
-            raise HandlerError("\n".join(self._reader.problems))
+        self._is_open = False
+        # What fails within the block fails most likely for want of what could not be read.
+        if self._reader.problems and isinstance(error, Exception | None):
+            raise HandlerError("\n".join(self._reader.problems)) from error
 
     def parsed(
         self, name: str, says: str, parse: Callable[[str], T], *, default: str | None = None
     ) -> T:
         """Read a setting by a function that raises ValueError with what the value must be."""
+        if not self._is_open:
+            raise HandlerError(f"{_place()}{name} is to be read within `with read_settings() as …`")
+        if not isinstance(default, str | None):
+            raise HandlerError(f"{_place()}the default of {name} must be a text, not {default!r}")
         told = self._reader.get(name, parse, None, as_text=default, says=says, at=_place())
         return cast("T", told)  # None only beside a problem, and so never after the block
 

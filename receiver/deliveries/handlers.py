@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from receiver.deliveries.loading import short_name
-from receiver.deliveries.ways_in import LISTED, called, takes
+from receiver.deliveries.ways_in import LISTED, called, check_bound, refuse_bare, takes
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Policy
 from receiver.model.text import meant
@@ -22,6 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TYPES: Final = ("succeeded", "failed", "canceled")
 _PREFIX: Final = "prediction."
+_LONGEST_NAME: Final = 300
+"""Characters: longer ones could not be named to the API."""
 TIMEOUT: Final = 60.0
 """Seconds for one attempt, unless a handler says otherwise."""
 
@@ -43,10 +45,11 @@ class Retry(Exception):
         cap: float | None = None,
     ) -> None:
         super().__init__(reason or "the handler asked to be tried again")
-        _check_number("after", after, least=0)
-        _check_number("attempts", attempts, least=1)
-        _check_number("base", base, least=0)
-        _check_number("cap", cap, least=0)
+        for name, value in (("after", after), ("base", base), ("cap", cap)):
+            if value is not None:
+                _check_number(name, value, least=0)
+        if attempts is not None:
+            _check_number("attempts", attempts, least=1, whole=True)
         self.after = after
         self.attempts = attempts
         self.base = base
@@ -69,11 +72,11 @@ class Dead(Exception):
     """Raised by a handler: trying again cannot help; the delivery ends `dead`."""
 
 
-def _check_number(name: str, value: object, *, least: float) -> None:
-    if value is None:
-        return
+def _check_number(name: str, value: object, *, least: float, whole: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    if whole and not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value!r}")
 
@@ -167,13 +170,14 @@ def on(
     """
     frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    refuse_bare(place, '@on("succeeded")', types[0] if types else None)
     listed: list[object] = frame.f_globals.setdefault(LISTED, [])
 
     def register(function: F) -> F:
         try:
             _check_unknown(unknown)
             _check_number("timeout", timeout, least=0.001)
-            _check_number("concurrency", concurrency, least=1)
+            _check_number("concurrency", concurrency, least=1, whole=True)
             handler = Handler(
                 takes_context=_takes_context(function),
                 name=_name(name, function),
@@ -184,7 +188,7 @@ def on(
                 metadata=_globs({} if metadata is None else metadata),
                 retry=_retry(retry),
                 timeout=float(timeout),
-                concurrency=int(concurrency),
+                concurrency=concurrency,
                 place=place,
                 is_async=_is_async(function),
                 after=_after(after),
@@ -217,6 +221,8 @@ def _retry(given: object) -> Retry:
     retry = Retry() if given is None else given
     if not isinstance(retry, Retry):
         raise TypeError(f"retry must be a Retry(…), not {retry!r}")
+    if retry.after is not None:
+        raise TypeError("retry has attempts, base and cap: after=… is for `raise Retry(…)`")
     return retry
 
 
@@ -228,8 +234,8 @@ def _globs(given: object) -> dict[str, re.Pattern[str]]:
 
 def _name(given: object, function: Callable[..., Any]) -> str:
     name = _name_of(function) if given is None else given
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise TypeError(f"name must be a printable text, not {name!r}")
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise TypeError(f"name must be a printable text of {_LONGEST_NAME} at most, not {name!r}")
     return name
 
 
@@ -281,6 +287,7 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     for one in (function, inner, getattr(inner, "__call__", None)):  # noqa: B004 - its code
         if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
             raise TypeError(f"{name} yields, so that calling it runs nothing: use return")
+    check_bound(function)
     takes_context = takes(function, 2)
     if not takes_context and not takes(function, 1):
         raise TypeError(f"{name} must take (event) or (event, ctx)")

@@ -87,6 +87,8 @@ def register(handlers: Sequence[str | Callable[..., Any] | Registered]) -> Regis
 
     Raises HandlerError.
     """
+    if isinstance(handlers, str) or callable(handlers):
+        raise HandlerError(f"handlers must be a list, as [{handlers!r}] is, not {handlers!r}")
     registry = load([name for name in handlers if isinstance(name, str)])
     for given in handlers:
         if not isinstance(given, str):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -143,6 +146,11 @@ class Registry:
             for one in self.handlers.values()
             if not any(map(one.provider.match, providers))
         ]
+        found += [
+            f"{one.place}: source {one.name} has no route of its name to answer what it yields"
+            for one in self.sources.values()
+            if one.name not in self.routes
+        ]
         found += misspelled_of_handlers(os.environ)
         if not self.handlers:
             found.append("no handler is registered: outcomes are recorded and nothing else happens")
@@ -192,7 +200,16 @@ def registered_of(function: Callable[..., Any]) -> list[Registered]:
     """Return what was registered for a function, for apps that name functions instead of files."""
     # What another decorator wraps was written where the innermost function was.
     listed = getattr(inspect.unwrap(function), "__globals__", {}).get(LISTED, [])
-    found: list[Registered] = [one for one in listed if one.function is function]
+    # An object's method is made anew each time that it is named.
+    is_it = function.__eq__ if inspect.ismethod(function) else partial(operator.is_, function)
+    found: list[Registered] = [one for one in listed if is_it(one.function) is True]
+    if not found:  # an object has no such place, and a function may be decorated in another one
+        found = [
+            one
+            for module in list(sys.modules.values())
+            for one in getattr(module, "__dict__", {}).get(LISTED, ())
+            if is_it(one.function) is True
+        ]
     if not found:
         raise HandlerError(f"{function!r} is not a handler; decorate it with @on(…) or @route(…)")
     return found

@@ -12,7 +12,15 @@ import codecs
 import inspect
 import re
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Self, TypeAlias, TypeVar, overload
@@ -190,6 +198,7 @@ def route(
     """
     frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
     place, listed = _caller(frame)
+    refuse_bare(place, '@route("name", proof=…)', name)
 
     def register(function: A) -> A:
         try:
@@ -201,9 +210,9 @@ def route(
                     function=_checked_answer(function),
                     proof=(proved := _checked_proof(proof)),
                     proof_takes_door=not takes(proved, 1),
-                    longest=_number("longest", longest, most=_LARGEST),
+                    longest=_number("longest", longest, most=_LARGEST, whole=True),
                     methods=_checked_methods(methods),
-                    rest=bool(rest),
+                    rest=_flag("rest", rest),
                     timeout=float(_number("timeout", timeout, most=60)),
                     place=place,
                 )
@@ -225,6 +234,7 @@ def source(name: str, **unknown: object) -> Callable[[G], G]:
     """
     frame = sys._getframe(1)  # noqa: SLF001 - see above
     place, listed = _caller(frame)
+    refuse_bare(place, '@source("name")', name)
 
     def register(function: G) -> G:
         try:
@@ -237,6 +247,12 @@ def source(name: str, **unknown: object) -> Callable[[G], G]:
         return function
 
     return register
+
+
+def refuse_bare(place: str, decorator: str, given: object) -> None:
+    """Raise HandlerError where a decorator was written without its parentheses."""
+    if callable(given):
+        raise HandlerError(f"{place}: a decorator needs its parentheses: {decorator}")
 
 
 def _caller(frame: FrameType) -> tuple[str, list[Any]]:
@@ -256,6 +272,7 @@ def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str
 
 
 def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
+    check_bound(function)
     if not takes(function, number):
         raise TypeError(f"{called(function)} must take {shape}")
 
@@ -263,6 +280,16 @@ def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
 def called(function: object) -> str:
     """Return the name of a function as in its file; of anything else its repr."""
     return getattr(function, "__qualname__", None) or repr(function)
+
+
+def check_bound(function: Callable[..., Any]) -> None:
+    """Raise TypeError for a method that is decorated in its class: it has no object yet."""
+    try:
+        [*names] = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return
+    if names[:1] == ["self"]:
+        raise TypeError(f"{called(function)} is a method without its object: decorate a function")
 
 
 def takes(function: Callable[..., Any], number: int) -> bool:
@@ -292,21 +319,30 @@ def _checked_proof(proof: Proof | None) -> Proof:
         raise TypeError("a route needs proof=…: a function of the call that raises Unproved")
     if inspect.isclass(proof) or not callable(proof):
         raise TypeError(f"proof must be a function, not {proof!r}")
+    if inspect.isgeneratorfunction(proof) or inspect.isasyncgenfunction(proof):
+        raise TypeError(f"{called(proof)} yields, so that calling it proves nothing")
     if not takes(proof, 1) and not takes(proof, 2):
         raise TypeError(f"{proof!r} must take (call) or (call, door)")
     return proof
 
 
-def _checked_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    given = tuple(methods)
+def _checked_methods(methods: object) -> tuple[str, ...]:
+    given: tuple[Any, ...] = tuple(methods) if isinstance(methods, Collection) else ()
     if not given or any(method not in METHODS for method in given):
         raise ValueError(f"methods must be of {', '.join(METHODS)}, not {methods!r}")
     return given
 
 
-def _number(name: str, value: Any, *, most: float) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise ValueError(f"{name} must be a number up to {most:g}, not {value!r}")
+def _number(name: str, value: Any, *, most: int, whole: bool = False) -> Any:
+    kinds = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
+        raise ValueError(f"{name} must be a number up to {most}, not {value!r}")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
     return value
 
 

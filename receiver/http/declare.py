@@ -31,6 +31,7 @@ from starlette.routing import Route
 
 from receiver.http.auth import Guard
 from receiver.http.body import (
+    Nothing,
     header_parameters,
     json_body,
     path_parameter,
@@ -188,7 +189,11 @@ def _answering(
     parsers = {name: _parser(name, kind, declared, kinds) for name, kind in kinds.items()}
     status = next(iter(declared.answers))
 
+    takes_none = guard is not None and not declared.is_open and "query" not in kinds
+
     async def answer(request: Request) -> Response:
+        if takes_none:  # what is given all the same was meant for something
+            query_parameters(request, Nothing, None)
         given = {name: parse(request) for name, parse in parsers.items()}
         if body is not None and guard is not None:
             given["body"] = json_body(await guard.body(request), body)

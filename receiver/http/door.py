@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
 from receiver.model.requests import OrderRequest, SubmitRequest
 from receiver.model.tasks import TaskSet
-from receiver.model.values import Mode, Prediction
+from receiver.model.values import LARGEST_METADATA, Mode, Prediction
 from receiver.store.predictions import Annotation
 
 if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
@@ -194,8 +195,10 @@ class Door:
         """Count what is to be submitted to its provider before a prediction, up to 1,000."""
         return await self._parts.store.predictions.ahead_of(prediction.provider, prediction.id)
 
-    async def annotate(self, prediction_id: str, **metadata: Any) -> None:
+    async def annotate(self, prediction_id: str, /, **metadata: Any) -> None:
         """Add JSON values to a prediction's metadata, in place of what has their names."""
+        if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
+            raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
         found = Annotation(prediction_id=prediction_id, metadata=metadata)
         await self._parts.store.deliveries.annotate(found)
 
@@ -222,6 +225,8 @@ class Door:
 
     def later(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Run what may be lost after the answer; False: there is too much of it, and it is lost."""
+        if not inspect.iscoroutine(work):
+            raise TypeError(f"later takes a coroutine: an async function, called; not {work!r}")
         if len(self._parts.later) >= MOST_LATER:
             work.close()
             self.log.warning("later.dropped")

@@ -30,6 +30,7 @@ from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.webhooks import WEBHOOK_PATH
 from receiver.model.answers import Drained
 from receiver.model.errors import Problem, StoreUnavailable, StoreUnusable
+from receiver.observability.logging import flush
 from receiver.settings import Settings
 
 log = structlog.get_logger("receiver")
@@ -102,6 +103,7 @@ class Front:
             raise
         finally:
             getattr(self.app.state, "stopped", lambda: None)()
+            flush()  # some servers end the process by a signal now, which waits for no thread
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Http]:

@@ -13,6 +13,7 @@ from receiver.deliveries.attempt import Attempt
 from receiver.deliveries.context import Tools
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.registry import handlers_of
+from receiver.model.errors import HandlerError
 from receiver.model.ids import delivery_id, new_id
 from receiver.model.requests import SubmitRequest
 from receiver.model.retry import DONE, Decision, Policy, decide
@@ -62,7 +63,9 @@ def run(
     `files` is what `ctx.fetch` finds, by URL; `http` answers what `ctx.http` sends; `steps` are
     the sub-steps that an earlier attempt has done; `private` is what it finds in `ctx.private`.
     """
-    found = next(h for h in handlers_of(handler))
+    found = next(iter(handlers_of(handler)), None)
+    if found is None:
+        raise HandlerError(f"{handler!r} is a way in: have a receiver_kit call it")
     stand_in = _StandIn(files or {}, http, dict(steps or {}))
     return asyncio.run(stand_in.run(found, event, attempt, private or {}))
 

@@ -658,6 +658,7 @@ def test_a_providers_words_are_shown_as_they_are() -> None:
         (("demo", "--folder", "/dev/null/x"), {}, "/dev/null/x"),
         (("submit", "fal", "m", "size:=wide"), {}, "size:= must be JSON"),
         (("submit", "fal", "m", "--key", "ü"), {}, "--key must"),
+        (("submit", "fal", "m", "--key", ""), {}, "--key must"),
     ],
 )
 def test_what_the_environment_has_wrong_is_named_in_a_line(

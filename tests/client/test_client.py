@@ -380,6 +380,29 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
             client(URL, "k\u00e9y")
 
 
+UNFIT: Final[dict[str, Callable[[Any], Any]]] = {
+    "an empty key": lambda c: c.submit("fal", "m", {}, key=""),
+    "a key of two lines": lambda c: c.submit("fal", "m", {}, key="a\nb"),
+    "a key that no header takes": lambda c: c.order("imagine", {}, key="\u00fc"),
+    "half a character": lambda c: c.submit("fal", "m", {"prompt": "\ud800"}),
+    "an object": lambda c: c.submit("fal", "m", {"prompt": object()}),
+    "a header": lambda c: c.call("GET", "/v1/handlers", headers={"Prefer": "a\nb"}),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_could_never_be_sent_is_refused_at_once(name: str) -> None:
+    """No key is made in place of an empty one: each repeat would be paid for."""
+    with (
+        serving((200, {}, b"{}")) as server,
+        Receiver(server.url, "key") as client,
+        pytest.raises(ClientError) as raised,
+    ):
+        UNFIT[name](client)
+    assert raised.value.type == "unfit"
+    assert not server.asked
+
+
 def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with serving((200, {}, b'{"status": "ok"}')) as server:

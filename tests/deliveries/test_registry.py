@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from receiver import Context, Event, Retry, on
+from receiver import Context, Event, Retry, on, route, source
 from receiver.deliveries.importing import load
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.model.errors import HandlerError
@@ -170,6 +170,11 @@ class Instance:
         raise NotImplementedError
 
 
+class Method:
+    def tell(self, event: Event) -> None:
+        raise NotImplementedError
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a parameter that is not there": ({"modle": "x"}, "no parameter modle"),
     "two of them": ({"b": 1, "a": 1}, "no parameter a, b"),
@@ -190,6 +195,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "concurrency of nothing": ({"concurrency": 0}, "concurrency must be 1 or more"),
     "a name that is no text": ({"name": 3}, "name must be a printable text"),
     "a name of nothing": ({"name": ""}, "name must be a printable text"),
+    "concurrency in part": ({"concurrency": 1.5}, "concurrency must be a whole number"),
+    "a timeout of None": ({"timeout": None}, "timeout must be a number, not None"),
+    "a time for retries": ({"retry": Retry(after=5)}, "after=… is for `raise Retry"),
+    "a name that no route can name": ({"name": "a" * 301}, "of 300 at most"),
     "a name of two lines": ({"name": "a\nb"}, "name must be a printable text"),
 }
 
@@ -215,6 +224,7 @@ def test_what_is_wrong_is_said_with_file_and_line(name: str) -> None:
         (lambda _event, *, needed: needed, "must take"),
         (3, "must be a function"),
         (Instance(), "has no name of its own"),
+        (Method.tell, "Method.tell is a method without its object"),
     ],
 )
 def test_what_cannot_be_called_is_refused(function: Any, words: str) -> None:
@@ -246,6 +256,7 @@ def test_a_handler_gets_a_context_if_it_has_room(
         ({"after": "soon"}, TypeError),
         ({"attempts": 0}, ValueError),
         ({"attempts": True}, TypeError),
+        ({"attempts": 2.5}, TypeError),
         ({"base": -0.1}, ValueError),
         ({"cap": float("nan")}, TypeError),
     ],
@@ -255,6 +266,21 @@ def test_a_retry_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(error, match=next(iter(given))):
         Retry(**given)
+
+
+@pytest.mark.parametrize("decorator", [on, route, source])
+def test_a_decorator_without_parentheses_is_refused(decorator: Any) -> None:
+    """Else the function would be registered by nobody, and nobody would be told."""
+    with pytest.raises(HandlerError, match=rf"{HERE}:\d+: a decorator needs its parentheses"):
+        decorator(greet)
+
+
+def test_a_method_of_an_object_is_a_handler() -> None:
+    one, other = Method(), Method()
+    on()(one.tell)
+    assert not handlers_of(one.tell)[-1].takes_context
+    with pytest.raises(HandlerError, match="is not a handler"):
+        handlers_of(other.tell)
 
 
 def test_a_policy_is_filled_from_the_default() -> None:
@@ -535,9 +561,9 @@ BESIDE: dict[str, tuple[dict[str, str], list[str], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", BESIDE)
 def test_files_and_their_neighbours_never_collide(folder: Path, case: str) -> None:
     files, names, told = BESIDE[case]
-    for name, source in files.items():
+    for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(source)
+        (folder / name).write_text(text)
     (folder / "link.py").symlink_to("all.py")
     (folder / "here").symlink_to(folder)
     found = load([f"{folder}/{name}" for name in names] + [f"{folder}/here/{names[0]}"])

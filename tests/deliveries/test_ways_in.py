@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ async def polled(door: Door):
 def prove(call: Call) -> None: ...
 
 
+def yields(_: Call) -> Iterator[None]:
+    yield
+
+
 async def answer(_: Call, __: Any) -> Reply:
     return Reply.empty()
 
@@ -76,6 +80,7 @@ def test_a_proof_without_its_secret_does_not_start(
     monkeypatch.setenv("SHOP_KEY", "right")
     found = load([str(file)])
     assert [*found.routes, *found.sources, *found.handlers] == ["shop", "polled"]
+    assert "source polled has no route of its name" in str(found.warnings(()))
     assert found.routes["shop"].place == f"{file}:11"
 
 
@@ -95,6 +100,10 @@ def test_a_proof_without_its_secret_does_not_start(
         ({"longest": "1MB"}, "longest must be a number"),
         ({"timeout": -1}, "timeout must be a number"),
         ({"timeout": True}, "timeout must be a number"),
+        ({"longest": 0.5}, "longest must be a number up to 67108864"),
+        ({"rest": "no"}, "rest must be True or False"),
+        ({"proof": yields}, "yields yields, so that calling it proves nothing"),
+        ({"methods": 5}, "methods must be of"),
         ({"methods": "POST"}, "methods must be of"),
         ({"methods": ["OPTIONS"]}, "methods must be of"),
         ({"methods": []}, "methods must be of"),

@@ -248,6 +248,23 @@ def test_what_is_missing_is_named_with_what_it_is() -> None:
     assert said == ["needs A as the first", "needs B as the second", "A and B go together"]
 
 
+def test_a_block_that_fails_for_what_it_lacks_tells_what_that_is() -> None:
+    def declare() -> None:
+        with read_settings({}) as read:
+            read.secret("A", "a key").reveal()
+
+    with pytest.raises(HandlerError, match="needs A as a key"):
+        declare()
+
+
+def test_what_is_read_outside_of_the_block_is_refused() -> None:
+    """Else what it lacks would be told nowhere."""
+    with pytest.raises(HandlerError, match=r"test_settings.py:\d+: A is to be read within `with"):
+        read_settings({}).text("A", "words")
+    with read_settings({}) as read, pytest.raises(HandlerError, match="must be a text, not 8"):
+        read.size("A", "a size", default=8)  # type: ignore[arg-type] # that is the mistake
+
+
 def test_what_is_nearly_a_setting_is_told_where_that_is_not_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

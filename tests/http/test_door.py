@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from receiver import Call, Context, Dead, Door, Event, Reply, Retry, on, route
+from receiver import Call, Context, Dead, Door, Event, Problem, Reply, Retry, on, route
 from tests.conftest import Logged, Start
 from tests.http.test_plugins import call, order, prove, shop
 from tests.http.test_recipes import RECIPES, written
@@ -126,6 +126,10 @@ async def test_a_door_reads_cancels_asks_others_and_leaves_for_later(
 
         assert door.later(typing())
         assert door.later(failing())
+        with pytest.raises(TypeError, match="later takes a coroutine"):
+            door.later(failing)  # type: ignore[arg-type] # its call was forgotten
+        with pytest.raises(Problem, match="at most 262144 bytes"):
+            await door.annotate(call.json()["of"], self="x" * 262_144)
         door.log.info("asked")
         name = call.json()["of"]
         assert await door.prediction("pred_\0") is None

@@ -81,3 +81,16 @@ async def test_what_is_pending_for_nobody_here_is_listed_and_nobody_is_made_up(
                 "urn:receiver:problem:not-found",
             )
         assert (await station.world.post("/v1/handlers/x/pause")).status_code == 401
+
+
+async def test_a_parameter_where_there_are_none_is_refused(start: Start) -> None:
+    """`?wait=30` was meant for something: the header Prefer is what does it."""
+    prediction = f"/v1/predictions/pred_{'0' * 32}"
+    async with start(greet) as station:
+        for method, path in (
+            *(("GET", "/v1/handlers"), ("GET", "/v1/recipes"), ("GET", prediction)),
+            *(("POST", "/v1/predictions"), ("POST", f"{prediction}/cancel")),
+        ):
+            answer = await station.http.request(method, f"{path}?wait=30")
+            assert (answer.status_code, "`wait`" in answer.json()["detail"]) == (422, True)
+        assert (await station.http.get("/readyz?by=prober")).status_code == 200

@@ -31,7 +31,7 @@ Groups: TypeAlias = Mapping[str, Sequence["Row"]]
 
 _REF: Final = "#/components/{}/{}"
 _EVERYWHERE: Final = ("internal-error",)
-_GUARDED: Final = ("unauthorized", "rate-limited", "unavailable")
+_GUARDED: Final = ("unauthorized", "invalid-request", "rate-limited", "unavailable")
 _ACTING: Final = ("read-only",)
 USUAL: Final = (*_GUARDED[:1], *_ACTING, *_GUARDED[1:], *_EVERYWHERE)
 """What a route with a key may answer whatever it is about, by status."""

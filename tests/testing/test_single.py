@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import httpx
 import pytest
 
-from receiver import Context, Dead, Event, Retry, Skip, on
+from receiver import Call, Context, Dead, Door, Event, Reply, Retry, Skip, Stored, on, route
 from receiver.model.errors import HandlerError
 from receiver.testing import make_event, run
 
@@ -36,6 +39,37 @@ def test_a_run_reports_what_the_handler_did() -> None:
     assert result.steps == {"post": '"posted"'}
     [chained] = result.submitted
     assert (chained.model, chained.input) == ("fal-ai/upscaler", {"image_url": URL})
+
+
+def test_an_output_that_there_is_not_cannot_be_stored() -> None:
+    @on("*", name="kit/stores")
+    async def stores(event: Event, ctx: Context) -> None:
+        place = int(event.prediction.metadata["place"])
+        await ctx.record_stored(place, Stored(url=URL, sha256="0", size=1, content_type="a/b"))
+
+    for place in ("-1", "1"):
+        result = run(stores, make_event(metadata={"place": place}))
+        assert isinstance(result.error, IndexError)
+        assert not result.stored
+    assert run(stores, make_event(metadata={"place": "0"})).state == "done"
+
+
+def test_an_object_and_a_function_of_another_module_are_handlers() -> None:
+    class Works:
+        async def __call__(self, event: Event, ctx: Context) -> None:
+            ctx.note(event.id)
+
+    for given in (Works(), functools.partial(Works()), repr, copy.copy):
+        assert run(on("*", name=f"kit/{given!r}")(given), make_event()).state == "done"
+
+
+def test_a_way_in_is_nothing_to_run() -> None:
+    @route("kit", proof=lambda _: None)
+    async def kit(_: Call, __: Door) -> Reply:
+        raise NotImplementedError
+
+    with pytest.raises(HandlerError, match="is a way in"):
+        run(kit, make_event())
 
 
 def test_remembered_steps_are_not_run_again() -> None:

@@ -7,7 +7,6 @@ from typing import Final
 import structlog
 
 from receiver.deliveries.facade import Deliveries
-from receiver.http.body import Nothing
 from receiver.http.declare import HandlerName, get, post
 from receiver.model.answers import HandlerState, Page
 from receiver.model.errors import Problem
@@ -34,8 +33,8 @@ class HandlerRoutes:
         self._worker = deliveries.worker
         self._clock = runtime.clock
 
-    @get("/v1/handlers", "all handlers there are", problems=["invalid-request"])
-    async def list_handlers(self, query: Nothing) -> Page[HandlerState]:  # noqa: ARG002 - that there are none is checked
+    @get("/v1/handlers", "all handlers there are")
+    async def list_handlers(self) -> Page[HandlerState]:
         """List handlers: what is pending for each, and its state.
 
         Those of this process, and those that have pending deliveries in the database.
