@@ -72,7 +72,7 @@ class Memory(Protocol):
     """Where the results of sub-steps, and what handlers find, are kept: the store, or a test."""
 
     async def recall(self, delivery_id: str, key: str) -> str | None: ...
-    async def remember(self, delivery_id: str, key: str, result: str) -> None: ...
+    async def remember(self, delivery_id: str, key: str, result: str) -> str: ...
     async def annotate(self, annotation: Annotation) -> None: ...
 
 
@@ -318,8 +318,8 @@ class Context:
             # Failing now would run the step again, which is what must not be.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
             text = "null"
-        await self._insist(self._tools.memory.remember, self._claim.id, key, text)
-        return msgspec.json.decode(text)
+        kept = await self._insist(self._tools.memory.remember, self._claim.id, key, text)
+        return msgspec.json.decode(kept)
 
     async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
         """Retry while the store is away, which is no failure of the handler's.

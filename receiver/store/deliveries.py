@@ -357,11 +357,14 @@ def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
     return str(row["handler"])
 
 
-def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
-    for delivery, key, result in sorted(items):
+def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[str]]:
+    kept = {}
+    for item in sorted(items):
+        delivery, key, result = item
         params = {"delivery_id": delivery, "key": key, "result": result}
-        yield Run(sql.insert_step, params)
-    return [None] * len(items)
+        rows = yield Run(sql.insert_step, params)
+        kept[item] = rows[0]["result"] if rows else result
+    return [kept[item] for item in items]
 
 
 def delivery_of(row: Row) -> Delivery:
@@ -454,5 +457,6 @@ class DeliveryStore:
         """Add to a prediction what a handler found or did; doing it twice changes nothing."""
         await self._store.write(add, annotation)
 
-    async def remember(self, delivery_id: str, key: str, result: str) -> None:
-        await self._store.write(remember, (delivery_id, key, result))
+    async def remember(self, delivery_id: str, key: str, result: str) -> str:
+        """Keep the result of a sub-step, unless one is kept; return the one that is."""
+        return await self._store.write(remember, (delivery_id, key, result))

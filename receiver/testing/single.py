@@ -111,8 +111,8 @@ class _StandIn:
     async def recall(self, delivery_id: str, key: str) -> str | None:  # noqa: ARG002 - the protocol's
         return self._result.steps.get(key)
 
-    async def remember(self, delivery_id: str, key: str, result: str) -> None:  # noqa: ARG002
-        self._result.steps[key] = result
+    async def remember(self, delivery_id: str, key: str, result: str) -> str:  # noqa: ARG002
+        return self._result.steps.setdefault(key, result)
 
     async def annotate(self, addition: Annotation) -> None:
         self._result.stored |= addition.stored

@@ -439,6 +439,26 @@ async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(
     assert posts == ["posted", "posted"]
 
 
+async def test_attempts_that_overlap_get_one_result_of_a_step(place: Place) -> None:
+    may_end = threading.Event()
+    seen: list[tuple[int, int]] = []
+
+    @on(name="slow", timeout=0.1)
+    def slow(_: Event, ctx: Context) -> None:
+        def step() -> int:
+            if ctx.attempt == 1:
+                may_end.wait(PATIENCE)
+            return ctx.attempt
+
+        seen.append((ctx.attempt, ctx.once("step", step)))
+
+    async with dispatching(place, slow) as running:
+        await running.ends(await running.enqueue(), "slow")
+        may_end.set()
+        await eventually(lambda: len(seen) == 2)
+    assert seen == [(2, 2), (1, 2)]
+
+
 async def test_a_step_that_fails_is_not_remembered(place: Place) -> None:
     tries: list[int] = []
 

@@ -472,8 +472,8 @@ async def test_there_is_no_retry_of_what_runs_or_is_done(engine: Engine) -> None
 async def test_a_step_keeps_its_first_result(store: Store) -> None:
     claim = await claimed(store)
     assert await store.deliveries.recall(claim.id, "post") is None
-    await store.deliveries.remember(claim.id, "post", "1")
-    await store.deliveries.remember(claim.id, "post", "2")
+    assert await store.deliveries.remember(claim.id, "post", "1") == "1"
+    assert await store.deliveries.remember(claim.id, "post", "2") == "1"
     await store.deliveries.remember(claim.id, "", '"\\u0000"')
     assert await store.deliveries.recall(claim.id, "post") == "1"
     assert await store.deliveries.recall(claim.id, "") == '"\\u0000"'

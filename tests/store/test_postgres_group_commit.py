@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from receiver.model.errors import StoreUnavailable
+from receiver.store.postgres import group_commit
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -230,6 +231,25 @@ async def test_what_collides_again_and_again_is_given_up(scratch: Database) -> N
         assert await line.put(2) == 20
     assert line.kept() == [2]
     assert [report is None for report in line.reports] == [False, True]
+
+
+async def test_who_froze_amid_a_statement_holds_no_rows_against_others(
+    scratch: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the server it is not idle between what prepares a statement and what runs it."""
+    monkeypatch.setattr(group_commit, "_FROZEN_FOR", 0.1)
+    settings = {"application_name": "receiver", "idle_in_transaction_session_timeout": "200ms"}
+    async with committing(scratch, lock_timeout="300ms") as line:
+        frozen = await asyncpg.connect(scratch.url, server_settings=settings)
+        await frozen.execute("BEGIN")
+        await frozen.execute(_PUT, [1])
+        await frozen.prepare("SELECT $1::int")  # and it is never run
+        assert await line.put(1) == 10
+        with pytest.raises(Exception) as found:  # noqa: PT011 - what asyncpg makes of it
+            await frozen.execute("COMMIT")
+        assert is_trouble(found.value)
+        frozen.terminate()
+    assert (line.kept(), line.reports) == ([1], [])
 
 
 async def test_a_connection_that_was_cut_while_idle_goes_unnoticed(scratch: Database) -> None:

@@ -33,6 +33,16 @@ _LARGEST_BATCH: Final = 500
 _TRIES: Final = 6
 _PAUSE: Final = 0.01
 """Seconds before a transaction that met another one is tried again, the first time."""
+_FROZEN_FOR: Final = 5.0
+"""Seconds after which who has prepared a statement and does not run it counts as frozen."""
+# To the server such a session is at work, and its idle_in_transaction_session_timeout never comes.
+_END_FROZEN: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user
+  AND application_name = current_setting('application_name')
+  AND state = 'active' AND wait_event = 'ClientRead'
+  AND state_change < clock_timestamp() - make_interval(secs => $1)
+"""
 
 # Errors in values; all others are the server's. Missing tables and rights count as the server's, as
 # an administrator may bring them back.
@@ -187,7 +197,7 @@ class Committer:
                     return await self._blame(attempt.connection, batch, error)
                 attempt.drop()
                 connection, last = None, error
-                if attempt.may_repeat:
+                if await self._end_frozen(error) or attempt.may_repeat:
                     continue
                 break
             self._report_change(None)
@@ -199,6 +209,19 @@ class Committer:
         self._report_change(unavailable)
         batch.refuse(unavailable)
         return connection
+
+    async def _end_frozen(self, error: Exception) -> bool:
+        """End the sessions of frozen processes if a lock is not to be had; say if any were."""
+        if not isinstance(error, asyncpg.LockNotAvailableError):
+            return False
+        connection: Connection | None = None
+        try:
+            connection = await self._connect()
+            return bool(await connection.fetch(_END_FROZEN, _FROZEN_FOR))
+        except _TROUBLE:
+            return False
+        finally:
+            await _close(connection)
 
     async def _blame(
         self, connection: Connection | None, batch: _Batch, error: Exception

@@ -283,11 +283,13 @@ SELECT d.id FROM deliveries d {where} ORDER BY d.id DESC LIMIT 1 OFFSET :most::i
 -- filter cursor: d.id < :cursor
 
 -- name: insert_step
--- Remember the result of a step of `ctx.once`, unless the prediction was erased.
+-- Remember the result of a step of `ctx.once`, unless the prediction was erased; return what is kept.
+-- Attempts may overlap where one timed out or its process froze: the first result is everybody's.
 INSERT INTO steps (delivery_id, key, result)
 SELECT :delivery_id, :key, :result FROM predictions
 WHERE id = 'pred_' || substr(:delivery_id, 5, 32) AND erased_at IS NULL {lock}
-ON CONFLICT DO NOTHING
+ON CONFLICT (delivery_id, key) DO UPDATE SET result = steps.result
+RETURNING result
 
 -- name: select_step
 -- Read the result of a step.
