@@ -160,11 +160,12 @@ def refusal(limit: Limit, excess: Excess, now: float) -> Problem:
     wait = max(math.ceil(excess.until - now), 1)
     each = _EACH.get(limit.by, f" for each {limit.by.removeprefix(_METADATA)}")
     again = f"try again in {_duration(wait)}"
+    every = f"{'an' if limit.per == 'hour' else 'a'} {limit.per}"
     if excess.over == "count":
-        most = f"{limit.count} a {limit.per}{each}"
+        most = f"{limit.count} {every}{each}"
         detail = f"that is enough for this {limit.per}: there may be {most}; {again}"
         return Problem(429, "over-limit", detail, retry_after=wait)
-    most = f"${(limit.cost or 0) / MICRO:g} a {limit.per}{each}"
+    most = f"${(limit.cost or 0) / MICRO:g} {every}{each}"
     detail = f"the money for this {limit.per} is spent: there is {most}; {again}"
     return Problem(402, "over-budget", detail, retry_after=wait)
 

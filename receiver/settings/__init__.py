@@ -401,6 +401,14 @@ class Listening:
     ).doc("the address to listen on; `--host` goes before it")
 
     @classmethod
+    def problems(cls, env: Mapping[str, str]) -> list[str]:
+        """Return what is wrong with what is set, without what a command gives."""
+        reader = Reader(env)
+        for row in rows(cls).values():
+            row.value(reader)
+        return reader.problems
+
+    @classmethod
     def read(
         cls, env: Mapping[str, str], host: str | None, port: int | None, *, dev: bool = False
     ) -> Listening:

@@ -87,8 +87,10 @@ def says(lines: list[tuple[str, str]], level: str, *words: str) -> bool:
 
 async def test_all_that_is_wrong_with_the_settings_is_said_at_once(env: Env) -> None:
     env |= {"RECEIVER_POLL_AFTER": "soon", "RECEIVER_DEV": "perhaps", "FAL_MAX_IN_FLIGHT": "-1"}
-    lines = await found(env, "settings")
-    assert [level for level, _ in lines] == ["FAIL"] * 3
+    lines = await found(env | {"PORT": "eighty", "HOST": "a b"}, "settings")
+    assert [level for level, _ in lines] == ["FAIL"] * 5
+    assert says(lines, "FAIL", "PORT; must be a port to listen on")
+    assert says(lines, "FAIL", "HOST; must be")
     assert says(lines, "FAIL", "RECEIVER_POLL_AFTER; must be a number of seconds")
     assert says(lines, "FAIL", "FAL_MAX_IN_FLIGHT")
 
@@ -844,6 +846,15 @@ async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_s
 
 async def test_without_handlers_there_is_a_warning(env: Env) -> None:
     assert says(await found(env, "handlers"), "warn", "no handler is registered")
+
+
+async def test_a_handler_that_is_no_python_is_one_finding(env: Env, tmp_path: Path) -> None:
+    handlers = tmp_path / "odd.py"
+    handlers.write_text("def draw(:\n")
+    lines = await found(env | {"RECEIVER_HANDLERS": str(handlers)}, "handlers")
+    assert [text for level, text in lines if level == "FAIL"] == [
+        f"handlers: {handlers}:1:10: invalid syntax; fix it: `receiver serve` would not start"
+    ]
 
 
 async def test_results_that_are_gone_soon_and_kept_by_nobody_are_a_warning(env: Env) -> None:

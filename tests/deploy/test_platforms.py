@@ -71,6 +71,16 @@ def test_every_folder_is_there_and_no_other() -> None:
     assert {path.name for path in DEPLOY.iterdir() if path.is_dir()} == {*FOLDERS, *told_elsewhere}
 
 
+def test_units_that_share_a_folder_share_its_user() -> None:
+    units = [
+        dict(re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE))
+        for path in sorted((DEPLOY / "systemd").iterdir())
+    ]
+    assert [(unit["StateDirectory"], unit["DynamicUser"], unit["User"]) for unit in units] == [
+        ("receiver", "yes", "receiver")
+    ] * 2
+
+
 def test_a_file_says_first_what_was_tried() -> None:
     for path in FILES:
         if path.suffix == ".json" or path.name.startswith("."):

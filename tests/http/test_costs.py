@@ -187,9 +187,7 @@ async def test_a_submit_in_doubt_keeps_its_reservation(start: Start, prices: str
 
 
 async def test_limits_hold_for_plain_submits_by_key_and_a_repeat_is_none(start: Start) -> None:
-    limits = (
-        '[{"by": "key", "per": "month", "count": 2}, {"by": "all", "per": "month", "count": 3}]'
-    )
+    limits = '[{"by": "key", "per": "hour", "count": 2}, {"by": "all", "per": "month", "count": 3}]'
     async with start(RECEIVER_API_KEYS=NAMED, RECEIVER_LIMITS=limits) as station:
         for _ in range(2):
             again = await ask(station, headers={"idempotency-key": "k"})
@@ -197,7 +195,7 @@ async def test_limits_hold_for_plain_submits_by_key_and_a_repeat_is_none(start: 
         assert (await ask(station)).status_code == 202
         answer = await ask(station)
         assert refused(answer) == (429, "over-limit")
-        assert "2 a month for each API key" in answer.json()["detail"]
+        assert "2 an hour for each API key" in answer.json()["detail"]
         assert int(answer.headers["retry-after"]) > 0
         assert (await ask(station, headers=BOT)).status_code == 202
         assert refused(await ask(station, headers=BOT)) == (429, "over-limit")

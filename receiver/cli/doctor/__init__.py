@@ -44,7 +44,7 @@ from receiver.deliveries.importing import look as load_and_check
 from receiver.deliveries.registry import Registry
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.settings import Caller, Settings, advice
+from receiver.settings import Caller, Listening, Settings, advice
 from receiver.settings.development import secret_file
 from receiver.settings.egress import outward
 from receiver.settings.tls import certifi_context
@@ -64,7 +64,7 @@ async def examine(
     """Run every check; return the findings in the order in which to fix them."""
     settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
-    problems = list(dict.fromkeys([*problems, *more]))
+    problems = list(dict.fromkeys([*problems, *more, *Listening.problems(env)]))
     verify = certifi_context() if check_tls(env) else None
     # With the same proxies and CA bundle as the receiver.
     async with httpx.AsyncClient(
@@ -141,7 +141,8 @@ async def _with_database(
 async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]) -> Findings:
     registry, problems = await asyncio.to_thread(_load, settings.handlers)
     fix = "fix it: `receiver serve` would not start"
-    findings = [fail(line, fix) for text in problems for line in text.splitlines()]
+    # One line each: what follows is the source, whose place the first line names.
+    findings = [fail(text.partition("\n")[0], fix) for text in problems]
     findings += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
     findings += [
         warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)
