@@ -29,7 +29,7 @@ from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.webhooks import WEBHOOK_PATH
 from receiver.model.answers import Drained
-from receiver.model.errors import Problem, StoreUnavailable, StoreUnusable
+from receiver.model.errors import Problem, SettingsError, StoreUnavailable, StoreUnusable
 from receiver.observability.logging import flush
 from receiver.settings import Settings
 
@@ -98,7 +98,7 @@ class Front:
         try:
             async with self.running():
                 yield
-        except (StoreUnusable, StoreUnavailable) as error:
+        except (SettingsError, StoreUnusable, StoreUnavailable) as error:
             self.app.unusable = str(error)
             raise
         finally:
@@ -182,7 +182,7 @@ class _App(Starlette):
     prefix: str = ""
     """A path that may stand before ours."""
     unusable: str = ""
-    """Why the last start failed, if the database was why."""
+    """Why the last start failed, if a setting or the database was why."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
