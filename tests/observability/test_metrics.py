@@ -371,13 +371,13 @@ def test_processes_that_share_a_folder_answer_with_their_sum(tmp_path: Path) -> 
         (tmp_path / "made" / "for-it" / "counter_0.db").touch()
 
 
-@pytest.mark.parametrize(("command", "code"), [("drain", 1), ("serve --port 0", 3)])
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, command: str, code: int) -> None:
+@pytest.mark.parametrize("command", ["drain", "serve --port 0"])
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "file" / "folder")}
     env |= {"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'r.db'}"}
     ran = run_to_end(["-m", "receiver", *command.split()], TOP, env)
-    assert ran.returncode == code
+    assert ran.returncode == 1
     assert "PROMETHEUS_MULTIPROC_DIR" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "Traceback" not in ran.stderr
