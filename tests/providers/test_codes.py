@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from receiver.model.values import Mode, Outcome, Ticket
 from receiver.providers import parsing
 from receiver.providers.adapter import (
-    Accepted,
     Ambiguous,
     Follow,
     Postponed,
@@ -363,14 +362,17 @@ def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: 
 
 
 @given(status=st.integers(100, 599), message=anything, hint=anything)
+@example(status=504, message="", hint="")
+@example(status=524, message="", hint="")
 def test_only_the_status_decides_whether_a_submit_is_refused(
     status: int, message: str, hint: str
 ) -> None:
     plainly = parsing.settle_submit(ProviderResponse(status, {}, b""), "no")
     settled = parsing.settle_submit(ProviderResponse(status, {}, b""), message, hint)
     assert type(settled) is type(plainly)
-    assert not isinstance(settled, Accepted | Ambiguous | Outcome)
-    assert settled is None or isinstance(settled, Refused | Postponed)
+    assert settled is None or isinstance(settled, Refused | Postponed | Ambiguous)
+    # A gateway's, which got no answer: whether the submit was taken is not known.
+    assert isinstance(settled, Ambiguous) == (status in {504, 524})
 
 
 HOSTILE: Final = [
