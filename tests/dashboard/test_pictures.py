@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -233,15 +234,17 @@ def test_what_is_no_picture_or_too_large_is_not_decoded(
 async def test_few_are_decoded_at_once(
     start: Start, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_work: list[Path] = []
-    most = 0
+    counting = threading.Lock()
+    at_work = most = 0
 
     def slow(path: Path) -> bytes | None:
-        nonlocal most
-        at_work.append(path)
-        most = max(most, len(at_work))
+        nonlocal at_work, most
+        with counting:
+            at_work += 1
+            most = max(most, at_work)
         made = thumbnail(path)
-        at_work.remove(path)
+        with counting:
+            at_work -= 1
         return made
 
     monkeypatch.setattr("receiver.dashboard.pictures.thumbnail", slow)
