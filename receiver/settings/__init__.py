@@ -425,7 +425,7 @@ class Listening:
             for at, row in rows(cls).items()
         }
         problems = reader.problems
-        if problems:  # whoever mends these is told of all others, too
+        if problems:  # all others are listed too, so that they are mended in one go
             problems += Settings.look({**env, "RECEIVER_DEV": "1"} if dev else env)[1]
         return checked(cls(**values), problems)
 
