@@ -425,7 +425,7 @@ class Listening:
             for at, row in rows(cls).items()
         }
         problems = reader.problems
-        if problems:  # all others are listed too, so that they are mended in one go
+        if problems:  # report all at once, those of the other settings too
             problems += Settings.look({**env, "RECEIVER_DEV": "1"} if dev else env)[1]
         return checked(cls(**values), problems)
 
