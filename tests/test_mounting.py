@@ -24,8 +24,8 @@ from receiver import AsyncReceiver
 from receiver.http.access_logs import guard_access_logs
 from receiver.settings import Settings
 from tests.conftest import Logged
-from tests.journey.parts import ROOT, eventually, free_port
-from tests.loopback import is_ready
+from tests.journey.parts import ROOT, eventually
+from tests.loopback import free_port, is_ready
 from tests.patience import PATIENCE
 from tests.receiving import API_KEY, ENV, Network, write
 

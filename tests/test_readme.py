@@ -31,8 +31,7 @@ from receiver.providers import DECLARED
 from receiver.settings import Secret, Settings, all_settings
 from tests.cli.running import SECRET, environment, inside
 from tests.demo import PICTURE, words
-from tests.journey.parts import free_port
-from tests.loopback import is_ready
+from tests.loopback import free_port, is_ready
 from tests.patience import PATIENCE
 from tests.settings_table import settings_table
 from tests.shell import bash

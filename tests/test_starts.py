@@ -30,9 +30,9 @@ from receiver.store.facade import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from tests.conftest import Logged
-from tests.journey.parts import ROOT, free_port
+from tests.journey.parts import ROOT
 from tests.journey.parts import eventually as soon
-from tests.loopback import is_ready
+from tests.loopback import free_port, is_ready
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import API_KEY, ENV, Network, eventually

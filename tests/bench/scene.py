@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import socket
 import sqlite3
@@ -14,7 +13,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from receiver.store.sqlite.engine import SQLiteStore
 from tests.bench.load import post
 from tests.emulator.parts import prediction
 from tests.emulator.serving import serve
+from tests.loopback import free_port
 from tests.postgres import Database, made
 
 SECRET = "bench-secret-key-of-more-than-32-characters"
@@ -229,14 +229,6 @@ def callback(provider: str, ours: str, theirs: str, url: str | None = None) -> b
     headers = EMULATED.headers(told, body)
     del headers["content-type"]  # `post` names it itself
     return post(path, body, headers)
-
-
-def free_port() -> int:
-    """Find a port below those that connections get, as one of them could take it meanwhile."""
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @contextmanager

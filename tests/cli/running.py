@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from receiver.cli.commands import main
 from tests.commands import COMMANDS
 from tests.forked import Forked, run_to_end
-from tests.journey.parts import free_port
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 
 SECRET: Final = "a-secret-key-of-more-than-thirty-two-characters"

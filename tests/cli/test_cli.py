@@ -42,7 +42,8 @@ from tests.cli.running import (
     running,
 )
 from tests.forked import Forked
-from tests.journey.parts import eventually, free_port
+from tests.journey.parts import eventually
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.predictions.test_recipes import EXAMPLE
 

@@ -14,7 +14,7 @@ import httpx
 from receiver.emulator.providers import CALLING
 from receiver.providers import DECLARED
 from tests.cli.running import SECRET, Running, inside, receiver, running
-from tests.journey.parts import free_port
+from tests.loopback import free_port
 
 HANDLER = """\
 import time

@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped] # stubs are not worth a package
 
 from tests.cli.running import environment, inside, receiver
-from tests.journey.parts import ROOT, free_port
+from tests.journey.parts import ROOT
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent

@@ -21,7 +21,7 @@ from receiver.cli.tail import follow, show
 from receiver.emulator import settings_for
 from tests.cli.running import SECRET, environment, inside
 from tests.cli.test_cli import start
-from tests.journey.parts import free_port
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 
 KEY: Final = {"RECEIVER_API_KEY": "key"}

@@ -29,8 +29,7 @@ from receiver import create_app
 from receiver.cli.commands import main
 from receiver.settings import Settings, all_settings
 from tests.cli.running import SECRET, environment, receiver
-from tests.journey.parts import free_port
-from tests.loopback import is_ready
+from tests.loopback import free_port, is_ready
 from tests.patience import PATIENCE
 from tests.postgres import Database
 

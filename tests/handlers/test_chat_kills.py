@@ -24,7 +24,8 @@ from receiver.http.listening import listening, url_of
 from tests.emulator.serving import FAST
 from tests.handlers.parts import built_in
 from tests.handlers.talking import RECIPES
-from tests.journey.parts import API_KEY, SECRETS, Process, eventually, free_port
+from tests.journey.parts import API_KEY, SECRETS, Process, eventually
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 
 

@@ -19,7 +19,7 @@ from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
 from tests.cli.running import receiver
 from tests.conftest import Logged, Start
-from tests.journey.parts import free_port
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import ENV, Clock, Network, Station, eventually, hangs, write

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from receiver.store.leases import LEASE
 from tests import loopback
 from tests.emulator.serving import serve
 from tests.forked import Forked
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.postgres import Database
 
@@ -78,14 +78,6 @@ def eventually(
         assert time.monotonic() < deadline, value
         time.sleep(pause)
     return value
-
-
-def free_port() -> int:
-    """Find a port below those that connections get, as one of them could take it meanwhile."""
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @dataclass

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.journey.hostile import DEADLY, ENDS_LOOPS, WAYS
-from tests.journey.parts import HERE, Process, World, eventually, free_port, living, start_all
+from tests.journey.parts import HERE, Process, World, eventually, living, start_all
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.postgres import Database
 

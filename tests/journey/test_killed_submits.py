@@ -15,7 +15,8 @@ import httpx
 
 from receiver.emulator import settings_for
 from tests.emulator.parts import write_certificate
-from tests.journey.parts import API_KEY, SECRETS, Process, eventually, free_port
+from tests.journey.parts import API_KEY, SECRETS, Process, eventually
+from tests.loopback import free_port
 
 _PREDICTIONS = 12
 _READ = 3

@@ -25,7 +25,8 @@ from receiver.emulator import create_emulator, settings_for
 from receiver.http.selfstarting import SelfStarting
 from receiver.model.errors import SettingsError
 from tests.emulator.serving import FAST, serve
-from tests.journey.parts import eventually, free_port
+from tests.journey.parts import eventually
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.platforms.emulated_lambda import (
     CLIENT,
