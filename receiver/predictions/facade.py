@@ -167,7 +167,7 @@ class Predictions:
         finally:
             await asyncio.gather(*(each.stop() for each in self._submitters.values()))
             await tasks.cancel()
-            await self._poller.drop()
+            await self._poller.stop()
             await self.inbox.stop()
 
     async def close(self) -> None:

@@ -38,7 +38,7 @@ _MOST_PAGES: Final = 6
 _LAST_WORD: Final = 60.0
 """Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
 _LAST_WRITE: Final = 1.0
-"""Seconds in which a poll that a stop cuts off makes its row due again."""
+"""Seconds that a stop waits for a claim to end, and for what is held to be made due again."""
 
 
 class Poller:
@@ -71,11 +71,19 @@ class Poller:
         self._timeout = timeout
         self.under_way = TaskSet(lambda: runtime.wakeups.wake_all("poll"))
         """The looks, each named for its provider."""
+        self._claims = TaskSet(is_awaited=True)
+        self._claimed: dict[str, Job] = {}
+        """What this process holds: claimed, and its look has not ended."""
         self._next_look = float("inf")
 
-    async def drop(self) -> None:
-        """Drop the looks under way, and make their rows due now, for another process."""
+    async def stop(self) -> None:
+        """Cancel the looks under way, and make all that is held due now, for another process."""
+        await self._claims.wait(_LAST_WRITE)
         await self.under_way.cancel()
+        now = self._clock()
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(_LAST_WRITE):
+                await asyncio.gather(*(self._again(job, now) for job in self._claimed.values()))
 
     def due(self, at: float) -> None:
         """Wake the poller if a prediction falls due before it looks by itself."""
@@ -127,24 +135,26 @@ class Poller:
         if room <= 0:
             return LONGEST_NAP
         hold_until = now + ANSWER_TIMEOUT + MARGIN
-        for job in await self._store.predictions.claim_due(provider, now, hold_until, room):
-            self.under_way.start(self._look_safely(job), provider)
-            self.looks += 1
+        claim = self._claim(provider, now, hold_until, room)
+        await asyncio.shield(self._claims.start(claim))  # what is claimed is known to `stop`
         next_due = await self._store.predictions.next_due(provider)
         return LONGEST_NAP if next_due is None else next_due - self._clock()
+
+    async def _claim(self, provider: str, now: float, hold_until: float, room: int) -> None:
+        """Claim what is due, and start a look at each."""
+        for job in await self._store.predictions.claim_due(provider, now, hold_until, room):
+            self._claimed[job.ticket.id] = job
+            self.under_way.start(self._look_safely(job), provider)
+            self.looks += 1
 
     async def _look_safely(self, job: Job) -> None:
         try:
             await self.look(job)
-        except asyncio.CancelledError:
-            with contextlib.suppress(StoreUnavailable, TimeoutError):
-                async with asyncio.timeout(_LAST_WRITE):
-                    await self._again(job, self._clock())
-            raise
         except StoreUnavailable:
-            return  # the row is due again when its hold ends
+            pass  # the row is due again when its hold ends
         except Exception:
             log.exception("task.failed", prediction=job.ticket.id)
+        self._claimed.pop(job.ticket.id, None)
 
     async def look(self, job: Job) -> None:
         """See to one due prediction; whatever happens, it is due again or at its end."""

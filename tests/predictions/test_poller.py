@@ -122,3 +122,30 @@ async def test_a_poll_that_a_stop_cuts_off_is_due_at_once(start: Start, network:
         await asyncio.wait_for(asked.wait(), PATIENCE)
         assert station.one("SELECT due_at FROM predictions") > station.clock()
     assert station.one("SELECT due_at FROM predictions") <= station.clock()
+
+
+@pytest.mark.both_engines
+async def test_what_is_claimed_while_a_stop_begins_is_due_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed, stopping = asyncio.Event(), asyncio.Event()
+    claim, stop = PredictionStore.claim_due, Poller.stop
+
+    async def claim_slowly(self: PredictionStore, *given: Any) -> list[Job]:
+        jobs = await claim(self, *given)
+        if jobs:
+            claimed.set()
+            await stopping.wait()
+        return jobs
+
+    async def stop_then(self: Poller) -> None:
+        stopping.set()
+        await stop(self)
+
+    monkeypatch.setattr(PredictionStore, "claim_due", claim_slowly)
+    monkeypatch.setattr(Poller, "stop", stop_then)
+    async with start(RECEIVER_POLL_AFTER="0.02") as station:
+        await station.submitted("fal")
+        await asyncio.wait_for(claimed.wait(), PATIENCE)
+        assert station.one("SELECT due_at FROM predictions") > station.clock()
+    assert station.one("SELECT due_at FROM predictions") <= station.clock()
