@@ -13,8 +13,6 @@ import httpx
 TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Trusts nobody, and is asked by nobody: to read the CA bundle costs 30 ms each time."""
 
-_RESERVED: Final[list[socket.socket]] = []
-
 
 def free_port() -> int:
     """Return a TCP port that is free, and reserve it against other tests until this process ends.
@@ -28,7 +26,7 @@ def free_port() -> int:
         reservation = socket.socket(type=socket.SOCK_DGRAM)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             reservation.bind(("127.0.0.1", port))
-            _RESERVED.append(reservation)
+            reservation.detach()  # it stays open
             return port
         reservation.close()
 
