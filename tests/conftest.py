@@ -29,7 +29,7 @@ Logged = list[MutableMapping[str, Any]]
 
 hypothesis.settings.register_profile(
     "tests",
-    max_examples=60,  # enough to find a slip on most runs, few enough to run always
+    max_examples=40,  # enough to find a slip on most runs, few enough to run always
     deadline=None,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],  # as a busy machine is

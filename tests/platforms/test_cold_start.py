@@ -68,20 +68,17 @@ def cpu_seconds(code: str, args: list[str], env: dict[str, str]) -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def test_a_cold_start_until_a_callback_is_taken_has_a_ceiling(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_a_cold_start_until_a_callback_is_taken_has_a_ceiling(start: Start) -> None:
     async with start() as station:
         letter = write(station.network, await station.submitted("bfl"))
         database: Any = station.database
     url = f"sqlite:///{database}" if isinstance(database, Path) else database.url
-    env = {
+    env = {  # that lets it write bytecode: a package for a function has all compiled
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         **ENV,
         **settings_for("http://127.0.0.1:1"),
         "RECEIVER_DATABASE_URL": url,
         "RECEIVER_MODE": "serverless",
-        "PYTHONPYCACHEPREFIX": str(tmp_path),  # as a package for a function has it: all compiled
     }
     headers = [":".join(map(str, pair)) for pair in letter.headers]
     args = [letter.path, letter.body.decode(), *headers]
