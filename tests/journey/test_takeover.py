@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,10 @@ def test_all_goes_on_by_itself_after_the_database_was_away(
         assert world.ended(world.submit("oxen", "afterwards", "after"))["channel"] == "sse"
         world.settle()
         assert len(world.notes("seen")) == 2 * 8
+        for process in world.fleet:
+            reasons = [line["reason"] for line in process.said("news.interrupted")]
+            assert reasons
+            assert all(one != next_one for one, next_one in itertools.pairwise(reasons))
         check_logs(world)
 
 

@@ -55,11 +55,15 @@ class Notices:
 
     async def listen(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         """Listen for other processes' commits for as long as we run; a gap wakes all workers."""
+        logged = ""
         while True:
             try:
                 await self._listen_until_it_ends(connect)
             except Exception as error:  # noqa: BLE001 - we must listen again after any error
-                log.warning("news.interrupted", reason=f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
+                if reason != logged:  # once, not each second for as long as the server is away
+                    log.warning("news.interrupted", reason=reason)
+                logged = reason
             await asyncio.sleep(1.0)
 
     async def _listen_until_it_ends(self, connect: Callable[[], Awaitable[Connection]]) -> None:
