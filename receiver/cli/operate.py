@@ -36,7 +36,7 @@ def doctor(
 
     from receiver.cli.doctor import examine, worst
     from receiver.cli.environment import environment, read_env_file
-    from receiver.http.server import LINGER, exit_after
+    from receiver.http.stopping import LINGER, exit_after
 
     read_env_file(dev=dev)
     env = environment(handlers, dev=dev)

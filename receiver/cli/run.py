@@ -111,12 +111,12 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     import_app()
     from receiver.app import work
     from receiver.cli.environment import settings
-    from receiver.http.server import LINGER, exit_after, run, told_to_stop
+    from receiver.http.stopping import LINGER, exit_after, run, stop_signal
 
     given = settings(handlers, dev=dev)
 
     async def working() -> None:
-        async with told_to_stop() as stop:
+        async with stop_signal() as stop:
             await work(given, stop)
         exit_after(LINGER, 0)
 
@@ -136,12 +136,12 @@ def drain(
     import_app()
     from receiver.app import drain
     from receiver.cli.environment import settings
-    from receiver.http.server import LINGER, exit_after, run, told_to_stop
+    from receiver.http.stopping import LINGER, exit_after, run, stop_signal
 
     given = settings(handlers, dev=dev)
 
     async def draining() -> None:
-        async with told_to_stop() as stop:
+        async with stop_signal() as stop:
             print_plainly(await drain(given, seconds, stop))
         exit_after(LINGER, 0)
 

@@ -18,8 +18,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from receiver import Context, Dead, Event, on
-from receiver.http import live
-from receiver.http import server as serving
+from receiver.http import connection, live
+from receiver.http.connection import protocol
 from receiver.http.live import LiveStream, StreamFilter
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
@@ -571,7 +571,7 @@ def connected(port: int, path: str) -> Iterator[socket.socket]:
 
 
 def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_SLOWEST_READ", 0.2)
+    monkeypatch.setattr(connection, "_SLOWEST_READ", 0.2)
     ended = asyncio.Event()
 
     async def endless(_: object) -> StreamingResponse:
@@ -586,7 +586,7 @@ def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
         return StreamingResponse(frames())
 
     app = Starlette(routes=[Route("/endless", endless)])
-    with serve(app, http=serving.protocol()) as port, connected(port, "/endless") as sock:
+    with serve(app, http=protocol()) as port, connected(port, "/endless") as sock:
         deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
             assert time.monotonic() < deadline

@@ -22,9 +22,9 @@ from starlette.routing import Route
 
 from receiver import Call, Door, Event, Reply, Unproved, create_app, on, route
 from receiver.emulator import create_emulator, settings_for
+from receiver.http.connection import protocol
 from receiver.http.problems import PROBLEMS
 from receiver.http.routes.predictions import REFUSALS
-from receiver.http.server import protocol
 from receiver.http.webhooks import LATER
 from receiver.settings import Settings
 from tests.conftest import Start

@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from receiver.http import body as reading
+from receiver.http import connection
 from receiver.http import live as feed
-from receiver.http import server as serving
-from receiver.http.server import Protocol, Server, Waited
+from receiver.http.connection import Protocol, WaitingConnections
+from receiver.http.server import Server
 from tests.conftest import Logged, Start
 from tests.patience import PATIENCE
 from tests.receiving import API_KEY, Network, Station, eventually, write
@@ -314,7 +315,7 @@ async def test_who_has_said_all_may_go_on_listening(start: Start) -> None:
 async def test_a_listener_that_is_gone_is_noticed(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_WATCH_EVERY", 0.01)
+    monkeypatch.setattr(connection, "_PEER_CHECK", 0.01)
     monkeypatch.setattr(feed, "KEEP_ALIVE", 0.05)
     said = b"GET /v1/events/stream HTTP/1.1\r\n" + HOST + BEARER + b"\r\n"
     async with start() as station, running(station) as server:
@@ -336,7 +337,7 @@ async def test_an_answer_that_was_not_sent_is_not_told_of(
     *,
     ends_first: bool,
 ) -> None:
-    monkeypatch.setattr(serving, "_WATCH_EVERY", 0.01)
+    monkeypatch.setattr(connection, "_PEER_CHECK", 0.01)
     asked, answered = asyncio.Event(), asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -347,15 +348,15 @@ async def test_an_answer_that_was_not_sent_is_not_told_of(
     network.script("oxen.model", slowly)
     async with start() as station, running(station) as server:
         connections = server.server_state.connections
-        with socket.create_connection(("127.0.0.1", port_of(server))) as connection:
-            connection.sendall(b"GET /v1/models/oxen/x HTTP/1.1\r\n" + HOST + BEARER + b"\r\n")
+        with socket.create_connection(("127.0.0.1", port_of(server))) as client:
+            client.sendall(b"GET /v1/models/oxen/x HTTP/1.1\r\n" + HOST + BEARER + b"\r\n")
             await asked.wait()
             if ends_first:
-                connection.shutdown(socket.SHUT_WR)
+                client.shutdown(socket.SHUT_WR)
                 [served] = connections
                 await eventually(lambda: served._at_eof)  # type: ignore[union-attr] # noqa: SLF001 - it shows nowhere
             reset = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         await eventually(lambda: not connections)
         answered.set()
         await eventually(lambda: [line for line in logged if line["event"] == "request.handled"])
@@ -397,7 +398,7 @@ async def test_who_sends_on_hears_the_answer_all_the_same(start: Start) -> None:
 async def test_what_is_dropped_after_an_answer_is_bounded(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_MOST_DISCARDED", 5_000_000)
+    monkeypatch.setattr(connection, "_MOST_DISCARDED", 5_000_000)
     async with start() as station, served(station) as port:
         for head, code in EARLY:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -443,8 +444,8 @@ async def test_a_body_is_asked_for_only_where_it_is_wanted(
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a hundredth of the patience."""
-    monkeypatch.setattr(serving, "_SLOWEST_HEAD", 0.2)
-    monkeypatch.setattr(serving, "_UNHEARD", 0.2)
+    monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.2)
+    monkeypatch.setattr(connection, "_SLOWEST_REST", 0.2)
     monkeypatch.setattr(reading, "_GRACE", 0.2)
 
 
@@ -511,23 +512,23 @@ async def test_an_early_answer_does_not_end_the_connection(start: Start) -> None
 class Line:
     """A connection as far as a crowd knows it."""
 
-    def __init__(self, waited: Waited) -> None:
-        self.waited = waited
+    def __init__(self, waiting: WaitingConnections) -> None:
+        self.waiting = waiting
         self.open = True
 
-    def give_up(self) -> None:
+    def close_now(self) -> None:
         self.open = False
-        self.waited.drop(self)  # type: ignore[arg-type] # it only has to be told apart
+        self.waiting.drop(self)  # type: ignore[arg-type] # it only has to be told apart
 
 
 def crowd(most: int, moments: list[float]) -> list[bool]:
     now = 0.0
-    waited = Waited(most, lambda: now)
+    waiting = WaitingConnections(most, lambda: now)
     lines = []
     for moment in moments:
         now = moment
-        lines.append(Line(waited))
-        waited.add(lines[-1])  # type: ignore[arg-type]
+        lines.append(Line(waiting))
+        waiting.add(lines[-1])  # type: ignore[arg-type]
     return [line.open for line in lines]
 
 
@@ -544,7 +545,7 @@ def test_a_burst_is_no_crowd() -> None:
 async def test_silent_connections_shut_nobody_out(
     start: Start, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(serving, "_most_waited", lambda: 20)
+    monkeypatch.setattr(connection, "_most_waiting", lambda: 20)
     async with start() as station, running(station) as server:
         # No proxy's patience with an idle connection may end after ours.
         assert server.config.timeout_keep_alive > 600
