@@ -5,6 +5,7 @@ import base64
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -38,11 +39,13 @@ PICTURES = {
 
 
 class Who(msgspec.Struct, frozen=True):
-    """Who asks, and where."""
+    """Who orders, and where."""
 
     person: str
     place: str
     is_admin: bool = False
+    is_direct: bool = False
+    """Whether the place is a direct message with the bot."""
 
 
 class Press(msgspec.Struct, frozen=True):
@@ -97,12 +100,22 @@ def refusal_text(problem: Problem) -> str:
 async def ack_text(door: Door, prediction: Prediction) -> str:
     """Return the answer to an order: that it was taken, and how many are before it."""
     if prediction.status in FINAL:
-        return "That was done before."
+        return "This was ordered before, and has ended."
     ahead = await door.ahead_of(prediction) if prediction.status == "queued" else 0
     return f"On it: number {ahead + 1} in the queue." if ahead else "On it."
 
 
 FINAL = {"succeeded", "failed", "canceled"}
+_ACKNOWLEDGED: deque[str] = deque(maxlen=1000)
+"""Predictions acknowledged lately by this process."""
+
+
+def is_first(prediction_id: str) -> bool:
+    """Return whether a prediction is still to be acknowledged, and take it as acknowledged."""
+    if prediction_id in _ACKNOWLEDGED:
+        return False
+    _ACKNOWLEDGED.append(prediction_id)
+    return True
 
 
 def failure_text(event: Event) -> str:
@@ -166,8 +179,8 @@ async def act(
     prediction = await door.prediction(press.prediction_id)
     if prediction is None:
         raise Problem(404, "not-found", "this is no longer known")
+    is_theirs = prediction.order is not None and prediction.order.person == who.person
     if press.action in {CANCEL, DELETE}:
-        is_theirs = prediction.order is not None and prediction.order.person == who.person
         if not is_theirs and not (who.is_admin and press.action == CANCEL):
             raise Problem(403, "not-allowed", "only who asked for this may do that")
         return None
@@ -179,8 +192,11 @@ async def act(
         if label is None:
             raise Problem(404, "unknown-recipe", "this button is not offered any more")
         recipe = offered[label].recipe
+    # A result that could only be sent directly is still of the place where it was ordered.
+    is_sent_on = who.is_direct and is_theirs and prediction.order and prediction.order.place
+    place = prediction.order.place if is_sent_on and prediction.order else who.place
     return await door.press(
-        prediction.id, label, key=key, person=who.person, place=who.place, **more(recipe)
+        prediction.id, label, key=key, person=who.person, place=place, **more(recipe)
     )
 
 
@@ -221,7 +237,7 @@ async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -
         try:
             return await store_picture(bytes(content), kind)
         except Exception as error:  # noqa: BLE001 - whatever the store says, it can go along
-            door.log.warning("chat.picture_unkept", reason=str(error))
+            door.log.warning("chat.picture_not_stored", reason=str(error))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -262,4 +278,4 @@ async def best_effort(door: Door, work: Awaitable[object]) -> None:
     try:
         await work
     except (Dead, Retry, httpx.HTTPError) as error:
-        door.log.warning("chat.unsaid", reason=str(error))
+        door.log.warning("chat.send_failed", reason=str(error))

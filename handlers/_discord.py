@@ -15,6 +15,8 @@ MOST_FILES = 10
 MOST_IN_ALL = 24_000_000  # of a request's 25 MB
 LONGEST = 4096
 LONGEST_CONTENT = 2000
+LONGEST_LINKS = 1960  # beside a mention
+LONGEST_LINK = 1950  # that may be put behind a spoiler
 LONGEST_TITLE = 256
 LONGEST_LABEL = 80
 IN_ROW, MOST_ROWS = 5, 5
@@ -131,14 +133,14 @@ def rows(buttons: dict[str, str]) -> list[dict[str, Any]]:
 
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    return output.link(LONGEST_CONTENT - 1) or "(a result that has no address)"
+    return output.link(LONGEST_LINK) or "(a result that has no address)"
 
 
 def joined(links: list[str]) -> str:
     """Join as many as a message takes."""
     text = ""
     for one in links:
-        text += f"{one}\n" if len(text) + len(one) < LONGEST_CONTENT else ""
+        text += f"{one}\n" if len(text) + len(one) < LONGEST_LINKS else ""
     return text
 
 

@@ -23,6 +23,8 @@ KINDS = {
 }
 """What Telegram shows or plays; all else is a document."""
 GROUPED = {"photo", "video"}
+HIDEABLE = {*GROUPED, "animation"}
+"""What can be put behind a spoiler."""
 MOST_IN_GROUP = 10
 MOST_PHOTO_BYTES = 10_000_000
 MOST_PIXELS = 10_000  # width and height together
@@ -54,6 +56,7 @@ class Part(msgspec.Struct):
     file: Fetched
     is_flagged: bool = False
     """It is shown only to those who ask to see it."""
+    link: str = ""
 
 
 class Telegram:
@@ -89,7 +92,10 @@ class Telegram:
         kind = KINDS.get(file.content_type, "document")
         if kind == "photo" and (file.size > MOST_PHOTO_BYTES or is_misshapen(output)):
             kind = "document"
-        return Part(kind, f"{event.prediction.id}-{number}.{file.extension}", file, flagged)
+        if flagged and kind not in HIDEABLE:
+            raise Dead(f"it is flagged, and Telegram hides no {kind}")
+        name = f"{event.prediction.id}-{number}.{file.extension}"
+        return Part(kind, name, file, flagged, link(output))
 
     def messages(self, parts: list[Part], has_text: bool) -> dict[str, list[Part]]:
         """Group what may go together, by names that stay the same when an output is lost later.
@@ -122,7 +128,9 @@ class Telegram:
             form = form | {"chat_id": str(body.parameters.migrate_to_chat_id)}
             answer, body = await self.send(http, form, parts, text)
         if UNFIT.search(body.description):
-            parts = [Part("document", part.name, part.file) for part in parts]
+            # Telegram hides no documents.
+            text = with_links(text, [part.link for part in parts if part.is_flagged])
+            parts = [Part("document", p.name, p.file) for p in parts if not p.is_flagged]
             answer, body = await self.send(http, form, parts, text)
         expect(answer, after=body.parameters.retry_after)
 
@@ -195,19 +203,15 @@ def request(parts: list[Part], text: str) -> tuple[str, dict[str, str]]:
         return "sendMessage", {"text": text, "link_preview_options": '{"is_disabled":true}'}
     caption = {"caption": cut(text, LONGEST_CAPTION, utf16=True)} if text else {}
     if len(parts) == 1:
-        hidden = {"has_spoiler": "true"} if parts[0].is_flagged and is_shown(parts[0]) else {}
+        hidden = {"has_spoiler": "true"} if parts[0].is_flagged else {}
         return f"send{parts[0].kind.capitalize()}", caption | hidden
     media: list[dict[str, Any]] = [
         {"type": part.kind, "media": f"attach://file{n}"}
-        | ({"has_spoiler": True} if part.is_flagged and is_shown(part) else {})
+        | ({"has_spoiler": True} if part.is_flagged else {})
         for n, part in enumerate(parts)
     ]
     media[0] |= caption
     return "sendMediaGroup", {"media": to_json(media)}
-
-
-def is_shown(part: Part) -> bool:
-    return part.kind in {*GROUPED, "animation"}
 
 
 def with_links(text: str, links: list[str], least: int = 0) -> str:

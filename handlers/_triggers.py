@@ -78,7 +78,9 @@ def read_book(path: str) -> Book:
 
 def read_trigger(name: str, table: Table, read: read_settings, book: Book) -> Trigger:
     if not NAME.fullmatch(name):
-        table.refuse("a name is of small letters, digits, - and _, 64 at most")
+        table.refuse(
+            "a name is of small letters, digits, - and _, 64 at most, with no - or _ at its ends"
+        )
     kind = table.choice("proof", PROOFS)
     recipe = table.choice("recipe", book.recipes) if book.recipes else table.text("recipe")
     itself = template(f"trigger:{name}")

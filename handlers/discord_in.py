@@ -7,7 +7,8 @@ Endpoint URL is `/in/discord`.
 An order is stored before Discord is answered. Its pictures replace the first answer, by the
 interaction's token, which lives for 15 minutes and sometimes for none; else as the bot, in the
 same message or a new one; at last in a direct message. Failures are shown to the asker alone. An
-edit can be made twice, and Discord knows a bot's repeats for some minutes, so nothing comes twice.
+edit can be made twice, and Discord knows a bot's repeats for some minutes, so no picture comes
+twice; the text of a failure may.
 """
 
 import asyncio
@@ -103,6 +104,12 @@ def prove(call: Call) -> None:
         PUBLIC_KEY.verify(bytes.fromhex(given), stamp.encode() + call.body)
     except InvalidSignature:
         raise Unproved("bad_signature") from None
+    try:
+        given = msgspec.json.decode(call.body, type=Interaction)
+    except msgspec.MsgspecError:
+        return  # the route answers what is wrong with the body
+    if given.type != PING and call.at - ((int(given.id) >> 22) + EPOCH) / 1000 > LIVES:
+        raise Unproved("stale")
 
 
 @route("discord", proof=prove)
@@ -110,8 +117,6 @@ async def discord(call: Call, door: Door) -> Reply:
     given = call.json(Interaction)
     if given.type == PING:
         return Reply.json({"type": PING})
-    if call.at - ((int(given.id) >> 22) + EPOCH) / 1000 > LIVES:
-        raise Unproved("stale")
     try:
         if given.type == COMMAND:
             return await on_command(given, door)
@@ -141,7 +146,7 @@ def who_of(given: Interaction) -> chat.Who:
     rights = given.member.permissions if given.member else "0"
     is_admin = rights.isdecimal() and len(rights) < 30 and bool(int(rights) & MAY_CANCEL)  # noqa: PLR2004 - digits
     place = f"discord:{given.guild_id or 'dm'}/{given.channel_id}"
-    return chat.Who(f"discord:{user.id}", place, is_admin)
+    return chat.Who(f"discord:{user.id}", place, is_admin, is_direct=given.guild_id is None)
 
 
 def extras(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
@@ -225,7 +230,13 @@ async def find_message(given: Interaction, door: Door, prediction_id: str) -> No
         if answer.is_success:
             message = msgspec.json.decode(answer.content, type=Message)
             await door.annotate(prediction_id, discord_reply=message.id)
+        if answer.is_success or is_dead(answer):
             return
+
+
+def is_dead(answer: httpx.Response) -> bool:
+    """Return whether an interaction's token is refused: it is not to be used again."""
+    return answer.status_code == httpx.codes.UNAUTHORIZED or b"10015" in answer.content
 
 
 def webhook_url(token: str) -> str:
@@ -265,7 +276,8 @@ async def answer(event: Event, ctx: Context) -> None:
     reply = event.prediction.named("discord_reply", r"\d{1,20}")
     place = Place(user, channel, reply, ctx.private.get("token", ""))
     if event.type != "prediction.succeeded":
-        await ctx.once("tell", partial(notify, event, ctx, place))
+        if not await ctx.once("tell", partial(notify, event, ctx, place)):
+            place.token = ""
         await ctx.once("clean", partial(remove_ack, ctx, place))
         return
     outputs = [output for output in event.prediction.output or [] if output.url]
@@ -284,6 +296,7 @@ async def post(
     found = await fetch_results(event, ctx, first, outputs, most_bytes)
     if event.prediction.flagged:
         found.files = {f"SPOILER_{name}": file for name, file in found.files.items()}
+        found.links = [re.sub(r"^http\S+$", r"||<\g<0>>||", one) for one in found.links]
     message = found.message(event, WORDS)
     if event.prediction.flagged:
         message["embeds"] = [
@@ -302,19 +315,21 @@ async def post(
 
 async def edit_first(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> bool:
     """Replace the first answer by a result: by the token, or as the bot; return whether it was."""
-    channel = f"{URL}/channels/{place.channel}/messages/{place.reply}"
-    ways = [(original_url(place.token), AGENT)] * bool(place.token) + [(channel, BOT)] * bool(
-        place.reply
-    )
-    for url, headers in ways:
+
+    async def edit(url: str, headers: dict[str, str]) -> bool:
         response = await send(ctx.http, "PATCH", url, message, found.files, headers)
         try:
             check(response, place.token or TOKEN.reveal())
-        except Dead as refused:  # no token is asked again that was refused once
-            ctx.log.info("discord.elsewhere", reason=str(refused))
-        else:
-            return True
-    return False
+        except Dead as refused:
+            ctx.log.info("discord.fallback", reason=str(refused))
+            return False
+        return True
+
+    # Once, over all attempts: a token that was refused must not be used again.
+    if place.token and await ctx.once("edit", partial(edit, original_url(place.token), AGENT)):
+        return True
+    channel = f"{URL}/channels/{place.channel}/messages/{place.reply}"
+    return bool(place.reply) and await edit(channel, BOT)
 
 
 async def post_new(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
@@ -332,7 +347,7 @@ async def post_new(ctx: Context, place: Place, message: dict[str, Any], found: R
     try:
         check(response, TOKEN.reveal())
     except Dead as refused:
-        ctx.log.info("discord.elsewhere", reason=str(refused))
+        ctx.log.info("discord.fallback", reason=str(refused))
         url = await direct_url(ctx.http, place.user)
         response = await send(ctx.http, "POST", url, message, found.files, BOT)
         check(response, TOKEN.reveal())
@@ -345,8 +360,11 @@ async def direct_url(http: httpx.AsyncClient, user: str) -> str:
     return f"{URL}/channels/{channel.id}/messages"
 
 
-async def notify(event: Event, ctx: Context, place: Place) -> None:
-    """Send the asker alone why there is no picture: by the token, or directly."""
+async def notify(event: Event, ctx: Context, place: Place) -> bool:
+    """Send the asker alone why there is no picture: by the token, or directly.
+
+    Return whether the token was good.
+    """
     again = chat.result_buttons(ctx.sign, event.prediction.id, [])
     message = text_message(chat.failure_text(event), again)
     if place.token:
@@ -356,13 +374,14 @@ async def notify(event: Event, ctx: Context, place: Place) -> None:
         try:
             check(answer, place.token)
         except Dead as refused:
-            ctx.log.info("discord.elsewhere", reason=str(refused))
+            ctx.log.info("discord.fallback", reason=str(refused))
         else:
-            return
+            return True
     nonce = sha256(ctx.idempotency_key.encode()).hexdigest()[:25]
     message |= {"nonce": nonce, "enforce_nonce": True}
     url = await direct_url(ctx.http, place.user)
     check(await ctx.http.post(url, json=message, headers=BOT), TOKEN.reveal())
+    return False
 
 
 async def remove_ack(ctx: Context, place: Place) -> None:

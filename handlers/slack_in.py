@@ -9,6 +9,7 @@ or at last sent to the asker directly. Failures are shown to the asker alone. A 
 posted just before a crash is found again by its files; one without files may come twice.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -55,6 +56,7 @@ from ._slack import (
 )
 
 TOLERANCE = 300  # seconds, either way
+MOST_FETCH = 1.5  # seconds for an attached picture: Slack waits 3 for the answer
 THREADS = r"\d+\.\d{6}"
 people = partial(
     chat.read_ids, r"[UW][A-Z0-9]+", "must be ids of people like U0123456789, by comma"
@@ -64,7 +66,7 @@ people = partial(
 def secrets(text: str) -> list[Secret]:
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found or not all(re.fullmatch(r"[!-~]{16,200}", one, re.ASCII) for one in found):
-        raise ValueError("must be the app's signing secret, or several by comma, newest first")
+        raise ValueError("must be of 16 to 200 characters, or several such by comma, newest first")
     return [Secret(one) for one in found]
 
 
@@ -105,7 +107,7 @@ class Origin(msgspec.Struct, frozen=True):
     @property
     def who(self) -> chat.Who:
         person, place = f"slack:{self.team}/{self.user}", f"slack:{self.team}/{self.channel}"
-        return chat.Who(person, place, self.user in ADMINS)
+        return chat.Who(person, place, self.user in ADMINS, self.channel.startswith("D"))
 
     @property
     def hook(self) -> str:
@@ -221,7 +223,6 @@ async def on_message(call: Call, door: Door) -> Reply:
     team = envelope.team_id or ""
     origin = Origin(team, message.channel, message.user, thread)
     text = without_mention(message.text, envelope.authorizations or [])
-    is_repeated = bool(call.header("x-slack-retry-num"))
     try:
         command = chat.read(door, unescape(text))
         if command.help:
@@ -234,7 +235,9 @@ async def on_message(call: Call, door: Door) -> Reply:
     except Problem as problem:
         notify(door, origin, chat.refusal_text(problem))
         return Reply.empty()
-    if not is_repeated:
+    # Slack repeats what was refused as well: only an order that was stored before has its answer.
+    is_old = prediction.created_at.timestamp() < call.at - 1
+    if chat.is_first(prediction.id) and not is_old:
         words = await chat.ack_text(door, prediction)
         notify(door, origin, words, cancel_of(door, prediction))
     return Reply.empty()
@@ -289,7 +292,11 @@ async def order(
     wanted = chat.picture_option(door, command.recipe, options)
     if wanted and urls and urls[0].startswith(FILES):
         token = {"authorization": f"Bearer {TOKEN.reveal()}"}
-        options[wanted] = await chat.picture(door, urls[0], token)
+        try:
+            async with asyncio.timeout(MOST_FETCH):
+                options[wanted] = await chat.picture(door, urls[0], token)
+        except TimeoutError:
+            raise chat.not_fetched("it took too long") from None
     who = origin.who
     return await door.order(
         command.recipe,
@@ -359,7 +366,7 @@ async def show(
     try:
         await post(origin.channel, origin.thread, text, blocks, files)
     except Dead as refused:
-        ctx.log.info("slack.elsewhere", reason=str(refused))
+        ctx.log.info("slack.fallback", reason=str(refused))
         if await post_links(event, ctx, origin, text, buttons):
             return
         place = await origin.direct(ctx.http)

@@ -14,7 +14,6 @@ import hmac
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any
@@ -144,8 +143,8 @@ async def is_for_us(message: Message, door: Door) -> bool:
         return bot == (await own_name(door)).lower()
     if message.chat.type == "private":
         return bool(message.words)
-    if name:  # others are for other bots
-        return name in {"start", "help"} or is_recipe(name, door)
+    if name:  # /start, /help and what is no recipe are for every bot of the group, or for another
+        return is_recipe(name, door)
     answered = message.reply_to_message
     is_to_us = answered is not None and answered.by is not None and str(answered.by.id) == BOT
     return is_to_us and bool(message.words)
@@ -170,7 +169,7 @@ async def own_name(door: Door) -> str:
 
 def who_of(user: User, where: Chat) -> chat.Who:
     person, place = f"telegram:{user.id}", f"telegram:{where.id}"
-    return chat.Who(person, place, str(user.id) in ADMINS)
+    return chat.Who(person, place, str(user.id) in ADMINS, is_direct=where.type == "private")
 
 
 def extras(message: Message, door: Door, recipe: str) -> dict[str, Any]:
@@ -197,17 +196,12 @@ async def picture(door: Door, file: File) -> str:
     return await chat.picture(door, f"{URL}/file/bot{TOKEN.reveal()}/{path}")
 
 
-ACKNOWLEDGED: deque[str] = deque(maxlen=1000)
-"""Predictions acknowledged lately: a repeat may come before that is written down."""
-
-
 async def acknowledge(message: Message, door: Door, prediction: Prediction) -> None:
     """Acknowledge an order once, by a message that is deleted in the end."""
-    if prediction.status in chat.FINAL or "telegram_promise" in prediction.metadata:
+    if prediction.status in chat.FINAL or "telegram_acknowledgement" in prediction.metadata:
         return
-    if prediction.id in ACKNOWLEDGED:
+    if not chat.is_first(prediction.id):
         return
-    ACKNOWLEDGED.append(prediction.id)
     text = await chat.ack_text(door, prediction)
     door.later(chat.best_effort(door, send_ack(message, door, prediction.id, text)))
 
@@ -217,7 +211,7 @@ async def send_ack(message: Message, door: Door, prediction_id: str, text: str) 
     sent = await TELEGRAM.call(
         door.http, "sendMessage", **reply_to(message), text=text, **keyboard(cancel)
     )
-    await door.annotate(prediction_id, telegram_promise=str(sent["message_id"]))
+    await door.annotate(prediction_id, telegram_acknowledgement=str(sent["message_id"]))
 
 
 def reply_to(message: Message) -> dict[str, Any]:
@@ -333,7 +327,7 @@ async def send(ctx: Context, form: dict[str, str], user: str, parts: list[Any], 
     except Dead as refused:
         if form["chat_id"] == user:
             raise
-        ctx.log.info("telegram.elsewhere", reason=str(refused))
+        ctx.log.info("telegram.fallback", reason=str(refused))
         only = {"chat_id": user} | {k: v for k, v in form.items() if k == "reply_markup"}
         await TELEGRAM.deliver(ctx.http, only, parts, text)
 
@@ -341,8 +335,9 @@ async def send(ctx: Context, form: dict[str, str], user: str, parts: list[Any], 
 async def notify(event: Event, ctx: Context, user: str) -> None:
     """Send the asker why there is no picture: directly, or if that fails, as a reply."""
     text = chat.failure_text(event)
-    form = address(event, user) | keyboard(chat.result_buttons(ctx.sign, event.prediction.id, []))
-    ways = [form] if form["chat_id"] == user else [{"chat_id": user}, form]
+    buttons = keyboard(chat.result_buttons(ctx.sign, event.prediction.id, []))
+    form = address(event, user) | buttons
+    ways = [form] if form["chat_id"] == user else [{"chat_id": user} | buttons, form]
     try:
         await TELEGRAM.deliver(ctx.http, ways[0], [], text)
     except Dead:
@@ -355,7 +350,7 @@ async def clean_up(event: Event, ctx: Context) -> None:
     """Delete the acknowledgement, if possible."""
     form = {
         "chat_id": event.prediction.named("telegram_chat", r"-?\d{1,20}"),
-        "message_id": event.prediction.named("telegram_promise", ID),
+        "message_id": event.prediction.named("telegram_acknowledgement", ID),
     }
     if all(form.values()):
         await TELEGRAM.post(ctx.http, "deleteMessage", form, {})

@@ -158,7 +158,7 @@ def show_manifest(name: str, *, dev: bool) -> str:
 def register_in_discord(guild: str, *, dev: bool) -> str:
     """Overwrite the commands, of one server or of all; return what was done."""
     settings, env = chat_settings(dev=dev), os.environ
-    application = of(env, "DISCORD_APPLICATION")
+    application, url = of(env, "DISCORD_APPLICATION"), address(settings, "discord")
     where = f"/guilds/{guild}" if guild else ""
     _send(
         "PUT",
@@ -167,26 +167,30 @@ def register_in_discord(guild: str, *, dev: bool) -> str:
         AGENT | {"authorization": f"Bot {of(env, 'DISCORD_TOKEN')}"},
     )
     names = ", ".join(f"/{name}" for name in settings.recipes.recipes) or "none"
-    return f"commands: {names}\nInteractions Endpoint URL: {address(settings, 'discord')}"
+    return f"commands: {names}\nInteractions Endpoint URL: {url}"
 
 
 def set_telegram_up(*, poll: bool, dev: bool) -> str:
     """Set the webhook, or remove it, and the menu of commands; return what was done."""
     settings, env = chat_settings(dev=dev), os.environ
-    bot = f"{of(env, 'TELEGRAM_URL')}/bot{of(env, 'TELEGRAM_TOKEN')}"
+    token = of(env, "TELEGRAM_TOKEN")
+    bot = f"{of(env, 'TELEGRAM_URL')}/bot{token}"
+    url = "" if poll else address(settings, "telegram")
     commands = telegram_commands(settings.recipes)
-    _send("POST", f"{bot}/setMyCommands", {"commands": commands})
+    _send("POST", f"{bot}/setMyCommands", {"commands": commands}, token=token)
     names = ", ".join(f"/{each['command']}" for each in commands)
     if poll:
-        _send("POST", f"{bot}/deleteWebhook", {})
+        _send("POST", f"{bot}/deleteWebhook", {}, token=token)
         return f"commands: {names}\nno webhook: serve with TELEGRAM_POLL=1"
-    url = address(settings, "telegram")
     hook = {"url": url, "secret_token": secret(settings), "allowed_updates": list(UPDATES)}
-    _send("POST", f"{bot}/setWebhook", hook)
+    _send("POST", f"{bot}/setWebhook", hook, token=token)
     return f"commands: {names}\nwebhook: {url}"
 
 
-def _send(method: str, url: str, body: Any, headers: dict[str, str] | None = None) -> None:
+def _send(
+    method: str, url: str, body: Any, headers: dict[str, str] | None = None, *, token: str = ""
+) -> None:
+    """Send a request; raise ReceiverError, which never quotes the `token` of its URL."""
     try:
         answer = httpx.request(
             method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()
@@ -194,6 +198,7 @@ def _send(method: str, url: str, body: Any, headers: dict[str, str] | None = Non
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         host = url.partition("://")[2].partition("/")[0]  # what follows may hold a token
         why = str(error) or type(error).__name__
-        raise ReceiverError(f"{host} does not answer ({why}): nothing was set up") from None
+        raise ReceiverError(f"{host} does not answer ({why}): run the command again") from None
     if not answer.is_success:
-        raise ReceiverError(f"HTTP {answer.status_code}: {answer.text[:300]}")
+        text = answer.text.replace(token, "…") if token else answer.text  # a proxy quotes the path
+        raise ReceiverError(f"HTTP {answer.status_code}: {text[:300]}")

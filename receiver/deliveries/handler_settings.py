@@ -19,6 +19,9 @@ from receiver.settings.toml import Table, read_file
 
 T = TypeVar("T")
 
+_HEADER: Final = r"[!-~]+"
+"""What fits into a header."""
+
 
 class read_settings:  # noqa: N801 - used like a function
     """Read a handler's settings, and refuse all that are wrong at once.
@@ -73,16 +76,17 @@ class read_settings:  # noqa: N801 - used like a function
 
         def parse(text: str) -> str:
             if text and not re.fullmatch(pattern, text, re.ASCII):
-                raise ValueError(f"must be {says}, not {text[:80]!r}")
+                raise ValueError(f"must be {says}")  # a secret may have been pasted here
             return text
 
         return self.parsed(name, says, parse, default=default)
 
     def secret(
-        self, name: str, says: str, pattern: str = r"[!-~]+", *, default: str | None = None
+        self, name: str, says: str, pattern: str = _HEADER, *, default: str | None = None
     ) -> Secret:
         """Read what no log shows; it must fit into a header unless `pattern` allows more."""
-        return self.parsed(name, says, lambda text: _secret(text, pattern), default=default)
+        what = "whole, on one line, and without blanks and quotes" if pattern == _HEADER else says
+        return self.parsed(name, says, lambda text: _secret(text, pattern, what), default=default)
 
     def tables(self, name: str, says: str) -> dict[str, Table]:
         """Read a TOML file that a setting names: its tables by name.
@@ -106,7 +110,7 @@ class read_settings:  # noqa: N801 - used like a function
         return self.parsed(name, says, parse_seconds, default=default)
 
     def switch(self, name: str, says: str, *, default: str = "0") -> bool:
-        return self.choice(name, says, *_SWITCHES, default=default) in {"1", "true", "yes", "on"}
+        return is_on(self.choice(name, says, *_SWITCHES, default=default))
 
     def choice(self, name: str, says: str, *words: str, default: str | None = None) -> str:
         return self.parsed(name, says, lambda text: _choice(text, words), default=default)
@@ -124,6 +128,11 @@ class read_settings:  # noqa: N801 - used like a function
         What it may hold beside host and path (a user, a query) may be secret: no problem quotes it.
         """
         return self.parsed(name, says, lambda text: _url(text, secure=secure), default=default)
+
+
+def is_on(text: str) -> bool:
+    """Return whether the text of a switch means yes."""
+    return text.strip().lower() in {"1", "true", "yes", "on"}
 
 
 _SWITCHES: Final = ("1", "0", "true", "false", "yes", "no", "on", "off")
@@ -148,13 +157,13 @@ def _size(text: str) -> int:
 
 def _whole(text: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise ValueError(f"must be a number, 0 or more, not {text[:40]!r}")
+        raise ValueError(f"must be a whole number up to 999999999, not {text[:40]!r}")
     return int(text)
 
 
-def _secret(text: str, pattern: str) -> Secret:
+def _secret(text: str, pattern: str, what: str) -> Secret:
     if text and not re.fullmatch(pattern, text, re.ASCII):
-        raise ValueError("must be whole, on one line, and without blanks and quotes")
+        raise ValueError(f"must be {what}")
     return Secret(text)
 
 
@@ -167,8 +176,10 @@ def _choice(text: str, words: tuple[str, ...]) -> str:
 def _url(text: str, *, secure: bool) -> str:
     if not text or _fits(text, secure=secure):
         return text.rstrip("/") if secure else text
-    schemes = "https://" if secure else "https:// or http://"
-    raise ValueError(f"must be an address that starts with {schemes}, without blanks and quotes")
+    must = "must be an address that starts with"
+    if secure:
+        raise ValueError(f"{must} https://, with neither user, query, blanks nor quotes")
+    raise ValueError(f"{must} https:// or http://, without blanks and quotes")
 
 
 def _fits(text: str, *, secure: bool) -> bool:

@@ -263,7 +263,8 @@ def _caller(frame: FrameType) -> tuple[str, list[Any]]:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"name must be small letters, digits, - and _, 64 at most, not {name!r}")
+        shape = "of small letters, digits, - and _, 64 at most, with no - or _ at its ends"
+        raise ValueError(f"name must be {shape}, not {name!r}")
 
 
 def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str]) -> None:
@@ -336,7 +337,8 @@ def _checked_methods(methods: object) -> tuple[str, ...]:
 def _number(name: str, value: Any, *, most: int, whole: bool = False) -> Any:
     kinds = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
-        raise ValueError(f"{name} must be a number up to {most}, not {value!r}")
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {kind} above 0, up to {most}, not {value!r}")
     return value
 
 

@@ -39,12 +39,10 @@ def find(book: RecipeBook, name: str) -> Recipe:
     """Return a recipe; raise Problem with the nearest name where there is none."""
     if name in book.recipes:
         return book.recipes[name]
-    known = ", ".join(book.recipes) or "no recipe here"
-    raise Problem(
-        404,
-        "unknown-recipe",
-        f"there is no recipe {name[:40]!r}{meant(name[:40], book.recipes)}; there is {known}",
-    )
+    known = ", ".join(book.recipes)
+    near = f"{name[:40]!r}{meant(name[:40], book.recipes)}; there is {known}"
+    detail = f"there is no recipe {near}" if known else "there are no recipes here yet"
+    raise Problem(404, "unknown-recipe", detail)
 
 
 def read_options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:

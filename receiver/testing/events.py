@@ -40,7 +40,7 @@ def make_event(
             model=model,
             status=Status(type),
             mode="queue",
-            input=input or {"prompt": "a lighthouse"},
+            input={"prompt": "a lighthouse"} if input is None else input,
             metadata=metadata or {},
             provider_id="req-0001",
             output=[_output(item) for item in output] if succeeded else None,

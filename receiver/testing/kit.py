@@ -72,7 +72,8 @@ class Kit:
 
     `handlers` are decorated functions, or names as `receiver serve` takes them. `http` answers what
     `ctx.http` sends and `files` is what `ctx.fetch` finds, by URL; `online` lets both out to the
-    network instead, this machine included. `settings` are environment variables of the receiver.
+    network instead, this machine included. `settings` are environment variables of the receiver
+    and of the handlers that are named.
     With `chats` there are a Slack, a Discord and a Telegram, and handlers that are named find
     their accounts there in the environment: `says` and `presses` are what people do in them.
     All methods block, and raise AssertionError where the expected does not happen.
@@ -92,7 +93,7 @@ class Kit:
         self.clock = Clock()
         self._hold = ReturnHold()
         # Handlers read the environment as they are loaded.
-        with patch.dict(os.environ, CHAT_SETTINGS if chats else {}):
+        with patch.dict(os.environ, {**(CHAT_SETTINGS if chats else {}), **(settings or {})}):
             self._handlers = [
                 self._hold.on(one) if isinstance(one, Handler) else one
                 for one in _handlers(handlers)
@@ -229,7 +230,7 @@ class Kit:
             if not due:
                 return
             self.move(max(datetime.fromisoformat(min(due)).timestamp() - self.clock(), 0.0) + 0.01)
-        raise AssertionError(f"still not at its end: {delivered.deliveries}")
+        raise AssertionError(f"the deliveries did not end: {delivered.deliveries}")
 
     def says(
         self,
@@ -255,10 +256,15 @@ class Kit:
         label: str,
         *,
         person: str = "U1",
-        on: Platform = "slack",
+        on: Platform | None = None,
         finish: bool = True,
     ) -> Said:
-        """Press the button of that label under a message; run all that follows, as `says`."""
+        """Press the button of that label under a message; run all that follows, as `says`.
+
+        The platform is that of the message, unless `on` names it.
+        """
+        boards = self.chats.boards.items()
+        on = on or next((name for name, board in boards if message in board.messages), "slack")
         work = self.chats.people[on].presses(message, button_of(message, label), person)
         return self.do(self._chat(on, person, work, finish=finish))
 
@@ -267,7 +273,7 @@ class Kit:
         """Repeat what the platform sent, so many times at once; run all that follows."""
         exchange = said.exchange
         if exchange is None:
-            raise ValueError("the receiver was not told")
+            raise ValueError("this message sent no request, so there is nothing to repeat")
         people, since = self.chats.people[said.board.platform], len(said.board.messages)
         again = [people.repeat(exchange, number + 1) for number in range(times)]
         exchanges = await asyncio.gather(*again)
@@ -393,7 +399,7 @@ class Kit:
             for _ in range(times):
                 self._providers.broadcast(emulated)
             if not await self._has_ended(prediction_id, wait=int(PATIENCE)):
-                raise AssertionError("the stream was not heard")
+                raise AssertionError("the receiver did not take the event of the stream")
             return
         url, content = emulated.callback_url, self._providers.callback(emulated)
         headers = self._providers.headers(emulated, content)

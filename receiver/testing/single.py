@@ -66,6 +66,10 @@ def run(
     found = next(iter(handlers_of(handler)), None)
     if found is None:
         raise HandlerError(f"{handler!r} is a way in: have a receiver_kit call it")
+    one = event.prediction
+    refusal = found.refuses(event.type, one.provider, one.model, one.metadata, one.reply_to)
+    if refusal is not None:
+        raise HandlerError(f"{found.name} does not take this event: {refusal}")
     stand_in = _StandIn(files or {}, http, dict(steps or {}))
     return asyncio.run(stand_in.run(found, event, attempt, private or {}))
 

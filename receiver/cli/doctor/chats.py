@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from receiver.cli import chats
 from receiver.cli.doctor.findings import Findings, fail, ok, warn
 from receiver.cli.doctor.network import REQUEST_ERRORS, Prober
+from receiver.deliveries.handler_settings import is_on
 from receiver.settings import Settings
 
 _AGAIN: Final = "run `receiver chat {}` again"
@@ -45,6 +47,9 @@ async def check_discord(env: Mapping[str, str], settings: Settings, prober: Prob
     found = msgspec.json.decode(answer.body, type=list[dict[str, Any]])
     there = {command.get("name"): _names(command) for command in found}
     wanted = {one["name"]: _names(one) for one in chats.discord_commands(settings.recipes)}
+    if not there:
+        text = "no commands for all servers: if you registered those of one server, that is right"
+        return [ok(f"{text}; else run `receiver chat discord`")]
     if there != wanted:
         text = f"the commands for all servers are {_list(there)}, the recipes {_list(wanted)}"
         return [warn(text, _AGAIN.format("discord"))]
@@ -71,16 +76,22 @@ async def check_telegram(env: Mapping[str, str], settings: Settings, prober: Pro
     if not isinstance(me, dict):
         return [fail("TELEGRAM_TOKEN is not the token of a bot", "get it from BotFather")]
     findings: Findings = []
-    hook, polls = await get("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
-    url = "" if polls else f"{settings.public_url}/in/telegram"
+    hook, polls = await get("getWebhookInfo"), is_on(env.get("TELEGRAM_POLL", "0"))
+    again = _AGAIN.format("telegram" + " --poll" * polls)
+    if not polls and not settings.public_url:
+        fix = "set it, or TELEGRAM_POLL=1 if nothing can call this machine"
+        return [fail("RECEIVER_PUBLIC_URL is not set, and Telegram calls us there", fix)]
+    url = "" if polls else chats.address(settings, "telegram")
     if hook["url"] != url:
-        text = f"the webhook is {hook['url'] or 'not set'}, but should be {url or 'not set'}"
-        findings.append(fail(text, _AGAIN.format("telegram" + " --poll" * polls)))
+        # Another program may have put the bot's token into the path.
+        found = f"at {urlsplit(hook['url']).hostname}" if hook["url"] else "not set"
+        text = f"the webhook is {found}, but should be {url or 'not set'}"
+        findings.append(fail(text, again))
     if error := hook.get("last_error_message"):
         text = f"{hook['pending_update_count']} updates wait; last error: {error}"
         findings.append(warn(text, "read the log of the receiver"))
     if await get("getMyCommands") != chats.telegram_commands(settings.recipes):
-        findings.append(warn("the menu does not match the recipes", _AGAIN.format("telegram")))
+        findings.append(warn("the menu does not match the recipes", again))
     if not me.get("can_read_all_group_messages"):
         text = f"@{me.get('username')} gets commands and replies in groups, but no mentions"
         fix = "if it should get them, /setprivacy at BotFather, and add it to its groups again"
