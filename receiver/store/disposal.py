@@ -97,7 +97,7 @@ class Disposal:
         return len(old)
 
     async def unneeded(self, kept: int, young: float, most: int) -> list[Cells]:
-        """Return callbacks that decided nothing, but no recent ones and none of young predictions."""
+        """Return callbacks that decided nothing: no recent ones, and none of young predictions."""
         cut = await self._store.read(sql.select_cut, kept=kept)
         if not cut:
             return []

@@ -158,7 +158,7 @@ class Search:
     async def failed(
         self, state: str, handler: str | None, cursor: str | None, limit: int
     ) -> FoundDeliveries:
-        """Return dead or skipped deliveries, newest first; for one handler the search is bounded."""
+        """Return dead or skipped deliveries, newest first; with a handler the search is bounded."""
         given = {"state": state} | ({} if cursor is None else {"cursor": cursor})
         bound = None
         if handler is not None:

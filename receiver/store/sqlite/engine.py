@@ -416,7 +416,7 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
         connection.execute("PRAGMA journal_size_limit = -1")  # so only other programs cut the log
         _migrate(connection, path)
-        connection.execute("PRAGMA foreign_keys = ON")  # after migrations, which may rebuild a table
+        connection.execute("PRAGMA foreign_keys = ON")  # only now: a migration may rebuild a table
         # The loop waits for no other connection; see Writer.
         connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
