@@ -28,7 +28,7 @@ _NARROWER: Final[dict[tuple[str, str], str]] = {
 def page_of(rows: list[T], limit: int) -> Page[T]:
     """Return a page of rows; there is another page if there are more than `limit` rows."""
     data = rows[:limit]
-    return Page(data=data, next_cursor=data[-1].id if len(rows) > limit else None)  # type: ignore[attr-defined] # what is listed has an id
+    return Page(data=data, next_cursor=data[-1].id if len(rows) > limit else None)  # type: ignore[attr-defined] # each listed item has an id
 
 
 async def listed(

@@ -45,7 +45,7 @@ class RetentionPace(msgspec.Struct, frozen=True, kw_only=True):
     piece: float = 0.004
     """How long one of our transactions may delay others."""
     pause: float = 0.02
-    """Pause after each transaction, for the others."""
+    """Pause after each transaction, for other writes."""
     page: int = 500
     """Rows read at once."""
 

@@ -188,7 +188,7 @@ class PostgresStore(Store):
         return await asyncpg.create_pool(
             **self._sessions.where,
             connect=self._sessions.open,
-            min_size=0,  # else the pool itself goes on about a server that is away
+            min_size=0,  # else the pool itself complains of a server that is away
             max_size=self._readers,
             init=self._sessions.prepare,
             reset=_leave_as_it_is,
