@@ -1,8 +1,8 @@
-"""Publish the ends of attempts to live streams, in this process and in others; nothing is kept.
+"""News of ended attempts, for the live streams of this and other processes; nothing is stored.
 
-What is published is a hint, by names alone: the rows say how an attempt has ended. A process
-notifies others only for a while after one of them has asked, so that settling costs nothing more
-otherwise.
+A notice is only a hint and contains only names: the rows contain how an attempt ended. A process
+notifies others only for some seconds after one of them has subscribed, so that otherwise settling
+costs nothing more.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from receiver.store.statement import Row, Statements
 sql: Final = Statements("attempts")
 
 _SUBSCRIBE_EVERY: Final = 5.0
-"""Seconds between two subscriptions to what other processes publish."""
+"""Seconds between two subscriptions to the notices of other processes."""
 _SUBSCRIBED_FOR: Final = 15.0
 """Seconds for which a process publishes to another that has subscribed."""
 _MOST_WAITING: Final = 2000
-"""Ends that wait to be read; beyond that the oldest are dropped."""
+"""Most ends that wait to be read; beyond that the oldest are dropped."""
 
 
 class AttemptEnd(StatusChange, frozen=True, kw_only=True):
-    """An attempt has ended; with what the filters of readers look at."""
+    """The end of an attempt, with the fields that readers filter by."""
 
     delivery_id: str
     handler: str
     number: int
     state: DeliveryState
-    """Of the delivery since."""
+    """The state of the delivery after it."""
     result: FailureKind | Literal["done"]
     reason: str
     due_at: float | None
 
 
 class AttemptNotice(msgspec.Struct, frozen=True, tag="attempts"):
-    """What processes tell each other: ends of attempts; or, naming none, that one follows them."""
+    """A notice between processes: ended attempts, or, if there are none, a subscription to them."""
 
     sender: str
     ended: list[AttemptName]
 
 
 class AttemptNews:
-    """Passes on which attempts have ended, to the streams here and in other processes."""
+    """The publisher of ended attempts to the streams of this and other processes."""
 
     def __init__(self, store: Engine, wakeups: Wakeups) -> None:
         self._store = store
         self._wakeups = wakeups
         self._ended: deque[AttemptName] = deque(maxlen=_MOST_WAITING)
         self._followed_here = 0.0
-        """Until when; so are the next two."""
+        """Monotonic time until which a stream follows here; the next two are such times."""
         self._followed_elsewhere = 0.0
         self._subscribe_at = 0.0
 
     async def follow(self) -> None:
-        """Subscribe to all ends for some seconds; to be called again and again."""
+        """Subscribe to all ends for some seconds; call it repeatedly."""
         now = time.monotonic()
         self._followed_here = now + _SUBSCRIBED_FOR
         if now >= self._subscribe_at:
@@ -74,7 +74,7 @@ class AttemptNews:
             await self._notify([])
 
     async def publish(self, ended: Sequence[AttemptName]) -> None:
-        """Publish attempts whose ends are committed, where somebody has subscribed."""
+        """Publish attempts whose ends are committed, if a stream or a process has subscribed."""
         now = time.monotonic()
         if now < self._followed_here:
             self._take_in(ended)
@@ -90,13 +90,13 @@ class AttemptNews:
             self._take_in(notice.ended)
 
     def take(self) -> list[AttemptName]:
-        """Return the ends that came since the last time."""
+        """Return the ends received since the last call."""
         ended = list(self._ended)
         self._ended.clear()
         return ended
 
     async def read(self, ended: Sequence[AttemptName], seq: int) -> list[AttemptEnd]:
-        """Read how attempts ended, in their order; all get the place `seq` of the change log."""
+        """Return how attempts ended, in order; all get the position `seq` of the change log."""
         rows = await self._store.read(sql.select_attempts, sorted(set(ended)))
         return [_end(row, seq) for row in rows]
 
@@ -105,7 +105,7 @@ class AttemptNews:
         self._wakeups.wake_all("changes")
 
     async def _notify(self, ended: Sequence[AttemptName]) -> None:
-        with suppress(StoreUnavailable):  # readers find it in the lists
+        with suppress(StoreUnavailable):  # readers find the end in the lists
             await self._store.notify(list(ended))
 
 

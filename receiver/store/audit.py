@@ -25,10 +25,10 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     who: str
     """The name of the key."""
     client: str
-    """The address."""
+    """The address of the client."""
     action: str
     target: str
-    """The id or name of what it was done to."""
+    """The id or name of the object of the action."""
     result: str | None = None
     """`done`, or the type of the problem; None: it is under way, or its process died."""
 
@@ -50,15 +50,15 @@ class Audit:
         await self._store.write(run_each, Run(sql.begin, params))
 
     async def end(self, entry_id: str, result: str) -> None:
-        """Record what came of an action."""
+        """Record the result of an action."""
         await self._store.write(run_each, Run(sql.end, {"id": entry_id, "result": result}))
 
     async def page(self, limit: int, cursor: str | None = None) -> Page[AuditEntry]:
-        """List them, newest first."""
+        """Return a page of actions, newest first."""
         rows = await listed(self._store, sql.lists["list"], {"cursor": cursor}, limit)
         return page_of([AuditEntry(**row) for row in rows], limit)
 
     async def forget(self, before: float, most: int) -> None:
-        """Delete what is older, so many at most."""
+        """Delete actions from before `before`, `most` at most."""
         params = {"before": oldest_id("act", before), "most": most}
         await self._store.write(run_each, Run(sql.forget, params))

@@ -1,4 +1,4 @@
-"""The backlog: what is pending, under way, overdue and held back, counted at a bounded cost."""
+"""The backlog: pending, running, overdue and held-back work, counted at a bounded cost."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """How much there is to do; a count ends at 10,000, as more is as bad."""
+    """Counts of the open work; each stops at 10,000, as more is just as bad."""
 
     pending: dict[tuple[str, str], int] = {}
     """Deliveries by handler and state, `pending` or `running`."""
     oldest: dict[str, float] = {}
-    """Since when the oldest of a handler's is pending, in unix seconds."""
+    """Since when each handler's oldest delivery is open, in unix seconds."""
     living: dict[tuple[str, str], int] = {}
     """Predictions by provider and status."""
     held: dict[str, str] = {}
     """Handlers whose deliveries wait: `paused` by hand, or `open` after a run of failures."""
     reasons: dict[str, str] = {}
-    """The last failure of those that are held."""
+    """The last failure of each held handler."""
     dead: int = 0
     """Dead deliveries."""
     overdue_deliveries: int = 0
-    """Those of handlers that are not held."""
+    """Overdue deliveries of handlers that are not held."""
     overdue_predictions: int = 0
-    """Those that a poll should have asked for."""
+    """Predictions whose poll is overdue."""
 
     def of_handlers(self) -> dict[str, int]:
-        """Return the pending deliveries by handler, without those that run."""
+        """Return the pending deliveries by handler, without the running ones."""
         return {name: count for (name, state), count in self.pending.items() if state == "pending"}
 
 
 class BacklogReader:
-    """Counts in the database, and so the same in every process."""
+    """The counts, made in the database and so the same in every process."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def depth(self, providers: Sequence[str], before: float = 0.0) -> Backlog:
-        """Count all of it; overdue is what has been due since `before`. Raises StoreUnavailable."""
+        """Count all open work; overdue is work due since `before`. Raises StoreUnavailable."""
         rows = await self._store.read(sql.count_all, wanted(providers), before=before)
         return backlog_of(rows, before)
 
     async def few(self, providers: Sequence[str]) -> Backlog:
-        """Count for people, at a lower cost: pending deliveries up to 1,000, and no ages."""
+        """Count at a lower cost, for display: pending deliveries up to 1,000, and no ages."""
         rows = await self._store.read(sql.count_few, wanted(providers), before=0.0)
         return backlog_of(rows, 0.0)
 
 
 def wanted(providers: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the rows that `count_all` is given: what is counted of predictions."""
+    """Return the rows for `count_all`: the pairs of provider and status to count predictions by."""
     return list(product(providers, LIVING))
 
 
 def backlog_of(rows: Iterable[Row], before: float) -> Backlog:
-    """Put the rows of `count_all` together."""
+    """Return the backlog that the rows of `count_all` contain."""
     found: dict[str, list[Row]] = {"delivery": [], "dead": [], "prediction": [], "breaker": []}
     for row in rows:
         found[row["kind"]].append(row)

@@ -1,4 +1,4 @@
-"""Circuit breakers: handlers whose deliveries wait, paused or after a run of failures.
+"""Circuit breakers: they hold back a handler's deliveries, paused or after a run of failures.
 
 They are in the database, and so the same for all processes.
 """
@@ -21,13 +21,13 @@ class BreakerState(msgspec.Struct, frozen=True):
     name: str
     paused_at: float | None = None
     failures: int = 0
-    """How often it has tripped in a row, failed probes included."""
+    """How many times it has tripped in a row, failed probes included."""
     open_until: float | None = None
-    """After that one delivery is tried (a probe); None: it is closed."""
+    """The time after which one delivery is tried (a probe); None: the breaker is closed."""
     probe_until: float | None = None
-    """When the probe is over, if its process dies during it."""
+    """When the probe ends if its process dies during it."""
     reason: str = ""
-    """Of the last failure, where it is open."""
+    """The reason of the last failure, if the breaker is open."""
 
     @property
     def held(self) -> Literal["paused", "open"] | None:
@@ -44,13 +44,13 @@ class BreakerState(msgspec.Struct, frozen=True):
 
 
 class Breakers:
-    """Reads and sets the breakers of all handlers."""
+    """The breakers of all handlers of one store."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def all(self) -> dict[str, BreakerState]:
-        """Return the breakers by handler; a handler that has none is running."""
+        """Return the breakers by handler; a handler without one is running."""
         rows = await self._store.read(sql.select_breakers)
         return {row["name"]: BreakerState(**row) for row in rows}
 
@@ -62,15 +62,15 @@ class Breakers:
         await self._change(sql.resume, name=name)
 
     async def trip(self, name: str, now: float, until: float, reason: str) -> bool:
-        """Make deliveries wait; False if another process just did."""
+        """Open a handler's breaker; False if another process has just opened it."""
         return bool(await self._change(sql.trip, name=name, now=now, until=until, reason=reason))
 
     async def probe(self, name: str, now: float, until: float) -> bool:
-        """Ask to try one delivery of an open breaker; only one process may at a time."""
+        """Start a probe of an open breaker; False: too early, or another process probes it."""
         return bool(await self._change(sql.probe, name=name, now=now, until=until))
 
     async def end_probe(self, name: str) -> None:
-        """End a probe that found nothing to try."""
+        """End a probe that found no delivery to try."""
         await self._change(sql.end_probe, name=name)
 
     async def reset(self, name: str) -> bool:

@@ -1,7 +1,7 @@
-"""Budgets: what is counted and reserved under limits, and the ledger that says how it came to that.
+"""Budgets: the counts and reservations under limits, and the ledger of their changes.
 
-A price is reserved in the transaction that makes the prediction, and settled in the one that ends
-it. The row of a count is locked meanwhile, so that no two together go over a limit.
+A price is reserved in the transaction that creates the prediction, and settled in the one that ends
+it. Each locks the row of a count until its commit, so that no two together exceed a limit.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Entry: TypeAlias = Literal["reserved", "settled", "released"]
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """One limit, as it holds for one prediction."""
+    """One limit, as it applies to one prediction."""
 
     subject: str
-    """Of what it is, and for how long: bounds with the same subject and time count together."""
+    """A digest of what is counted and its period; bounds of equal subject and end share a count."""
     kind: str = ""
-    """What it is by, and its time, as in `person/day`."""
+    """What it counts by, and its period, such as `person/day`."""
     until: float
     """When its hour, day or month ends."""
     count: int | None
@@ -35,26 +35,26 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Name its count, which is of one hour, day or month alone.
+        """Return the name of its count, which covers one hour, day or month only.
 
-        So a count of a clock that was ahead closes nothing when that has come back, and of two
-        servers whose clocks differ neither begins the time of the other anew.
+        So a count made by a clock that was ahead blocks nothing once the clock is corrected, and of
+        two servers whose clocks differ, neither resets the count of the other.
         """
         return f"{self.subject}/{self.until:.0f}"
 
 
 class Excess(msgspec.Struct, frozen=True):
-    """The bound that a prediction would have gone over."""
+    """The bound that a prediction would have exceeded."""
 
     bound: int
-    """Its place among those of the prediction."""
+    """Its index among the bounds of the prediction."""
     over: Literal["count", "cost"]
     until: float
     """When there is room again."""
 
 
 class Counts:
-    """What was counted under the limits of a batch, whose rows are locked."""
+    """The counts under the limits of a batch; their rows are locked."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[int, int]] = {}
@@ -69,7 +69,7 @@ class Counts:
             self._held[key] = (row["orders"], row["spent"])
 
     def excess(self, bounds: Sequence[Bound], price: int | None) -> Excess | None:
-        """Return the first bound that one more prediction would go over."""
+        """Return the first bound that one more prediction would exceed."""
         for place, bound in enumerate(bounds):
             orders, spent = self._held[bound.key]
             if bound.count is not None and orders >= bound.count:
@@ -79,7 +79,7 @@ class Counts:
         return None
 
     def reservation(self, bounds: Sequence[Bound], price: int | None) -> str | None:
-        """Return of what budgets a price is to be reserved; None: no money is limited."""
+        """Return the budgets to reserve a price from, as JSON; None: no price or no cost limit."""
         if price is None or all(bound.cost is None for bound in bounds):
             return None
         return text(sorted({(bound.key, bound.until) for bound in bounds}))
@@ -87,7 +87,7 @@ class Counts:
     def add(
         self, prediction_id: str, bounds: Sequence[Bound], price: int | None, at: float
     ) -> None:
-        """Count a prediction that was made, and reserve its price."""
+        """Count a created prediction, and reserve its price."""
         money = price or 0
         for key in {bound.key for bound in bounds}:
             orders, spent = self._held[key]
@@ -105,7 +105,7 @@ class Counts:
 
 
 class Settlements:
-    """What is settled or released of reservations by one batch."""
+    """The reservations that one batch settles or releases."""
 
     def __init__(self) -> None:
         self._ledger: list[tuple[str, Entry, int, float]] = []
@@ -114,7 +114,7 @@ class Settlements:
     def add(
         self, prediction_id: str, reserved: str | None, entry: Entry, amount: int, at: float
     ) -> None:
-        """Settle a prediction, where something was reserved; `amount` is added to what is spent."""
+        """Settle a prediction if it has a reservation; `amount` is added to the sum spent."""
         if reserved is None:
             return
         self._ledger.append((prediction_id, entry, amount, at))
@@ -125,7 +125,7 @@ class Settlements:
     def write(self) -> Steps[None]:
         if not self._ledger:
             return
-        if self._spent:  # most cost what was expected, and then no other server need wait
+        if self._spent:  # empty if all cost as expected, and then no other server must wait
             yield Run(sql.hold_spent, rows=sorted((subject,) for subject, _ in self._spent))
             rows = [(*counted, amount) for counted, amount in sorted(self._spent.items())]
             yield Write([(sql.correct_spent, rows)])
@@ -145,13 +145,13 @@ class BudgetStore:
         self._store = store
 
     async def fullest(self, hour: float, day: float, month: float) -> dict[str, int]:
-        """Return the most that was spent of one of each kind of budget, in microdollars.
+        """Return the highest sum spent from one budget of each kind, in microdollars.
 
-        The hour, the day and the month that it is now are named by their ends.
+        `hour`, `day` and `month` are the ends of the current ones.
         """
         rows = await self._store.read(sql.fullest, hour=hour, day=day, month=month)
         return {row["kind"]: row["spent"] for row in rows}
 
     async def forget_counts(self, now: float, age: float, most: int) -> None:
-        """Delete counts of a time that was over so many seconds ago, so many at most."""
+        """Delete counts whose period ended over `age` seconds ago, `most` at most."""
         await self._store.write(forget_counts, (now - age, age, most))

@@ -1,6 +1,6 @@
 """The change log: every change of a prediction's status, in the order of the commits.
 
-Triggers of the database write it (see `migrations/`); here it is read, with the events in it.
+Database triggers write it (see `migrations/`); this module reads it, with the events in it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from receiver.store.statement import Row, Statements
 sql: Final = Statements("changes")
 
 _PAGE: Final = 50
-"""Changes that are read at once; they are small, but for their metadata."""
+"""Changes read at once; they are small, except for their metadata."""
 _TOP: Final = 2**62
 _MOST_WHOLE: Final = 16
-"""Predictions that are read at once with all that is in them, which may be megabytes each."""
+"""Predictions read at once with all their content, which may be megabytes each."""
 
 
 class StatusChange(msgspec.Struct, frozen=True):
-    """A prediction came to a status; with what the filters of readers look at."""
+    """A change of a prediction's status, with the fields that readers filter by."""
 
     seq: int
     status: str
@@ -37,34 +37,34 @@ class StatusChange(msgspec.Struct, frozen=True):
 
 
 class ChangeLog:
-    """Reads changes of status, and events."""
+    """The changes of status and the events of one store."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def end(self) -> int:
-        """Return the place up to which the change log is complete: none will come before it."""
+        """Return the position up to which the change log is complete: no change will precede it."""
         return await self._store.change_log_end()
 
     async def cut(self) -> int:
-        """Return the place up to which the change log was trimmed, being old; 0: it is whole."""
+        """Return the position up to which old changes were deleted; 0: none were."""
         rows = await self._store.read(sql.select_watermark, name="changes")
         return int(rows[0]["value"]) if rows else 0
 
     async def page(self, after: int, end: int) -> tuple[list[StatusChange], int]:
-        """Read changes after a place; return also up to where that was, `end` at the latest."""
+        """Return changes after a position, and the position read up to, `end` at the latest."""
         rows = await self._store.read(sql.select_changes, after=after, end=end, most=_PAGE)
         found = [_change(row) for row in rows]
         return found, found[-1].seq if len(found) == _PAGE else end
 
     async def events_below(self, place: int | None) -> list[StatusChange]:
-        """Read the ends below a place among the events, newest first; None: from the top."""
+        """Return ends before a position among the events, newest first; None: from the newest."""
         below = _TOP if place is None else place
         rows = await self._store.read(sql.select_events_below, below=below, most=_PAGE)
         return [_change(row) for row in rows]
 
     async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]:
-        """Read the whole events of predictions, by prediction; one that was deleted is missing."""
+        """Return the complete events by prediction; a deleted prediction is missing."""
         found: dict[str, Announcement] = {}
         for at in range(0, len(prediction_ids), _MOST_WHOLE):
             some = [(name,) for name in prediction_ids[at : at + _MOST_WHOLE]]

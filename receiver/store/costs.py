@@ -1,7 +1,7 @@
 """Costs: sums by day, and the figures that providers give when they are asked later.
 
-A prediction is in the sums from the transaction that ends it. A figure that comes later changes the
-prediction, its day's sum and what is counted of its budgets together, or nothing.
+The transaction that ends a prediction adds it to the sums. A later figure changes the prediction,
+its day's sum and the counts of its budgets together, or nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sql: Final = Statements("costs")
 
 
 class Spent(NamedTuple):
-    """What a cost is added up by."""
+    """The fields that a cost is added up by."""
 
     provider: str
     model: str
@@ -32,7 +32,7 @@ class Spent(NamedTuple):
 
 
 class Sums:
-    """What one batch adds to the sums of days."""
+    """The additions of one batch to the daily sums."""
 
     def __init__(self) -> None:
         self._added: dict[tuple[int, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -45,15 +45,15 @@ class Sums:
         sums[2] += unknown
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """Return them in one order, so that two transactions cannot deadlock."""
+        """Return the rows, sorted, so that two transactions cannot deadlock."""
         return [(*key, *sums) for key, sums in sorted(self._added.items())]
 
 
 class DaySum(msgspec.Struct, frozen=True):
-    """What ended on one day, of one provider, model and account."""
+    """The sum of the predictions of one provider, model and account that ended on one day."""
 
     day: int
-    """Since 1970."""
+    """Days since 1970."""
     provider: str
     model: str
     account: str
@@ -61,31 +61,32 @@ class DaySum(msgspec.Struct, frozen=True):
     amount: int
     """Microdollars."""
     unknown: int
-    """How many of the predictions have no figure."""
+    """How many of the predictions have no known cost."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """A prediction that has ended, whose provider is to be asked what it cost."""
+    """An ended prediction whose provider is to be asked for its cost."""
 
     ticket: Ticket
     ended_at: float
     tries: int
     units: float | None = None
-    """What the provider counts of it, where the outcome said so."""
+    """The units that the provider bills, if the outcome contained them."""
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of asking: a cost, another try, or the end of it."""
+    """The result of asking for a cost: the cost, another try, or no more tries."""
 
     prediction_id: str
     cost: Price | None = None
-    """As its provider says, or as it comes to where nothing else is known."""
+    """As reported by the provider, or computed if no other figure is known."""
     again_at: float | None = None
+    """When to ask again; None: never."""
     at: float
 
 
 def learn(items: Sequence[Figure]) -> Steps[list[None]]:
-    """Record figures; those that say no more than is known already change nothing."""
+    """Record figures; a cost that does not replace the known one changes nothing."""
     known = {item.prediction_id: item for item in items if item.cost is not None}
     ids = [(name,) for name in sorted(known)]
     sums, settlements, costs = Sums(), Settlements(), []
@@ -108,14 +109,14 @@ def learn(items: Sequence[Figure]) -> Steps[list[None]]:
 
 
 def _says_more(row: Row, cost: Price) -> bool:
-    """Return whether a cost goes before what is known: a provider's word before all others'."""
+    """Return whether a cost replaces the known one: a provider's figure replaces all others."""
     if row["completed_at"] is None or row["cost_source"] == "provider":
         return False
     return cost.source == "provider" or row["cost"] is None
 
 
 def _correct(row: Row, amount: int, at: float, sums: Sums, settlements: Settlements) -> None:
-    """Put a cost in the place of what was known before."""
+    """Replace the known cost by another in the sums and the budgets."""
     before = row["cost"]
     spent = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
     sums.add(spent, 0, amount - (before or 0), -int(before is None))
@@ -124,7 +125,7 @@ def _correct(row: Row, amount: int, at: float, sums: Sums, settlements: Settleme
 
 
 def move(row: Row, account: str | None) -> Steps[None]:
-    """Add the cost of a prediction up by something else, in the same day's sum."""
+    """Move the cost of a prediction to another account in its day's sum."""
     before = {
         "day": int(row["completed_at"] // DAY),
         "provider": row["provider"],
@@ -138,7 +139,7 @@ def move(row: Row, account: str | None) -> Steps[None]:
     if sum(each["predictions"] for each in held) > 1:
         old = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
         sums.add(old, -1, -amount, -unknown)
-    else:  # it was the only one, and its account is to be gone
+    else:  # it was the only one, and the old account must not remain
         yield Run(sql.delete_sums, before, [(each["shard"],) for each in held])
     yield Write([(sql.add_sums, sums.rows())])
     yield Run(sql.set_account, {"id": row["id"], "account": account})
@@ -153,18 +154,18 @@ class CostStore:
     async def sums(
         self, first: int, end: int, most: int, *, by_account: bool = False
     ) -> list[DaySum]:
-        """Return the sums from one day up to before another, so many at most."""
+        """Return the sums of the days from `first` up to before `end`, `most` at most."""
         statement = sql.select_sums if by_account else sql.select_totals
         rows = await self._store.read(statement, first=first, end=end, most=most)
         return [DaySum(**row) for row in rows]
 
     async def questions(self, provider: str, now: float, most: int) -> list[Question]:
-        """Return whose costs a provider is to be asked for now."""
+        """Return the predictions whose cost a provider is to be asked for now."""
         rows = await self._store.read(sql.select_questions, provider=provider, now=now, most=most)
         return [_question(row) for row in rows]
 
     async def learn(self, figure: Figure) -> None:
-        """Record what came of asking for a cost."""
+        """Record the result of asking for a cost."""
         await self._store.write(learn, figure)
 
 

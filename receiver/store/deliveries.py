@@ -1,4 +1,4 @@
-"""Deliveries: claimed, settled, released, reclaimed and redelivered; and what handlers keep."""
+"""Deliveries: claimed, settled, released, reclaimed and redelivered; and handlers' stored steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     now: float
     lease_until: float
     only: tuple[str, ...] = ()
-    """Some deliveries of that handler, by id; empty: those that have been due for longest."""
+    """The ids of deliveries of that handler; empty: those that have been due for longest."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,25 +42,25 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     handler: str
     attempt: int
-    """1-based, of this round."""
+    """1-based number of the attempt in this round."""
     round: int
-    """How often the delivery was replayed."""
+    """How many times the delivery was replayed."""
     number: int
-    """Counts every claim of this delivery, ever; settles of older claims change nothing."""
+    """Number of the claim over all rounds; settlements of older claims change nothing."""
     event: Event
     trace: str | None = None
-    """The W3C traceparent of the span that its prediction was submitted in, where there was one."""
+    """The W3C traceparent of the span that its prediction was submitted in, if there was one."""
     private: str | None = None
-    """What only handlers see of its prediction, encrypted by `Seals`."""
+    """The private content of its prediction, for handlers only, encrypted by `Seals`."""
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """Claimed deliveries, and when the next of the handler falls due (None: none is pending)."""
+    """Claimed deliveries, and when the handler's next one falls due (None: none, or not read)."""
 
     claims: list[Claim]
     next_due: float | None
     lost: list[LostAttempt] = []
-    """Attempts that were found to have died with their process."""
+    """Attempts that were found to have ended with their process."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +71,9 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     decision: Decision
     result: str
-    """The word for the attempt itself: `done`, or a Failure's kind."""
+    """The result of the attempt itself: `done`, or a Failure's kind."""
     note: str = ""
-    """What the handler wanted kept of the attempt."""
+    """The handler's note on the attempt."""
     started_at: float
     ended_at: float
 
@@ -89,28 +89,28 @@ class LostAttempt(msgspec.Struct, frozen=True):
     channel: str | None
     attempt: int
     number: int
-    """Counts every claim of this delivery, ever."""
+    """Number of the claim over all rounds of the delivery."""
     reason: str
     seconds: float
-    """From its claim to its being taken back."""
+    """Seconds from the claim until it was taken back."""
 
 
 class Released(msgspec.Struct, frozen=True):
-    """What became of an owner's claims when it stopped."""
+    """The result of giving back an owner's claims."""
 
     ids: list[str]
-    """All that are pending again."""
+    """All deliveries that are pending again."""
     lost: list[LostAttempt]
-    """Those of them whose attempt counts, as stops have cut them short too often."""
+    """Those of them whose attempt counts, as stops have interrupted them too often."""
 
 
 class Giveback(NamedTuple):
-    """A wish of an owner to have its claims pending again."""
+    """A request of an owner to make its claims pending again."""
 
     owner: str
     now: float
     only: tuple[str, ...] = ()
-    """Some of them, by the delivery's id; empty: all."""
+    """The ids of the deliveries; empty: all."""
 
 
 class ReplayResult(msgspec.Struct, frozen=True):
@@ -119,21 +119,21 @@ class ReplayResult(msgspec.Struct, frozen=True):
     pending: int | None
     handlers: tuple[str, ...] = ()
     erased: bool = False
-    """It was erased: there is nothing to give to a handler."""
+    """Whether the prediction was erased, so that there is nothing to deliver."""
 
 
 HEX: Final = "\\x"
-"""Prefix of a body in hex: rows travel as JSON, and it is not text."""
+"""Prefix of a body in hex, which is not text: rows are passed as JSON."""
 LARGEST_RAW: Final = 4 * 1024 * 1024
-"""Characters of a provider's payload up to which a handler is given it."""
+"""Most characters of a provider's payload that a handler gets; a larger one is left out."""
 _RAN_OUT: Final = "its lease ran out"
 _CUT_SHORT: Final = "a stop cut it short once more"
 _MOST_GIVEN_BACK: Final = 3
-"""How often a stop may cut a delivery short without spending one of its attempts."""
+"""How many times a stop may interrupt a delivery without using up one of its attempts."""
 
 
 def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
-    """Claim what is due, where the rows themselves are the queue."""
+    """Claim due deliveries, for a store whose rows themselves are the queue."""
     results = []
     for wanted in items:
         params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
@@ -165,7 +165,7 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
 
 
 def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
-    """Make due the deliveries that waited for others, where all of those have ended."""
+    """Make waiting deliveries due if all the deliveries that they wait for have ended."""
     found = yield Run(sql.select_waiting, rows=[(prediction,) for prediction in predictions])
     waiting = {
         row["id"]: {
@@ -183,10 +183,10 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
 
 
 def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
-    """Make due what waits for deliveries that have ended already; a replay can leave such.
+    """Make deliveries due that wait only for ended ones; a replay can leave such.
 
-    The items are the time, the prediction after which to look, and the most predictions to look at;
-    the results are where to go on.
+    An item is the time, the prediction after which to begin, and the most predictions to check; a
+    result is the prediction after which to continue, empty at the end.
     """
     results = []
     for now, cursor, most in items:
@@ -216,7 +216,7 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
 
 
 def release(items: Sequence[Giveback]) -> Steps[list[Released]]:
-    """Make an owner's claims pending; where it was given back too often, the attempt counts."""
+    """Make an owner's claims pending; if one was given back too often, its attempt counts."""
     results = []
     for owner, now, only in items:
         params = {"owner": owner, "now": now, "everything": not only}
@@ -238,7 +238,7 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
 
 
 def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Make claims pending again whose lease is over."""
+    """Make claims whose lease has expired pending again."""
     results = []
     for owner, now in items:
         params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
@@ -247,13 +247,13 @@ def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]
 
 
 def reclaim_all(owner: str, now: float) -> Steps[list[LostAttempt]]:
-    """Make every claim of other processes pending again: there is no other process."""
+    """Make all claims of earlier processes pending again; for a store of one process only."""
     params = {"owner": owner, "now": now, "everyone": True, "reason": "its process died"}
     return (yield from record_lost((yield Run(sql.reclaim, params)), now))
 
 
 def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[LostAttempt]]]:
-    """Make some deliveries pending again, where their lease is over."""
+    """Make those of some deliveries whose lease has expired pending again."""
     results = []
     for ids, now in items:
         params = {"now": now, "reason": _RAN_OUT}
@@ -263,7 +263,7 @@ def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[li
 
 
 def record_lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
-    """Record the attempts of claims that were just taken back."""
+    """Record and return the attempts of claims that were just taken back."""
     if not found:
         return []
     lost = [(row["id"],) for row in found]
@@ -294,9 +294,9 @@ def _replay_one(item: _Replay) -> Steps[ReplayResult]:
 
 
 Choose: TypeAlias = Callable[[CurrentState, str, Mapping[str, str]], Recipients]
-"""Names the handlers that get an event again, given its type and its deliveries' states by handler.
+"""Selects the handlers that get an event again, by its type and its deliveries' states by handler.
 
-A delivery that is pending or running stays as it is, named or not.
+A delivery that is pending or running stays as it is, selected or not.
 """
 
 
@@ -321,7 +321,7 @@ def redeliver(
                 waiting.append((*key, *waiting_row(after, now)))
             else:
                 free.append((*key, now, "[]", "replayed"))
-    # Those that wait come last: a settlement locks in this order too, so that none can deadlock.
+    # Waiting deliveries come last: a settlement locks in this order too, so none can deadlock.
     rows = [*sorted(free), *sorted(waiting)]
     if not rows:
         return []
@@ -405,7 +405,7 @@ def claim_of(row: Row, handler: str) -> Claim:
 
 
 def _payload(body: str | bytes) -> Any:
-    """Decode what a provider sent; what is not JSON, as a web page, is given as it is."""
+    """Return a provider's payload: decoded JSON, or text such as a web page, or None."""
     if isinstance(body, str) and body.startswith(HEX):
         body = bytes.fromhex(body.removeprefix(HEX))
     try:
@@ -435,11 +435,11 @@ class DeliveryStore:
         return await self._store.write(replay, (prediction_id, match, now))
 
     async def retry(self, delivery_id: str, now: float) -> str | None:
-        """Make a dead or skipped delivery pending again, or a pending one due; name its handler."""
+        """Make a dead or skipped delivery pending, or a pending one due; return its handler."""
         return await self._store.write(retry, (delivery_id, now))
 
     async def page(self, limit: int, **given: str | None) -> Page[Delivery]:
-        """List by any of: state, handler, prediction, id, cursor."""
+        """Return a page, filtered by any of: state, handler, prediction, id, cursor."""
         rows = await listed(self._store, sql.lists["list_deliveries"], given, limit)
         return page_of([delivery_of(row) for row in rows], limit)
 
@@ -454,9 +454,9 @@ class DeliveryStore:
         return rows[0]["result"] if rows else None
 
     async def annotate(self, annotation: Annotation) -> None:
-        """Add to a prediction what a handler found or did; doing it twice changes nothing."""
+        """Add a handler's results to a prediction; repeating it changes nothing."""
         await self._store.write(add, annotation)
 
     async def remember(self, delivery_id: str, key: str, result: str) -> str:
-        """Keep the result of a sub-step, unless one is kept; return the one that is."""
+        """Store the result of a sub-step, unless one is stored; return the stored one."""
         return await self._store.write(remember, (delivery_id, key, result))

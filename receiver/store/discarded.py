@@ -1,7 +1,7 @@
-"""Discarded: what came and reached no handler, and why.
+"""Discarded items: arrivals that reached no handler, and the reasons.
 
-Duplicates, late outcomes and callbacks of predictions that are not here are rows of `callbacks`; an
-event that no handler matched is marked in `events`. Callbacks that were not proved are counted.
+Duplicates, late outcomes and callbacks of unknown predictions are rows of `callbacks`; an event
+that no handler matched is marked in `events`. Callbacks that were not proved are only counted.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ sql: Final = Statements("discarded")
 
 KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unmatched")
 OTHER: Final = "other"
-"""The source under which all are counted that have no count of their own."""
+"""The source that stands for all sources without a count of their own."""
 MOST_REJECTIONS: Final = 1000
-"""The most counts that are kept by source; the rest is counted as `other`."""
+"""The most counts that are stored by source; all further sources are counted as `other`."""
 _MEMORY: Final = 30 * 86400.0
-"""Seconds after which a count that has not moved is forgotten."""
+"""Seconds after which an unchanged count is deleted."""
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """A number of callbacks that were not proved."""
+    """A number of rejected callbacks of one provider, reason and source."""
 
     provider: str
     reason: str
@@ -45,9 +45,9 @@ Sort: TypeAlias = tuple[str, str, str]
 
 
 def add_up(sums: dict[Sort, Rejection], one: Rejection, counted: Collection[Sort]) -> Sort:
-    """Add a count to its sum and return its key; where there is no room, to the sum of `other`.
+    """Add a count to its sum, or to that of `other` if there is no room; return the sum's key.
 
-    `counted` are the keys that have a count of their own already.
+    `counted` contains the keys that already have a count of their own.
     """
     key = (one.provider, one.reason, one.source)
     if key not in counted and len(counted) >= MOST_REJECTIONS:
@@ -60,14 +60,14 @@ def add_up(sums: dict[Sort, Rejection], one: Rejection, counted: Collection[Sort
 
 
 CURSOR: Final = re.compile(r"^[0-9]{1,12}(\.[0-9]{1,9})?_([0-9a-f]{2}){0,500}$", re.ASCII)
-"""What a cursor looks like; every text that does is accepted."""
+"""The syntax of a cursor; every text that matches is accepted."""
 
 
 class BadCursor(ValueError):
-    """A cursor that we did not make."""
+    """A cursor with another syntax."""
 
 
-# Which lists have which kinds.
+# The kinds in each list.
 _LISTS: Final[Mapping[Listing, tuple[Kind, ...]]] = {
     sql.lists["list_callbacks"]: ("duplicate", "late", "unknown"),
     sql.lists["list_rejections"]: ("rejected",),
@@ -76,7 +76,7 @@ _LISTS: Final[Mapping[Listing, tuple[Kind, ...]]] = {
 
 
 def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
-    """Add counts to those there are."""
+    """Add counts to the stored ones."""
     found = [rejection for item in items for rejection in item]
     yield Run(sql.forget, {"before": max(one.last_at for one in found) - _MEMORY})
     counted = {
@@ -85,7 +85,7 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
     sums: dict[Sort, Rejection] = {}
     for one in found:
         counted.add(add_up(sums, one, counted))
-    # In one order, so that two transactions cannot deadlock.
+    # Sorted, so that two transactions cannot deadlock.
     yield Run(sql.count, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
     return [None] * len(items)
 
@@ -97,7 +97,7 @@ class DiscardedItems:
         self._store = store
 
     async def count(self, rejections: Sequence[Rejection]) -> None:
-        """Add counts, in one small write; the order of each source's is that of their times."""
+        """Add counts in one small write; those of one source must be in order of their times."""
         await self._store.write(count, rejections)
 
     async def page(
@@ -109,7 +109,7 @@ class DiscardedItems:
         prediction: str | None = None,
         cursor: str | None = None,
     ) -> Page[DiscardedItem]:
-        """List them, the latest first. Raises BadCursor."""
+        """Return a page of items, the latest first. Raises BadCursor."""
         given: dict[str, Any] = {"provider": provider, "prediction": prediction}
         given = {name: value for name, value in given.items() if value is not None}
         before = _opened(cursor) if cursor is not None else {}
@@ -141,7 +141,7 @@ def _discarded(row: Row) -> DiscardedItem:
 
 
 def _place(row: Row) -> str:
-    """Write down where a page ends: a time, and the key of one row at it, in hex."""
+    """Return the cursor of a page's last row: its time, and its key in hex."""
     at, key = _order(row)
     return f"{at!r}_{key.encode().hex()}"
 

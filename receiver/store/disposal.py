@@ -1,10 +1,10 @@
-"""Delete old predictions in small batches, each with all its rows, and never what is pending.
+"""Deletion of old predictions: in small batches, each with all its rows, and never pending ones.
 
 Candidates are read outside of the writing transaction, in the order of their ids, which is that of
 their creation. The deleting transaction locks them and checks them again.
 
 The newest row of `changes` and of `events` always stays: SQLite numbers the next row after the last
-one there is, and no number may come twice.
+existing one, and no number may be used twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
 sql: Final = Statements("disposal")
 
 NEVER: Final = -1.0
-"""A time before which nothing has ended."""
+"""A time before which no prediction ended."""
 
 
 # Rows that refer to a delivery or to a prediction are deleted before it.
@@ -52,7 +52,7 @@ class Cutoffs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeleteBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows to be deleted in one transaction, as many as there is time for."""
+    """Rows to be deleted in one transaction, as many as `seconds` allow."""
 
     rows: Sequence[Cells]
     before: Cutoffs = Cutoffs()
@@ -61,7 +61,7 @@ class DeleteBatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeleteResult(msgspec.Struct, frozen=True):
-    """How many rows of a piece were looked at, and how many of them were deleted."""
+    """How many rows of a batch were checked, and how many of them were deleted."""
 
     handled: int
     deleted: int
@@ -85,11 +85,11 @@ class Disposal:
         return [(row["id"],) for row in found if row["may_go"]], more
 
     async def delete(self, piece: DeleteBatch) -> DeleteResult:
-        """Delete predictions with all their rows, but not those that must stay by now."""
+        """Delete predictions with all their rows, except those that by now must stay."""
         return await self._store.write(delete_predictions, piece)
 
     async def trim_change_log(self, before: float, most: int) -> int:
-        """Delete older rows, so many at most, and remember up to where; return how many."""
+        """Delete rows from before `before`, `most` at most, and store how far; return how many."""
         rows = await self._store.read(sql.select_changes, most=most)
         old = [row["seq"] for row in rows if row["time"] < before]
         if old:
@@ -97,7 +97,7 @@ class Disposal:
         return len(old)
 
     async def unneeded(self, kept: int, young: float, most: int) -> list[Cells]:
-        """Return old callbacks that decided nothing, but not those of young predictions."""
+        """Return callbacks that decided nothing: no recent ones, and none of young predictions."""
         cut = await self._store.read(sql.select_cut, kept=kept)
         if not cut:
             return []
@@ -106,7 +106,7 @@ class Disposal:
         return [_key(row) for row in found]
 
     async def strays(self, before: float, most: int) -> list[Cells]:
-        """Return callbacks from before then whose predictions are gone."""
+        """Return callbacks from before `before` whose predictions are deleted."""
         found = await self._store.read(sql.select_strays, before=before, most=most)
         return [_key(row) for row in found]
 
@@ -114,7 +114,7 @@ class Disposal:
         return await self._store.write(delete_callbacks, piece)
 
     async def watermark(self, name: str) -> int:
-        """Return what was last remembered under a name, or 0."""
+        """Return the number stored under a name, or 0."""
         rows = await self._store.read(changes_sql.select_watermark, name=name)
         return int(rows[0]["value"]) if rows else 0
 
@@ -138,7 +138,7 @@ def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]
 
 
 def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
-    # Locked first, then checked: a redelivery has committed by now, or finds nothing.
+    # Locked before the check: a redelivery has committed by then, or finds nothing.
     held = [(row["id"],) for row in (yield Run(sql.hold_predictions, rows=rows))]
     deliveries = yield Run(sql.hold_deliveries, rows=held)
     free = {row["id"] for row in (yield Run(sql.select_free, before, held))}
@@ -164,15 +164,15 @@ def delete_callbacks(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
 
 
 def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
-    """Split a batch into parts, each twice as large as the one before, until its time is over.
+    """Yield parts of a batch, each twice as large as the one before, until its time is over.
 
-    One row may hold megabytes, which are all overwritten: its cost is known only afterwards.
+    One row may contain megabytes, which are all overwritten: its cost is known only afterwards.
     """
     started = piece.clock()
     at, size = 0, 1
     while at < len(piece.rows):
         yield piece.rows[at : at + size]
-        if piece.clock() - started >= piece.seconds / 2:  # the next may take as long again
+        if piece.clock() - started >= piece.seconds / 2:  # the next part may take as long again
             return
         at, size = at + size, size * 2
 

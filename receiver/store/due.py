@@ -1,4 +1,4 @@
-"""What is due now, and when the next thing falls due, as a drain reads it."""
+"""Due work: what a drain can run now, and when the next work falls due."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ sql: Final = Statements("due")
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """What was due at one moment, of the handlers and providers that were asked for."""
+    """The due work at one moment, of the requested handlers and providers."""
 
     handlers: list[str]
-    """With deliveries to run now, also those whose claim was lost with its process."""
+    """Handlers with deliveries to run now, also with claims that were lost with their process."""
     submits: list[str]
-    """Providers with queued predictions; there may be no room for them."""
+    """Providers with due queued predictions, even if there is no room for them."""
     polls: list[str]
     """Providers with predictions to be polled now."""
     claimed: bool
-    """Whether others hold deliveries, whose processes may be alive or not."""
+    """Whether other processes, alive or dead, hold claims on deliveries."""
     next_due: float | None
-    """Seconds until the first of all falls due, lost claims too; 0: now; None: there is nothing."""
+    """Seconds until the first work falls due, lost claims included; 0: now; None: no work."""
 
 
 def due_of(
@@ -35,9 +35,9 @@ def due_of(
     *,
     ahead: float,
 ) -> Due:
-    """Put the rows of `select_due` together.
+    """Return the due work that the rows of `select_due` contain.
 
-    Leases are kept by the server's clock, which is so many seconds ahead of ours.
+    Leases use the server's clock, which is `ahead` seconds ahead of ours.
     """
     wanted = {"delivery": handlers, "claim": handlers, "submit": providers, "poll": providers}
     times: dict[str, dict[str, float]] = {kind: {} for kind in wanted}

@@ -1,4 +1,4 @@
-"""The database interface: transactions, in groups, and statements that only read."""
+"""The database interface: transactions, committed in groups, and read-only statements."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AttemptName: TypeAlias = tuple[str, int]
-"""A delivery, and which of its attempts."""
+"""The id of a delivery, and the number of one of its attempts."""
 
 
 class Engine(ABC):
-    """A database. Raises StoreUnavailable when it takes no writes; then nothing was kept."""
+    """A database. Raises StoreUnavailable if it accepts no writes; then nothing was stored."""
 
     @abstractmethod
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
-        """Run a transaction for `item`, together with all that wait for it."""
+        """Run a transaction for `item`, together with all items that wait for it."""
 
     @abstractmethod
     async def read(
         self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
-        """Run a statement that only reads; writes go on meanwhile."""
+        """Run a read-only statement and return its rows; writes continue meanwhile."""
 
     async def scrub(self) -> bool:
-        """Remove what was deleted from the files beside the database too; False: not yet."""
+        """Remove deleted content from the files beside the database too; False: not done yet."""
         return True
 
     @abstractmethod
     async def change_log_end(self) -> int:
-        """Return the place up to which the change log is complete: none will come before it."""
+        """Return the position up to which the change log is complete: no change will precede it."""
 
     @abstractmethod
     async def notify(self, ended: list[AttemptName]) -> None:
-        """Notify other processes of attempts that ended; or, naming none, subscribe to theirs."""
+        """Notify other processes of ended attempts; if there are none, subscribe to theirs."""
 
     @abstractmethod
     def is_taken(self, error: Exception) -> bool:
-        """Return whether a write failed because another row has a unique key."""
+        """Return whether a write failed because another row has its unique key."""

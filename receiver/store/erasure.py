@@ -1,9 +1,9 @@
-"""Erase the content of one prediction; that it existed and how it ended stays.
+"""Erasure of the content of one prediction; its existence and its end stay known.
 
-What stays is the skeleton: ids, provider, model, status, times, the error's code, the channel, the
-states of its deliveries, and of each callback when it came, its digest and what was made of it. The
-idempotency key stays too, so that nothing is submitted twice, but not the digest of the request:
-it would confirm a guess of the prompt.
+These stay: ids, provider, model, status, times, the error's code, the channel, the states of its
+deliveries, and the time, digest and verdict of each callback. The idempotency key stays too, so
+that nothing is submitted twice, but not the digest of the request: it would confirm a guess of the
+prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from receiver.store.statement import News, Run, Statements, Steps, Write
 sql: Final = Statements("erasure")
 
 Erased: TypeAlias = Literal["erased", "already", "missing", "living", "running"]
-"""The result; `running`: a handler is at work on it."""
+"""The result; `running`: a handler is running for it."""
 
 
 class Erasure:
@@ -37,7 +37,7 @@ class Erasure:
         self._store = store
 
     async def erase(self, prediction_id: str, now: float) -> Erased:
-        """Erase a prediction's content, all of it or nothing; to do it twice changes nothing."""
+        """Erase a prediction's content, all of it or nothing; repeating it changes nothing."""
         erased = await self._store.write(erase, (prediction_id, now))
         if erased in {"erased", "already"}:
             await self._store.scrub()
@@ -46,7 +46,7 @@ class Erasure:
 
 def erase(items: Sequence[tuple[str, float]]) -> Steps[list[Erased]]:
     ends: dict[tuple[str, float], Erased] = {}
-    for item in sorted(set(items)):  # in one order, so that two transactions cannot deadlock
+    for item in sorted(set(items)):  # sorted, so that two transactions cannot deadlock
         ends[item] = yield from _erase_one(*item)
     return [ends[item] for item in items]
 
@@ -65,7 +65,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     deliveries = [(row["id"],) for row in held]
     if (yield Run(sql.select_running, rows=deliveries)):
         return "running"
-    # It finds them by the reasons of the attempts, which are erased after it.
+    # First, as it finds the breakers by the reasons of the attempts.
     yield Run(sql.blank_breakers, rows=deliveries)
     yield Write(
         [
@@ -83,7 +83,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
 
 
 def _forget_metadata(prediction_id: str) -> Steps[None]:
-    """Keep a cost in the sums, but no metadata that it was added up by."""
+    """Keep a cost in the sums, but remove the metadata that it was added up by."""
     [row] = yield Run(costs_sql.hold_costs, rows=[(prediction_id,)])
     account = Account.read(row["account"])
     if account.metadata:

@@ -1,4 +1,4 @@
-"""The store: all that is remembered, by noun, on either engine."""
+"""The store: all stored data, by noun, on either engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from receiver.store.search import Search
 from receiver.store.statement import Run, Statements, Steps, run_each
 
 Housekeeping: TypeAlias = Mapping[str, Callable[[], Awaitable[None]]]
-"""What one of all processes does every few seconds, by name."""
+"""The work that one process does every few seconds for all processes, by name."""
 
 sql: Final = Statements("facade")
 
@@ -49,7 +49,7 @@ sql: Final = Statements("facade")
 class Store(Engine):
     """The nouns of one database, and how its deliveries are handed out.
 
-    That is from the rows themselves, or from a queue beside them.
+    They come from the rows themselves, or from a queue beside them.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Store(Engine):
         committed: Callable[[int], None],
         wakeups: Wakeups,
     ) -> None:
-        """Make one; `report` is called when it stops to take writes, and when it does so again.
+        """Create a store; `report` is called when it stops accepting writes, and when it resumes.
 
         `committed` is called with the number of writes of each transaction. Both may be called
-        from any thread. `wakeups` are for what other processes commit.
+        from any thread. `wakeups` are woken by commits of other processes.
         """
         self._report = report
         self._committed = committed
@@ -91,53 +91,53 @@ class Store(Engine):
 
     @abstractmethod
     async def migrate(self) -> None:
-        """Bring the schema up to date and let go, or raise StoreUnusable with what to do."""
+        """Bring the schema up to date and disconnect, or raise StoreUnusable with what to do."""
 
     @abstractmethod
     async def keep_house(self, housekeeping: Housekeeping) -> None:
-        """Do the housekeeping in one of all processes, for as long as we run."""
+        """Do the housekeeping, in one process for all, for as long as this process runs."""
 
     async def trim_queue(self) -> None:
-        """Drop what is old of a queue beside the rows, for drains: else housekeeping does it."""
+        """Delete old rows of a queue's log; for drains, as otherwise housekeeping does it."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """Commit what waits, then let go."""
+        """Commit waiting writes, then disconnect."""
 
     @abstractmethod
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
-        """At start: what dead processes were doing is pending again, or unconfirmed."""
+        """Make the work of dead processes pending again, or unconfirmed; called at the start."""
 
     async def try_write(self, now: float) -> None:
-        """Write one row for nothing, to know that it can be done."""
+        """Write a test row, to check that the database accepts writes."""
         await self.write(run_each, Run(sql.try_write, {"now": now}))
 
     async def look(
         self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
     ) -> Due:
-        """Return what is due of these, and when more will be, by one statement that reads."""
+        """Return the due work of these, and when more falls due, by one read-only statement."""
         rows = [(name,) for name in providers]
         found = await self.read(due_sql.select_due, rows, owner=owner)
         return due_of(found, handlers, providers, now, ahead=self.ahead)
 
     @property
     def ahead(self) -> float:
-        """Return by how many seconds a server's clock is ahead: leases are kept by that one."""
+        """Return how many seconds the server's clock, which leases use, is ahead of ours."""
         return 0.0
 
     async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
-        """Return whether to follow a step of this computer's clock; without it would be `now`."""
+        """Return whether to follow a step of this computer's clock; `now` is without the step."""
         return True
 
     async def shift(self, step: Shift, owner: str, now: float) -> None:  # noqa: ARG002 - as above
-        """Move all that is stored for later along with the clock."""
+        """Move all stored future times along with the clock."""
         await self.write(_shift, step)
 
     # --- deliveries, as the engine hands them out ---
 
     @abstractmethod
     async def claim(self, wanted: ClaimRequest) -> Claims:
-        """Claim what a handler has room for of what is due to it."""
+        """Claim a handler's due deliveries, as many as it has room for."""
 
     @abstractmethod
     async def settle(self, settlement: Settlement) -> bool:
@@ -147,18 +147,18 @@ class Store(Engine):
     async def release(
         self, owner: str, now: float, only: tuple[str, ...] = ()
     ) -> list[LostAttempt]:
-        """Give back claims of `owner` as if they had not been made; return those that count.
+        """Give back claims of `owner` as if they had not been made; return attempts that count.
 
-        That is of some deliveries, by id, or of all.
+        `only` contains ids of deliveries; empty: all.
         """
 
     @abstractmethod
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
-        """Renew claims of `owner`; from any thread, so that a blocked loop keeps them too."""
+        """Renew claims of `owner`; callable from any thread, as a blocked loop must keep them."""
 
     @abstractmethod
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
-        """Make claims pending again whose lease ran out."""
+        """Make claims whose lease has expired pending again."""
 
 
 _SHIFTED: Final = (

@@ -35,7 +35,7 @@ sql: Final = Statements("inbox")
 
 
 class CurrentState(msgspec.Struct, frozen=True):
-    """What decides about an outcome for a prediction; read inside the transaction."""
+    """The state of a prediction that decides about an outcome; read inside the transaction."""
 
     id: str
     provider: str
@@ -45,7 +45,7 @@ class CurrentState(msgspec.Struct, frozen=True):
     metadata: str
     """JSON text: decoded only if some handler matches on it."""
     erased: bool = False
-    """It was erased: no content of it is kept any more."""
+    """Whether it was erased, so that its content is no longer stored."""
     submitted_at: float | None = None
     trace: str | None = None
     reply_to: str | None = None
@@ -53,15 +53,15 @@ class CurrentState(msgspec.Struct, frozen=True):
     """Microdollars that it was expected to cost."""
     price_source: CostSource | None = None
     reserved: str | None = None
-    """The budgets that its price was reserved of, as JSON."""
+    """The budgets that its price was reserved from, as JSON."""
     cost: int | None = None
-    """Microdollars, where its provider said so with the submit."""
+    """Microdollars, if the provider reported it in the answer to the submit."""
     account: str | None = None
-    """By what its cost is added up beside provider and model, as JSON."""
+    """What its cost is added up by besides provider and model, as JSON."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """What an arrival does, decided by a pure function inside the transaction."""
+    """The effect of an arrival, decided by a pure function inside the transaction."""
 
     verdict: Verdict
     status: Status
@@ -70,13 +70,13 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """Set if, and only if, the verdict is `accepted`."""
     recipients: Recipients = Recipients()
     cost: Price | None = None
-    """What it cost, as far as that is known at the end."""
+    """The cost, as far as it is known at the end."""
     ask_at: float | None = None
-    """When to ask the provider what it cost; None: it need not, or cannot, be asked."""
+    """When to ask the provider for the cost; None: it need not, or cannot, be asked."""
 
 
 class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One outcome on its way in, from any channel, with its evidence."""
+    """One received outcome, from any channel, with its evidence."""
 
     prediction_id: str
     provider: str
@@ -88,15 +88,15 @@ class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """JSON of the callback's headers, without secrets."""
     body: bytes = b""
     proved_id: str | None = None
-    """The provider's id that the proof covers, where it covers one."""
+    """The provider's id that the proof covers, if it covers one."""
     only_from: frozenset[Status] | None = None
-    """Apply only if the prediction still stands there (our own verdicts)."""
+    """Apply only if the prediction still has one of these statuses (our own verdicts)."""
     is_free: bool = False
-    """Nothing was spent: the provider has not taken it."""
+    """Whether nothing was spent, as the provider has not accepted it."""
 
 
 class AcceptResult(msgspec.Struct, frozen=True):
-    """What became of an arrival, after the commit."""
+    """The result of an arrival, after the commit."""
 
     verdict: Verdict
     status: Status | None
@@ -105,15 +105,15 @@ class AcceptResult(msgspec.Struct, frozen=True):
     handlers: tuple[str, ...] = ()
     model: str | None = None
     provider_id: str | None = None
-    """Of the prediction, if there is one."""
+    """The provider's id of the prediction, if there is one."""
     seconds: float | None = None
-    """From the submit to this outcome, if it was accepted and there was a submit."""
+    """Seconds from the submit to this outcome, if it was accepted and there was a submit."""
     trace: str | None = None
-    """The W3C traceparent of the span that it was submitted in, where there was one."""
+    """The W3C traceparent of the span that it was submitted in, if there was one."""
 
 
 LONGEST_WAIT: Final = 86400.0
-"""Seconds after which a delivery waits no more for those of other handlers."""
+"""Seconds after which a delivery no longer waits for those of other handlers."""
 
 
 @short(lambda item: len(item.body))
@@ -169,14 +169,14 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
 
 
 class _Evidence:
-    """A row for `callbacks`; the same bytes again in the batch only count."""
+    """A row for `callbacks`; the same bytes again in the batch are only counted."""
 
     def __init__(
         self, row: tuple[Any, ...], verdict: str, reason: str, provider: str | None
     ) -> None:
         self.row = row
         self.provider = provider
-        """Only of an unknown prediction, whose row would say it otherwise."""
+        """Set only if the prediction is unknown; otherwise its row has the provider."""
         self.verdict = verdict
         self.reason = reason
         self.repeats = 0
@@ -191,14 +191,14 @@ class _Batch:
         self._events: list[tuple[Any, ...]] = []
         self._deliveries: list[tuple[Any, ...]] = []
         self._pending: list[tuple[str, str]] = []
-        """Those of the deliveries that wait for no other, with their handlers."""
+        """The deliveries that wait for no other, with their handlers."""
         self._notes: list[dict[str, Any]] = []
         self._sums = Sums()
         self._settlements = Settlements()
         self._questions: list[tuple[str, str, float, float | None]] = []
 
     def add(self, arrival: IncomingOutcome, ruling: Transition, before: CurrentState) -> None:
-        """Add what an arrival does; of one that was erased, body and headers are not kept."""
+        """Add the effect of an arrival; body and headers are left out if it was erased."""
         # A poll that finds it still running is no evidence worth keeping.
         if arrival.channel is not None and (
             ruling.verdict != "noted" or arrival.channel == "webhook"
@@ -208,7 +208,7 @@ class _Batch:
             self._end(arrival, ruling)
             self._account(arrival, ruling, before)
         elif ruling.verdict in {"ask", "noted"}:
-            # A poll that asks for another poll gets the due time that every poll sets.
+            # A poll that asks for another poll needs no due time here: every poll sets one.
             is_asked = ruling.verdict == "ask" and arrival.channel != "poll"
             self._notes.append(
                 {
@@ -259,7 +259,7 @@ class _Batch:
                 self._pending.append((made, name))
 
     def _account(self, arrival: IncomingOutcome, ruling: Transition, before: CurrentState) -> None:
-        """Add its cost up, settle its reservation, and have its provider asked for the rest."""
+        """Add up its cost, settle its reservation, and note when to ask the provider for a cost."""
         amount = None if ruling.cost is None else ruling.cost.amount
         spent = Spent(before.provider, before.model, before.account, arrival.at)
         self._sums.add(spent, 1, amount or 0, int(amount is None))
@@ -272,7 +272,7 @@ class _Batch:
             self._questions.append(question)
 
     def write(self) -> Steps[None]:
-        # In one order, so that two transactions cannot deadlock.
+        # Sorted, so that two transactions cannot deadlock.
         callbacks = [
             (*each.row, each.verdict, each.reason, each.repeats, each.provider)
             for _, each in sorted(self._callbacks.items(), key=itemgetter(0))
@@ -299,11 +299,11 @@ def waiting_row(after: Sequence[str], now: float) -> tuple[float, str, str]:
 
 
 async def accept_outcome(store: Engine, incoming: IncomingOutcome) -> AcceptResult:
-    """Take one outcome: evidence, new state, event and deliveries in one transaction."""
+    """Record one outcome: evidence, new state, event and deliveries in one transaction."""
     try:
         return await store.write(accept, incoming)
     except Exception as error:
         if not store.is_taken(error):
             raise
-        # A provider's id belongs to one prediction: the outcome named another's.
+        # A provider's id belongs to one prediction: the outcome contains that of another.
         return AcceptResult("mismatch", None, "its id belongs to another prediction")

@@ -27,16 +27,16 @@ BEAT: Final = 2.0
 _PATIENCE: Final = 5.0
 """Seconds for which `ready` waits for a process that is at work."""
 _PAUSE: Final = 0.25
-"""Seconds between two looks whether there is one."""
+"""Seconds between two checks for such a process."""
 _RESIGNED: Final = 30.0
-"""Seconds after a wait that failed in which no other caller waits."""
+"""Seconds after a failed wait in which other callers do not wait."""
 
 
 sql: Final = Statements("leases")
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to become the leader for a task, or to stay it."""
+    """A request to become or stay the leader for a task."""
 
     name: str
     owner: str
@@ -125,7 +125,7 @@ class Leader:
                     async with asyncio.timeout(BEAT):
                         held = await self._hold(self._clock())
                 except (StoreUnavailable, TimeoutError):
-                    pass  # the lease is ours until its time is over
+                    pass  # the lease is ours until it expires
                 except Exception:
                     log.exception("task.failed", role=self._name)
                 else:

@@ -14,7 +14,7 @@ sql: Final = Statements("limits")
 
 
 class RequestPermit(msgspec.Struct, frozen=True, kw_only=True):
-    """A wish to send one request to a provider that counts them by the minute."""
+    """A request for permission to send one request to a provider with a limit per minute."""
 
     provider: str
     now: float
@@ -32,7 +32,7 @@ def hold_limits(providers: Iterable[str]) -> Steps[None]:
 
 
 def room_for(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]]:
-    """Return how many requests may be sent now, and in how many seconds there will be more."""
+    """Return how many requests may be sent now, and the seconds until there is room if none."""
     params = {"provider": provider, "since": now - WINDOW}
     yield Run(sql.forget_requests, params)
     [row] = yield Run(sql.count_requests, params)
@@ -64,5 +64,5 @@ class LimitStore:
         self._store = store
 
     async def take(self, permit: RequestPermit) -> float:
-        """Count one request to a provider, or return the seconds until there is room for it."""
+        """Count one request to a provider and return 0, or return the seconds until it has room."""
         return await self._store.write(take_permits, permit)

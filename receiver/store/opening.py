@@ -1,4 +1,4 @@
-"""Make the store that the settings name; nothing is opened yet."""
+"""The choice of the store by the settings; nothing is opened yet."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from receiver.store.sqlite.engine import SQLiteStore
 StoreMaker: TypeAlias = Callable[
     [Callable[[StoreUnavailable | None], None], Callable[[int], None], Wakeups], Store
 ]
-"""Makes a store of `report`, `committed` and `wakeups`: see Store."""
+"""Creates a store from `report`, `committed` and `wakeups`: see Store."""
 
 
 def store_maker(settings: Settings) -> StoreMaker:
-    """Return what makes the store; raise StoreUnusable where its extra is not installed."""
+    """Return the function that creates the store.
+
+    Raises StoreUnusable: its extra is not installed, or its file would be lost with a function.
+    """
     if settings.sqlite_path is not None:
         if settings.platform is not None and not _is_mounted(Path(settings.sqlite_path)):
             raise StoreUnusable(_GOES.format(settings.platform))
         return partial(SQLiteStore, settings.sqlite_path)
     try:
         from receiver.store.postgres.engine import SCHEMA, PostgresStore  # noqa: PLC0415
-        from receiver.store.postgres.queue import PgQueuerJobs  # noqa: PLC0415 - paid for when used
+        from receiver.store.postgres.queue import PgQueuerJobs  # noqa: PLC0415 - imported if used
         from receiver.store.postgres.sessions import Access  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise StoreUnusable(

@@ -25,7 +25,7 @@ class NewOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OrderResult(msgspec.Struct, frozen=True):
-    """What became of an order: its prediction, new or of an earlier order by that key, or no."""
+    """The result of an order: its prediction, new or of an earlier order by that key, or none."""
 
     prediction_id: str | None
     is_new: bool = False
@@ -33,7 +33,7 @@ class OrderResult(msgspec.Struct, frozen=True):
 
 
 class Ordered(msgspec.Struct, frozen=True):
-    """What a prediction was ordered with."""
+    """The recipe and the options that a prediction was ordered with."""
 
     recipe: str
     options: dict[str, Any]
@@ -61,7 +61,7 @@ def _create(order: NewOrder, counts: Counts) -> Steps[OrderResult]:
         return OrderResult(first["prediction_id"])
     if excess := counts.excess(new.bounds, new.price):
         return OrderResult(None, excess=excess)
-    if not (yield Run(sql.insert_order, row)):  # by another process since; it is kept for good
+    if not (yield Run(sql.insert_order, row)):  # another process was first; orders stay for good
         [first] = yield Run(sql.select_by_key, row)
         return OrderResult(first["prediction_id"])
     yield from insert(new, counts)
@@ -84,7 +84,7 @@ class OrderStore:
         return rows[0]["prediction_id"] if rows else None
 
     async def ordered(self, prediction_id: str) -> Ordered | None:
-        """Return what a prediction was ordered with, if it was."""
+        """Return the recipe and options of a prediction; None if it was not ordered."""
         rows = await self._store.read(sql.select_order, prediction_id=prediction_id)
         if not rows:
             return None

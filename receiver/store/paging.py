@@ -14,7 +14,7 @@ from receiver.store.statement import Listing, Row
 T = TypeVar("T")
 
 
-# Where few rows among many are wanted, the clause repeats the condition of a partial index.
+# For values that few rows have, the clause repeats the condition of a partial index.
 _NARROWER: Final[dict[tuple[str, str], str]] = {
     **{("status", status): "living" for status in Status if status not in TERMINAL},
     ("status", Status.FAILED): "unsuccessful",
@@ -26,21 +26,21 @@ _NARROWER: Final[dict[tuple[str, str], str]] = {
 
 
 def page_of(rows: list[T], limit: int) -> Page[T]:
-    """Make a page of rows, of which there is one more than asked for if there is another page."""
+    """Return a page of rows; there is another page if there are more than `limit` rows."""
     data = rows[:limit]
-    return Page(data=data, next_cursor=data[-1].id if len(rows) > limit else None)  # type: ignore[attr-defined] # what is listed has an id
+    return Page(data=data, next_cursor=data[-1].id if len(rows) > limit else None)  # type: ignore[attr-defined] # each listed item has an id
 
 
 async def listed(
     store: Engine, listing: Listing, given: Mapping[str, str | None], limit: int
 ) -> list[Row]:
-    """Read one row more than `limit` of what fits the filters that are given."""
+    """Return the rows that match the given filters, up to one more than `limit`."""
     params = {name: value for name, value in given.items() if value is not None}
     return await store.read(listing.by(narrowed(params)), **params, limit=limit + 1)
 
 
 def narrowed(given: Mapping[str, str]) -> list[str]:
-    """Name the filters for values, each as the narrowest that a partial index has."""
+    """Return the names of the filters for values, each the narrowest with a partial index."""
     return [_NARROWER.get((name, value), name) for name, value in given.items()]
 
 

@@ -37,64 +37,64 @@ from receiver.store.statement import Row, Run, Statements, Steps, in_order, shor
 sql: Final = Statements("predictions")
 
 _SCANNED: Final = 49
-"""Predictions that one read looks at, but for one more; their metadata may be large."""
+"""Predictions per read, without the extra one; their metadata may be large."""
 _MOST_SCANS: Final = 40
-"""Reads of one list: 2,000 predictions are looked through."""
+"""Most reads for one list: 2,000 predictions are searched."""
 
 
 class NewPrediction(SubmitFields, frozen=True, kw_only=True):
-    """A row to be made, in state `queued`."""
+    """A prediction to be created, in status `queued`."""
 
     id: str
     parent_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    """A digest of the request, to tell a repeat from another request with the same key."""
+    """A digest of the request, to distinguish a repeat from another request with the same key."""
     created_at: float
     trace: str | None = None
-    """The W3C traceparent of the span that submits it, where there is one."""
+    """The W3C traceparent of the span that submits it, if there is one."""
     private: bytes | None = None
-    """What only handlers are to see, encrypted by `Seals`."""
+    """The private content, for handlers only, encrypted by `Seals`."""
     order: Order | None = None
     latest_at: float | None = None
-    """When it is too late to submit it."""
+    """The time from which it is too late to submit it."""
     price: int | None = None
-    """Microdollars that it is expected to cost; None counts as nothing."""
+    """Microdollars that it is expected to cost; None counts as 0."""
     price_source: CostSource | None = None
     account: str | None = None
-    """By what its cost is added up beside provider and model, as JSON."""
+    """What its cost is added up by besides provider and model, as JSON."""
     bounds: tuple[Bound, ...] = ()
-    """The limits that hold for it."""
+    """The limits that apply to it."""
 
 
 class CreateResult(msgspec.Struct, frozen=True):
-    """What `create` did: `fingerprint` is that of the row which now holds the key."""
+    """The result of `create`; `fingerprint` is that of the row that now has the idempotency key."""
 
     prediction_id: str
     is_new: bool
     fingerprint: str | None
     excess: Excess | None = None
-    """The limit that kept it from being made."""
+    """The limit that prevented its creation."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A living prediction as the submitter and the poller work on it."""
+    """A living prediction, as the submitter and the poller use it."""
 
     ticket: Ticket
     provider: str
     status: Status
     submits: int
-    """How often a submit was begun, this one included."""
+    """How many times a submit was begun, including this one."""
     polls: int
     created_at: float
     deadline_at: float | None
     """None while it only waits for room at the provider."""
     held_until: float | None
-    """When it is due again if the process that has it in hand dies; None once it has ended."""
+    """When it is due again if the process that works on it dies; None once it has ended."""
     last_words: str = ""
-    """Why it has not ended yet, as the last answer said."""
+    """Why it has not ended yet, from the last answer."""
     trace: str | None = None
-    """The W3C traceparent of the span that it was submitted in, where there was one."""
+    """The W3C traceparent of the span that it was submitted in, if there was one."""
 
 
 class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,10 +105,10 @@ class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     max_in_flight: int | None
     at_most: int | None = None
-    """How many are in flight at most, where the caller knows that; else they are counted."""
+    """Upper bound of those in flight, if the caller knows one; otherwise they are counted."""
     per_minute: int | None
     hold_until: float
-    """When another process takes it if this one dies before it has sent anything."""
+    """When another process takes over a prediction if this one dies before sending anything."""
     timeout: float
     """Seconds from the first submit to the deadline."""
 
@@ -121,14 +121,14 @@ class SubmitBatch(msgspec.Struct, frozen=True):
     next_due: float | None = None
     """When the next queued one may be submitted; None: there is none, or no room for it."""
     latest: float | None = None
-    """When it is too late for the first of those that are queued."""
+    """The first time from which it is too late to submit a queued prediction."""
     at_most: int | None = None
-    """How many are in flight at most after these, if that was limited."""
+    """Upper bound of those in flight after these, if their number is limited."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
 ProgressResult = Literal["recorded", "to_cancel", "taken"]
-"""`to_cancel`: a caller has asked for that before the provider's id was known; `taken`: the id
+"""`to_cancel`: a caller requested a cancel before the provider's id was known; `taken`: the id
 belongs to another prediction."""
 
 
@@ -137,14 +137,14 @@ class SendMark(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     submits: int
-    """As the job had it; another number in the row means that another process began it again."""
+    """That of the job; another number in the row means that another process began it again."""
     now: float
     hold_until: float
-    """When another process takes it if this one dies during the submit."""
+    """When another process takes it over if this one dies during the submit."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a living prediction that is no outcome: accepted, postponed, polled."""
+    """A step of a living prediction that is not an outcome, such as accepted or polled."""
 
     id: str
     cause: ProgressCause
@@ -152,24 +152,24 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     provider_id: str | None = None
     links: dict[str, str] = {}
     cost: int | None = None
-    """Microdollars, where the answer to the submit says them."""
+    """Microdollars, if the answer to the submit contains them."""
     reason: str | None = None
-    """Why it has not ended, for the error that it may end with; None keeps the last."""
+    """Why it has not ended, for the error that it may end with; None keeps the last reason."""
     held_until: float | None = None
-    """Of a poll: until when it held the row."""
+    """The time until which a poll held the row; set for polls only."""
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler adds to a prediction that has ended."""
+    """The data that a handler adds to an ended prediction."""
 
     prediction_id: str
     stored: Mapping[int, Stored] = {}
-    """Where outputs are kept, by their place."""
+    """Where outputs are stored, by their index."""
     metadata: Mapping[str, Any] = {}
 
 
 class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which predictions to list."""
+    """The filters of a list of predictions."""
 
     status: str | None = None
     provider: str | None = None
@@ -178,7 +178,7 @@ class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
     """Shell globs, by the name of the value."""
     since: float | None = None
-    """When they were made, or later."""
+    """The earliest creation time."""
     limit: int = 50
     cursor: str | None = None
 
@@ -194,7 +194,7 @@ def create(items: Sequence[NewPrediction]) -> Steps[list[CreateResult]]:
 
 
 def _create(new: NewPrediction, counts: Counts) -> Steps[CreateResult]:
-    # What is asked for again was counted before, and is refused by no limit.
+    # A repeated request was counted before, so no limit refuses it.
     if new.bounds and (first := (yield from _first(new))):
         return first
     if excess := counts.excess(new.bounds, new.price):
@@ -217,7 +217,7 @@ def _first(new: NewPrediction) -> Steps[CreateResult | None]:
 
 
 def insert(new: NewPrediction, counts: Counts) -> Steps[bool]:
-    """Make a row, and count it; False: its idempotency key is taken."""
+    """Insert a prediction, and count it; False: its idempotency key is taken."""
     row = msgspec.structs.asdict(new)
     row["reserved"] = counts.reservation(new.bounds, new.price)
     row |= {"input": text(new.input), "metadata": text(new.metadata)}
@@ -234,7 +234,7 @@ def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
     yield from hold_limits(limited)
     results = []
     for slots in items:
-        results.append((yield from _begin_some(slots)))  # noqa: PERF401 - a generator yields for it
+        results.append((yield from _begin_some(slots)))  # noqa: PERF401 - the loop yields
     return results
 
 
@@ -415,7 +415,7 @@ def cost_of(row: Row) -> Cost | None:
 
 
 def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
-    """Return what the database itself filters by."""
+    """Return the filters that the database itself applies."""
     return {
         "status": wanted.status,
         "provider": wanted.provider,
@@ -425,7 +425,7 @@ def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None
 
 
 def metadata_test(globs: Mapping[str, str]) -> Callable[[str], bool]:
-    """Return what tells whether metadata, as JSON, has values that fit all these shell globs."""
+    """Return a test whether metadata, as JSON, has values that match all these shell globs."""
     patterns = {name: re.compile(translate(glob)) for name, glob in globs.items()}
 
     def fits(metadata: str) -> bool:
@@ -436,7 +436,7 @@ def metadata_test(globs: Mapping[str, str]) -> Callable[[str], bool]:
 
 
 def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
-    """Return whether a row has the model and the metadata that are wanted."""
+    """Return a test whether a row has the wanted model and metadata."""
     model = re.compile(translate("*" if wanted.model is None else wanted.model))
     has_metadata = metadata_test(wanted.metadata)
     return lambda row: model.match(row["model"]) is not None and has_metadata(row["metadata"])
@@ -460,7 +460,7 @@ class PredictionStore:
         return await self._store.write(mark_sent, mark)
 
     async def progress(self, progress: Progress) -> ProgressResult:
-        """Record a step."""
+        """Record a step of a living prediction."""
         try:
             return await self._store.write(record_progress, progress)
         except Exception as error:
@@ -469,12 +469,12 @@ class PredictionStore:
             return "taken"
 
     async def in_flight(self, provider: str, most: int) -> int:
-        """Count a provider's predictions in flight, up to so many."""
+        """Count a provider's predictions in flight, up to `most`."""
         rows = await self._store.read(sql.count_in_flight, provider=provider, max_in_flight=most)
         return int(rows[0]["number"])
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
-        """Take a provider's predictions that are due, and make them due again at `hold_until`."""
+        """Take a provider's predictions due for a poll; they are due again at `hold_until`."""
         return await self._store.write(claim_due, (provider, now, hold_until, most))
 
     async def mark_cancel(self, prediction_id: str) -> None:
@@ -489,19 +489,19 @@ class PredictionStore:
         return prediction_of(rows[0]) if rows else None
 
     async def account(self, prediction_id: str) -> str | None:
-        """Return by what the cost of a prediction is added up."""
+        """Return the account that the cost of a prediction is added up by, as JSON."""
         rows = await self._store.read(sql.select_account, id=prediction_id)
         return rows[0]["account"] if rows else None
 
     async def ahead_of(self, provider: str, prediction_id: str) -> int:
-        """Count what is queued at a provider before a prediction, up to 1,000."""
+        """Count the predictions queued at a provider before this one, up to 1,000."""
         rows = await self._store.read(sql.count_ahead, provider=provider, id=prediction_id)
         return int(rows[0]["number"])
 
     async def page(self, wanted: PredictionFilter) -> Page[Prediction]:
-        """List predictions, newest first.
+        """Return a page of predictions, newest first.
 
-        By model and metadata so many are looked through: a page may hold fewer than the limit.
+        By model or metadata a bounded number is searched: a page may contain fewer than the limit.
         """
         if wanted.model is not None or wanted.metadata:
             return await self._look(wanted)
@@ -511,7 +511,7 @@ class PredictionStore:
         return page_of([prediction_of(row) for row in rows], wanted.limit)
 
     async def _look(self, wanted: PredictionFilter) -> Page[Prediction]:
-        """Look through predictions for those that fit, up to a bound."""
+        """Search a bounded number of predictions for those that match."""
         fits = _fitting(wanted)
         found: list[tuple[str]] = []
         cursor = wanted.cursor
@@ -545,7 +545,7 @@ class PredictionStore:
         return (await self._store.read(sql.next_due, provider=provider))[0]["due_at"]  # type: ignore[no-any-return]
 
     async def stale(self, provider: str, before: float, most: int) -> list[str]:
-        """Return predictions that have been queued since before then."""
+        """Return predictions that have been queued since before `before`."""
         rows = await self._store.read(sql.select_stale, provider=provider, before=before, most=most)
         return [row["id"] for row in rows]
 
@@ -555,10 +555,10 @@ class PredictionStore:
         return [row["id"] for row in rows]
 
     async def next_late(self, provider: str) -> float | None:
-        """Return when it is too late to submit the first of what is queued."""
+        """Return the first time from which it is too late to submit a queued prediction."""
         rows = await self._store.read(sql.next_queued, provider=provider)
         return rows[0]["latest_at"]  # type: ignore[no-any-return]
 
     async def hasten(self, provider: str, now: float) -> None:
-        """Make every prediction that is at the provider due for a poll."""
+        """Make every prediction at the provider due for a poll."""
         await self._store.write(hasten, (provider, now))

@@ -1,7 +1,7 @@
-"""Private content of predictions: kept encrypted for their handlers, and emptied after them.
+"""Private content of predictions: stored encrypted for their handlers, and deleted after them.
 
-It is emptied after the last delivery, by an erase, and by retention: where it has expired, where no
-handler wanted the event, and where the process died before it came to that.
+It is deleted after the last delivery, by an erase, and by retention: if it has expired, if no
+handler matched the event, and if the process died before deleting it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from receiver.store.statement import Run, Statements, Steps
 sql: Final = Statements("private")
 
 _NEVER: Final = -1.0
-"""A time before which nothing was created."""
+"""A time before which no prediction was created."""
 
 
 class PrivateContent:
@@ -25,14 +25,14 @@ class PrivateContent:
         self._store = store
 
     async def empty(self, before: float, most: int) -> int:
-        """Empty what was created before then, or is needed no more; return how many were found."""
+        """Delete content from before `before` or no longer needed; return how many were found."""
         rows = await self._store.read(sql.select_spent, before=before, most=most)
         if rows:
             await self._store.write(empty, ([row["id"] for row in rows], before))
         return len(rows)
 
     async def empty_after(self, prediction_id: str) -> None:
-        """Empty a prediction's, if its handlers have all ended."""
+        """Delete the content of a prediction if its handlers have all ended."""
         await self._store.write(empty, ([prediction_id], _NEVER))
 
 

@@ -1,8 +1,8 @@
-"""Replays in bulk: what was asked for, how many that was, and how far it has come.
+"""Bulk replays: their selections, counts and progress.
 
 A replay walks a range of events, and each step is one transaction: it redelivers some, counts them
-and records where the next step begins. A step that does not begin there changes nothing, so that
-any process can go on after another has died.
+and records where the next step begins. A step that begins elsewhere changes nothing, so that any
+process can continue after another has died.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from receiver.store.statement import Row, Run, Statements, Steps, run_each
 sql: Final = Statements("replays")
 
 MOST_KEPT: Final = 1000
-"""Replays that are remembered, besides those under way."""
+"""Replays that are kept, besides those under way."""
 _WINDOW: Final = 20_000
-"""The most events that one look passes over: it must be short where few are wanted."""
+"""The most events that one read scans: it must be short even if few events match."""
 
 
 class CountedReplay(msgspec.Struct, frozen=True, kw_only=True):
-    """A replay to be kept: how many it found, and the stretch of `seq` they are in."""
+    """A replay to be stored: how many events it found, and the range of `seq` they are in."""
 
     id: str
     wanted: Selection
     events: int
     matched: int
     next: int
-    """The walk begins after this one."""
+    """The `seq` after which the walk begins."""
     last: int
     now: float
 
@@ -50,7 +50,7 @@ class RunningReplay(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """An event that may be wanted, with the states of its deliveries by handler."""
+    """An event that may match, with the states of its deliveries by handler."""
 
     seq: int
     type: str
@@ -59,7 +59,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class CandidatePage(msgspec.Struct, frozen=True):
-    """Candidates in order, and up to where there are no others."""
+    """Candidates in order, and the `seq` up to which there are no others."""
 
     candidates: list[Candidate]
     end: int
@@ -77,7 +77,7 @@ class ReplayStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayStepResult(msgspec.Struct, frozen=True):
-    """What a step did: handlers that have something pending, and the replay's state since."""
+    """The result of a step: handlers with new pending deliveries, and the replay's state."""
 
     handlers: tuple[str, ...]
     state: str
@@ -94,7 +94,7 @@ def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
 def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
     results = []
     for step in items:
-        results.append((yield from _take_step(step)))  # noqa: PERF401 - a generator yields for it
+        results.append((yield from _take_step(step)))  # noqa: PERF401 - the loop yields
     return results
 
 
@@ -141,13 +141,13 @@ class Replays:
         return _replay(rows[0]) if rows else None
 
     async def page(self, limit: int, cursor: str | None) -> Page[Replay]:
-        """List them, newest first."""
+        """Return a page of replays, newest first."""
         given = {} if cursor is None else {"cursor": cursor}
         rows = await self._store.read(sql.lists["list"].by(given), **given, limit=limit + 1)
         return page_of([_replay(row) for row in rows], limit)
 
     async def running(self) -> list[RunningReplay]:
-        """Return those that are under way, oldest first."""
+        """Return the replays under way, oldest first."""
         return [
             RunningReplay(**{**row, "wanted": msgspec.json.decode(row["wanted"], type=Selection)})
             for row in await self._store.read(sql.select_running)
@@ -159,7 +159,7 @@ class Replays:
         return row["first"], row["last"]
 
     async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
-        """Return the next `most` events that may be wanted."""
+        """Return the next `most` events that may match."""
         end = min(begin + _WINDOW, last)
         filters = {
             "since": wanted.since and wanted.since.timestamp(),
@@ -180,7 +180,7 @@ class Replays:
         return CandidatePage(candidates, end if len(found) < most else candidates[-1].seq)
 
     async def due(self, replay_id: str, now: float, most: int) -> int:
-        """Count, up to `most`, what it has redelivered that is due and not begun."""
+        """Count the replay's deliveries that are due and not begun, up to `most`."""
         rows = await self._store.read(sql.count_due, id=replay_id, now=now, most=most)
         return int(rows[0]["number"])
 

@@ -1,7 +1,7 @@
-"""Retention: delete old predictions, if settings say so, and trim what would grow for ever.
+"""Retention: deletes old predictions if the settings ask for it, and trims ever-growing tables.
 
 A turn takes a few seconds. It deletes in transactions of a few milliseconds and pauses
-after each, so that accepts, which share the writer, hardly notice.
+after each, so that accepts, which share the writer, are hardly delayed.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ _DAY: Final = 86400.0
 CHANGES_KEPT: Final = 7 * _DAY
 AUDIT_KEPT: Final = 365 * _DAY
 UNNEEDED_KEPT: Final = 10_000
-"""Callbacks that decided nothing: repeated, late, or about what is not known."""
+"""Kept callbacks that decided nothing: repeated, late, or of an unknown prediction."""
 _YOUNG: Final = _DAY
-"""Seconds for which nothing is taken from a prediction that still lives."""
+"""Age in seconds up to which a living prediction keeps all its callbacks."""
 _LONGEST_REST: Final = 3600.0
-"""Seconds between two walks over what has ended; with a short retention they come more often."""
+"""Most seconds between two walks over old predictions; fewer with a short retention."""
 
 
 class RetentionPace(msgspec.Struct, frozen=True, kw_only=True):
-    """How long things take here, in seconds, and how much is done at once."""
+    """The durations of retention, in seconds, and how much it does at once."""
 
     turn: float = 2.0
-    """It ends after so long, and the next goes on: a process must be able to stop."""
+    """Length of a turn; the next one continues, as a process must be able to stop."""
     nap: float = 5.0
-    """Between turns, where there is one process."""
+    """Pause between turns, if there is one process."""
     rest: float = 60.0
-    """Between two trims of what would grow for ever."""
+    """Pause between two trims of ever-growing tables."""
     piece: float = 0.004
     """How long one of our transactions may delay others."""
     pause: float = 0.02
-    """After each, for those others."""
+    """Pause after each transaction, for other writes."""
     page: int = 500
-    """Rows looked at at once."""
+    """Rows read at once."""
 
 
 PACE: Final = RetentionPace()
 PACE_ON_A_SERVER: Final = RetentionPace(piece=0.05)
-"""There a transaction takes one of several connections, and mostly waits for the wire."""
+"""On a server a transaction uses one of several connections, and mostly waits for the network."""
 
 
 class Retention:
-    """Deletes what is old.
+    """Deletes old rows.
 
-    `days` says for how many days a prediction is kept that ended `succeeded`, `failed` or
-    `canceled`, and a delivery that is `dead`; what it does not name is kept for good. Private
-    content is kept for `private_for` seconds at the most.
+    `days` contains how many days to keep a prediction that ended `succeeded`, `failed` or
+    `canceled`, and a delivery that is `dead`; a state without an entry is kept for good. Private
+    content is kept for `private_for` seconds at most.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Retention:
         self._keeps_none = len(ends) == len(TERMINAL)
         self._next_look = 0.0
         self._cursor = ""
-        """How far this process has walked; empty before the first step."""
+        """The id up to which this process has walked; empty before the first step."""
         self._deleted = 0
 
     async def run(self) -> NoReturn:
-        """Take turns for as long as we run, where one process does everything."""
+        """Take turns for as long as the process runs, if it is the only one."""
         await repeat(self.take_turn, longest=self._pace.nap)
 
     async def take_turn(self) -> None:
@@ -105,7 +105,7 @@ class Retention:
             await self._walk(now, until)
 
     async def _look(self, now: float, until: float) -> bool:
-        """Trim what would grow for ever; False: there was not enough time."""
+        """Trim ever-growing tables; False: there was not enough time."""
         page = self._pace.page
         await self._store.budgets.forget_counts(now, _DAY, page)
         await self._store.audit.forget(now - AUDIT_KEPT, page)
@@ -121,7 +121,7 @@ class Retention:
             return False
         if not self._keeps_none:
             return True
-        # What came for predictions that are gone is not kept longer than they would have been.
+        # Callbacks of deleted predictions are kept no longer than the predictions would have been.
         return await self._trim(lambda: self._disposal.strays(now - self._longest, page), until)
 
     async def _trim(self, find: Callable[[], Awaitable[Sequence[Cells]]], until: float) -> bool:
@@ -134,13 +134,13 @@ class Retention:
         return True
 
     async def _is_rested(self, now: float) -> bool:
-        """Return whether the last whole walk, of any process, is long enough ago."""
+        """Return whether the last complete walk of any process is long enough ago."""
         rest = min(_LONGEST_REST, self._shortest / 24)
-        # A time in the future comes of a clock that was wrong.
+        # A time in the future comes from a clock that was wrong.
         return not 0.0 <= now - await self._disposal.watermark("retention") < rest
 
     async def _walk(self, now: float, until: float) -> None:
-        """Go on from where the last turn ended, to the youngest that can be old enough."""
+        """Continue where the last turn ended, up to the youngest that can be old enough."""
         before = self._before(now)
         horizon = oldest_id("pred", now - self._shortest)
         cursor: str | None = self._cursor
@@ -151,7 +151,7 @@ class Retention:
                 self._deleted += gone.deleted
                 rows = rows[gone.handled :]
                 if not await self._pause(until):
-                    return  # what is left of this page is found again
+                    return  # the next turn reads the rest of this page again
             self._cursor = cursor or ""
             if cursor is not None and not await self._pause(until):
                 return

@@ -1,8 +1,8 @@
-"""Look predictions up as people do: by many filters, by family, with what came about them.
+"""Search for predictions, for people: by many filters, by family, and with their arrivals.
 
-By status, recipe, person, provider, the name of a model and time there are indexes. By anything
-else, as the text of an input, a page looks through so many predictions, and says where the next one
-goes on.
+Status, recipe, person, provider, the name of a model and time have indexes. For any other filter,
+such as the text of an input, a page searches a bounded number of predictions, and its cursor is
+where the next page continues.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from receiver.store.statement import Row, Statements
 sql: Final = Statements("search")
 
 _LOOKED_THROUGH: Final = 3000
-"""Predictions that one page looks through by what has no index."""
+"""Predictions that one page searches by a filter without an index."""
 _INDEXED: Final = ("person", "recipe", "unsuccessful", "model", "provider")
-"""Filters that have an index, those that narrow more first."""
+"""Filters that have an index, the narrowest first."""
 _FREE: Final = {"cursor", "since", "until"}
 _PROMPT: Final = re.compile(r'"prompt":("(?:[^"\\]|\\.)*"?)')
 _GLOB: Final = re.compile(r"[*?\[\]]+")
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """A prediction as a list shows it."""
+    """A prediction, as a list shows it."""
 
     id: str
     provider: str
@@ -48,47 +48,48 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     erased: bool
     error_code: str | None
     error_message: str
-    """The beginning; of one that lives, why it has not ended yet."""
+    """The beginning of the message; for a living prediction, why it has not ended yet."""
     recipe: str | None
     person: str | None
     depth: int
     prompt: str
-    """The beginning; of an input without one, the beginning of that."""
+    """The beginning of the prompt; of the input if it has none."""
     outputs: list[Output] | None
-    """None where there are none yet, or where they are too large for a list."""
+    """None if there are none yet, or if they are too large for a list."""
     has_output: bool
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which predictions are looked for."""
+    """The filters of a search."""
 
     status: str | None = None
     provider: str | None = None
     model: str | None = None
-    """May have `*` and `?`; upper and lower case are the same."""
+    """May contain `*` and `?`; upper and lower case are the same."""
     recipe: str | None = None
     person: str | None = None
     text: str | None = None
-    """What stands in the input; upper and lower case are the same."""
+    """A text that the input contains; upper and lower case are the same."""
     metadata: Mapping[str, str] = {}
     """Shell globs, by the name of the value."""
     since: float | None = None
     until: float | None = None
-    """When they were made: from the first up to before the second."""
+    """Creation times: from `since` up to before `until`."""
     cursor: str | None = None
     limit: int = 50
 
 
 class Looked(NamedTuple):
-    """How far a page has looked that ended because of that, and not because it is full."""
+    """How far a page has searched, if it ended at the search bound and not because it is full."""
 
     through: int
+    """The number of predictions searched."""
     until: datetime
-    """When the oldest was made that was looked at."""
+    """The creation time of the oldest prediction searched."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of what was looked for."""
+    """A page of search results."""
 
     data: list[Hit]
     next_cursor: str | None
@@ -96,7 +97,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FoundDeliveries(msgspec.Struct, frozen=True):
-    """A page of deliveries that failed; the fields are those of `Found`."""
+    """A page of failed deliveries, with the fields of `Found`."""
 
     data: list[Delivery]
     next_cursor: str | None
@@ -104,13 +105,13 @@ class FoundDeliveries(msgspec.Struct, frozen=True):
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """What came about a prediction, and what was made of it."""
+    """An arrival for a prediction, and its verdict."""
 
     channel: str
     received_at: datetime
     headers: list[tuple[str, str]]
     body: str
-    """The beginning of what came."""
+    """The beginning of the body."""
     size: int
     verdict: str
     reason: str
@@ -119,13 +120,13 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search:
-    """Looks up what is in one store."""
+    """Searches one store."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def page(self, wanted: Wanted) -> Found:
-        """Find predictions, newest first; a page may hold fewer than there is room for."""
+        """Return a page of predictions, newest first; it may contain fewer than its limit."""
         given = _given(wanted)
         bound = await self._bound(given)
         if bound is not None:
@@ -142,7 +143,7 @@ class Search:
         )
 
     async def _bound(self, given: Mapping[str, Any]) -> str | None:
-        """Return where a search must end that no index narrows enough; None: it need not."""
+        """Return the id at which a search without a sufficient index must end, if there is one."""
         filters = set(narrowed(given))
         by_index = next((name for name in _INDEXED if name in filters), None)
         if filters - _FREE - {by_index, "living"} == set():
@@ -157,7 +158,7 @@ class Search:
     async def failed(
         self, state: str, handler: str | None, cursor: str | None, limit: int
     ) -> FoundDeliveries:
-        """List dead or skipped deliveries, newest first; of one handler, so many looked through."""
+        """Return dead or skipped deliveries, newest first; with a handler the search is bounded."""
         given = {"state": state} | ({} if cursor is None else {"cursor": cursor})
         bound = None
         if handler is not None:
@@ -171,30 +172,30 @@ class Search:
         return FoundDeliveries(page.data, page.next_cursor or bound, looked)
 
     async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
-        """List pending deliveries by handler, those due first first."""
+        """Return pending deliveries by handler, in the order of their due times."""
         given = {} if handler is None else {"handler": handler}
         statement = deliveries_sql.lists["list_pending"].by({"base": "", **given})
         rows = await self._store.read(statement, **given, limit=limit)
         return [delivery_of(row) for row in rows]
 
     async def family(self, prediction_id: str) -> tuple[list[Hit], list[Hit]]:
-        """Return what led to a prediction, the first of all first, and what came of it."""
+        """Return the ancestors of a prediction, the oldest first, and its children."""
         parents = await self._store.read(sql.select_parents, id=prediction_id)
         children = await self._store.read(sql.select_children, id=prediction_id)
         return [_hit(row) for row in parents], [_hit(row) for row in children]
 
     async def arrivals(self, prediction_id: str) -> list[Arrival]:
-        """Return what came about a prediction, the oldest first."""
+        """Return the arrivals for a prediction, the oldest first."""
         rows = await self._store.read(sql.select_callbacks, id=prediction_id)
         return [_arrival(row) for row in rows]
 
     async def with_content(self, predictions: Sequence[str]) -> set[str]:
-        """Return which of some predictions are there, and were not erased."""
+        """Return which of some predictions exist and were not erased."""
         rows = await self._store.read(sql.select_whole, [(name,) for name in predictions])
         return {row["id"] for row in rows}
 
     async def recent(self, since: float, most: int) -> dict[str, int]:
-        """Count the predictions made since then by status, the latest `most` of them."""
+        """Count by status the predictions created since `since`, the latest `most` of them."""
         rows = await self._store.read(sql.count_recent, since=oldest_id("pred", since), most=most)
         return {row["status"]: row["number"] for row in rows}
 
@@ -227,18 +228,18 @@ def _model(model: str | None) -> dict[str, str]:
 
 
 def _pattern(glob: str) -> str:
-    """Return a pattern of LIKE for a glob."""
+    """Return the LIKE pattern for a glob."""
     escaped = re.sub(r"([%_!])", r"!\1", glob)
     return escaped.replace("*", "%").replace("?", "_")
 
 
 def _escaped(text: str) -> str:
-    """Return a text as it stands inside of JSON."""
+    """Return a text as it appears inside a JSON string."""
     return msgspec.json.encode(text).decode()[1:-1]
 
 
 def _needle(metadata: Mapping[str, str]) -> str | None:
-    """Return the longest text that must stand in the metadata for all globs to fit."""
+    """Return the longest text that the metadata must contain for all globs to match."""
     parts = [part for glob in metadata.values() for part in _GLOB.split(glob)]
     return _escaped(max([*parts, *metadata], key=len)) if metadata else None
 
@@ -266,7 +267,7 @@ def _hit(row: Row) -> Hit:
 
 
 def _prompt(text: str) -> str:
-    """Read the prompt out of the piece of an input that begins with it, and may be cut."""
+    """Return the prompt from a piece of an input that begins with it and may be truncated."""
     found = _PROMPT.match(text)
     if found is None:
         return "" if text == "{}" else text

@@ -1,24 +1,23 @@
 """SQL statements: loaded by name from the files in `sql/`, one text for both engines.
 
-A file holds the statements of one module. `-- name: x` begins one, the next line describes it, and
-`-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text, or
-some filters, that others include as `{z}`; those of `shared.sql` and `predictions.sql` are for all
-files. Beside plain SQL that both engines understand there are marks:
+A file holds the statements of one module. `-- name: x` begins a statement, and the next line
+describes it. `-- filter y: …` is an optional clause of a list. `-- fragment: z` is a text, or a set
+of filters, that statements include as `{z}`; the fragments of `shared.sql` and `predictions.sql`
+are available in all files. Besides plain SQL that both engines understand, there are marks:
 
-- `:name` is a value, a text; `:name::float`, `::int` and `::bool` are values of other types.
-- `{rows:id text, at float}` is a table `r` made of the rows that the statement is given: the whole
-  batch in one step. Python's sqlite3 gives up the interpreter lock around every step, and getting
-  it back while the event loop is busy costs far more than the step itself; for PostgreSQL a step
-  is a round trip.
-- `{gather:a, b + 1 AS c}` is the list of what is selected. SQLite packs all rows into one, for the
-  reason above.
-- `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for rows
-  that are locked, or skipping them.
-- `{shard}` is a small number, another for each of PostgreSQL's connections, or nearly so.
-- `{clock}` is the time by the database's own clock, where that of one process is not to decide.
-- A table's name after `FROM`, `JOIN`, `INTO` or `UPDATE` is given its schema for PostgreSQL, as
-  poolers keep no `search_path`.
-- `{terminal}`, `{in_flight}` and `{from_…}` are statuses, as the state machine has them.
+- `:name` is a value of type text; `:name::float`, `::int` and `::bool` are values of other types.
+- `{rows:id text, at float}` is a table `r` of the rows that the statement is given: the whole batch
+  in one step. Python's sqlite3 releases the interpreter lock around every step, and getting it back
+  while the event loop is busy costs far more than the step itself; for PostgreSQL a step is a round
+  trip.
+- `{gather:a, b + 1 AS c}` is the select list. SQLite packs all rows into one, for the reason above.
+- `{lock}` and `{skip}` lock the selected rows if other processes write too; `{lock}` waits for rows
+  that are locked, `{skip}` skips them.
+- `{shard}` is a small number that differs between most of PostgreSQL's connections.
+- `{clock}` is the time of the database's clock, where the clock of one process must not decide.
+- A table's name after `FROM`, `JOIN`, `INTO` or `UPDATE` gets its schema for PostgreSQL, as poolers
+  keep no `search_path`.
+- `{terminal}`, `{in_flight}` and `{from_…}` are lists of statuses, from the state machine.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from receiver.store.schema import tables
 T = TypeVar("T")
 
 Row: TypeAlias = Mapping[str, Any]
-"""A row that was read, by the names of its columns."""
+"""A row that was read: its values by column name."""
 Cells: TypeAlias = Sequence[Any]
-"""A row that a statement is given, in the order of its `{rows:…}`."""
+"""A row that a statement is given: its values in the order of `{rows:…}`."""
 
 _ARRAYS: Final = {
     "text": "text[]",
@@ -74,28 +73,28 @@ _PLACE: Final = re.compile(r"\$(\d+)")
 
 
 class Statement:
-    """One statement, in the words of each engine."""
+    """One statement, in the SQL of each engine."""
 
     def __init__(self, text: str, *, is_list: bool = False) -> None:
         self.is_list = is_list
-        """Its values decide how its rows are best found, so PostgreSQL plans it for each anew."""
+        """Whether PostgreSQL plans it at each run, as the best plan depends on its values."""
         found = _ROWS.search(text)
         columns = [column.split() for column in found[1].split(",")] if found else []
         self.columns = tuple(name for name, _ in columns)
-        """Of the rows it is given."""
+        """The column names of the rows that it is given."""
         self.blobs = tuple(index for index, (_, kind) in enumerate(columns) if kind == "bytes")
-        """Which of them hold bytes."""
+        """The indexes of the columns that contain bytes."""
         gathered = _GATHER.search(text)
         self.gathers = tuple(name for _, name in _selected(gathered[1])) if gathered else ()
-        """The names of what is selected, where SQLite packs it."""
+        """The names of the selected columns, if SQLite packs its rows into one."""
         bare = _GATHER.sub(lambda found: found[1], _ROWS.sub("{rows}", text))
         kinds = {name: kind or None for name, kind in _VALUE.findall(bare)}
         self.names = tuple(kinds)
-        """The values of PostgreSQL's statement, in order; the columns follow them."""
+        """The names of PostgreSQL's values, in order; the columns follow them."""
         cell = "json_extract(value, '$[{}]') AS {}"
         self.sqlite = self._for_sqlite(text, "SELECT {} FROM json_each(:rows)", cell)
         self.sqlite_one = self._for_sqlite(text, "SELECT {}", ":c{} AS {}")
-        """The same for one row, whose columns are the values `c0`, `c1`, …"""
+        """The same for a single row, whose columns are the values `c0`, `c1`, …"""
         self.postgres = self._for_postgres(bare, kinds, [kind for _, kind in columns])
 
     def _for_sqlite(self, text: str, source: str, cell: str) -> str:
@@ -129,7 +128,7 @@ def _packed(selected: str) -> str:
 
 
 def _selected(text: str) -> Iterator[tuple[str, str]]:
-    """Split a list of what is selected: each expression, and the name of its column."""
+    """Split a select list: yield each expression and the name of its column."""
     depth = start = 0
     for at, char in enumerate(f"{text},"):
         depth += (char == "(") - (char == ")")
@@ -141,9 +140,9 @@ def _selected(text: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def together(statements: tuple[Statement, ...], *, notify: bool) -> str:
-    """Join statements that only write batches into one, for PostgreSQL.
+    """Join statements that only write batches into one statement for PostgreSQL.
 
-    With `notify` its first two values are a channel and a notice to send there.
+    With `notify` its first two values are a channel and a notice to send to it.
     """
     parts = []
     first = 2 if notify else 0
@@ -165,17 +164,17 @@ def _replace(text: str, words: Mapping[str, str]) -> str:
 
 
 class Listing:
-    """A list that is filtered by any of its clauses, newest first; one row more than asked for."""
+    """A list query that can be filtered by any of its clauses."""
 
     def __init__(self, text: str, clauses: Mapping[str, str]) -> None:
         self._text = text
         self._clauses = clauses
         self.names = clauses.keys()
-        """What it can be filtered by."""
+        """The names of its filters."""
         self._by = cache(self._make)
 
     def by(self, filters: Iterable[str]) -> Statement:
-        """Return the statement that uses just these of the filters."""
+        """Return the statement with exactly these filters."""
         return self._by(tuple(sorted(filters)))
 
     def _make(self, filters: tuple[str, ...]) -> Statement:
@@ -187,7 +186,7 @@ class Listing:
 class Statements:
     """The statements of one file, by name: `sql.insert` or, for lists, `sql.lists["x"]`.
 
-    Each is made when it is first used: a start needs few of them.
+    Each is created at its first use, as a start needs few of them.
     """
 
     def __init__(self, noun: str) -> None:
@@ -202,7 +201,7 @@ class Statements:
         return {name: self._listing(body) for name, body in self._bodies.items() if _is_list(body)}
 
     def __getattr__(self, name: str) -> Statement:
-        """Make a statement, which is an attribute from then on."""
+        """Return a statement and store it as an attribute."""
         body = self._bodies.get(name)
         if body is None or _is_list(body):
             raise AttributeError(name)
@@ -218,7 +217,7 @@ class Statements:
         return Listing(_bare(body), dict(_FILTER.findall(body)))
 
     def _filled(self, text: str) -> str:
-        """Put fragments in the place of their marks; a fragment may hold others."""
+        """Replace the marks of fragments by their texts; a fragment may include others."""
         fragments = _fragments(self._noun)
         for _ in range(3):
             text = _MARK.sub(lambda found: fragments.get(found[1], found[0]).strip(), text)
@@ -272,7 +271,7 @@ def _words() -> dict[str, str]:
 
 
 class Run(NamedTuple):
-    """Run a statement; what it selects or returns is the answer."""
+    """A step that runs one statement and gets its rows."""
 
     statement: Statement
     params: Mapping[str, Any] = {}
@@ -280,18 +279,18 @@ class Run(NamedTuple):
 
 
 class News(NamedTuple):
-    """What other processes wait for; they are told at the commit."""
+    """Changes that other processes wait for; they are notified at the commit."""
 
     pending: Sequence[tuple[str, str]]
-    """Deliveries that are due from now on: id and handler."""
+    """Deliveries that are now due: id and handler."""
     ended: Sequence[str] = ()
-    """Predictions that have come to their end."""
+    """Predictions that have ended."""
     over: Sequence[str] = ()
-    """Deliveries that are pending no more, without having run."""
+    """Deliveries that are no longer pending and did not run."""
 
 
 class Write(NamedTuple):
-    """Write batches of rows that are independent of each other; there is no answer.
+    """A step that writes batches of rows, independent of each other; it gets no rows.
 
     For PostgreSQL this is one statement, and so one round trip.
     """
@@ -302,12 +301,12 @@ class Write(NamedTuple):
 
 Step: TypeAlias = Run | Write
 Steps: TypeAlias = Generator[Step, list[Any], T]
-"""An operation under way: it yields steps, is sent the rows of each, and returns its results."""
+"""A running operation: it yields steps, is sent the rows of each, and returns its results."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Transaction: TypeAlias = Callable[[Sequence[Item]], Steps[Sequence[Result]]]
-"""What is done for all the items that wait for it, in one transaction; one result an item."""
+"""Handles all waiting items in one transaction, and returns one result per item."""
 
 
 _SIZES: Final[dict[Any, Callable[[Any], int]]] = {}
@@ -317,9 +316,9 @@ _LARGEST_SHORT: Final = 8 * 1024
 def short(
     size: Callable[[Any], int] = lambda _item: 0,
 ) -> Callable[[Transaction[Item, Result]], Transaction[Item, Result]]:
-    """Mark a transaction whose statements take tens of microseconds an item, and no more.
+    """Mark a transaction whose statements take at most tens of microseconds per item.
 
-    `size` returns the bytes of an item that is written: one with many is not short.
+    `size` returns the bytes that are written for an item: an item with many is not short.
     """
 
     def mark(transaction: Transaction[Item, Result]) -> Transaction[Item, Result]:
@@ -336,10 +335,10 @@ def is_short(transaction: Transaction[Item, Any], item: Item) -> bool:
 
 
 def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
-    """Run one statement for each item: a transaction that needs no more; return its rows."""
+    """Run one statement for each item, as the whole transaction; return the rows of each."""
     results = []
     for item in items:
-        results.append((yield item))  # noqa: PERF401 - a generator yields for it
+        results.append((yield item))  # noqa: PERF401 - the loop yields
     return results
 
 
@@ -354,5 +353,5 @@ def in_order(
 
 
 def text(value: Any) -> str:
-    """Write a value as JSON, as it is kept in a column."""
+    """Return a value as JSON text, as columns store it."""
     return msgspec.json.encode(value).decode()

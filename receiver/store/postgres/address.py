@@ -1,7 +1,7 @@
-"""PostgreSQL URLs: as hosts hand them out, translated for asyncpg.
+"""PostgreSQL URLs: as hosting services give them, translated for asyncpg.
 
-What libpq or another driver knows and asyncpg does not would be sent to the server as a setting,
-and be refused there.
+asyncpg would send a parameter that only libpq or another driver knows to the server as a setting,
+and the server would refuse it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _USES: Final[Mapping[str, _Use]] = {
         "driver",
     ),
     **dict.fromkeys(("sslcert", "sslkey", "sslrootcert", "sslcrl"), "file"),
-    # The server, or the proxy before it, has to know them before anything else.
+    # The server, or a proxy in front of it, needs them in the start-up message.
     **dict.fromkeys(("options", "application_name"), "startup"),
-    # libpq's, of which asyncpg has its own way or none.
+    # libpq's, for which asyncpg has another way or none.
     **dict.fromkeys(
         (
             *("channel_binding", "keepalives", "keepalives_idle", "keepalives_interval"),
@@ -43,7 +43,7 @@ _USES: Final[Mapping[str, _Use]] = {
         ),
         "dropped",
     ),
-    # Those of other drivers and of hosts.
+    # Those of other drivers and of hosting services.
     **dict.fromkeys(
         (
             *("pgbouncer", "schema", "connection_limit", "pool_timeout", "socket_timeout"),
@@ -55,7 +55,7 @@ _USES: Final[Mapping[str, _Use]] = {
     ),
 }
 _MUST_HOLD: Final = {("gssencmode", "require"): "sslmode=verify-full"}
-"""Parameters that ask for a safety which we cannot give, and what gives it."""
+"""Parameters that require a protection which we cannot give, and the one that gives it."""
 _ENCODE: Final = (
     "percent-encode what is odd in the user and the password: @ as %40, / as %2F, # as %23, "
     "? as %3F, % as %25"
@@ -66,32 +66,32 @@ _SETTING: Final = re.compile(r"[A-Za-z_]+(\.[A-Za-z_]+)?")
 
 
 class Address(NamedTuple):
-    """Where the database is, and how it is reached."""
+    """The address of a database, and how to connect to it."""
 
     dsn: str
-    """What asyncpg connects to."""
+    """The URL for asyncpg."""
     place: str
     """The hosts and the name of the database; nothing secret."""
     timeout: float | None
-    """Seconds that a connection may take; None: as we think best."""
+    """Seconds that connecting may take; None: our default."""
     startup: dict[str, str]
     settings: dict[str, str]
-    """Sent to the server, which refuses those it does not know."""
+    """Settings for the server, which refuses unknown ones."""
     dropped: tuple[str, ...]
     """Parameters that have no effect here."""
     context: ssl.SSLContext | None
     is_pooled: bool
-    """Whether it says that it is a pooler's, in transaction mode."""
+    """Whether the URL is recognizably that of a pooler in transaction mode."""
 
 
 def read(url: str) -> Address:
-    """Read a URL, or raise StoreUnusable with what is wrong; never with its password."""
+    """Return the address of a URL, or raise StoreUnusable with the fault, never the password."""
     try:
         return _read(url)
     except MisnamedServers as error:
         raise _unusable(str(error)) from error
     except ValueError as error:
-        # What is wrong may be the password, so it is not said.
+        # The invalid part may be the password, so the message leaves it out.
         raise StoreUnusable(
             "cannot open the database: RECEIVER_DATABASE_URL is not a PostgreSQL URL; write "
             f"postgresql://user:password@host:port/name, and {_ENCODE}"
@@ -119,14 +119,14 @@ def _read(url: str) -> Address:
             raise _unusable(f"{name} names {path}, which is not a file that can be read")
         if name == "sslrootcert":
             _check_authorities(path)
-    # asyncpg would take those in front of the path first, and part their folders at colons.
+    # asyncpg would prefer servers in front of the path, and split their socket folders at colons.
     at_servers = {"host": ",".join(named.hosts), "port": ",".join(named.ports)}
     where = {name: text for name, text in at_servers.items() if text}
     query = urlencode({**where, **by_use["driver"], **by_use["file"]})
-    # A name of the database that is empty is asyncpg's "".
+    # asyncpg would take an empty database name as "".
     path = parts.path if unquote(parts.path).strip("/") else ""
     dsn = parts._replace(netloc=user + at, query=query, fragment="", path=path).geturl()
-    if "://" not in dsn:  # urlsplit leaves out an authority that is empty
+    if "://" not in dsn:  # geturl leaves out an empty authority
         dsn = dsn.replace(":", "://", 1)
     return Address(
         dsn,
@@ -141,12 +141,12 @@ def _read(url: str) -> Address:
 
 
 def _is_poolers(named: Servers) -> bool:
-    """Return whether hosts and ports are those that Neon and Supabase give their poolers."""
+    """Return whether a host or port is one that Neon or Supabase gives its poolers."""
     return "6543" in named.ports or any("-pooler." in host for host in named.hosts)
 
 
 def _flags(options: str) -> tuple[str, dict[str, str]]:
-    """Part the settings of libpq's `options` from the rest: poolers refuse them there."""
+    """Separate the settings in libpq's `options` from the rest: poolers refuse them there."""
     found = {name: _ESCAPED.sub(r"\1", value) for name, value in _FLAG.findall(options)}
     return _FLAG.sub("", options).strip(), found
 
@@ -168,7 +168,7 @@ def _by_use(given: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def _seconds(text: str) -> float | None:
-    """Read libpq's connect_timeout: nothing, zero and less mean no limit, which we do not know."""
+    """Return libpq's connect_timeout; None if it has no limit: it is empty, zero or negative."""
     try:
         seconds = float(text or 0)
     except ValueError:
@@ -177,7 +177,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext | None:
-    """Return a context for the system's authorities, which asyncpg takes for a file's name."""
+    """Return a context for `sslrootcert=system`, which asyncpg would take for a file; or None."""
     if files.get("sslrootcert") != "system":
         return None
     if driver.get("sslmode", "verify-full") != "verify-full":
@@ -190,7 +190,7 @@ def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext
 
 
 def _check_authorities(path: str) -> None:
-    """Look into the file: an error of OpenSSL's names neither it nor the parameter."""
+    """Raise StoreUnusable with the file and the parameter, which OpenSSL's error does not name."""
     try:
         ssl.create_default_context(cafile=path)
     except OSError as error:  # SSLError too
@@ -203,7 +203,7 @@ def _unusable(what: str) -> StoreUnusable:
 
 
 def set_config(settings: Mapping[str, str], *, is_local: bool) -> str:
-    """Return the statement that sets these until the transaction ends, or the session."""
+    """Return the statement that sets these until the end of the transaction, or of the session."""
     until = "true" if is_local else "false"
     calls = (f"set_config('{name}', {_quoted(value)}, {until})" for name, value in settings.items())
     return f"SELECT {', '.join(calls)}"
@@ -215,7 +215,7 @@ def _quoted(text: str) -> str:
 
 
 def _causes(place: str, seconds: float) -> Mapping[str, str]:
-    """Return what a connection error means, by the name of its class or of its bases."""
+    """Return the meanings of connection errors, by the name of a class of the error."""
     return {
         "SSLCertVerificationError": f"the certificate of {place} is not trusted; name its authority"
         " by sslrootcert=FILE, or sslrootcert=system for those of this machine",
@@ -238,7 +238,7 @@ def _causes(place: str, seconds: float) -> Mapping[str, str]:
 
 
 def explain(error: BaseException, place: str, seconds: float) -> str:
-    """Return in a few words why no connection could be made."""
+    """Return a short reason why no connection could be made."""
     known = _causes(place, seconds)
     kinds = [kind.__name__ for kind in type(error).__mro__]
     said = next((known[kind] for kind in kinds if kind in known), place)
@@ -247,5 +247,5 @@ def explain(error: BaseException, place: str, seconds: float) -> str:
 
 
 def _libpqs() -> list[str]:
-    """Return libpq's own variables that are set: asyncpg reads them where a URL says nothing."""
+    """Return the libpq variables that are set: asyncpg uses them for what a URL leaves out."""
     return sorted(filter(re.compile(r"PG[A-Z]+").fullmatch, os.environ))

@@ -1,6 +1,6 @@
 """Deliveries, handed out by the jobs of the queue: claimed, renewed, settled, given back.
 
-A delivery's row and its job are changed in one transaction. Where the two differ, the row is right.
+A delivery's row and its job are changed in one transaction. If the two differ, the row is right.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ if TYPE_CHECKING:  # PgQueuer takes long to import, and is not needed to accept
 log = structlog.get_logger("receiver")
 
 _OVERDUE: Final = 60.0
-"""Seconds after which a delivery that is still pending may have no job any more."""
+"""Seconds after which a due delivery that is still pending may have lost its job."""
 _MOST_RESCUED: Final = 1000
 _SOON: Final = 0.01
-"""Seconds until the next try to claim what has just fallen due, or is locked elsewhere."""
+"""Seconds until the next try to claim a delivery that has just fallen due or is locked."""
 
 
 class DeliveryQueue:
     """Claims deliveries by their jobs, on the connection of `claimer`; ends them on `writer`'s.
 
-    Where both are one, as in a function, leases are renewed there too.
+    If both are the same, as in a function, leases are renewed there too.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class DeliveryQueue:
         self._claimer = claimer
         self._begin = begin
         self._claimed: dict[tuple[str, int], Job] = {}
-        """The jobs of this process's claims, by delivery and claim: it may be claimed again before
-        we hear that its settlement is committed."""
+        """The jobs of this process's claims, by delivery and number of the claim: a delivery may be
+        claimed again before the commit of its settlement is known here."""
         self._untaken: dict[str, dict[str, Job]] = {}
-        """Jobs that were picked and whose deliveries are not claimed yet, by handler and id."""
+        """Picked jobs whose deliveries are not claimed yet, by handler and delivery."""
         self._rescue_at = 0.0
         self._rescued_to = ""
         self.heartbeat = Heartbeat(
@@ -79,7 +79,7 @@ class DeliveryQueue:
         )
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
-        """Claim what a handler has room for; or raise StoreUnavailable."""
+        """Claim as many due deliveries as a handler has room for, or raise StoreUnavailable."""
         found = await self._claimer.write("claim", self._claim_all, wanted, is_atomic=False)
         if isinstance(found, Claims):
             if found.claims:
@@ -99,8 +99,8 @@ class DeliveryQueue:
         self, owner: str, now: float, only: tuple[str, ...] = ()
     ) -> list[LostAttempt]:
         """Give back claims of `owner`, all or `only` some; return the attempts that count."""
-        # All are given back after the claims under way, whose results are not used any more. What
-        # cannot be given back is handed out again by PgQueuer half a minute later.
+        # All are given back after the claims under way, whose results are no longer used. If a job
+        # cannot be given back, PgQueuer hands it out again half a minute later.
         lost: list[LostAttempt] = []
         if not only:
             with contextlib.suppress(StoreUnavailable):
@@ -115,13 +115,13 @@ class DeliveryQueue:
         return lost + released.lost
 
     async def rescue(self, now: float) -> None:
-        """Once a minute, make jobs for deliveries that have none."""
+        """Make jobs for deliveries that have none, at most once a minute."""
         if now >= self._rescue_at:
             await self._writer.write("rescue", self._rescue_all, now)
             self._rescue_at = now + _OVERDUE
 
     async def trim(self) -> None:
-        """Drop what is old of the queue's own log."""
+        """Delete old rows of the queue's own log."""
         await self._claimer.write("trim_queue", self._trim_all, None, is_atomic=False)
 
     async def _trim_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
@@ -138,7 +138,7 @@ class DeliveryQueue:
             except Exception as error:
                 if not results:
                     raise
-                results.append(error)  # what the others have claimed must run
+                results.append(error)  # the deliveries that are already claimed must run
         return results
 
     async def _claim_for(self, cx: Connection, wanted: ClaimRequest) -> Claims:
@@ -165,13 +165,13 @@ class DeliveryQueue:
                 raise
             if not is_trouble(error):
                 log.exception("task.failed", handler=wanted.handler)
-            next_due = wanted.now + _SOON  # what was claimed must run; the rest is seen to then
+            next_due = wanted.now + _SOON  # the claimed ones must run; the rest is tried then
         return Claims(claims, next_due, lost)
 
     async def _take(
         self, cx: Connection, wanted: ClaimRequest, untaken: dict[str, Job]
     ) -> list[Claim]:
-        """Claim deliveries whose jobs were picked, as many as are wanted; their jobs are known."""
+        """Claim as many deliveries of picked jobs as are wanted, and record their jobs."""
         names = list(islice(untaken, wanted.most))
         params = msgspec.structs.asdict(wanted) | {
             "largest": deliveries.LARGEST_RAW,
@@ -190,9 +190,9 @@ class DeliveryQueue:
     async def _put_back(
         self, cx: Connection, untaken: dict[str, Job], now: float
     ) -> list[LostAttempt]:
-        """Deal with jobs whose delivery was not taken: it has or had an owner, or it is over.
+        """Put back or end jobs whose delivery was not claimed: it has or had an owner, or ended.
 
-        One that is pending is due, as the queue had it.
+        A pending delivery is due at once, as it was in the queue.
         """
         async with in_transaction(cx, self._begin()):
             [lost] = await self._steps.drive(cx, deliveries.reclaim_these([(sorted(untaken), now)]))
@@ -244,7 +244,7 @@ class DeliveryQueue:
         return released
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """Make jobs for deliveries without one, and make due those that wait for ended ones."""
+        """Make jobs for deliveries without one; make those due that wait only for ended ones."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
         [self._rescued_to] = await self._steps.drive(cx, deliveries.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
@@ -255,13 +255,13 @@ class DeliveryQueue:
     async def renew_on(
         self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
     ) -> None:
-        """Renew the leases of deliveries and the heartbeats of their jobs, on that connection."""
+        """Renew the leases of deliveries and the heartbeats of their jobs, on connection `cx`."""
         await self._clock.compare_on(cx)
         async with in_transaction(cx, self._begin()):
             await self._renew_all(cx, [(owner, delivery_ids, lease_until)])
 
     async def _renew_here(self, *wish: Any) -> None:
-        """Renew on the connection that writes, and so in the loop."""
+        """Renew on the writing connection, and so in the loop."""
         await self._writer.write("renew", self._renew_all, wish)
 
     async def _renew_all(

@@ -1,4 +1,4 @@
-"""The server's clock, beside ours: leases are kept by the server's, which all processes share."""
+"""The server's clock compared with ours: leases use the server's, which all processes share."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class ServerClock:
 
     def __init__(self) -> None:
         self.skew = 0.0
-        """Seconds; 0 where the two are close enough."""
+        """Seconds; 0 if the two are close enough."""
 
     async def compare_on(self, connection: Connection) -> None:
-        """Ask the server for its time, and compare."""
+        """Read the server's time, and compare it with ours."""
         asked_at = time.time()
         self.compare(await connection.fetchval(CLOCK.postgres), asked_at)
 
     def compare(self, there: float, asked_at: float) -> None:
-        """Measure again how far apart the clocks are, as either may have been set.
+        """Update the skew, as either clock may have been set.
 
         `there` is the server's time, `asked_at` ours when it was asked for.
         """
@@ -45,4 +45,4 @@ class ServerClock:
         if self.skew:
             log.warning("clock.skewed", seconds=round(self.skew, 1))
         else:
-            log.info("clock.skewed", seconds=0.0)  # no more
+            log.info("clock.skewed", seconds=0.0)  # no longer skewed

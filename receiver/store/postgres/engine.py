@@ -1,6 +1,6 @@
 """The store on PostgreSQL: any number of processes on any number of machines.
 
-The queue is written in the same transactions as the rows (`claims`, `queue`), and processes tell
+The queue is written in the same transactions as the rows (`claims`, `queue`), and processes inform
 each other of their commits by NOTIFY (`notices`).
 """
 
@@ -61,18 +61,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SCHEMA: Final = "receiver"
-"""The PostgreSQL schema that holds everything of ours, the queue's tables too."""
+"""The PostgreSQL schema that contains all our tables, including the queue's."""
 _FIXED: Final = 4
-"""Connections beside those of writers and readers: to claim, renew, listen and keep house."""
+"""Connections besides those of writers and readers: to claim, renew, listen and keep house."""
 _WRITERS: Final = 2
 _IDLE: Final = 60.0
 """Seconds after which a function closes a connection that it does not use."""
 _GLANCE: Final = 1.0
-"""Poll interval in seconds for what others commit, where no NOTIFY comes."""
+"""Seconds between two polls for commits of other processes, if no NOTIFY comes."""
 _ONE_STEP: Final = 30.0
-"""Seconds in which all processes have seen one and the same step of the clock."""
+"""Seconds within which all processes have seen the same step of the clock."""
 _LARGEST_SHARED: Final = 64 * 1024
-"""Bytes of a callback that shares a transaction with others."""
+"""Most bytes of a callback that shares a transaction with others."""
 _LAST_PLACE: Final = Statement(
     "SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS seq FROM receiver.changes_seq_seq"
 )
@@ -89,11 +89,11 @@ _POOLED: Final = (
 )
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
-"""Seconds between two looks for transactions that write the change log."""
+"""Seconds between two checks for transactions that write the change log, at first and at most."""
 
 
 class PostgresStore(Store):
-    """The store for many processes, its queue in `jobs`, which is PgQueuer's."""
+    """The store for many processes; its queue is PgQueuer's, in `jobs`."""
 
     def __init__(
         self,
@@ -120,8 +120,8 @@ class PostgresStore(Store):
         self._writer = Committer(
             self.connect, report, writers, committed=committed, begin=self._begin, idle=self._idle
         )
-        # A claim that is lost is made again when its lease is over: it waits for no disk, and what
-        # PgQueuer hands out and what we note of it need not be one transaction.
+        # A lost claim is made again when its lease has expired. So a claim does not wait for the
+        # disk, and PgQueuer's step and ours need not be one transaction.
         self._claimer = self._writer
         if not access.serverless:
             self._claimer = Committer(
@@ -137,7 +137,7 @@ class PostgresStore(Store):
         self._hearing: asyncio.Task[None] | None = None
 
     async def connect(self, **settings: str) -> Connection:
-        """Open a connection as all of ours are."""
+        """Open a connection with our settings."""
         return await self._sessions.connect(**settings)
 
     def _begin(self) -> str:
@@ -184,11 +184,11 @@ class PostgresStore(Store):
                     await self._pool.close()
 
     async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
-        """Return the connections that read, of which none is opened before it is needed."""
+        """Return the reading connections, none of which is opened before it is needed."""
         return await asyncpg.create_pool(
             **self._sessions.where,
             connect=self._sessions.open,
-            min_size=0,  # else the pool itself goes on about a server that is away
+            min_size=0,  # else the pool itself complains of a server that is away
             max_size=self._readers,
             init=self._sessions.prepare,
             reset=_leave_as_it_is,
@@ -200,12 +200,12 @@ class PostgresStore(Store):
             log.info("store.parameters", unused=", ".join(dropped))
 
     async def keep_house(self, housekeeping: Housekeeping) -> None:
-        """Do the housekeeping in one of all processes; a function leaves it to its drains."""
+        """Do the housekeeping, in one process for all; a function leaves it to its drains."""
         if not self._access.serverless:
             await self._jobs.keep_house(self.connect, housekeeping)
 
     async def believes(self, now: float, step: Shift) -> bool:
-        """Follow a step only towards the server's clock, which all have in common."""
+        """Return whether a step is towards the server's clock, which all processes share."""
         there = await self._server_time()
         return abs(there - now - step.deadline) < abs(there - now)
 
@@ -217,15 +217,15 @@ class PostgresStore(Store):
         return self._clock.skew
 
     async def shift(self, step: Shift, owner: str, now: float) -> None:
-        """Move what is stored along with the clock, in one of all processes that see the step."""
+        """Move the stored times with the clock, in one of all the processes that see the step."""
         role = LeaseRequest(name="clock", owner=owner, now=now, until=now + _ONE_STEP)
         if await self.leases.hold(role):
             await super().shift(step, owner, now)
 
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
-        """Others may be at work: only what has no owner any more is pending again.
+        """Reclaim only expired claims, as other processes may be at work.
 
-        A function leaves that to its next drain: it starts for one callback, and often.
+        A function leaves that to its next drain, as it starts often, each time for one callback.
         """
         return [] if self._access.serverless else await self.reclaim(owner, now)
 
@@ -246,7 +246,7 @@ class PostgresStore(Store):
         self._queue.heartbeat.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
-        """Reclaim what has no owner; once a minute, rescue deliveries without a job."""
+        """Reclaim expired claims; once a minute, rescue deliveries without a job."""
         asked_at = time.time()
         self._clock.compare(await self._server_time(), asked_at)
         lost = await self.write(deliveries.reclaim, (owner, now + self._clock.skew))
@@ -259,7 +259,7 @@ class PostgresStore(Store):
     # --- transactions ---
 
     async def write(self, operation: Transaction[Item, Result], item: Item) -> Result:
-        # What is large goes alone: a statement may not have a gigabyte.
+        # A large item is written alone: a statement may not have a gigabyte.
         large = isinstance(item, IncomingOutcome) and len(item.body) > _LARGEST_SHARED
         key: Hashable = (operation, id(item)) if large else operation
         return await self._writer.write(key, partial(self._operate, operation), item)
@@ -295,10 +295,10 @@ class PostgresStore(Store):
             return await prepared.fetch(*arguments)  # type: ignore[return-value]
 
     async def change_log_end(self) -> int:
-        """Return the last place that was handed out, once the transactions of then have ended.
+        """Return the last position given out, once the transactions of that time have ended.
 
-        Places are handed out before the commits, which may come in another order. A transaction
-        takes a lock on the change log before it gets a place, and holds it until it ends.
+        Positions are given out before the commits, which may come in another order. A transaction
+        takes a lock on the change log before it gets a position, and holds it until it ends.
         """
         last = await self._last_place()
         writing = await self._writing()
@@ -330,7 +330,7 @@ class PostgresStore(Store):
         return isinstance(error, asyncpg.UniqueViolationError)
 
     async def _poll(self) -> None:
-        """Poll for what others commit, while anybody waits for it: a pooler passes no NOTIFY on."""
+        """Poll for commits of others while a task waits for them: a pooler passes on no NOTIFY."""
         seen: int | None = None
 
         async def look() -> None:
@@ -361,7 +361,7 @@ class PostgresStore(Store):
                 await close(connection)
 
     async def _set_up(self) -> None:
-        """Bring the schema up to date; by another URL only where there is something to do."""
+        """Bring the schema up to date; by another URL only if there is something to do."""
         if self._migrating is self._sessions:
             await self._migrate()
             return
@@ -374,7 +374,7 @@ class PostgresStore(Store):
             await close(connection)
 
     async def _check_schema(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
-        """Refuse a schema that is not just ours; its connection is the first that reads."""
+        """Raise StoreUnusable unless the schema is exactly ours; this opens the first reader."""
         try:
             async with pool.acquire() as connection:
                 await self._check(connection)
@@ -388,11 +388,11 @@ class PostgresStore(Store):
 
 
 async def _leave_as_it_is(_: Any) -> None:
-    """Do not reset a connection in the pool: nothing here leaves state, and it is a round trip."""
+    """Do not reset a connection in the pool: no use leaves state, and a reset is a round trip."""
 
 
 async def _use_once(sessions: Sessions) -> None:
-    """Make a connection as all of ours are: settings may be refused that the first does not set."""
+    """Open a connection with our settings: the server may refuse some that the first left out."""
     connection = await sessions.connect()
     try:
         async with in_transaction(connection, sessions.begin):
@@ -403,7 +403,7 @@ async def _use_once(sessions: Sessions) -> None:
 
 @contextlib.contextmanager
 def _in_a_sentence(sessions: Sessions) -> Iterator[None]:
-    """Turn any error into StoreUnusable with what to do, and with which setting."""
+    """Turn any error into StoreUnusable with the solution and the setting to change."""
     try:
         yield
     except StoreUnusable as error:
@@ -414,7 +414,7 @@ def _in_a_sentence(sessions: Sessions) -> Iterator[None]:
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:
-    """Return why the server cannot be used, and what would help; never with its password."""
+    """Return why the server cannot be used, and what would help; never the password."""
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return (
             f"the database cannot be set up: {type(error).__name__}: {error}; run `receiver "

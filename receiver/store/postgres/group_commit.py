@@ -1,6 +1,6 @@
-"""Group commit for PostgreSQL: all writes of one kind that wait are committed together.
+"""Group commit for PostgreSQL: all waiting writes of one operation are committed together.
 
-All the items that wait for one operation make one transaction, and each caller gets its result
+All the items that wait for one operation form one transaction, and each caller gets its result
 after the commit. A few connections take turns: one batch is prepared while another reaches the
 disk.
 """
@@ -26,16 +26,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Work: TypeAlias = Callable[[Connection, Sequence[Item]], Awaitable[Sequence[Result]]]
-"""What is done for all the items that wait for it, inside a transaction; one result an item."""
+"""Handles all waiting items, inside a transaction if atomic; returns one result per item."""
 
 BEGIN: Final = "BEGIN"
 _LARGEST_BATCH: Final = 500
 _TRIES: Final = 6
 _PAUSE: Final = 0.01
-"""Seconds before a transaction that met another one is tried again, the first time."""
+"""Most seconds before the first retry of a transaction that collided with another."""
 _FROZEN_FOR: Final = 5.0
-"""Seconds after which who has prepared a statement and does not run it counts as frozen."""
-# To the server such a session is at work, and its idle_in_transaction_session_timeout never comes.
+"""Seconds after which a session that has prepared a statement and not run it counts as frozen."""
+# The server counts it as active, so its idle_in_transaction_session_timeout never applies.
 _END_FROZEN: Final = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND usename = current_user
@@ -54,7 +54,7 @@ _FAULTS: Final = (
     ValueError,
 )
 _COLLISIONS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
-# InternalClientError: asyncpg, too, where the server ends a connection just as it is used.
+# asyncpg raises InternalClientError, too, if the server ends a connection just as it is used.
 _TROUBLE: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -70,7 +70,7 @@ def is_trouble(error: BaseException) -> bool:
 
 
 class _Batch:
-    """All that waits for one piece of work, which is a transaction or several statements."""
+    """The items that wait for one piece of work, which is a transaction or several statements."""
 
     def __init__(self, key: Hashable, work: Work[Any, Any], *, is_atomic: bool) -> None:
         self.key = key
@@ -90,7 +90,7 @@ class _Batch:
         return batches
 
     def check(self, results: Sequence[Any]) -> None:
-        """Raise unless there is one result an item, while the transaction can be rolled back."""
+        """Raise unless there is one result per item, while the transaction can be rolled back."""
         if len(results) != len(self.items):
             raise RuntimeError(f"{len(results)} results for {len(self.items)} items")
 
@@ -108,8 +108,8 @@ class _Batch:
 class Committer:
     """Owns `size` connections that write; `report` is called when writing fails or works again.
 
-    `committed` is called after every commit, with the number of its writes. `begin` gives what
-    begins a transaction. Connections that were not used for `idle` seconds are closed.
+    `committed` is called after every commit, with the number of its writes. `begin` returns the
+    statement that begins a transaction. Connections unused for `idle` seconds are closed.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Committer:
         self._tasks = [asyncio.create_task(self._run()) for _ in range(self._size)]
 
     async def stop(self) -> None:
-        """Commit what waits, then stop."""
+        """Commit waiting writes, then stop."""
         self._closed = True
         for _ in self._tasks:
             self._queue.put_nowait(None)
@@ -150,7 +150,7 @@ class Committer:
     ) -> Result:
         """Do `work` for `item`, together with all items of that key; return after the commit.
 
-        What is not atomic is no transaction: each of its statements is committed by itself.
+        Work that is not atomic is no transaction: each of its statements is committed by itself.
         """
         if self._closed:
             raise StoreUnavailable("the database is closed")
@@ -211,7 +211,7 @@ class Committer:
         return connection
 
     async def _end_frozen(self, error: Exception) -> bool:
-        """End the sessions of frozen processes if a lock is not to be had; say if any were."""
+        """End the sessions of frozen processes after a lock timeout; return whether any were."""
         if not isinstance(error, asyncpg.LockNotAvailableError):
             return False
         connection: Connection | None = None
@@ -273,14 +273,14 @@ class _Attempt:
         return results
 
     def drop(self) -> None:
-        """Let go of a connection that may be in any state."""
+        """Terminate a connection, which may be in any state."""
         if self.connection is not None:
             self.connection.terminate()
 
 
 @contextlib.asynccontextmanager
 async def in_transaction(connection: Connection, begin: str) -> AsyncIterator[None]:
-    """Commit what is done inside, or roll it back if that raises."""
+    """Commit the statements run inside, or roll them back on an error."""
     try:
         await connection.execute(begin)
         yield

@@ -16,15 +16,15 @@ from receiver.store.postgres.group_commit import Connection
 log = structlog.get_logger("receiver")
 
 _Renewal: TypeAlias = tuple[str, list[str], float]
-"""An owner, the deliveries it holds, and until when it will."""
+"""An owner, the deliveries that it holds, and the end of their leases."""
 _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread at the end; with the server away it may hang for longer."""
 _PATIENCE: Final = 2.0
-"""Seconds that the loop may take to renew, before a connection of the thread's own does."""
+"""Seconds that the loop may take to renew; after that the thread uses its own connection."""
 
 
 class Heartbeat:
-    """Renews on a connection of its own; with `in_loop` there, unless the loop is blocked."""
+    """Renews leases on its own connection; with `in_loop` in the loop, unless it is blocked."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin, in the loop, now that there is something to renew."""
+        """Start the thread, from the loop, once there is a lease to renew."""
         if self._thread is None:
             loop = asyncio.get_running_loop()
             self._thread = start_thread("receiver-renewal", self._run, loop)
@@ -88,7 +88,7 @@ class Heartbeat:
 
 
 def _renewed_in_loop(renewing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> bool:
-    """Renew in the loop; False: it is blocked, or that failed."""
+    """Renew in the loop; False: the loop is blocked, or the renewal failed."""
     try:
         future = asyncio.run_coroutine_threadsafe(renewing, loop)
     except RuntimeError:  # the loop is closed, and with it all claims
@@ -96,7 +96,7 @@ def _renewed_in_loop(renewing: Coroutine[Any, Any, None], loop: asyncio.Abstract
         return True
     try:
         future.result(_PATIENCE)
-    except Exception:  # noqa: BLE001 - a connection of our own is tried then, and tells
+    except Exception:  # noqa: BLE001 - the caller tries its own connection
         future.cancel()
         return False
     return True

@@ -35,7 +35,7 @@ _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('receiver schema'))"
 _TO_MIGRATE: Final = "SET LOCAL search_path = receiver; SET LOCAL lock_timeout = '60s'"
 _LONGEST_MIGRATION: Final = 3600.0
 _SILENT: Final = 2.0
-"""Seconds of waiting for another process after which we say so."""
+"""Seconds of waiting for another process after which the wait is logged."""
 _FIRST: Final = """
 CREATE SCHEMA IF NOT EXISTS receiver;
 CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now());
@@ -51,8 +51,8 @@ FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
 
 
 async def bring_up_to_date(connection: Connection, jobs: PgQueuerJobs, *, is_pooled: bool) -> None:
-    """Make or migrate the schema, or raise StoreUnusable with what is in the way."""
-    # One transaction, so that a crash leaves no half and a pooler keeps nothing of it.
+    """Create or migrate the schema, or raise StoreUnusable with the obstacle."""
+    # One transaction, so that a crash leaves no partial schema and a pooler keeps no setting.
     async with connection.transaction():
         await connection.execute(_TO_MIGRATE)
         await _lock(connection)
@@ -64,9 +64,9 @@ async def bring_up_to_date(connection: Connection, jobs: PgQueuerJobs, *, is_poo
 
 
 async def check(connection: Connection, jobs: PgQueuerJobs) -> float:
-    """Raise StoreUnusable unless the schema is just ours; return the server's time.
+    """Raise StoreUnusable unless the schema is exactly ours; return the server's time.
 
-    It is one statement, for those who start often and must not wait.
+    It is one statement, for processes that start often and must not wait.
     """
     try:
         [row] = await connection.fetch(_STATE, jobs.table)

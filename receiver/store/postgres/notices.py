@@ -1,4 +1,4 @@
-"""NOTIFY and LISTEN: each process tells all others what it has committed."""
+"""NOTIFY and LISTEN: each process notifies all others of its commits."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ log = structlog.get_logger("receiver")
 
 CHANNEL: Final = "receiver_news"
 TOPICS: Final[tuple[Topic, ...]] = ("handler", "changes", "prediction")
-"""What other processes' commits are news of."""
+"""The topics that other processes' commits wake."""
 _MOST_NAMED: Final = 150
-"""Predictions named in one notice: its text may have 8,000 bytes."""
+"""Most predictions named in one notice: its text may have 8,000 bytes."""
 _MOST_ATTEMPTS: Final = 100
-"""Attempts named in one notice, likewise."""
+"""Most attempts named in one notice, for the same reason."""
 
 
 class Notices:
-    """Writes the notices of this process, and passes on those of others."""
+    """Creates the notices of this process, and passes on those of others."""
 
     def __init__(self, wakeups: Wakeups, attempts: AttemptNews) -> None:
         self._wakeups = wakeups
         self._attempts = attempts
         self.sender = secrets.token_hex(8)
-        """This process: its own notices come back to it, and are no news."""
+        """The name of this process, which ignores its own notices when they come back."""
 
     def of_commit(self, news: News) -> list[str]:
-        """Return the texts of notices, as many as it takes."""
+        """Return the texts of the notices of a commit, as many as are needed."""
         handlers = sorted({handler for _, handler in news.pending})
         parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
         notices = [[self.sender, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
         return [msgspec.json.encode(notice).decode() for notice in notices]
 
     def of_attempts(self, items: Sequence[Sequence[AttemptName]]) -> list[str]:
-        """Return the texts of notices of attempts that ended; an item of none subscribes."""
+        """Return the texts of the notices of ended attempts; an empty item subscribes."""
         named = [name for ended in items for name in ended]
         parts = [named[at : at + _MOST_ATTEMPTS] for at in range(0, len(named), _MOST_ATTEMPTS)]
         if not all(items):
@@ -54,7 +54,7 @@ class Notices:
         return [msgspec.json.encode(AttemptNotice(self.sender, part)).decode() for part in parts]
 
     async def listen(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        """Listen for other processes' commits for as long as we run; a gap wakes all workers."""
+        """Listen for other processes' commits for as long as we run; wake all after a gap."""
         logged = ""
         while True:
             try:
@@ -77,7 +77,7 @@ class Notices:
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), COMMAND_TIMEOUT)
-                await connection.fetchval("SELECT 1")  # else a cut wire would never be noticed
+                await connection.fetchval("SELECT 1")  # else a broken connection is never noticed
         finally:
             connection.terminate()
 
@@ -87,7 +87,7 @@ class Notices:
                 str(text), type=tuple[str, list[str], list[str]] | AttemptNotice
             )
         except msgspec.DecodeError:
-            return  # any role of this database may send a notice, and so nonsense
+            return  # any role of this database may send a notice, even an invalid one
         if isinstance(notice, AttemptNotice):
             if notice.sender != self.sender:
                 self._attempts.receive(notice)

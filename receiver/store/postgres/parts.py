@@ -1,7 +1,7 @@
-"""The parts of PgQueuer that are used here, without all that its root imports.
+"""The parts of PgQueuer that are used here, imported without its root package.
 
-The root has its command line, its dashboard and its stores in memory: more than all the rest of a
-cold start. So it is run when something of its own is first asked for.
+The root imports its command line, its dashboard and its stores in memory: more than all the rest of
+a cold start. So it runs only when one of its own names is first used.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class _Later(ModuleType):
 
 
 def _without_root(name: str) -> None:
-    """Let the modules of a package be imported without its root, unless that is there already."""
+    """Let the modules of a package be imported without its root, unless that is loaded already."""
     spec = importlib.util.find_spec(name)
     if spec is None or name in sys.modules:
-        return  # it is not installed, as the imports below will say
+        return  # it is loaded, or not installed: then the imports below raise
     module = importlib.util.module_from_spec(spec)
     module.__class__ = _Later
     sys.modules[name] = module
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 __all__ = ["JOB_STATUS", "Job", "Queries", "QueueEntrypoint", "QueueManagerId", "TracebackRecord"]
 
 UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
-# All of its names are given, as it would else read them from the environment. The log and the
-# statistics may be lost with the server: they are for watching.
+# All of its names are given, as it would otherwise read them from the environment. The log and the
+# statistics may be lost in a crash of the server: they are for monitoring.
 _NAMES: Final[dict[str, Any]] = {
     "prefix": "",
     "channel": Channel("receiver_jobs"),
@@ -79,7 +79,7 @@ _NAMES: Final[dict[str, Any]] = {
 
 
 def maker(schema: str) -> Callable[[Connection], Queries]:
-    """Return what makes PgQueuer's own queries, for our names of its tables."""
+    """Return a function that makes PgQueuer's own queries, with our names of its tables."""
     settings = DBSettings(db_schema=schema, **_NAMES)
     environment = QueryBuilderEnvironment(settings)
     builder, schedules = QueryQueueBuilder(settings), QuerySchedulerBuilder(settings)
@@ -87,7 +87,7 @@ def maker(schema: str) -> Callable[[Connection], Queries]:
 
 
 def scheduler() -> type[SchedulerManager]:
-    """Import what runs schedules, and with it the root."""
+    """Return the class that runs schedules; this imports the root."""
     from pgqueuer import SchedulerManager  # noqa: PLC0415 - see above
 
     return SchedulerManager

@@ -1,14 +1,14 @@
-"""The queue on PostgreSQL: PgQueuer's jobs, one for each delivery that is pending.
+"""The queue on PostgreSQL: PgQueuer's jobs, one for each pending delivery.
 
-The job is what wakes and hands out: PgQueuer's dequeue finds what is due with SKIP LOCKED, defers
-what failed, and gives the job of a process without a heartbeat to another. The row decides: a claim
-is made when the row takes an owner and a lease, a settlement counts while it still has them, and
-its state, attempts and history are what stays. Both are written in one transaction, so that a crash
-leaves neither without the other. Where they differ, the row is right: a job without a row to run is
-ended or put back, and `lost` finds a due row whose job is gone.
+The jobs hand out deliveries: PgQueuer's dequeue finds due jobs with SKIP LOCKED, defers failed
+ones, and gives the job of a process without a heartbeat to another. The row decides: a claim is
+made when the row gets an owner and a lease, a settlement counts while it still has them, and only
+its state, attempts and history are kept. Both are written in one transaction, so that a crash
+leaves neither without the other. If they differ, the row is right: a job without a row to run is
+ended or put back, and `lost` finds a due row whose job is missing.
 
-Work of which one process does all is PgQueuer's schedules. A job's payload names its delivery, its
-entrypoint the handler; the few statements below are what PgQueuer has no call for.
+Work that one process does for all uses PgQueuer's schedules. A job's payload is its delivery, its
+entrypoint the handler; the few statements below do what PgQueuer has no call for.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ log = structlog.get_logger("receiver")
 JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
 
 _STALE: Final = timedelta(seconds=30)
-"""A job whose taker has been silent for so long is given to another."""
+"""Time without a heartbeat after which a job is given to another process."""
 _OFTEN: Final = "* * * * * */5"
 _EVERY_MINUTE: Final = "* * * * *"
 _MOST_FORGOTTEN: Final = 10_000
-"""Rows of PgQueuer's log that are dropped in one statement."""
+"""Rows of PgQueuer's log that one statement deletes."""
 _SETTLED: Final = 1.0
-"""Seconds in which the first callbacks go before it: its imports take longer than a start."""
+"""Seconds of delay for the first callbacks, as housekeeping's imports take longer than a start."""
 _AGAIN: Final = 2.0
-"""Seconds after which schedules are taken up again when the server went away."""
+"""Seconds after which the schedules resume when the server went away."""
 
 _NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
 
@@ -52,13 +52,13 @@ _SELECT_NOTE: Final = "SELECT obj_description(to_regclass($1::text), 'pg_class')
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
-# PgQueuer's own query leaves out what has just fallen due: a worker that woke a moment early would
-# sleep on.
+# PgQueuer's own query leaves out jobs that have just fallen due: a worker that woke a moment early
+# would continue to sleep.
 _NEXT_DUE: Final = """
 SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision FROM {queue}
 WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
 """
-# PgQueuer hands out by handler only; this is its own step from queued to picked, for named ones.
+# PgQueuer hands out by handler only; this is its own step from queued to picked, for named jobs.
 _PICK_THESE: Final = """
 WITH held AS MATERIALIZED (
     SELECT id FROM {queue} WHERE dedupe_key = ANY($1) AND status = 'queued'
@@ -86,7 +86,7 @@ DELETE FROM {statistics} WHERE created < NOW() - interval '30 days'
 class PgQueuerJobs:
     """PgQueuer as the queue beside a PostgresStore's rows: one job for each pending delivery.
 
-    All of it happens on the connection that is given, and so in its transaction if there is one.
+    Each method uses the given connection, and so its transaction if there is one.
     """
 
     def __init__(self, schema: str) -> None:
@@ -94,7 +94,7 @@ class PgQueuerJobs:
         self._make: Callable[[Connection], Queries] | None = None
         self.table = f"{schema}.pgqueuer"
         self.note = _NOTE
-        """What its comment says: whose release made it."""
+        """The comment on that table: the PgQueuer release that made it."""
         self._hasten = _HASTEN.format(queue=self.table)
         self._next_due = _NEXT_DUE.format(queue=self.table)
         self._pick_these = _PICK_THESE.format(queue=self.table)
@@ -105,17 +105,17 @@ class PgQueuerJobs:
         self._taker = uuid.uuid4()
 
     async def queries(self, connection: Connection) -> Queries:
-        """Return PgQueuer's own queries, for our names of its tables."""
+        """Return PgQueuer's own queries, with our names of its tables."""
         if self._make is None:
-            # In a thread, as its import would hold up all requests.
+            # In a thread, as its import would delay all requests.
             parts = await asyncio.to_thread(_parts)
             self._make = parts.maker(self._schema)
         return self._make(connection)
 
     async def install(self, connection: Connection) -> None:
-        """Make the queue's own tables, in the caller's transaction, where there are none."""
+        """Create the queue's own tables, in the caller's transaction, if there are none."""
         if not await self.is_other(connection):
-            return  # without PgQueuer itself, as almost every start
+            return  # without importing PgQueuer, as at almost every start
         queries = await self.queries(connection)
         if not await queries.schema_is_installed():
             await queries.install()
@@ -123,16 +123,16 @@ class PgQueuerJobs:
             await self._sign(connection)
 
     async def is_other(self, connection: Connection) -> bool:
-        """Return whether another release made the queue's own tables, or nobody yet."""
+        """Return whether another release made the queue's own tables, or there are none yet."""
         return bool(await connection.fetchval(_SELECT_NOTE, self.table) != self.note)
 
     async def upgrade(self, connection: Connection) -> None:
-        """Upgrade the queue's own tables; in no transaction, and in one session."""
+        """Upgrade the queue's own tables; outside a transaction, and in one session."""
         await (await self.queries(connection)).apply_upgrade()
         await self._sign(connection)
 
     async def _sign(self, connection: Connection) -> None:
-        """Note at the queue's table whose release it is."""
+        """Store the PgQueuer release as the comment on the queue's table."""
         await connection.execute(f"COMMENT ON TABLE {self.table} IS '{self.note}'")
 
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
@@ -151,7 +151,7 @@ class PgQueuerJobs:
             await connection.execute(self._hasten, there)
 
     async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
-        """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
+        """Take jobs that are due, or whose process has not renewed them; return by delivery."""
         queries = await self.queries(connection)
         parts = _parts()
         jobs = await queries.dequeue(
@@ -164,13 +164,13 @@ class PgQueuerJobs:
         return _by_delivery(jobs)
 
     async def pick_these(self, connection: Connection, deliveries: Sequence[str]) -> dict[str, Job]:
-        """Take the jobs of some deliveries, where nobody has; give them by delivery."""
+        """Take the due jobs of some deliveries that no process has; return them by delivery."""
         rows = await connection.fetch(self._pick_these, list(deliveries), self._taker)
         job = (await asyncio.to_thread(_parts)).Job
         return _by_delivery([job.model_validate(dict(row)) for row in rows])
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
-        """Return in how many seconds the next job falls due."""
+        """Return in how many seconds the next job falls due; None: there is none."""
         seconds: float | None = await connection.fetchval(self._next_due, handler)
         return seconds
 
@@ -183,27 +183,27 @@ class PgQueuerJobs:
             await (await self.queries(connection)).log_jobs(ends)
 
     async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
-        """Take back the jobs of deliveries, even those that another process has picked."""
+        """Cancel the jobs of deliveries, even those that another process has picked."""
         jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
         if jobs:
             await (await self.queries(connection)).mark_job_as_cancelled(jobs)
 
     async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
-        """Put a picked job back, to fall due again then."""
+        """Put a picked job back, to fall due again in `seconds`."""
         await (await self.queries(connection)).retry_job(job, timedelta(seconds=seconds), None)
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
-        """Return deliveries (id, handler) that have been due since before then and have no job."""
+        """Return deliveries (id, handler) due since before `before` that have no job."""
         rows = await connection.fetch(self._lost, before, most)
         return [(row["id"], row["handler"]) for row in rows]
 
     async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
-        """Renew picked jobs, which are being worked on."""
+        """Renew the heartbeats of picked jobs."""
         if jobs:
             await (await self.queries(connection)).update_heartbeat([job.id for job in jobs])
 
     async def trim(self, queries: Queries) -> None:
-        """Fold PgQueuer's log into its statistics, and drop what is old of both."""
+        """Aggregate PgQueuer's log into its statistics, and delete old rows of both."""
         await queries.aggregate_logs()
         while await queries.driver.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
             pass
@@ -212,10 +212,10 @@ class PgQueuerJobs:
     async def keep_house(
         self, connect: Callable[[], Awaitable[Connection]], housekeeping: Housekeeping
     ) -> None:
-        """Do the housekeeping every few seconds, the queue's own too; once for all processes.
+        """Do the housekeeping every few seconds, the queue's own too, in one process for all.
 
-        It is PgQueuer's schedules: what a process that died was to do is another's half a minute
-        on. Its own words for what failed would come on top of ours.
+        It uses PgQueuer's schedules: half a minute after a process died, another does its work.
+        PgQueuer's log is silenced, as we log the failures.
         """
         logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
         await asyncio.sleep(_SETTLED)
@@ -232,7 +232,7 @@ class PgQueuerJobs:
         connection = await connect()
         try:
             queries = await self.queries(connection)
-            # Only who keeps house pays for it: PgQueuer's root comes with it.
+            # Imported only for housekeeping, as it imports PgQueuer's root.
             manager = (await asyncio.to_thread(_parts().scheduler))(queries)
             for name, work in housekeeping.items():
                 manager.schedule(f"receiver.{name}", _OFTEN)(_scheduled(name, work))
@@ -244,8 +244,8 @@ class PgQueuerJobs:
 
 
 def _parts() -> ModuleType:
-    """Import what is used of PgQueuer."""
-    from receiver.store.postgres import parts  # noqa: PLC0415 - paid for when it is used
+    """Import the parts of PgQueuer that are used."""
+    from receiver.store.postgres import parts  # noqa: PLC0415 - imported when it is used
 
     return parts
 
@@ -255,7 +255,7 @@ def _by_delivery(jobs: Sequence[Job]) -> dict[str, Job]:
 
 
 def _scheduled(name: str, work: Callable[[], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    """Return what PgQueuer runs: it logs a failure, and the next turn comes in seconds."""
+    """Return a function for PgQueuer that logs a failure; the next turn comes in seconds."""
 
     async def run(_: Any) -> None:
         try:

@@ -1,8 +1,8 @@
 """Connections to PostgreSQL: direct, or through a pooler in transaction mode.
 
 Such a pooler (PgBouncer's and Supavisor's transaction mode, Neon's `-pooler` hosts) gives each
-transaction another session. So nothing is set for longer than one, no statement is prepared for
-longer than its use, and notices are not heard.
+transaction another session. So nothing is set for longer than a transaction, no statement is
+prepared for longer than its use, and notices are not received.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Pooled: TypeAlias = Literal["auto", "on", "off"]
 CONNECT_TIMEOUT: Final = 5.0
 COMMAND_TIMEOUT: Final = 10.0
 _OF_A_TRANSACTION: Final = {
-    # A process that is frozen in a transaction must not hold its rows against all others.
+    # A process that is frozen in a transaction must not keep its rows locked.
     "idle_in_transaction_session_timeout": "10000",
     "lock_timeout": "8000",
-    # All that is run here is short, and must not depend on when the tables were last counted.
+    # All statements here are short, and their plans must not depend on the tables' statistics.
     "jit": "off",
     "enable_seqscan": "off",
-    # Else those that are queued or in flight are looked for along the primary key, past all others.
+    # Else queued and in-flight predictions are searched along the primary key, past all others.
     "random_page_cost": "1.1",
     "max_parallel_workers_per_gather": "0",
 }
@@ -46,14 +46,14 @@ _OF_A_SESSION: Final = {
     "tcp_keepalives_count": "3",
 }
 _OF_A_PROXY: Final = re.compile(r"(endpoint|project|reference)=")
-"""What Neon's and Supabase's proxies read in `options`, and keep for themselves."""
+"""The values in `options` that Neon's and Supabase's proxies read and do not pass on."""
 _BACKEND: Final = "SELECT pg_backend_pid() -- {}"
 _LAST_RUN: Final = "SELECT query FROM pg_stat_activity WHERE pid = $1::int"
 _UNKNOWN: Final = ("<insufficient privilege>", "", None)
 _LOOKS: Final = 5
-"""How often we look, as chance has a part in it."""
+"""Number of checks, as one alone may miss a pooler by chance."""
 _REFUSED: Final = "unsupported startup parameter"
-"""What PgBouncer says of settings in a start-up message."""
+"""PgBouncer's error for settings in a start-up message."""
 _POOLED: Final = (
     "the database is behind a pooler in transaction mode, which gives each transaction another "
     "session, and RECEIVER_DATABASE_POOLED is off; set that to auto, or RECEIVER_DATABASE_URL to "
@@ -66,11 +66,11 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
     pooled: Pooled = "auto"
     migrate_url: str | None = None
-    """Where the schema is set up, if that is another way to the same database."""
+    """The URL for setting up the schema, if it is another one for the same database."""
     serverless: bool = False
-    """Connect when there is something to do, and leave the schema to `receiver migrate`."""
+    """Whether to connect only when needed, and to leave the schema to `receiver migrate`."""
     connections: int = 9
-    """The most at a time."""
+    """The most connections at a time."""
 
 
 class Sessions:
@@ -82,7 +82,7 @@ class Sessions:
         """The setting that gives the URL."""
         self._access = access
         self._is_found = False
-        """Whether a look has found a pooler that nothing else told of."""
+        """Whether a check found a pooler that neither the URL nor a setting shows."""
 
     @cached_property
     def address(self) -> address.Address:
@@ -93,17 +93,17 @@ class Sessions:
         """Whether each transaction may get another session."""
         if self._access.pooled != "auto":
             return self._access.pooled == "on"
-        # Functions cannot do without a pooler for long, and need no more than one gives.
+        # Functions need a pooler sooner or later, and need no more than a pooler offers.
         return self._access.serverless or self.address.is_pooled or self._is_found
 
     @property
     def timeout(self) -> float:
-        """Seconds that a connection may take."""
+        """Seconds that connecting may take."""
         return self.address.timeout or CONNECT_TIMEOUT
 
     @property
     def where(self) -> dict[str, Any]:
-        """How asyncpg connects; poolers refuse most settings in a start-up message."""
+        """Arguments of asyncpg's connect; poolers refuse most settings in a start-up message."""
         startup = dict(self.address.startup)
         if self.is_pooled and not _OF_A_PROXY.match(startup.get("options", "")):
             startup.pop("options", None)
@@ -118,14 +118,14 @@ class Sessions:
 
     @property
     def begin(self) -> str:
-        """What begins a transaction; behind a pooler, what is set for it goes along."""
+        """The statement that begins a transaction; behind a pooler, with its settings."""
         if not self.is_pooled:
             return "BEGIN"
         wanted = {**self.address.settings, **_OF_A_TRANSACTION}
         return f"BEGIN; {address.set_config(wanted, is_local=True)}"
 
     async def connect(self, **settings: str) -> Connection:
-        """Open a connection as all of ours are."""
+        """Open a connection with our settings."""
         connection = await self.open(**self.where)
         try:
             await self.prepare(connection, **settings)
@@ -135,14 +135,14 @@ class Sessions:
         return connection
 
     async def open(self, *given: Any, **named: Any) -> Connection:
-        """Open a connection as asyncpg does."""
+        """Open a connection by asyncpg, with its arguments."""
         with self._in_words():
             connection: Connection = await asyncpg.connect(*given, **named)
         return connection
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:
-        """Explain a time-out: a pooler accepts connections for which it has no session yet."""
+        """Explain a timeout: a pooler accepts connections for which it has no session yet."""
         try:
             yield
         except TimeoutError as error:
@@ -152,7 +152,7 @@ class Sessions:
             ) from error
 
     async def prepare(self, connection: Connection, **settings: str) -> None:
-        """Set what all of our connections have in common, and more, for as long as it is open."""
+        """Set our common settings, and `settings`, for the session; not behind a pooler."""
         if not self.is_pooled:
             wanted = {**self.address.settings, **_OF_A_SESSION, **settings}
             with self._in_words():
@@ -161,7 +161,7 @@ class Sessions:
     async def connect_first(self) -> Connection:
         """Open a connection with the server's own settings, and find out if there is a pooler.
 
-        Raises StoreUnusable where there is one in transaction mode that may not be.
+        Raises StoreUnusable: there is one in transaction mode, and `pooled` is off.
         """
         try:
             connection = await self._connect_bare()
@@ -184,12 +184,12 @@ class Sessions:
         self._is_found = True
 
     async def _connect_bare(self) -> Connection:
-        # A statement that is kept would stay in a session that is another's next.
+        # A kept statement would stay in a session that another client gets next.
         return await self.open(**{**self.where, "statement_cache_size": 0})
 
     async def _is_shared(self, first: Connection) -> bool:
-        """Return whether sessions are given to several in turn; leave no trace there."""
-        # A pooler hands out numbers of its own, with which a client may cancel.
+        """Return whether sessions are given to several clients in turn; leave no trace there."""
+        # A pooler gives clients its own process numbers, which they use to cancel.
         if first.get_server_pid() == await first.fetchval(_BACKEND.format("first")):
             return False
         second = await self._connect_bare()
@@ -203,23 +203,23 @@ class Sessions:
 
 
 async def _has_moved(first: Connection, second: Connection) -> bool:
-    """Return whether another has used the session of the first, or the first another session.
+    """Return whether another client has used the first's session, or the first another session.
 
     A pooler in transaction mode gives a second client the session that the first has just used, or
-    gives the first another while the second is in a transaction. Where many are at work neither may
-    happen, so we also look at what has last run in that session.
+    gives the first another while the second is in a transaction. With many clients neither may
+    happen, so we also check which statement was last run in that session.
     """
     statement = _BACKEND.format(secrets.token_hex(4))
     before = await first.fetchval(statement)
     async with second.transaction():
         if before == await second.fetchval(_BACKEND.format("second")):
-            return True  # and it may be the only one
+            return True  # it may be the only session
         ran = await second.fetchval(_LAST_RUN, before)
         after = await first.fetchval(_BACKEND.format("first"))
     return before != after or ran not in {statement, *_UNKNOWN}
 
 
 async def close(connection: Connection) -> None:
-    """Close a connection; a server that is slow about it must not keep us from starting."""
+    """Close a connection; a server that closes slowly must not delay our start."""
     with contextlib.suppress(TimeoutError):
         await connection.close(timeout=1.0)

@@ -1,4 +1,4 @@
-"""Runs the steps of a transaction on a connection."""
+"""The runner of a transaction's steps on a connection."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 class StepRunner:
-    """Runs steps; what is news goes to the queue's jobs and to other processes with them."""
+    """Runs steps, and passes their news to the queue's jobs and to other processes."""
 
     def __init__(self, jobs: PgQueuerJobs, notices: Notices) -> None:
         self._jobs = jobs
         self._notices = notices
 
     async def drive(self, cx: Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
-        """Run all steps in the connection's transaction; return what they come to."""
+        """Run all steps in the connection's transaction; return their results."""
         try:
             step = next(steps)
             while True:
@@ -53,7 +53,7 @@ class StepRunner:
 
 
 async def notify(cx: Connection, text: str) -> None:
-    """Send a notice to all who listen, at the commit."""
+    """Send a notice to all listeners, at the commit."""
     await cx.execute(together((), notify=True), CHANNEL, text)
 
 
@@ -70,12 +70,12 @@ def values(statement: Statement, params: Mapping[str, Any]) -> list[Any]:
 
 
 def columns(statement: Statement, rows: Sequence[Cells] | None) -> list[Any]:
-    """Return the columns of the rows that a statement is given, each an array."""
+    """Return the columns of the rows that a statement is given, each as an array."""
     if not rows:
         return [[] for _ in statement.columns]
     return [[_storable(cell) for cell in column] for column in zip(*rows, strict=True)]
 
 
 def _storable(value: Any) -> Any:
-    """Return a text that PostgreSQL can hold: it knows no NUL, which strangers may well send."""
+    """Return a text without NUL, which PostgreSQL cannot store and strangers may send."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value

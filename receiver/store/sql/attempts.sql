@@ -1,6 +1,6 @@
 -- name: select_attempts
--- Read how attempts ended, and what became of their deliveries.
--- One after which the delivery was claimed again had left it pending.
+-- Read how attempts ended, and the states of their deliveries after them.
+-- If the delivery was claimed again, the attempt left it pending.
 SELECT a.delivery_id, a.number, a.result, a.reason, a.ended_at AS time, d.handler,
     CASE WHEN d.claims = a.number THEN d.state ELSE 'pending' END AS state,
     CASE WHEN d.claims = a.number THEN d.due_at END AS due_at,

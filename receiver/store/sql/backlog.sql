@@ -27,10 +27,10 @@ SELECT 'breaker', name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open
 FROM handlers WHERE paused_at IS NOT NULL OR open_until IS NOT NULL
 
 -- name: count_all
--- Count all that there is to do; no count goes beyond 10,000, so that its cost has a bound.
--- Pending deliveries are counted from handler to handler by the index, however many each has. One
--- that is pending again after its end is as old as its due time, any other as its event. Overdue is
--- what has been due since `before`; where that is 0, it is not counted.
+-- Count all open work; no count exceeds 10,000, so that its cost has a bound.
+-- The index leads from one handler with pending deliveries to the next, however many each has. A
+-- delivery that is pending again after its end is as old as its due time, any other as its event.
+-- Work due since `before` is overdue; if `before` is 0, it is not counted.
 WITH RECURSIVE {handlers_with_pending}
 SELECT * FROM (
     SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,
@@ -51,7 +51,7 @@ UNION ALL
 {beside_pending}
 
 -- name: count_few
--- Count the same for people: a handler's pending deliveries up to 1,000, and not how old they are.
+-- Count the same for display: a handler's pending deliveries up to 1,000, and without their ages.
 WITH RECURSIVE {handlers_with_pending}
 SELECT * FROM (
     SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,

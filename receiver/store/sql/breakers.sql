@@ -15,7 +15,7 @@ WHERE name = :name
 
 -- name: trip
 -- Open the breaker after a run of failures, or again after a failed probe.
--- Of many that fail at once, the first trips it.
+-- If many attempts fail at once, the first trips it.
 INSERT INTO handlers (name, failures, open_until, reason) VALUES (:name, 1, :until::float, :reason)
 ON CONFLICT (name) DO UPDATE
 SET failures = handlers.failures + 1, open_until = excluded.open_until, probe_until = NULL,
@@ -30,7 +30,7 @@ WHERE name = :name AND open_until <= :now::float AND (probe_until IS NULL OR pro
 RETURNING name
 
 -- name: end_probe
--- End a probe that found nothing out.
+-- End a probe without a result.
 UPDATE handlers SET probe_until = NULL WHERE name = :name
 
 -- name: reset

@@ -1,5 +1,5 @@
 -- name: add_sums
--- Add to the sums of days.
+-- Add to the daily sums.
 INSERT INTO cost_sums (day, provider, model, account, shard, predictions, amount, unknown)
 SELECT r.day, r.provider, r.model, r.account, {shard}, r.predictions, r.amount, r.unknown
 FROM {rows:day int, provider text, model text, account text, predictions int, amount int,
@@ -14,23 +14,23 @@ CAST(sum(predictions) AS BIGINT) AS predictions, CAST(sum(amount) AS BIGINT) AS 
 FROM cost_sums WHERE day >= :first::int AND day < :end::int
 
 -- name: select_sums
--- Read the sums of days.
+-- Read the daily sums.
 SELECT day, provider, model, account, {sums}
 GROUP BY day, provider, model, account LIMIT :most::int
 
 -- name: select_totals
--- Read the sums of days, of all accounts together.
+-- Read the daily sums of all accounts together.
 SELECT day, provider, model, '' AS account, {sums} GROUP BY day, provider, model LIMIT :most::int
 
 -- name: insert_questions
--- Record whose cost is to be asked for.
+-- Record predictions whose cost is to be asked for.
 INSERT INTO cost_questions (prediction_id, provider, due_at, units)
 SELECT r.prediction_id, r.provider, r.due_at, r.units
 FROM {rows:prediction_id text, provider text, due_at float, units float} WHERE true
 ON CONFLICT (prediction_id) DO NOTHING
 
 -- name: select_questions
--- Read what is to be asked of a provider now.
+-- Read the predictions whose cost a provider is to be asked for now.
 SELECT q.prediction_id AS id, q.tries, q.units, p.model, p.mode, p.provider_id, p.links,
        p.submitted_at, p.completed_at
 FROM (SELECT prediction_id, tries, units FROM cost_questions
@@ -38,26 +38,26 @@ FROM (SELECT prediction_id, tries, units FROM cost_questions
 JOIN predictions p ON p.id = q.prediction_id
 
 -- name: postpone_questions
--- Ask again later.
+-- Postpone questions to be asked again later.
 UPDATE cost_questions SET due_at = r.due_at, tries = cost_questions.tries + 1
 FROM {rows:id text, due_at float} WHERE cost_questions.prediction_id = r.id
 
 -- name: delete_questions
--- Ask no more.
+-- Delete questions that are not asked again.
 DELETE FROM cost_questions WHERE prediction_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: hold_costs
--- Read and lock what is known of the costs of predictions.
+-- Read and lock the known costs of predictions.
 SELECT id, provider, model, completed_at, price, reserved, cost, cost_source, account
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 
 -- name: set_costs
--- Record what predictions cost, as is known by now.
+-- Record the costs of predictions.
 UPDATE predictions SET cost = r.cost, cost_source = r.source
 FROM {rows:id text, cost int, source text} WHERE predictions.id = r.id
 
 -- name: set_account
--- Record by what the cost of a prediction is added up.
+-- Record the account that the cost of a prediction is added up by.
 UPDATE predictions SET account = :account WHERE id = :id
 
 -- name: hold_sums

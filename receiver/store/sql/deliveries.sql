@@ -36,8 +36,8 @@ UPDATE events SET unmatched = 0
 WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unmatched = 1
 
 -- name: select_wanted
--- Read what a handler may claim, with the events, those due first.
--- A provider's payload that is so large that a claim of many would not fit in memory is left out.
+-- Read the deliveries that a handler may claim, with the events, in the order of their due times.
+-- Large payloads are left out, as a claim of many would not fit in memory.
 SELECT {gather:{to_claim}}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now::float
@@ -53,7 +53,7 @@ FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
 {of_the_event}
 
 -- name: claim_deliveries
--- Claim deliveries: they run until they are settled or the lease is over.
+-- Claim deliveries: they run until they are settled or the lease expires.
 {start_run}
 WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 
@@ -84,8 +84,8 @@ SELECT min(due_at) AS due_at FROM deliveries WHERE handler = :handler AND state 
 
 -- name: select_held
 -- Read and lock the deliveries whose claim is still held by the settlement's owner.
--- This and the two statements after it change nothing where the claim was lost meanwhile.
--- `|| ''` keeps SQLite from walking the index of all that is running for each of them.
+-- This and the two statements after it change nothing if the claim was lost meanwhile.
+-- `|| ''` prevents SQLite from walking the index of all running deliveries for each of them.
 SELECT {gather:d.id, d.claims, d.prediction_id,
     EXISTS (SELECT 1 FROM deliveries w
             WHERE w.prediction_id = d.prediction_id AND w.state = 'pending' AND w.after <> '[]')
@@ -94,14 +94,14 @@ FROM {settlements} JOIN deliveries d ON d.id = r.id
 WHERE d.state || '' = 'running' AND d.owner = r.owner AND d.claims = r.number ORDER BY d.id {lock}
 
 -- name: insert_attempts
--- Record attempts, where the claim is still held.
+-- Record attempts whose claim is still held.
 INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason, note)
 SELECT d.id, d.claims, r.started_at, r.ended_at, r.result, r.reason, r.note
 FROM {settlements} JOIN deliveries d ON d.id = r.id
 WHERE d.state || '' = 'running' AND d.owner = r.owner AND d.claims = r.number
 
 -- name: settle_deliveries
--- End claims, where they are still held.
+-- End claims that are still held.
 UPDATE deliveries
 SET state = r.state, due_at = r.due_at, ended_at = r.closed_at, reason = r.reason,
     owner = NULL, lease_until = NULL
@@ -111,14 +111,14 @@ WHERE deliveries.id = r.id AND deliveries.state || '' = 'running'
 
 -- name: select_waiting
 -- Read and lock the deliveries of predictions that wait for other deliveries.
--- The lock is taken before what they wait for is read: of two deliveries that end at once, the
--- later sees both at their end.
+-- The lock is taken before the deliveries they wait for are read: if two of these end at once, the
+-- later transaction sees the end of both.
 SELECT d.id, d.prediction_id, d.after
 FROM {rows:id text} JOIN deliveries d ON d.prediction_id = r.id
 WHERE d.state = 'pending' AND d.after <> '[]' ORDER BY d.id {lock}
 
 -- name: select_with_waiting
--- Find predictions with deliveries that wait for others, page by page.
+-- Find predictions with deliveries that wait for other deliveries, page by page.
 SELECT DISTINCT prediction_id FROM deliveries
 WHERE state = 'pending' AND after <> '[]' AND prediction_id > :cursor
 ORDER BY prediction_id LIMIT :most::int
@@ -135,9 +135,9 @@ WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
 RETURNING id, handler
 
 -- name: release_deliveries
--- Give back an owner's claims, or some, when it stops or its time is over: the attempts do not count.
+-- Give back an owner's claims, or some, when it stops or its time is over; no attempt counts.
 -- Every earlier claim without a recorded attempt was given back too. A delivery with many of those
--- may be what stops our process, and is left out.
+-- may be the cause of the stops, and is left out.
 {with_held_by_owner}
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, attempts = attempts - 1
@@ -156,7 +156,7 @@ UPDATE deliveries SET lease_until = :lease_until::float WHERE id IN (SELECT id F
 RETURNING id
 
 -- name: reclaim
--- Take back claims whose lease is over, and with `everyone` those of all other processes.
+-- Take back claims whose lease has expired, and with `everyone` those of all other processes.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries
     WHERE state = 'running' AND (lease_until <= :now::float OR (:everyone::bool AND owner <> :owner))
@@ -165,12 +165,12 @@ WITH held AS MATERIALIZED (
 {take_back_held}
 
 -- name: reclaim_own
--- Take back what an owner still runs then and may not give back any more.
+-- Take back the claims that an owner still holds after `release_deliveries`.
 {with_held_by_owner}
 {take_back_held}
 
 -- name: reclaim_these
--- Take back some claims, where their lease is over.
+-- Take back those of some claims whose lease has expired.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries
     WHERE state = 'running' AND lease_until <= :now::float AND id IN (SELECT r.id FROM {rows:id text})
@@ -189,13 +189,13 @@ UPDATE handlers SET probe_until = NULL WHERE name IN (SELECT name FROM held)
 
 -- name: insert_lost
 -- Record the attempts of lost claims.
--- All that is known of them is when they began, and that their process is gone.
+-- It is only known when they began, and that their process has ended.
 INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason, note)
 SELECT d.id, d.claims, coalesce(d.claimed_at, :now::float), :now::float, 'lost', d.reason, ''
 FROM {rows:id text} JOIN deliveries d ON d.id = r.id
 
 -- name: select_lost
--- Read what the log says of lost attempts.
+-- Read lost attempts, for the log.
 SELECT d.id AS delivery, d.handler, d.prediction_id, p.provider, p.provider_id, e.channel,
     d.attempts AS attempt, d.claims AS number, d.reason, :now::float - coalesce(d.claimed_at, :now::float) AS seconds
 FROM {rows:id text}
@@ -216,7 +216,7 @@ JOIN events e ON e.prediction_id = r.id
 LEFT JOIN deliveries d ON {of_one_event}
 
 -- name: replay_deliveries
--- Make deliveries pending for another round, or make them where there are none.
+-- Make deliveries pending for another round, or create them.
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason,
                         replay_id)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason, :replay_id
@@ -230,12 +230,12 @@ WHERE deliveries.state IN ('done', 'skipped', 'dead')
 RETURNING id, handler
 
 -- name: forget_steps
--- Delete what `ctx.once` remembered for deliveries.
+-- Delete the results that `ctx.once` stored for deliveries.
 DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: select_erased
 -- Return whether a delivery's prediction was erased, and lock it until the commit.
--- The lock keeps an erase from coming between.
+-- The lock prevents an erase until then.
 SELECT erased_at IS NOT NULL AS erased FROM predictions WHERE id = 'pred_' || substr(:id, 5, 32) {lock}
 
 -- name: retry_delivery
@@ -271,20 +271,20 @@ SELECT {listed} FROM deliveries d {where} ORDER BY d.id DESC LIMIT :limit::int
 -- filter bound: d.id >= :bound
 
 -- name: list_pending
--- List pending deliveries by handler, those due first first.
+-- List pending deliveries by handler, in the order of their due times.
 SELECT {listed} FROM deliveries d {where} ORDER BY d.handler, d.due_at LIMIT :limit::int
 -- filter base: d.state = 'pending'
 -- filter handler: d.handler = :handler
 
 -- name: bound_failed
--- Find where a look ends that looks through so many dead or skipped deliveries.
+-- Find where a search of a bounded number of dead or skipped deliveries ends.
 SELECT d.id FROM deliveries d {where} ORDER BY d.id DESC LIMIT 1 OFFSET :most::int
 -- filter failed: d.state = :state AND d.state IN ('skipped', 'dead')
 -- filter cursor: d.id < :cursor
 
 -- name: insert_step
--- Remember the result of a step of `ctx.once`, unless the prediction was erased; return what is kept.
--- Attempts may overlap where one timed out or its process froze: the first result is everybody's.
+-- Store the result of a step of `ctx.once`, unless the prediction was erased; return the stored.
+-- Attempts may overlap if one timed out or its process froze: all of them get the first result.
 INSERT INTO steps (delivery_id, key, result)
 SELECT :delivery_id, :key, :result FROM predictions
 WHERE id = 'pred_' || substr(:delivery_id, 5, 32) AND erased_at IS NULL {lock}

@@ -1,4 +1,4 @@
--- Lists of one kind of rows each, the latest first, and by their key where that is the same.
+-- Lists of one kind of rows each, the latest first, and by their key if the times are equal.
 
 -- fragment: latest
 coalesce(c.repeated_at, c.received_at)
@@ -53,7 +53,7 @@ FROM events e JOIN predictions p ON p.id = e.prediction_id
 -- filter prediction: e.prediction_id = :prediction
 
 -- name: forget
--- Delete counts of rejected callbacks that have not moved for long.
+-- Delete counts of rejected callbacks that have not changed for long.
 DELETE FROM rejections WHERE last_at < :before::float
 
 -- name: select_counted

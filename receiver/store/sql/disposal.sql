@@ -1,5 +1,5 @@
--- A prediction stays as long as a delivery of its parent may run again: that handler submits by an
--- idempotency key, and the key goes with the prediction that has it.
+-- A prediction stays as long as a delivery of its parent may run again: that handler submits with
+-- an idempotency key, and the key is deleted with its prediction.
 
 -- fragment: may_go
 p.completed_at <= CASE p.status WHEN 'succeeded' THEN :succeeded_before::float
@@ -16,7 +16,7 @@ AND EXISTS (SELECT 1 FROM events e
             WHERE e.prediction_id = p.id AND e.seq < (SELECT max(seq) FROM events))
 
 -- name: select_old
--- Walk predictions in the order of their ids, and tell which may be deleted.
+-- Read predictions in the order of their ids, and whether they may be deleted.
 SELECT p.id, CASE WHEN {may_go} THEN 1 ELSE 0 END AS may_go FROM predictions p
 WHERE p.id > :cursor AND p.id < :horizon ORDER BY p.id LIMIT :most::int
 
@@ -38,21 +38,21 @@ SELECT p.id FROM predictions p WHERE p.id IN (SELECT r.id FROM {rows:id text}) A
 SELECT seq, time FROM changes WHERE seq < (SELECT max(seq) FROM changes) ORDER BY seq LIMIT :most::int
 
 -- name: delete_changes
--- Delete the change log up to a place.
+-- Delete the change log up to a position.
 DELETE FROM changes WHERE seq <= :last::int
 
 -- name: set_watermark
--- Remember a number by name; it only grows.
+-- Store a number by name; it only grows.
 INSERT INTO watermarks (name, value) VALUES (:name, :value::int)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE watermarks.value < excluded.value
 
 -- name: select_cut
--- Read the time of the oldest callback that decided nothing and is kept.
+-- Read the time of the latest callback that decided nothing and need not be kept.
 SELECT received_at FROM callbacks WHERE verdict <> 'accepted'
 ORDER BY received_at DESC LIMIT 1 OFFSET :kept::int
 
 -- name: select_unneeded
--- Find old callbacks that decided nothing, but for young living predictions.
+-- Find old callbacks that decided nothing, except those of young living predictions.
 SELECT c.prediction_id, c.channel, c.digest FROM callbacks c
 WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS (
     SELECT 1 FROM predictions p
@@ -60,7 +60,7 @@ WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS
 ORDER BY c.received_at LIMIT :most::int
 
 -- name: select_strays
--- Find callbacks whose predictions are gone.
+-- Find callbacks whose predictions are deleted.
 SELECT c.prediction_id, c.channel, c.digest FROM callbacks c
 WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS (
     SELECT 1 FROM predictions p WHERE p.id = c.prediction_id)

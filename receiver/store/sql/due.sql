@@ -1,7 +1,8 @@
 -- name: select_due
--- Read when the first of each kind falls due, and how long others hold what they have claimed.
--- Pending deliveries are looked at from handler to handler by the index, however many each has. What
--- a breaker holds back is due when that lets one through, and what is paused is not due at all.
+-- Read when the first work of each kind falls due, and when the leases of other processes end.
+-- The index leads from one handler with pending deliveries to the next, however many each has.
+-- Behind an open breaker a delivery is due when the breaker lets one through; of a paused handler
+-- none is due.
 WITH RECURSIVE {handlers_with_pending}
 SELECT * FROM (
     SELECT 'delivery' AS kind, h.name AS name,

@@ -1,10 +1,10 @@
 -- name: hold_prediction
--- Read and lock what decides whether a prediction may be erased.
+-- Read and lock the fields that decide whether a prediction may be erased.
 SELECT status, erased_at FROM predictions WHERE id = :id {lock}
 
 -- name: blank_prediction
 -- Erase the content of a prediction.
--- The schema wants an output of a success, and a message of an error: they are empty.
+-- The schema requires an output of a success, and a message of an error: they are set empty.
 UPDATE predictions
 SET input = '{}', metadata = '{}', links = '{}', trace = NULL, fingerprint = NULL,
     reply_to = NULL, private = NULL, ordered = NULL,
@@ -21,7 +21,7 @@ UPDATE callbacks SET headers = '[]', body = '' WHERE prediction_id = :id
 SELECT id FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'running'
 
 -- name: skip_deliveries
--- End the pending deliveries of what is erased.
+-- End the pending deliveries of an erased prediction.
 UPDATE deliveries
 SET state = 'skipped', due_at = NULL, ended_at = :now::float, after = '[]', reason = 'erased'
 WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
@@ -32,7 +32,7 @@ RETURNING id
 UPDATE deliveries SET reason = '' WHERE id IN (SELECT r.id FROM {rows:id text}) AND reason <> ''
 
 -- name: blank_breakers
--- Erase the reason of a circuit breaker that repeats an attempt's.
+-- Erase the reasons of circuit breakers that are equal to an attempt's.
 UPDATE handlers SET reason = '' WHERE reason <> '' AND reason IN (
     SELECT a.reason FROM attempts a
     WHERE a.delivery_id IN (SELECT r.id FROM {rows:id text}))

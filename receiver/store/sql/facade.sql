@@ -1,9 +1,9 @@
 -- name: try_write
--- Write one row, to see whether the database takes writes.
+-- Write one row, to check whether the database accepts writes.
 INSERT INTO probe (one, at) VALUES (1, :now::float) ON CONFLICT (one) DO UPDATE SET at = excluded.at
 
 -- name: last_change
--- Read the last place in the change log.
+-- Read the last position in the change log.
 SELECT coalesce(max(seq), 0) AS seq FROM changes
 
 -- name: shift_predictions

@@ -1,5 +1,5 @@
 -- name: hold
--- Take a lease that is free or over, or renew it.
+-- Take a lease that is free or has expired, or renew it.
 INSERT INTO leases (name, owner, until, at_work) VALUES (:name, :owner, :until::float, 0)
 ON CONFLICT (name) DO UPDATE
 SET owner = excluded.owner, until = excluded.until,

@@ -1,6 +1,6 @@
 -- name: hold_limits
 -- Lock the row of a provider's limits until the commit.
--- Two transactions cannot count a provider's requests at once then.
+-- So two transactions cannot count a provider's requests at once.
 INSERT INTO limits (provider, turns) VALUES (:provider, 1)
 ON CONFLICT (provider) DO UPDATE SET turns = limits.turns + 1
 

@@ -10,9 +10,9 @@ ON CONFLICT (key) DO NOTHING
 RETURNING key
 
 -- name: select_order
--- Read what was ordered.
+-- Read the recipe and options of an order.
 SELECT recipe, options FROM orders WHERE prediction_id = :prediction_id
 
 -- name: blank_options
--- Erase what predictions were ordered with.
+-- Erase the options that predictions were ordered with.
 UPDATE orders SET options = '{}' WHERE prediction_id IN (SELECT r.id FROM {rows:id text})

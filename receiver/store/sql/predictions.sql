@@ -24,7 +24,7 @@ CASE WHEN submitted_at IS NULL THEN 'queued' ELSE 'unconfirmed' END
 error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message) END
 
 -- name: insert_prediction
--- Make a prediction in status `queued`, unless its idempotency key is taken.
+-- Create a prediction in status `queued`, unless its idempotency key is taken.
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
                          idempotency_key, fingerprint, created_at, due_at, trace, reply_to,
                          private, ordered, latest_at, price, price_source, reserved, account)
@@ -42,9 +42,9 @@ SELECT id, fingerprint FROM predictions WHERE idempotency_key = :idempotency_key
 
 -- name: begin_submits
 -- Move queued predictions to `submitting`, the oldest first.
--- One that is to be submitted later is passed over. MATERIALIZED: a plain subquery may be run again
--- for each row. `+` keeps the index of due times from being used: all due rows would be sorted, and
--- few are taken. What was ordered and is too late is not begun.
+-- One that is to be submitted later is skipped. MATERIALIZED: a plain subquery may be run again for
+-- each row. `+` prevents the use of the index of due times: all due rows would be sorted, and few
+-- are taken. An order that is too late is not begun.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
     AND due_at IS NOT NULL AND +due_at <= :now::float
@@ -72,7 +72,7 @@ SELECT count(*) AS number FROM (
     LIMIT :max_in_flight::int) p
 
 -- name: next_queued
--- Read when the next queued prediction may be submitted, and when it is too late for the first.
+-- Read when the next queued prediction may be submitted, and the first time when one is too late.
 SELECT (SELECT min(due_at) FROM predictions
         WHERE provider = :provider AND status = 'queued') AS due_at,
        (SELECT min(latest_at) FROM predictions
@@ -137,7 +137,7 @@ RETURNING {job_columns}
 
 -- name: select_stale
 -- Find predictions that have been queued for long.
--- It goes by the due time, which moves along where the clock steps.
+-- It compares the due time, which is moved when the clock steps.
 SELECT id FROM predictions
 WHERE provider = :provider AND status = 'queued' AND due_at <= :before::float
 ORDER BY due_at LIMIT :most::int
@@ -148,16 +148,16 @@ SELECT min(due_at) AS due_at FROM predictions
 WHERE provider = :provider AND status IN ({in_flight})
 
 -- name: select_job
--- Read a prediction as the submitter and the poller work on it.
+-- Read a prediction as the submitter and the poller use it.
 SELECT {job_columns} FROM predictions WHERE id = :id
 
 -- name: mark_cancel
--- Record that a cancel was asked for.
+-- Record that a cancel was requested.
 UPDATE predictions SET cancel_requested = 1 WHERE id = :id AND status NOT IN ({terminal})
 
 -- name: mark_abandoned_submits
 -- Mark the submits of a dead process as unconfirmed, or queue them again if nothing was sent.
--- On SQLite, where no other process can be submitting: the answers, if any, are lost.
+-- For SQLite, where no other process can be submitting: the answers, if any, are lost.
 UPDATE predictions SET status = {in_doubt}, due_at = :now::float
 WHERE status IN ({in_flight}) AND status = 'submitting'
 
@@ -167,7 +167,7 @@ SELECT id FROM predictions WHERE provider = :provider AND provider_id = :provide
 
 -- name: expedite_polls
 -- Make all predictions at a provider due for a poll now.
--- It makes up for what a stream may have said while it was not connected.
+-- It replaces the events that a stream may have missed while it was not connected.
 WITH held AS MATERIALIZED (
     SELECT id FROM predictions
     WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_at > :now::float
@@ -180,12 +180,12 @@ UPDATE predictions SET due_at = :now::float WHERE id IN (SELECT id FROM held)
 SELECT {prediction_columns} FROM predictions p WHERE p.id = :id
 
 -- name: select_result
--- Read and lock what a handler may add to, unless it was erased.
--- The lock is for two handlers that add at once. A handler may still run when all is erased.
+-- Read and lock the fields that a handler may add to, unless the prediction was erased.
+-- The lock is for two handlers that add at once. A handler may still run after the erasure.
 SELECT output, metadata FROM predictions WHERE id = :id AND erased_at IS NULL {lock}
 
 -- name: update_result
--- Record what a handler has added.
+-- Record the additions of a handler.
 UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id
 
 -- name: end_predictions
@@ -200,11 +200,11 @@ FROM {rows:id text, status text, provider_id text, output text, error_code text,
 WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
 
 -- name: select_account
--- Read by what the cost of a prediction is added up.
+-- Read the account that the cost of a prediction is added up by.
 SELECT account FROM predictions WHERE id = :id
 
 -- name: count_ahead
--- Count what is queued at a provider before a prediction; no count goes beyond 1,000.
+-- Count the predictions queued at a provider before another one, up to 1,000.
 SELECT count(*) AS number
 FROM (SELECT 1 FROM predictions p
       WHERE p.status = 'queued' AND p.provider = :provider AND p.due_at IS NOT NULL AND p.id < :id
@@ -212,14 +212,14 @@ FROM (SELECT 1 FROM predictions p
 
 -- name: list_predictions
 -- List predictions, newest first.
--- The ids come first: where rows must be sorted, it is without their large columns.
+-- The ids are selected first: if rows must be sorted, it is without their large columns.
 SELECT {prediction_columns} FROM predictions p
 WHERE p.id IN (SELECT id FROM predictions {where} ORDER BY id DESC LIMIT :limit::int)
 ORDER BY p.id DESC
 {of_a_list}
 
 -- name: scan_predictions
--- Read what is looked at of predictions that may be wanted, newest first.
+-- Read the fields of predictions that a search checks, newest first.
 SELECT id, model, metadata FROM predictions {where} ORDER BY id DESC LIMIT :limit::int
 {of_a_list}
 

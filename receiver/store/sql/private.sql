@@ -9,8 +9,8 @@ private IS NOT NULL AND (created_at <= :before::float OR due_at IS NULL AND NOT 
 SELECT id FROM predictions WHERE {is_spent} ORDER BY created_at LIMIT :most::int
 
 -- name: empty_spent
--- Empty the private content of those of some predictions.
--- What another process has locked is left for the next look.
+-- Delete the private content of those of some predictions.
+-- Rows that another process has locked are left for the next time.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) AND {is_spent}
     ORDER BY id {skip}

@@ -1,5 +1,5 @@
 -- name: insert
--- Make a replay that was counted.
+-- Store a replay that was counted.
 INSERT INTO replays (id, wanted, state, events, matched, next, last, created_at)
 VALUES (:id, :wanted, 'counted', :events::int, :matched::int, :next::int, :last::int, :now::float)
 
@@ -29,12 +29,12 @@ ORDER BY id DESC LIMIT :limit::int
 SELECT id, wanted, next, last FROM replays WHERE state = 'running' ORDER BY id
 
 -- name: select_bounds
--- Read the places before the first event and of the last.
+-- Read the positions before the first event and of the last.
 SELECT coalesce((SELECT min(seq) FROM events), 1) - 1 AS first,
        coalesce((SELECT max(seq) FROM events), 0) AS last
 
 -- name: select_candidates
--- Read events that may be wanted, with the states of their deliveries.
+-- Read events that may match, with the states of their deliveries.
 SELECT {gather:e.seq, e.type, e.prediction_id, e.provider, e.model, e.status, e.metadata,
                 e.reply_to, d.handler, d.state}
 FROM (SELECT e.seq, e.type, e.prediction_id, p.provider, p.model, p.status, p.metadata,
@@ -49,7 +49,7 @@ LEFT JOIN deliveries d ON {of_one_event}
 -- filter in_state: EXISTS (SELECT 1 FROM deliveries d WHERE {of_one_event} AND d.state = :in_state)
 
 -- name: hold
--- Read and lock how far a replay has come.
+-- Read and lock the progress of a replay.
 SELECT state, next FROM replays WHERE id = :id {lock}
 
 -- name: move
@@ -61,7 +61,7 @@ SET next = :next::int, replayed = replayed + :pending::int,
 WHERE id = :id RETURNING state
 
 -- name: count_due
--- Count what a replay has made pending that is due and not begun.
+-- Count the deliveries of a replay that are due and not begun.
 SELECT count(*) AS number FROM (SELECT 1 FROM deliveries
     WHERE state = 'pending' AND replay_id IS NOT NULL AND replay_id = :id AND due_at <= :now::float
     LIMIT :most::int) d

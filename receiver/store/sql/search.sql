@@ -1,5 +1,5 @@
--- What people look for. A search by what has no index looks through a bounded number of rows: the
--- place where it ends is found first, and limits it.
+-- Searches by people. A search by a filter without an index reads a bounded number of rows: the id
+-- where it ends is found first, and limits it.
 
 -- fragment: hit_columns
 p.id, p.provider, p.model, p.status, p.created_at, p.submitted_at, p.completed_at, p.erased_at,
@@ -25,7 +25,7 @@ ORDER BY p.id DESC
 -- filter bound: id >= :bound
 
 -- name: bound
--- Find where a search ends that looks through so many rows.
+-- Find where a search of a bounded number of rows ends.
 SELECT id FROM predictions {where} ORDER BY id DESC LIMIT 1 OFFSET :most::int
 -- filter unsuccessful: status = :status AND error_code IS NOT NULL
 -- filter recipe: recipe = :recipe AND ordered IS NOT NULL
@@ -37,7 +37,7 @@ SELECT id FROM predictions {where} ORDER BY id DESC LIMIT 1 OFFSET :most::int
 -- filter cursor: id < :cursor
 
 -- name: select_parents
--- Read what led to a prediction, by handlers, the first of all first.
+-- Read the ancestors of a prediction, the oldest first.
 WITH RECURSIVE up (id, parent_id, steps) AS (
     SELECT id, parent_id, 0 FROM predictions WHERE id = :id
     UNION ALL
@@ -48,23 +48,23 @@ SELECT {hit_columns} FROM up JOIN predictions p ON p.id = up.id WHERE up.steps >
 ORDER BY up.steps DESC
 
 -- name: select_children
--- Read what the handlers of a prediction submitted, the oldest first.
+-- Read the predictions that the handlers of a prediction submitted, the oldest first.
 SELECT {hit_columns} FROM predictions p
 WHERE p.parent_id = :id AND p.parent_id IS NOT NULL ORDER BY p.id LIMIT 50
 
 -- name: select_callbacks
--- Read what came about a prediction, the oldest first; of a large body its beginning.
+-- Read the arrivals for a prediction, the oldest first; of a large body its beginning.
 SELECT channel, received_at, headers, substr(body, 1, 20000) AS body, length(body) AS size, verdict,
        reason, repeats, repeated_at
 FROM callbacks WHERE prediction_id = :id ORDER BY received_at LIMIT 50
 
 -- name: count_recent
--- Count the latest predictions by status, so many at most.
+-- Count the latest predictions by status, `most` at most.
 SELECT status, count(*) AS number
 FROM (SELECT status FROM predictions WHERE id >= :since ORDER BY id DESC LIMIT :most::int) n
 GROUP BY status
 
 -- name: select_whole
--- Return which of some predictions are there, and were not erased.
+-- Return which of some predictions exist and were not erased.
 SELECT id FROM predictions
 WHERE id IN (SELECT r.id FROM {rows:id text}) AND erased_at IS NULL

@@ -1,7 +1,7 @@
-"""Online backup: copy a SQLite database that is in use, whole and consistent.
+"""Online backup: a complete and consistent copy of a SQLite database that is in use.
 
 One read transaction covers the copy, so it is the database of one moment, however long it takes.
-Readers never hold up the writer of a write-ahead log; the log grows meanwhile.
+Readers never delay the writer of a write-ahead log; the log grows meanwhile.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import msgspec
 from receiver.model.errors import StoreUnusable
 
 _PAGES: Final = 256
-"""Copied in one step: 1 MB."""
+"""Pages copied in one step: 1 MB."""
 _SYNC_EVERY: Final = 16
-"""Steps after which the copy is synced: one sync of it all could hold up the writer's own."""
+"""Steps after which the copy is synced: one sync of all of it could delay the writer's own."""
 _PAUSE: Final = 0.002
-"""Seconds after each step, in which the disk is the writer's."""
+"""Seconds of pause after each step, in which only the writer uses the disk."""
 
 
 class Backup(msgspec.Struct, frozen=True):
-    """What was made: sizes in bytes, the rows that are in it, and how long it took."""
+    """A finished backup: sizes in bytes, the number of its predictions, and how long it took."""
 
     path: Path
     size: int
     of: int
-    """Of the database it was made of, without its log."""
+    """The size of the source database, without its log."""
     predictions: int
     seconds: float
 
@@ -45,7 +45,7 @@ def back_up(
     force: bool = False,
     pause: Callable[[float], None] = time.sleep,
 ) -> Backup:
-    """Copy the database `source` into a new file, which appears whole or not at all.
+    """Copy the database `source` into a new file, which appears complete or not at all.
 
     Raises StoreUnusable: there is no database, the file exists already (unless `force`), or it
     cannot be written.
@@ -90,7 +90,7 @@ def _check(database: Path, path: Path, *, force: bool) -> None:
 
 
 def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -> int:
-    """Copy it and check the copy; count the predictions in it."""
+    """Copy the database and check the copy; return the number of its predictions."""
     steps = 0
 
     def between(_status: int, _remaining: int, _total: int) -> None:
@@ -100,14 +100,14 @@ def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -
             os.fsync(fd)
         pause(_PAUSE)
 
-    # Not read-only: the log of a receiver that has died is recovered when it is opened.
+    # Not read-only: opening recovers the log of a receiver that has died.
     with closing(_open(database, "mode=rw")) as source:
         source.execute("BEGIN")
         [version] = source.execute("PRAGMA user_version").fetchone()
         if not version:
             raise StoreUnusable(f"{database} is not a database of a receiver")
         with closing(_open(part, "mode=rw")) as copy:
-            copy.execute("PRAGMA synchronous = OFF")  # it is synced below, and only then has a name
+            copy.execute("PRAGMA synchronous = OFF")  # it is synced below, before it gets its name
             source.backup(copy, pages=_PAGES, progress=between)
     with closing(_open(part, "mode=ro&immutable=1")) as copy:
         [verdict] = copy.execute("PRAGMA integrity_check(1)").fetchone()
@@ -122,7 +122,7 @@ def _open(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _place(part: Path, path: Path, *, force: bool) -> None:
-    """Rename the copy; without `force` never replace a file that came meanwhile."""
+    """Rename the copy; without `force` never replace a file that was created meanwhile."""
     if force:
         part.replace(path)
     else:

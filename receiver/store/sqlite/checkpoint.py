@@ -1,10 +1,10 @@
-"""WAL checkpoints: carry committed pages from the log into the database, beside the writer.
+"""WAL checkpoints: copy committed pages from the log into the database, in a separate thread.
 
-SQLite would do it inside some unlucky commit, which then waits for two more syncs and for all pages
-since the last time. In a thread of its own it delays no write. Now and then a commit of the writer
-does it too, with the little that is left: only then can the log start again from its beginning.
+SQLite alone would do it inside a commit, which then waits for two more syncs and for all pages
+since the last checkpoint. In a separate thread it delays no write. Occasionally a commit of the
+writer does it too, with the few remaining pages: only then can the log restart at its beginning.
 
-What was deleted stays in the log until then. An erasure that cannot wait for that has it emptied.
+Deleted content stays in the log until then. An erasure that cannot wait has the log emptied.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Final
 from receiver.model.tasks import start_thread
 
 RESTART: Final = 4_000
-"""Pages in the log (16 MB) after which a commit carries the rest, and the log starts again."""
+"""Pages in the log (16 MB) after which a commit copies the rest, and the log restarts."""
 _PERIOD: Final = 0.1
-"""Seconds between two checkpoints, while there is something to carry."""
+"""Seconds between two checkpoints, while there are pages to copy."""
 _HELD_UP: Final = 20
-"""Milliseconds for which the writer may have to wait while the log is emptied among readers."""
+"""Milliseconds for which emptying the log waits for readers, which may delay the writer."""
 
 
 class Checkpointer:
-    """Runs until it is closed; `dirty` is set after a commit."""
+    """The checkpoint thread, which runs until it is closed; `dirty` is set after a commit."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class Checkpointer:
         self._is_sound = is_sound
         self._end = end
         self._connection: sqlite3.Connection | None = None
-        """Kept, as SQLite uses the descriptors of closed ones again without a look at them."""
+        """Kept open, as SQLite reuses the descriptors of closed ones without checking them."""
         self._is_stale = False
         self._connect = connect
         self._check = check
         self._stopped = threading.Event()
         self.dirty = threading.Event()
         self._wishes: SimpleQueue[threading.Event] = SimpleQueue()
-        """Requests to empty the log; each is set when it has been."""
+        """Requests to empty the log; each is set when the log is empty."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -58,10 +58,10 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
         for wish in _all_of(self._wishes):
-            wish.set()  # closing the database carries the rest, and the log is gone
+            wish.set()  # closing the database copies the rest and deletes the log
 
     def empty(self, seconds: float) -> bool:
-        """Ask for the log to be emptied; return whether it was within so many seconds."""
+        """Request that the log be emptied; return whether it was within `seconds`."""
         done = threading.Event()
         self._wishes.put(done)
         if self._stopped.is_set():
@@ -70,7 +70,7 @@ class Checkpointer:
         return done.wait(seconds)
 
     def renew(self) -> None:
-        """Open anew before the next checkpoint, as the writer has done."""
+        """Reopen the connection before the next checkpoint, as the writer has done."""
         self._is_stale = True
 
     def _run(self) -> None:
@@ -78,17 +78,17 @@ class Checkpointer:
         self._drop()
 
     def _carry_on(self) -> None:
-        while not self._stopped.is_set():  # asked after `clear`, which may have undone a `close`
+        while not self._stopped.is_set():  # after `clear`, which may have undone the set of `close`
             self.dirty.wait()
             if self._stopped.wait(_PERIOD):
                 return
             self.dirty.clear()
             if not self._check():
-                continue  # the file is gone, and opening would make another
+                continue  # the file is missing, and opening would create another
             try:
                 self._checkpoint()
             except sqlite3.Error:
-                self._is_stale = True  # the writer meets the same trouble, and reports it
+                self._is_stale = True  # the writer gets the same error, and reports it
 
     def _checkpoint(self) -> None:
         connection = self._connection
@@ -107,7 +107,7 @@ class Checkpointer:
                 self._end(connection)
 
     def _empty(self, connection: sqlite3.Connection) -> None:
-        """Try once to carry the rest and cut the log to nothing; readers may be in the way."""
+        """Try once to copy the rest and truncate the log; readers may prevent it."""
         connection.execute(f"PRAGMA busy_timeout = {_HELD_UP}")
         wishes = list(_all_of(self._wishes))
         [[is_busy, _, _]] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

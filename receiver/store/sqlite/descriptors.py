@@ -1,8 +1,9 @@
-"""File descriptors of open connections: notice that other code of this process closed them.
+"""File descriptors of open connections: detects that other code of this process closed them.
 
-A number that was closed is given to the next file that is opened, and SQLite would write there, or
-carry the log there and then drop it. So we note the descriptors that a connection has, look at them
-around each commit, and do not close a connection that has lost one: that may carry the log.
+The next file that is opened gets the number of a closed descriptor, and SQLite would write to that
+file, or copy the log into it and then delete the log. So we record the descriptors of a connection,
+check them around each commit, and do not close a connection that has lost one: closing may copy the
+log.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ Identity: TypeAlias = tuple[int, int]
 CLOSED: Final = "a file of the database was closed by other code in this process: restart it"
 
 _OPEN: Final = "/dev/fd"
-"""Lists the descriptors of this process, where a system has it."""
+"""The folder that lists the descriptors of this process, if the system has it."""
 
 
 class Descriptors:
-    """The descriptors under the connections to one database; callable from any thread."""
+    """The descriptors of the connections to one database; callable from any thread."""
 
     def __init__(self, path: str) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")
         self._opening = threading.Lock()
-        """Held while files of the database are opened, so that we know whose they are."""
+        """Held while a connection is opened, so that new descriptors can only be its own."""
         self._under: dict[int, dict[int, tuple[str, Identity]]] = {}
-        """By the identity of the connection."""
+        """The path and file of each descriptor, by the `id` of its connection."""
 
     def open(self, connect: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
-        """Open a connection, and note what is under it."""
+        """Open a connection, and record its descriptors."""
         with self._opening:
             before = self._now()
             connection = connect()
@@ -43,14 +44,14 @@ class Descriptors:
         return connection
 
     def lost(self, connection: sqlite3.Connection) -> set[str]:
-        """Name the files that were closed under a connection."""
+        """Return the files of a connection that other code has closed."""
         under = self._under.get(id(connection), {})
         return {path for fd, (path, first) in under.items() if identity_of(fd) != first}
 
     def close(self, connection: sqlite3.Connection) -> None:
-        """Close a connection, or keep it for good where a file was closed under it."""
+        """Close a connection, or keep it for good if it has lost a file."""
         if self.lost(connection):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # not even the exit closes it
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # the exit does not close it
         else:
             connection.close()
         self._under.pop(id(connection), None)
@@ -66,7 +67,7 @@ class Descriptors:
 
 
 def identity_of(file: str | int) -> Identity | None:
-    """Return which file has a name or a descriptor."""
+    """Return the identity of the file with a name or a descriptor; None: there is none."""
     try:
         found = os.stat(file)  # noqa: PTH116 - a name, as SQLite is given it
     except OSError:

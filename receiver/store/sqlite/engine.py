@@ -41,9 +41,9 @@ log = structlog.get_logger("receiver")
 _READERS: Final = 2
 _HEADER: Final = 32
 _MAGIC: Final = b"\x37\x7f\x06"
-"""How the header of a write-ahead log begins, and how many bytes it has."""
+"""The first bytes of the header of a write-ahead log, which has `_HEADER` bytes."""
 _SCRUBBED_WITHIN: Final = 5.0
-"""Seconds for which an erasure waits for the log to be emptied; later it is, even so."""
+"""Seconds for which an erasure waits until the log is empty; otherwise it is emptied later."""
 
 
 class SQLiteStore(Store):
@@ -77,7 +77,7 @@ class SQLiteStore(Store):
         )
         self._writing: sqlite3.Connection | None = None
         self._handle: sqlite3.Connection | None = None
-        """The writer's connection, for as long as nothing was saved from it."""
+        """The writer's connection, until its data is saved."""
         self._saving: threading.Thread | None = None
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
@@ -102,12 +102,12 @@ class SQLiteStore(Store):
             raise
 
     def _begin_log(self) -> None:
-        """Empty a log without a sound header, as a power failure leaves it: it holds no commit."""
+        """Empty a log without a valid header, as left by a power failure: it has no commit."""
         if self._writing is not None and not self._file.check():
             self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
-        """Commit what waits and release the file."""
+        """Commit waiting writes and release the file."""
         self._checkpointer.close()
         if self._saving is not None:
             self._saving.join()
@@ -126,7 +126,7 @@ class SQLiteStore(Store):
         return connection
 
     def _is_sound(self, connection: sqlite3.Connection) -> bool:
-        """Return whether a connection still has its files; without the index none can be had."""
+        """Return whether a connection still has its files; note if the log's index is lost."""
         lost = self._descriptors.lost(connection)
         self._file.is_index_lost |= any(path.endswith("-shm") for path in lost)
         return not lost
@@ -139,13 +139,13 @@ class SQLiteStore(Store):
         return self._descriptors.open(partial(_open_and_read, self._path))
 
     def _ensure(self) -> None:
-        """Raise StoreUnavailable where a commit would be lost, and begin to save what there is."""
+        """Raise StoreUnavailable if a commit would be lost, and start to save the data."""
         self._lock.ensure()
         try:
             self._file.ensure()
         except StoreUnavailable:
             if self._handle is not None:
-                # Not here, where callers wait to be refused.
+                # In a thread, as callers wait here for their error.
                 self._saving = start_thread("receiver-save", _save, self._handle, self._path)
                 self._handle = None
             raise
@@ -159,7 +159,7 @@ class SQLiteStore(Store):
         self.close()
 
     async def keep_house(self, housekeeping: Housekeeping) -> None:
-        """Do nothing: there is one process, and its own loops do all of it."""
+        """Do nothing: the only process does the housekeeping in its own loops."""
 
     async def start(self) -> None:
         self.open()
@@ -168,7 +168,7 @@ class SQLiteStore(Store):
         self.close()
 
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
-        # There is no other process: what one was doing is over.
+        # There is no other process, so no earlier work is still running.
         return await self.write(recover, (owner, now))
 
     async def scrub(self) -> bool:
@@ -195,7 +195,7 @@ class SQLiteStore(Store):
         return await self._writer.write(transaction, item)
 
     async def change_log_end(self) -> int:
-        # One connection writes, so that places are in the order of the commits.
+        # One connection writes, so positions are in the order of the commits.
         return int((await self.read(facade_sql.last_change))[0]["seq"])
 
     async def notify(self, ended: list[AttemptName]) -> None:
@@ -246,10 +246,10 @@ class SQLiteStore(Store):
 
 
 class _SameFile:
-    """Notices that the database, or what SQLite has beside it, was taken away or replaced under us.
+    """Detects that the database, or a file that SQLite has beside it, was removed or replaced.
 
-    The open connection would go on with files that no restart will find: the newest commits are in
-    the write-ahead log alone.
+    The open connection would continue with files that no restart finds: the newest commits are only
+    in the write-ahead log.
     """
 
     def __init__(self, path: str) -> None:
@@ -258,28 +258,28 @@ class _SameFile:
         self._first: Identity | None = None
         self._first_beside: list[Identity | None] = []
         self._lengths: dict[bytes, int] = {}
-        """How long the write-ahead log was, by the header that it had then."""
+        """The length of the write-ahead log, by the header that it had then."""
         self.is_index_lost = False
-        """The index of the log is one for all connections of a process, and so are its locks."""
+        """Whether the log's index is lost; all connections of a process share it and its locks."""
 
     def remember(self) -> None:
-        """Remember which files a connection has just opened."""
+        """Record which files a connection has just opened."""
         self._first = self._first or identity_of(self._path)
         self._first_beside = [identity_of(path) for path in self._beside]
 
     def check(self) -> bool:
-        """Return whether all is there."""
+        """Return whether no file is missing, replaced or cut."""
         return self._trouble() is None
 
     def ensure(self) -> None:
-        """Raise StoreUnavailable unless what is committed now would be found again."""
+        """Raise StoreUnavailable unless a restart would find a commit made now."""
         if self.is_index_lost:
             raise StoreUnavailable(CLOSED)
         if trouble := self._trouble():
             raise StoreUnavailable(f"{trouble} while we ran: put it back, or stop this receiver")
 
     def ensure_database(self) -> None:
-        """Raise StoreUnavailable if another file has the place of ours, or none can be opened."""
+        """Raise StoreUnavailable if another file has replaced ours, or the log's index is lost."""
         if self.is_index_lost:
             raise StoreUnavailable(CLOSED)
         if self._first not in {None, identity_of(self._path)}:
@@ -298,16 +298,16 @@ class _SameFile:
         return None
 
     def _is_log_whole(self) -> bool:
-        """Return whether the log is no shorter than it was since it began as it does.
+        """Return whether the log has not become shorter under the same header.
 
-        SQLite itself begins it anew, with other salts in its header, or cuts it to nothing.
+        SQLite itself restarts it with other salts in its header, or truncates it to nothing.
         """
-        known = self._lengths  # read first: another thread may look later, and see a longer log
+        known = self._lengths  # read first: another thread may check later, and see a longer log
         try:
             with open(self._beside[0], "rb", buffering=0) as file:  # noqa: PTH123 - a name, as SQLite is given it
                 head, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
         except OSError:
-            return True  # then it is missing, which is another matter
+            return True  # it is missing, which `_trouble` has checked
         if head and size:
             if head[:3] != _MAGIC or size < known.get(head, _HEADER):
                 return False
@@ -316,14 +316,14 @@ class _SameFile:
 
 
 def _is_empty(path: str) -> bool:
-    # Not opened for it: to close any descriptor of the database gives up SQLite's locks on it.
+    # Not opened for this: closing any descriptor of the database releases SQLite's locks on it.
     with contextlib.suppress(OSError):
         return os.stat(path).st_size == 0  # noqa: PTH116 - a name, as SQLite is given it
     return False
 
 
 def _save(connection: sqlite3.Connection, path: str) -> None:
-    """Copy what an open connection still has to a new file beside the database."""
+    """Copy the data that an open connection still has to a new file beside the database."""
     saved = next(name for n in count(1) if not os.path.lexists(name := f"{path}.saved-{n}"))
     try:
         os.close(os.open(saved, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -338,10 +338,10 @@ def _save(connection: sqlite3.Connection, path: str) -> None:
 
 
 class _FileLock:
-    """A lock on `<path>.lock` that dies with its process, however that ends."""
+    """A lock on `<path>.lock` that ends with its process, however that ends."""
 
     def __init__(self, path: str) -> None:
-        # By its real name: a link is no second database.
+        # The real path: a link is not a second database.
         self._path = f"{os.path.realpath(path)}.lock"
         self._fd: int | None = None
 
@@ -365,7 +365,7 @@ class _FileLock:
         forks.PRIVATE.add(fd)
 
     def ensure(self) -> None:
-        """Take the lock anew where its file was removed; StoreUnavailable: another has it now."""
+        """Take the lock again if its file was removed, or raise StoreUnavailable."""
         held = self._fd
         if held is None or identity_of(self._path) == identity_of(held):
             return
@@ -392,7 +392,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _open_and_read(path: str) -> sqlite3.Connection:
-    """Open a connection that has opened its files, which SQLite puts off until the first read."""
+    """Open a connection and its files, which SQLite alone opens only at the first read."""
     connection = _open(path)
     try:
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -403,20 +403,20 @@ def _open_and_read(path: str) -> sqlite3.Connection:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    # A new file is for its owner alone, as are those that SQLite puts beside it: people's prompts
-    # and pictures are in there. One that exists keeps its mode.
-    with contextlib.suppress(OSError):  # SQLite raises the error again, and we know its words
+    # Only its owner may read a new file, and those that SQLite creates beside it, as they contain
+    # people's prompts and pictures. An existing file keeps its mode.
+    with contextlib.suppress(OSError):  # SQLite raises the error again, in words that we know
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = _open(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        # What is deleted is overwritten with zeros, also where SQLite's default is another.
+        # Deleted content is overwritten with zeros, even if SQLite's default differs.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
-        connection.execute("PRAGMA journal_size_limit = -1")  # a log that is cut was cut by others
+        connection.execute("PRAGMA journal_size_limit = -1")  # so only other programs cut the log
         _migrate(connection, path)
-        connection.execute("PRAGMA foreign_keys = ON")  # a migration may have to make a table anew
+        connection.execute("PRAGMA foreign_keys = ON")  # only now: a migration may rebuild a table
         # The loop waits for no other connection; see Writer.
         connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
@@ -433,12 +433,12 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
             f"knows {len(migrations('sqlite'))}): upgrade this receiver, or use another file"
         )
     for number, script in enumerate(migrations("sqlite")[version:], version + 1):
-        # executescript commits what is open, so the transaction is in the script itself.
+        # executescript commits an open transaction, so the script itself contains one.
         connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
 
 
 def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Reclaim all that an earlier process was doing."""
+    """Reclaim the submits and claims of an earlier process."""
     results = []
     for owner, now in items:
         yield Run(predictions_sql.mark_abandoned_submits, {"now": now})

@@ -1,4 +1,4 @@
-"""Group commit for SQLite: one connection writes, and all that waits is committed together.
+"""Group commit for SQLite: one connection writes, and all waiting writes are committed together.
 
 A batch is one transaction, so its cost is shared; each caller gets its result after COMMIT has
 reached the disk. If a batch fails because of one item, it is rolled back and every item is tried
@@ -37,11 +37,11 @@ Result = TypeVar("Result")
 
 _LARGEST_BATCH: Final = 1000
 _LARGEST_ON_LOOP: Final = 64
-"""Writes whose statements hold up the loop at once: two milliseconds, about."""
+"""Most writes in a batch on the loop: their statements block it for about two milliseconds."""
 _BUSY: Final = 5000
 """Milliseconds for which the thread waits for another connection that writes."""
 _LARGEST_INLINE: Final = 32 * 1024
-"""Bytes up to which a body travels inside the batch's JSON; larger ones are bound one by one."""
+"""Most bytes of a body inside the batch's JSON; larger ones are bound one by one."""
 
 # Errors of the disk or of other processes; all others are wrong statements or values.
 _UNAVAILABLE: Final = frozenset(
@@ -74,20 +74,20 @@ class _Work:
 
 _Results: TypeAlias = list[tuple[_Work, Any]]
 _Holder: TypeAlias = Literal["nobody", "loop", "committer", "thread"]
-"""Who has the connection: the loop runs the statements of a batch, and the thread its COMMIT, or
-the thread does both."""
+"""Which side uses the connection: the loop runs the statements of a batch, and the thread its
+COMMIT (`committer`), or the thread does both."""
 
 
 class Writer:
     """Owns the one writing connection, and the thread that waits for the disk.
 
-    What is short is run on the loop's own thread, where it needs not fight for the interpreter
-    lock, and only its COMMIT, which releases the lock, goes to the thread; meanwhile the next batch
-    gathers. All else, and a batch that fails, is run in the thread.
+    Short transactions run on the loop's own thread, where they do not compete for the interpreter
+    lock, and only the COMMIT, which releases the lock, runs in the thread; meanwhile the next batch
+    gathers. All other transactions, and a batch that fails, run in the thread.
 
-    `report` hears when writing stops and starts to work, `committed` of every commit and how many
-    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain. `is_sound` says
-    whether a connection still has its files, `close` ends one.
+    `report` is called when writing stops and when it works again, `committed` with the number of
+    writes of each commit; `ensure` raises StoreUnavailable if a commit would be lost. `is_sound`
+    returns whether a connection still has its files, `close` closes one.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Writer:
         self._is_sound = is_sound
         self._close = close
         self._is_astray = False
-        """Whether a commit may have gone to other files, so that none after it can be found."""
+        """Whether a commit may have gone to other files, so that no later one can be found."""
         self._ensure = ensure
         self._connect = connect
         self._committed = committed
@@ -112,22 +112,22 @@ class Writer:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        """Held to look at what follows, or to change it; never while statements run."""
+        """Held to read or change the attributes below; never while statements run."""
         self._holder: _Holder = "nobody"
         self._queue: deque[_Work] = deque()
-        """For the thread."""
+        """Writes for the thread."""
         self._gathered: deque[_Work] = deque()
-        """For the loop's next batch."""
+        """Writes for the loop's next batch."""
         self._executed: tuple[list[_Work], _Results] = ([], [])
-        """What the committer is to commit."""
+        """The batch that the committer is to commit, with its results."""
 
     def start(self) -> None:
-        """Open the database (raising what is wrong with it) and start the thread."""
+        """Open the database, raising its errors, and start the thread."""
         self._connection = self._connect()
         self._thread = start_thread("receiver-writer", self._run)
 
     def close(self) -> None:
-        """Commit what waits, then stop."""
+        """Commit waiting writes, then stop."""
         with self._changed:
             self._closed = True
             self._leave_to_thread()
@@ -150,17 +150,17 @@ class Writer:
             else:
                 self._gathered.append(work)
                 if self._holder == "nobody" and len(self._gathered) == 1:
-                    # In the loop's next turn, so that all who come in this one are in the batch.
+                    # In the loop's next turn, so that all writes of this one are in the batch.
                     loop.call_soon(self._execute)
         return await future
 
     def post(self, transaction: Transaction[Item, Any], item: Item) -> None:
-        """Run `transaction` for `item` some time, from any thread; nobody waits for it."""
+        """Queue `transaction` for `item`, from any thread, without a result."""
         with self._changed:
             self._leave_to_thread(_Work(transaction, item, None))
 
     def _leave_to_thread(self, *more: _Work) -> None:
-        """Queue what was gathered and `more` for the thread, in the order in which they came."""
+        """Queue the gathered writes and `more` for the thread, in their order of arrival."""
         self._queue.extend(self._gathered)
         self._gathered.clear()
         self._queue.extend(more)
@@ -169,7 +169,7 @@ class Writer:
     # --- on the loop ---
 
     def _execute(self) -> None:
-        """Run the statements of what was gathered, and leave their COMMIT to the thread."""
+        """Run the statements of the gathered writes, and leave their COMMIT to the thread."""
         with self._changed:
             if not self._gathered or self._holder != "nobody":
                 return  # the end of the batch under way calls this again
@@ -182,9 +182,9 @@ class Writer:
         results = None
         try:
             results = self._statements(self._connection, batch)
-        except Exception:  # noqa: BLE001 - the thread meets the same, and judges it
+        except Exception:  # noqa: BLE001 - the thread gets and handles it too
             results = None
-        finally:  # also where a signal's handler raises
+        finally:  # also if a signal handler raises
             if results is None:
                 self._roll_back(self._connection)
             with self._changed:
@@ -205,13 +205,13 @@ class Writer:
             with self._changed:
                 self._holder = "nobody"
                 if self._queue:
-                    self._leave_to_thread()  # it goes on
+                    self._leave_to_thread()  # which continues
             self._answer_all(results)
         if self._connection is not None:
             self._close(self._connection)
 
     def _next_batch(self) -> list[_Work] | None:
-        """Wait for what is to be committed, or for what is to be run; None at the end."""
+        """Wait for a batch to be committed, or to be run; None at the end."""
         with self._changed:
             while True:
                 if self._holder == "committer":
@@ -225,18 +225,18 @@ class Writer:
                 self._changed.wait()
 
     def _commit(self, batch: list[_Work], results: _Results) -> _Results | None:
-        """Commit what the loop has run; None: that failed, and is to be run anew."""
+        """Commit a batch that the loop has run; None: that failed, and it must be run again."""
         connection = self._connection
         if connection is None:
             return None
         try:
-            # Looked at here, as nothing is written before: a look costs the loop too much.
+            # Checked here, as nothing is written before: the check costs the loop too much time.
             if not self._is_sound(connection):
                 self._roll_back(connection)
                 return None
             self._ensure_found()
             self._finish(connection, batch)
-            self._ensure_found()  # nothing is promised that no restart would find
+            self._ensure_found()  # no result is given that a restart would not find
         except StoreUnavailable as error:
             self._roll_back(connection)
             return self._refuse(batch, error)
@@ -254,7 +254,7 @@ class Writer:
                 self._reopen_later()
             self._ensure_found()
             results = self._transact(batch)
-            self._ensure_found()  # nothing is promised that no restart would find
+            self._ensure_found()  # no result is given that a restart would not find
         except StoreUnavailable as error:
             return self._refuse(batch, error)
         except sqlite3.Error as error:
@@ -272,7 +272,7 @@ class Writer:
             self._report_change(None)
 
     def _ensure_found(self) -> None:
-        """Raise StoreUnavailable unless a restart would find what is committed."""
+        """Raise StoreUnavailable unless a restart would find a commit."""
         if self._is_astray:
             raise StoreUnavailable(CLOSED)
         if self._connection is not None:
@@ -290,7 +290,7 @@ class Writer:
         return results
 
     def _finish(self, connection: sqlite3.Connection, batch: list[_Work]) -> None:
-        """Commit, and look whether that went where it belongs."""
+        """Commit, and check whether the commit went to the right files."""
         connection.execute("COMMIT")
         self._is_astray = not self._is_sound(connection)
         with contextlib.suppress(Exception):  # a failing report must not end the writing
@@ -299,7 +299,7 @@ class Writer:
     def _statements(
         self, connection: sqlite3.Connection, batch: list[_Work], *, patient: bool = False
     ) -> _Results:
-        """Begin a transaction, and run all of a batch but its COMMIT."""
+        """Begin a transaction, and run all statements of a batch except its COMMIT."""
         groups: dict[Transaction[Any, Any], list[_Work]] = {}
         for work in batch:
             groups.setdefault(work.transaction, []).append(work)
@@ -311,7 +311,7 @@ class Writer:
         return results
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
-        """End the transaction; a connection that cannot even do that takes no other."""
+        """Roll back the transaction; a connection that cannot even do that is replaced."""
         if not connection.in_transaction:
             return
         try:
@@ -348,7 +348,7 @@ class Writer:
                 return
 
     def _answer_all(self, results: _Results) -> None:
-        """Answer those who wait, in their loops, and go on there with what has gathered."""
+        """Answer waiting callers in their loops, which then run the gathered writes."""
         awaited = [(work.future, result) for work, result in results if work.future is not None]
         loops = {future.get_loop() for future, _ in awaited}
         for loop in loops:
@@ -356,7 +356,7 @@ class Writer:
             try:
                 loop.call_soon_threadsafe(self._answer, mine)
             except RuntimeError:
-                loops = set()  # it is closed: nobody is left to be told, or to go on
+                loops = set()  # it is closed: no caller waits, and no loop can continue
         if not loops:
             with self._changed:
                 self._leave_to_thread()
@@ -367,7 +367,7 @@ class Writer:
 
 
 def _begin(connection: sqlite3.Connection, *, patient: bool) -> None:
-    """Begin to write; only the thread may wait for another connection that writes."""
+    """Begin a write transaction; only the thread may wait for another connection's."""
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
@@ -425,7 +425,7 @@ def _batch(
 ) -> list[Row]:
     single, together = _parted(statement, rows) if statement.blobs else ([], rows)
     text = msgspec.json.encode(together).decode()
-    if "\\u0000" in text:  # of a text in JSON, SQLite's functions give what comes before a NUL
+    if "\\u0000" in text:  # SQLite's JSON functions cut a text at a NUL
         single, together = [*single, *together], []
     found: list[Row] = []
     for row in single:
@@ -443,12 +443,12 @@ def fetch(
     if not (names := statement.gathers):
         return rows
     [[packed]] = rows
-    # Every microsecond here is one of each callback, and names and cells come of one text.
+    # Not strict, to save time at each callback: names and cells come from the same statement.
     return [dict(zip(names, cells)) for cells in msgspec.json.decode(packed)]  # noqa: B905
 
 
 def _parted(statement: Statement, rows: Sequence[Cells]) -> tuple[list[Cells], list[Cells]]:
-    """Split rows into those whose bytes do not go into JSON well, and all others."""
+    """Split rows into those whose bytes are too large or not text for JSON, and all others."""
     single: list[Cells] = []
     together: list[Cells] = []
     for row in rows:
@@ -464,7 +464,7 @@ def _parted(statement: Statement, rows: Sequence[Cells]) -> tuple[list[Cells], l
 
 
 def _as_text(body: bytes) -> str | bytes:
-    """Return bytes that are text as text: a handler is given those back, decoded."""
+    """Return bytes as text if they are text without NUL: handlers get them decoded."""
     try:
         return body if b"\0" in body else body.decode()
     except UnicodeDecodeError:
