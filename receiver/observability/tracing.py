@@ -148,7 +148,7 @@ class Tracing:
         if exporting is not None:
             await asyncio.to_thread(exporting.stop, _FLUSH_SECONDS)
 
-    # --- what happens ---
+    # --- spans ---
 
     def request(self, request: Request, route: str) -> Opened:
         """Open the server span of an authenticated request."""

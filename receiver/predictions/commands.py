@@ -231,7 +231,7 @@ def _joined(words: Sequence[Word]) -> str:
 
 
 def help_text(book: RecipeBook, name: str | None) -> str:
-    """Return the text of `help`: all recipes, or how to order one; raise Problem for an unknown."""
+    """Return the help on all recipes, or on one by name; raise Problem if there is none."""
     if name is not None:
         return _help_of(find(book, name))
     if not book.recipes:

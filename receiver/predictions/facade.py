@@ -38,7 +38,7 @@ from receiver.store.leases import Leader, LeaderTask, LeaseRequest
 Work = TypeVar("Work", bound=LeaderTask)
 
 _CAUGHT_UP: Final = 60.0
-"""Seconds after a catch-up in which other processes that start do not repeat it."""
+"""Seconds after a catch-up for which other processes that start do not repeat it."""
 
 
 class Predictions:
@@ -150,7 +150,7 @@ class Predictions:
     async def running(self, *, outbound: bool) -> AsyncIterator[None]:
         """Submit, poll and listen until the block is left; without `outbound` only on a call.
 
-        A submit without an answer at the end is unconfirmed, if it was sent, for the next start.
+        A submit that was sent but not answered by then is left, unconfirmed, to the next start.
         """
         tasks = TaskSet()
         try:

@@ -1,4 +1,4 @@
-"""Read an order's options, fill its recipe's templates, and write the command that orders it.
+"""The use of recipes: an order's options, its filled templates, and the command that orders it.
 
     input = { prompt = "{prompt}, as a poster", num_images = "{count}" }
 

@@ -201,7 +201,7 @@ class Submitter:
         """Begin submits soon, as many as there is room for, without waiting for them."""
         if self._runs:
             self._awake.set()
-        else:  # as in a worker
+        else:  # as in a worker, whose submitters do not run
             self._begun.start(self._begin_unasked(), context=contextvars.Context())
 
     async def _begin_unasked(self) -> None:

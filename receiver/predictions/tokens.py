@@ -72,7 +72,7 @@ class Tokens:
         return [signer.sign(stamp).decode() for signer, _ in self._echo]
 
     def answer_echo(self, token: str, digest: str, now: float) -> str:
-        """Return the signature of `token` and the digest of its body, by the key that made `token`.
+        """Return a signature of `token` and a digest of what came with it, by the key of `token`.
 
         Raises Unproved, also for a token that is too old. Until then, anyone who sees a token can
         use it, but an answer is of use only for this comparison.

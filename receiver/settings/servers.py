@@ -16,7 +16,7 @@ class Servers(NamedTuple):
     """The servers of a database; neither hosts nor ports: the local socket."""
 
     hosts: tuple[str, ...]
-    """Names, addresses (IPv6 in brackets) and folders of sockets, in the order of tries."""
+    """Names, addresses (IPv6 in brackets) and folders of sockets, in the order to try them."""
     ports: tuple[str, ...]
     """Empty, one for all hosts, or one for each."""
 
