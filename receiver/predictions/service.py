@@ -184,7 +184,7 @@ class PredictionService:
         return created
 
     async def _begin(self, submitter: Submitter, prediction_id: str, mode: Mode) -> None:
-        """Begin a submit, and in mode `queue` wait for its end; a blocking call may take minutes."""
+        """Begin a submit; in mode `queue` wait for its end. A blocking call may take minutes."""
         if mode == "queue":
             await submitter.send_now(prediction_id)
         else:
