@@ -1,12 +1,11 @@
 """The clock: the wall clock's time, but without its steps.
 
-A wall clock that is set by an hour must neither make everything wait for an hour nor end what was
-just begun. So time goes on evenly by the monotonic clock. A watch compares the two every second;
-when the wall clock has stepped, all times that are stored for later are moved by as much, and the
-new time counts from then on.
+If the wall clock is set by an hour, work must neither wait for an hour nor expire at once. So our
+time advances evenly, by the monotonic clock. A watch compares the two every second; when the wall
+clock has stepped, all stored future times are moved by the same amount, and the new time is used.
 
-While a computer is suspended the monotonic clock stands still, and time passes all the same: what
-is due then is due, but a deadline leaves out the time in which nobody could ask.
+While a computer is suspended, the monotonic clock stops but time passes: work that falls due
+meanwhile is due, but deadlines are moved by that time, in which no poll was possible.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ log = structlog.get_logger("receiver")
 Clock: TypeAlias = Callable[[], float]
 
 _EVERY: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two comparisons."""
 _STEP: Final = 2.0
-"""Seconds by which the wall clock may drift between two looks; a larger change is a step."""
+"""Seconds by which the wall clock may drift between comparisons; a larger change is a step."""
 
 
 def suspended() -> float:
@@ -41,7 +40,7 @@ def suspended() -> float:
 
 
 class SteadyClock:
-    """The wall clock's time at the last look, and what the monotonic clock has counted since."""
+    """The wall clock's time at the last comparison, plus the monotonic clock's time since then."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class SteadyClock:
         return self._monotonic() + self._offset
 
     def step(self) -> Shift | None:
-        """Return by how much the wall clock has stepped; a drift is followed silently."""
+        """Return by how much the wall clock has stepped; follow a drift, and return None."""
         ahead = self._wall() - self()
         if abs(ahead) <= _STEP:
             self._offset += ahead
@@ -68,15 +67,16 @@ class SteadyClock:
         return Shift(due=ahead - slept, deadline=ahead)
 
     def follow(self, step: Shift) -> None:
-        """Go by the wall clock's new time."""
+        """Use the wall clock's new time."""
         self._offset += step.deadline
         self._slept = self._suspended()
 
 
 def clocks(wall: Clock, monotonic: Clock | None) -> tuple[Clock, Clock, SteadyClock | None]:
-    """Return the clock for what is stored, that for this process alone, and what may step.
+    """Return the clock for stored times, the clock for this process alone, and the steady one.
 
-    A `wall` clock of a test's own is believed as it is, unless a `monotonic` one is given too.
+    A test's own `wall` clock is used as it is, without a steady one, unless a `monotonic` one is
+    given too.
     """
     if wall is not time.time and monotonic is None:
         return wall, wall, None
@@ -88,7 +88,7 @@ def clocks(wall: Clock, monotonic: Clock | None) -> tuple[Clock, Clock, SteadyCl
 
 
 class Watch:
-    """Follows the steps of the wall clock, if they are believed, and moves what is stored."""
+    """Follows the steps of the wall clock that the store accepts, and moves stored times."""
 
     def __init__(self, clock: SteadyClock, store: Store, owner: str, wakeups: Wakeups) -> None:
         self._clock = clock
@@ -119,7 +119,7 @@ class Watch:
         if not followed:
             self._ignored_step = step.deadline
             return
-        # What is written from here on has the new time, and what was written before is moved.
+        # Rows written from here on have the new time; those written before are moved.
         self._clock.follow(step)
         while True:
             try:

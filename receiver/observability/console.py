@@ -15,7 +15,7 @@ _SECONDARY: Final = frozenset({"provider_id", "event_id", "delivery", "request",
 """Ids for other systems: shown only in warnings and errors."""
 _QUIET: Final = frozenset({"debug", "info"})
 _SHORT_ID: Final = len("pred_") + 12
-"""Enough of an id for a prefix that no other has, unless it was made in the same millisecond."""
+"""Characters of an id that no other id begins with, unless made in the same millisecond."""
 _SHORTEST_MODEL: Final = 8
 _COLOURS: Final = {
     "warning": 33,
@@ -36,16 +36,16 @@ class Console:
         self._colours = out.isatty() and not os.environ.get("NO_COLOR")
 
     def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
-        """Return a line, and below it, set in, the lines of a traceback or another long text.
+        """Return a line and, indented below it, the lines of a traceback or another long text.
 
-        So no line of an error's message passes for one of ours.
+        So no line of an error's message looks like a line of the log.
         """
         long = "\n".join(str(event.pop(name)) for name in ("exception", "stack") if name in event)
         below = [f"    {spelled(line)}" for line in long.split("\n")] if long else []
         return "\n".join([self._line(event), *below])
 
     def _line(self, event: Mapping[str, Any]) -> str:
-        """Return one line without its end."""
+        """Return one line without its line end."""
         level = str(event.get("level", "info"))
         head = [
             (str(event.get("time", ""))[11:19], 0),
@@ -65,7 +65,7 @@ class Console:
         return self._joined([*head, (provider, 0), (model, 0), *tail, *rest], width)
 
     def _width(self, level: str) -> int | None:
-        """Return how wide a line may be; None: as it is."""
+        """Return the most columns of a line; None: no limit."""
         if level not in _QUIET or not self._out.isatty():
             return None
         given = os.environ.get("COLUMNS", "")
@@ -79,7 +79,7 @@ class Console:
             return None
 
     def _joined(self, parts: list[tuple[str, int]], width: int | None) -> str:
-        """Join what there is, each part in its colour, as far as there is room."""
+        """Join the parts that are not empty, each in its colour, up to the width."""
         written: list[str] = []
         used = 0
         for text, colour in parts:
@@ -95,7 +95,7 @@ class Console:
 
 
 def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
-    """Return the other fields, `reason` first; debug and info lines without `_SECONDARY`."""
+    """Yield the other fields, `reason` first; debug and info lines without `_SECONDARY`."""
     hidden = _SHOWN | _SECONDARY if level in _QUIET else _SHOWN
     for name, value in sorted(event.items(), key=lambda field: field[0] != "reason"):
         is_cut = name == "prediction" and level not in _QUIET

@@ -1,7 +1,7 @@
 """Telemetry: everything that happens is reported here once, as a log line and as a metric.
 
-A log line has all ids that it concerns, so that any of them finds it, and never an argument, an
-input or a body.
+A log line has all ids that it concerns, so that a search for any of them finds it, and never an
+argument, an input or a body.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _CLIENTS_FAULT: Final = 400
 
 
 class Telemetry:
-    """Reports outcomes, attempts, requests, and what leads to them."""
+    """Reports outcomes, attempts, requests, submits, polls and the state of the store."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.writable = True
-        """Whether the last write to the database was taken."""
+        """Whether the last write to the database succeeded."""
 
     def expect(self, providers: Iterable[str], handlers: Iterable[str]) -> None:
-        """Create the counters at zero: Prometheus sees no increase where one begins at 1.
+        """Create the counters at zero: Prometheus sees no increase if one begins at 1.
 
         An alert on the first dead delivery needs the zero before it.
         """
@@ -58,7 +58,7 @@ class Telemetry:
     def outcome(
         self, arrival: IncomingOutcome, taken: AcceptResult, callback: Callback | None = None
     ) -> None:
-        """Report an outcome; the line of a `callback` is that of its request too."""
+        """Report an outcome; the line of a `callback` also reports its request."""
         channel = arrival.channel or "none"
         self.metrics.outcomes[arrival.provider, channel, taken.verdict].inc()
         if taken.verdict == "noted":
@@ -108,7 +108,7 @@ class Telemetry:
         if result == "done":
             log.info("handler.attempt", **fields)
             return
-        if result == "skip":  # its handler's own wish, and no trouble
+        if result == "skip":  # the handler's own decision, not a failure
             log.info("handler.attempt", **fields, reason=decision.reason)
             return
         delay = round(decision.delay, 3) if decision.state == "pending" else None
@@ -121,7 +121,7 @@ class Telemetry:
         log.warning("handler.interrupted", **_ids(claim))
 
     def lost(self, attempts: Sequence[LostAttempt]) -> None:
-        """Report attempts whose own process did not: it is gone, or was frozen for too long."""
+        """Report attempts that their own process did not: it is gone, or was frozen too long."""
         for one in attempts:
             self.metrics.attempts[one.handler, "lost"].inc()
             log.warning(
@@ -151,7 +151,7 @@ class Telemetry:
             log.info("request.handled", route=route, status=status, **fields)
 
     def refused(self, provider: str, reason: str) -> None:
-        """Count a refused callback; the log line of its request says the rest."""
+        """Count a refused callback; the log line of its request has the rest."""
         self.metrics.refusals[provider, reason].inc()
 
     def submit(self, provider: str, result: SubmitResult) -> None:
@@ -161,12 +161,12 @@ class Telemetry:
         self.metrics.polls[provider, result].inc()
 
     def batch(self, size: int) -> None:
-        """Count a commit; it has happened, whatever becomes of the count."""
+        """Count a commit; a failure of the count must not affect it."""
         with suppress(Exception):
             self.metrics.batches.observe(size)
 
     def store(self, trouble: StoreUnavailable | None) -> None:
-        """Report that the database takes no writes, or does again."""
+        """Report that the database takes no writes or, with None, that it does again."""
         self.writable = trouble is None
         if trouble is None:
             log.info("store.recovered")
@@ -175,7 +175,7 @@ class Telemetry:
 
 
 def _is_logged(request: Mapping[str, Any]) -> bool:
-    """Return whether a request was a callback that was answered, and its outcome has a line."""
+    """Return whether a request was an answered callback whose outcome has a log line."""
     return request.get("verdict") in _LOGGED and "ended" not in request
 
 

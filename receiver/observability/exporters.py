@@ -1,4 +1,4 @@
-"""Exporters of traces, by OpenTelemetry's SDK. Imported only where its settings ask for traces."""
+"""Exporters of traces, by OpenTelemetry's SDK. Imported only if its settings ask for traces."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from receiver.model.errors import SettingsError
 
 
 def exporting(names: Sequence[str]) -> Exporting:
-    """Return a provider that exports to all of these, set up by the environment.
+    """Return a provider that exports to all of these, configured by the environment.
 
-    Raises SettingsError for a name that nothing here has.
+    Raises SettingsError for a name without an installed exporter.
     """
     exporters = [_exporter(name)() for name in names]
     resource = Resource.create()
@@ -27,9 +27,9 @@ def exporting(names: Sequence[str]) -> Exporting:
         resource = resource.merge(Resource({"service.name": "receiver"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for exporter in exporters:
-        # In batches, by a thread of its own; what its queue has no room for is dropped.
+        # In batches, by its own thread; spans that its queue has no room for are dropped.
         provider.add_span_processor(BatchSpanProcessor(exporter))
-    # A try that failed is a warning there, and a batch that is lost an error: one line will do.
+    # A failed try is logged there as a warning, a lost batch as an error: one line is enough.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     return Exporting(provider, exporters)
 
@@ -43,15 +43,15 @@ def _exporter(name: str) -> Any:
 
 
 class Exporting:
-    """A provider of ours, and where its spans go."""
+    """Our tracer provider and its exporters."""
 
     def __init__(self, provider: TracerProvider, exporters: Sequence[SpanExporter]) -> None:
         self.provider = provider
         self._exporters = exporters
 
     def stop(self, seconds: float) -> None:
-        """Send what waits, in that time at most; then give up."""
-        # By itself it would wait for a dead collector for half a minute.
+        """Send the last spans, for `seconds` at most; then give up."""
+        # Without the thread it would wait half a minute for a dead collector.
         last = threading.Thread(target=self.provider.shutdown, daemon=True)
         last.start()
         last.join(seconds)

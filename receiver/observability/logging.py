@@ -1,7 +1,7 @@
-"""structlog set-up and redaction.
+"""Logging: the set-up of structlog, and redaction.
 
-One line says one thing: a dotted event name and the ids as fields. Callback bodies, signatures,
-inputs and keys are never fields; `redact` is the net below that rule.
+One line reports one event: a dotted event name and the ids as fields. Callback bodies, signatures,
+inputs and keys are never fields; `redact` is a safety net for that rule.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from receiver.model.text import spelled_json
 from receiver.observability.console import Console
 
 _MAX_QUEUED: Final = 4 * 1024 * 1024
-"""Characters of lines that wait to be written."""
+"""The most characters of lines that wait to be written."""
 _BATCH_SECONDS: Final = 0.005
 """Seconds for which lines are gathered before they are written together."""
 LAST_LINES: Final = 1.0
-"""Seconds that the last lines of a process get to be written."""
+"""Seconds to write the last lines of a process."""
 
 _WRITERS: Final[list[_LineWriter]] = []
-"""Where lines go now."""
+"""The current writer of lines."""
 
 SECRET_WORDS: Final = ("secret", "token", "authorization", "api_key", "signature", "password")
 
@@ -48,7 +48,7 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 
 def _complete(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add level and time, and hide secrets: in one step, as each costs as much as its work."""
+    """Add level and time, and hide secrets: in one step, as each step costs as much as its work."""
     structlog.stdlib.add_log_level(_, method, event)
     redact(_, method, event)
     return _stamp(_, method, event)
@@ -72,7 +72,7 @@ def configure_unless_done(fmt: str | None, level: str) -> None:
 
 
 def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None:
-    """Send structlog and the standard library's loggers to one stream, in one form."""
+    """Send structlog and the standard library's loggers to one stream, in one format."""
     lines, shared, last = _set_up(fmt, level, stream or sys.stderr, is_final=True)
     _adopt_standard_library(shared, last, level, lines)
 
@@ -80,7 +80,7 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
 def _set_up(
     fmt: str | None, level: str, out: TextIO, *, is_final: bool
 ) -> tuple[_LineWriter, list[Any], list[Any]]:
-    """Configure structlog; return where lines go, and what makes them."""
+    """Configure structlog; return the writer, and the processors: the shared and the last."""
     flush()
     _WRITERS[:] = [lines := _LineWriter(out)]
     console = fmt == "console" or (fmt is None and out.isatty())
@@ -94,7 +94,7 @@ def _set_up(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: lines,
-        # Loggers that have been used keep what was configured then.
+        # A logger that was used keeps the configuration of that time.
         cache_logger_on_first_use=is_final,
     )
     return lines, shared, last
@@ -113,7 +113,7 @@ def _adopt_standard_library(
     root.handlers = [handler]
     root.setLevel(level.upper())
     _silence_http_clients()
-    # What Python itself writes to standard error must not block either.
+    # Python's own output to standard error must not block either.
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
     threading.excepthook = _on_thread_end
@@ -152,10 +152,9 @@ def _to_the_second(seconds: int) -> str:
 class _LineWriter:
     """Writes lines to a stream from a thread of its own, so that a stalled reader blocks nothing.
 
-    What waits to be written is bounded; lines beyond that are dropped and counted, and the count is
-    logged as soon as something can be written again. A moment's lines are written together: a write
-    gives up the interpreter lock, and one for each line would be the dearest part of taking a
-    callback.
+    The queue is bounded; lines beyond that are dropped and counted, and the count is logged as soon
+    as a write succeeds again. The lines of a moment are written together: a write releases the
+    interpreter lock, and one for each line would be the most expensive part of a callback.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -165,14 +164,14 @@ class _LineWriter:
         except (OSError, ValueError, AttributeError):
             self._fd = None
         self._is_cut = False
-        """Whether the last line that was written lacks its end."""
+        """Whether the last line was written only in part."""
         self._begin()
         os.register_at_fork(after_in_child=self._begin)
         atexit.register(self.flush)
 
     def _begin(self) -> None:
-        """Begin empty and without a thread, also in a process that was just forked."""
-        # Both can be entered again by a signal's handler that logs, as a plain lock cannot.
+        """Begin with an empty queue and no thread, also in a process that was just forked."""
+        # Both are reentrant, unlike a plain lock: a signal's handler may log.
         self._lock = threading.RLock()
         self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._size = 0
@@ -181,7 +180,7 @@ class _LineWriter:
 
     def msg(self, line: str) -> None:
         with self._lock:
-            # Once something was dropped the next line waits until all before it is dealt with.
+            # After a drop, lines are dropped until the queue is empty.
             if self._size > (0 if self._dropped else _MAX_QUEUED):
                 self._dropped += 1
                 return
@@ -226,13 +225,13 @@ class _LineWriter:
                     one.set()
 
     def _write(self, text: str) -> bool:
-        """Write, however long it takes; return False where the stream is closed or full."""
+        """Write, however long it takes; return False if the stream is closed or full."""
         try:
             if self._fd is None:
                 self._out.write(text)
                 self._out.flush()
             else:
-                # Not by the stream: others, and the end of Python, would wait for its lock.
+                # Not by the stream: other threads, and Python's exit, would wait for its lock.
                 self._write_bytes(self._fd, text.encode(errors="backslashreplace"))
         except (ValueError, OSError):
             return False
@@ -251,7 +250,7 @@ class _LineWriter:
 
 
 class _Handler(logging.Handler):
-    """Writes what the standard library's loggers log by `_LineWriter`."""
+    """Writes the records of the standard library's loggers by `_LineWriter`."""
 
     def __init__(self, lines: _LineWriter) -> None:
         super().__init__()
@@ -273,5 +272,5 @@ def flush(seconds: float = LAST_LINES) -> bool:
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
     try:
         return spelled_json(msgspec.json.encode(event, enc_hook=repr).decode())
-    except UnicodeEncodeError:  # half a character, from a name or a message that is no UTF-8
+    except UnicodeEncodeError:  # half a character, from a name or message that is not UTF-8
         return json.dumps(event, default=repr)

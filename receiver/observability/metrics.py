@@ -1,10 +1,10 @@
-"""Prometheus metrics: what is counted and timed.
+"""Prometheus metrics: counters and timers.
 
 With PROMETHEUS_MULTIPROC_DIR (prometheus-client's own variable, the same folder for all) every
-process counts into files there, and the one asked answers with the sum; else each for itself.
-What only the database knows is not counted here: it is read when the page is scraped.
+process counts into files there, and the scraped one answers with the sum; otherwise each answers
+for itself. Values in the database are not counted here: they are read when the page is scraped.
 
-Every label has few values, whatever strangers send.
+Every label has few values, whatever clients send.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Instrument = TypeVar("Instrument")
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 _SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 _MAX_CHILDREN: Final = 1000
-"""Children of one instrument; what would be one more is counted as `other`."""
+"""The most children of one instrument; further ones are counted as `other`."""
 _WAITS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 """Seconds from a submit to its outcome."""
 _RUNS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -42,7 +42,7 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class _Children(dict[tuple[str, ...], Instrument], Generic[Instrument]):
-    """The children of an instrument by their labels: each is looked for once."""
+    """The children of an instrument, cached by their labels."""
 
     def __init__(self, make: Callable[..., Instrument]) -> None:
         super().__init__()
@@ -56,10 +56,10 @@ class _Children(dict[tuple[str, ...], Instrument], Generic[Instrument]):
 
 
 class Metrics:
-    """The instruments of one receiver; one a process, where processes share a folder.
+    """The instruments of one receiver; only one in a process if processes share a folder.
 
-    A page has no `_created` series, which would make it twice as long. prometheus-client's switch
-    for it is for the whole process.
+    A page has no `_created` series, which would make it twice as long. prometheus-client can switch
+    them off only for the whole process.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Metrics:
         return _Children(made.labels)
 
     def expose(self, gauges: Iterable[GaugeMetricFamily]) -> bytes:
-        """Write down all that is counted, in all processes that share a folder, and the gauges."""
+        """Return the page: all counts, of all processes that share a folder, and the gauges."""
         counted: Collector = self._shared or self._registry
         return generate_latest(_Page([*counted.collect(), *gauges]))
 
@@ -150,9 +150,9 @@ class _Page(Collector):
 
 
 class _Shared(MultiProcessCollector):
-    """The files of all processes, but for those that are empty, which cannot be read.
+    """The files of all processes, except empty ones, which cannot be read.
 
-    Each is so for a moment when it is made, and for ever if its process dies in that moment.
+    A new file is empty for a moment, and for ever if its process dies in that moment.
     """
 
     def collect(self) -> Iterator[Metric]:
@@ -163,7 +163,7 @@ class _Shared(MultiProcessCollector):
 def gauge(
     name: str, text: str, labels: Sequence[str], values: Mapping[Any, float]
 ) -> GaugeMetricFamily:
-    """Make a gauge with these values, by the tuples of their labels."""
+    """Return a gauge with these values, by the tuples of their labels."""
     family = GaugeMetricFamily(name, text, labels=labels)
     for given, value in values.items():
         family.add_metric(given, value)
@@ -171,7 +171,7 @@ def gauge(
 
 
 def _shared_folder() -> Collector | None:
-    """Make the folder if need be: prometheus-client wants one that is there."""
+    """Return the collector of the shared folder, if it is set; create a missing folder."""
     folder = os.environ.get(_SHARED)
     if not folder:
         return None

@@ -1,4 +1,4 @@
-"""The runtime: what the parts of one run share, as identity, clocks, telemetry and wake-ups."""
+"""The runtime: the identity, clocks, telemetry and wake-ups that the parts of one run share."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from receiver.store.leases import Leader, LeaderTask, LeaseStore
 
 
 def new_owner() -> str:
-    """Return a name for this run of this process that no other, earlier or later, has."""
+    """Return a unique name for this run of this process."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One run of a receiver, as all its parts know it."""
+    """The values that all parts of one run of a receiver share."""
 
     owner: str = field(default_factory=new_owner)
     """Names this run in leases and claims."""
     single_process: bool = True
-    """No other process works on the same database."""
+    """Whether no other process works on the same database."""
     clock: Clock = time.time
     """Unix seconds, for what is stored."""
     monotonic: Clock = time.monotonic
-    """Seconds, for what only this process knows."""
+    """Seconds, for times that only this process uses."""
     random: Callable[[], float] = random.random
     """From 0 to 1."""
     telemetry: Telemetry = field(default_factory=Telemetry)
@@ -41,5 +41,5 @@ class Runtime:
     wakeups: Wakeups = field(default_factory=Wakeups)
 
     def leader(self, work: LeaderTask, leases: LeaseStore) -> Leader:
-        """Return what does `work` in one of all processes."""
+        """Return the leader that runs `work` in only one of all processes."""
         return Leader(self.owner, work, leases, self.wakeups, self.clock, self.monotonic)

@@ -1,24 +1,24 @@
-"""Traces: what happens to a prediction, from its submit to its handlers, as one trace.
+"""Traces: one trace of all steps of a prediction, from its submit to its handlers.
 
-    POST /v1/predictions      server; a child of the caller's own span, where it names one
-    ├── submit fal            until the answer is stored, or why there is none
+    POST /v1/predictions      server; a child of the caller's own span, if it names one
+    ├── submit fal            until the answer, or the reason for having none, is stored
     │   └── POST              client
     ├── poll fal              each, with its requests as children
-    ├── outcome fal           what came of it; consumer, where it was pushed or streamed
-    └── handler announce      each attempt, with what it asks others by `ctx.http` as children,
+    ├── outcome fal           the outcome; consumer, if it was pushed or streamed
+    └── handler announce      each attempt, with its requests by `ctx.http` as children,
         ├── POST              client; it passes the trace on
-        └── submit fal …      and all of a prediction that it chained, which is in the same trace
+        └── submit fal …      and all spans of a prediction that it submits, in the same trace
 
-The first span's name, a W3C traceparent, is kept with the prediction: each process that works on
-it, also after a restart, goes on with its trace. A prediction that was submitted while nothing was
-traced has none, and none of this happens for it. Providers are told nothing.
+The W3C traceparent of the first span is stored with the prediction: each process that works on it,
+also after a restart, continues its trace. A prediction that was submitted without tracing has no
+trace, and no spans. The traceparent is not sent to providers.
 
-OpenTelemetry's API is there in every install, and its spans do nothing. Its SDK, which exports
-them, is imported only where its own settings ask for traces; an embedding program may bring a
-tracer provider of its own.
+OpenTelemetry's API is part of every install; by itself its spans do nothing. The SDK, which exports
+them, is imported only if its own settings ask for traces; an embedding program may have its own
+tracer provider.
 
-A span says what happened and which kind of error it was, never in whose words: an error's message
-may quote an input, a key, or an address with a token in it.
+A span contains what happened and the type of an error, never the message of an error: that may
+quote an input, a key, or an address with a token in it.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ _MOST_FRAMES: Final = 20
 _SERVER_ERROR: Final = 500
 _CLIENT_ERROR: Final = 400
 _TRACED: Final = frozenset({"accepted", "late", "ask"})
-"""Verdicts that are worth a span: a duplicate may come as often as its sender likes."""
+"""Verdicts that have a span; a duplicate has none, as its sender may repeat it without end."""
 _PUSHED: Final = frozenset({"webhook", "sse"})
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Span:
-    """A span, or a no-op where nothing is traced."""
+    """A span, or a no-op if nothing is traced."""
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
         context = span.get_span_context()
         self.ids: Mapping[str, str] = {}
-        """For log lines; none where it is not traced."""
+        """For log lines; empty if it is not traced."""
         if context.is_valid:
             self.ids = {
                 "trace_id": trace.format_trace_id(context.trace_id),
@@ -108,9 +108,9 @@ _UNTRACED: Final = nullcontext(Span(trace.INVALID_SPAN))
 
 
 class Tracing:
-    """Makes a span of each thing that happens to a prediction, once it was started and is wanted.
+    """Makes the spans of predictions, once it is started with exporters or a tracer provider.
 
-    Nothing here raises, or waits for a collector.
+    No method raises an error of its own, or waits for a collector.
     """
 
     def __init__(self) -> None:
@@ -121,13 +121,13 @@ class Tracing:
     def start(self, exporters: Sequence[str] | None) -> None:
         """Start, if there are exporters or the embedding program has a tracer provider.
 
-        None: not even then.
+        With None it never starts.
         """
         if exporters is None:
             return
         try:
             self._start(exporters)
-        except Exception as error:  # noqa: BLE001 - whatever it is, predictions come first
+        except Exception as error:  # noqa: BLE001 - no error may stop predictions
             log.warning("settings.warning", problem=_problem(error))
 
     def _start(self, exporters: Sequence[str]) -> None:
@@ -143,18 +143,18 @@ class Tracing:
         self.on = True
 
     async def stop(self) -> None:
-        """Send what waits, for a moment."""
+        """Send the last spans, for a moment at most."""
         exporting, self._exporting, self.on = self._exporting, None, False
         if exporting is not None:
             await asyncio.to_thread(exporting.stop, _FLUSH_SECONDS)
 
-    # --- what happens ---
+    # --- spans ---
 
     def request(self, request: Request, route: str) -> Opened:
         """Open the server span of an authenticated request."""
         if not self.on:
             return _UNTRACED
-        inside = _is_inside()  # of a span that the embedding program made of it
+        inside = _is_inside()  # a span of the embedding program
         given = None if inside else parent_of(request.headers.get("traceparent"))
         return self._open(
             f"{request.method} {route}",
@@ -224,7 +224,7 @@ class Tracing:
         return self._open(request.method, None, attributes, kind=SpanKind.CLIENT)
 
     def inject(self, headers: MutableMapping[str, str]) -> None:
-        """Add the current span's traceparent, if there is one, to what has none."""
+        """Add the current span's traceparent, if there is one, to headers without one."""
         if self.on and "traceparent" not in headers:
             _W3C.inject(headers)
 
@@ -253,7 +253,7 @@ class Tracing:
     ) -> Iterator[Span]:
         """Open a span until the block is left; its ids are on every log line meanwhile.
 
-        Without `within` it is a child of the current span; else that is linked to.
+        Without `within` it is a child of the current span; otherwise it is linked to that.
         """
         here = trace.get_current_span().get_span_context()
         made = self._tracer.start_span(
@@ -282,7 +282,7 @@ class Tracing:
 
 
 def parent_of(traceparent: str | None) -> Context | None:
-    """Make a parent of a W3C traceparent; None if it is none, or not a sound one."""
+    """Return the parent context of a W3C traceparent; None if that is missing or invalid."""
     if traceparent is None:
         return None
     context = _W3C.extract({"traceparent": traceparent}, Context())
@@ -290,7 +290,7 @@ def parent_of(traceparent: str | None) -> Context | None:
 
 
 def _is_inside() -> bool:
-    """Return whether what runs now belongs to a trace."""
+    """Return whether there is a current span."""
     return trace.get_current_span().get_span_context().is_valid
 
 
@@ -320,7 +320,7 @@ def _subject(prediction_id: str, provider: str, model: str | None = None) -> Att
 
 
 def _problem(error: Exception) -> str:
-    """Return why there are no traces; in our words, as others' may quote an address or a key."""
+    """Return why there are no traces, without the text of foreign errors: it may quote a key."""
     match error:
         case ModuleNotFoundError():
             why = f"{error.name} is missing: pip install 'prediction-receiver[otel]'"

@@ -1,6 +1,6 @@
-"""The cost poller: asks providers what ended predictions cost; few say so with the outcome.
+"""The cost poller: asks providers what ended predictions cost; few state it in the outcome.
 
-One process of all asks, a bounded number at a time. A figure is recorded once; where none comes,
+Only one process asks, for a bounded number at a time. A figure is recorded once; if none comes,
 asking ends after a few days, and the cost stays as it was computed, or unknown.
 """
 
@@ -24,26 +24,26 @@ from receiver.store.facade import Store
 log = structlog.get_logger("receiver")
 
 _NAP: Final = 5.0
-"""Seconds between two rounds where little is due."""
+"""Seconds between two rounds, if the first leaves nothing due."""
 _AT_ONCE: Final = 8
 """Requests to one provider at the same time, …"""
 _ROUND: Final = 32
 """… and in one round."""
 _ROUNDS: Final = 10
 _AGAIN: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0, 48 * 3600.0)
-"""Seconds to the next try, where a provider says no figure yet."""
+"""Seconds to the next try, by the number of tries, if a provider has no figure yet."""
 _PRICE_HOLDS: Final = 3600.0
 """Seconds after which the price of a unit is asked for again, …"""
 _NO_PRICE_HOLDS: Final = 60.0
-"""… and where it could not be had."""
+"""… and if it could not be read."""
 _MOST_PRICES: Final = 1000
 
 Costs: TypeAlias = Mapping[str, Price | None]
-"""By the ids of predictions. None: it will never be known. What is missing is not known yet."""
+"""By prediction id; None: it will never be known; missing: it is not known yet."""
 
 
 class Bills:
-    """Asks each provider that says costs for those of what has ended."""
+    """Asks the providers that report costs for those of ended predictions."""
 
     name = "bills"
     at_work = True
@@ -65,22 +65,22 @@ class Bills:
         self._clock = runtime.clock
 
     async def run(self) -> NoReturn:
-        """Ask for as long as we run."""
+        """Ask until cancelled."""
         await repeat(self.ask, longest=_NAP)
 
     async def drain(self) -> None:
-        """Ask for what is due, a few rounds of it, where nothing runs between drains."""
+        """Ask for due costs, a few rounds at most, if nothing runs between drains."""
         for _ in range(_ROUNDS):
             if await self.ask() is None:
                 return
 
     async def ask(self) -> float | None:
-        """Ask for what is due, one round; return 0 where there is more."""
+        """Ask for due costs, one round; return 0 if there may be more."""
         rounds = await asyncio.gather(*(self._ask(name) for name in self._sources))
         return 0.0 if any(rounds) else None
 
     async def _ask(self, name: str) -> bool:
-        """Ask one provider; True: there is more to ask it now."""
+        """Ask one provider; return whether there may be more to ask it now."""
         source = self._sources[name]
         most = _ROUND * source.at_once
         questions = await self._store.costs.questions(name, self._clock(), most)
@@ -89,26 +89,26 @@ class Bills:
         ends = await asyncio.gather(*(self._bill(name, some, room) for some in parts))
         is_busy = any(isinstance(each, Busy) for each in ends)
         failures = [str(each) for each in ends if each and not isinstance(each, Busy)]
-        if failures:  # a line for each would be many where a provider is away
+        if failures:  # one line for all: a provider that is down fails many
             log.warning("bill.failed", provider=name, times=len(failures), reason=failures[0])
         return len(questions) == most and not is_busy
 
     async def _bill(
         self, name: str, questions: Sequence[Question], room: asyncio.Semaphore
     ) -> Unreadable | None:
-        """Ask for some, and record what comes of it; return what went wrong."""
+        """Ask for some costs, and record the results; return the failure, if there is one."""
         costs: Costs = {}
         failure = None
         try:
             async with room:
                 costs = await self._sources[name].costs(questions)
         except Busy as busy:
-            return busy  # it takes no more now: that is no try
+            return busy  # nothing was sent: not counted as a try
         except Unreadable as error:
             failure = error
         except StoreUnavailable:
             raise
-        except Exception:  # a fault of ours: one that is never known must not keep up all others
+        except Exception:  # a fault of ours: one cost must not block all others
             log.exception("task.failed", provider=name)
         await asyncio.gather(*(self._learn(each, costs) for each in questions))
         return failure
@@ -124,7 +124,7 @@ class Bills:
 
 
 class _Billed:
-    """Costs as a provider says them."""
+    """Costs as a provider bills them."""
 
     def __init__(self, provider: Billing, client: ProviderClient) -> None:
         self._provider = provider
@@ -139,9 +139,9 @@ class _Billed:
 
 
 class _Computed:
-    """Costs as they come to by what a provider counts and what one of that costs.
+    """Costs computed from the units that a provider counts and its list price of a unit.
 
-    They are computed, not the provider's word: what an account pays may be less than the list says.
+    They are recorded as `computed`: an account may pay less than the list price.
     """
 
     at_once = 1
@@ -151,7 +151,7 @@ class _Computed:
         self._client = client
         self._clock = runtime.monotonic
         self._prices: dict[str, tuple[float, float | None]] = {}
-        """By model, until when it holds, and dollars."""
+        """By model: until when the price holds, and dollars."""
         self._asking = asyncio.Lock()
 
     async def costs(self, questions: Sequence[Question]) -> Costs:
@@ -167,7 +167,7 @@ class _Computed:
         return {question.ticket.id: None if amount is None else Price(amount, "computed")}
 
     async def _price(self, model: str) -> float | None:
-        """Return what a unit of a model costs, which many predictions in a row want to know."""
+        """Return the price of a unit of a model, cached, as many predictions in a row need it."""
         async with self._asking:
             until, price = self._prices.get(model, (0.0, None))
             if self._clock() < until:
@@ -192,7 +192,7 @@ class _Computed:
 def _source(
     provider: Provider, client: ProviderClient, runtime: Runtime
 ) -> _Billed | _Computed | None:
-    """Return how costs are asked for; None: not at all, or not with the keys that are set."""
+    """Return how to get a provider's costs; None: not at all, or not with the keys that are set."""
     if isinstance(provider, Billing) and provider.bills_after is not None:
         return _Billed(provider, client)
     if isinstance(provider, Metered) and provider.metered_after is not None:

@@ -1,4 +1,4 @@
-"""The parser of commands as people type them in chats, and the text that `help` answers.
+"""The parser of commands that people type in chats, and the text of `help`.
 
     imagine a lighthouse --ratio 16:9 steps=4 --seed=7 "at night"
 
@@ -35,15 +35,15 @@ _ENDS: Final = {
         "‚": "‘’",  # noqa: RUF001
     }.items()
 }
-"""Quotation marks, and what ends that which they begin: another one at the end of a word."""
+"""The pattern of the end, by opening quotation mark: a closing one at the end of a word."""
 _BEFORE: Final = re.compile(rf"[^\s={''.join(_ENDS)}]*=|")
 _SOMETHING: Final = re.compile(r"\S+")
 _LONGEST: Final = 10_000
-"""Characters of a command; platforms have messages of four times as many."""
+"""Characters of a command; messages of platforms may have four times as many."""
 _NEAR: Final = 0.8
-"""How like an option's name a word after a phone's dash must be, to be a mistyped one."""
+"""Similarity (0 to 1) from which a word after a phone's dash is a mistyped option."""
 _MOST_GUESSES: Final = 20
-"""Words after a phone's dash that are compared so: a command could have thousands of them."""
+"""The most words after a phone's dash that are compared: a command may have thousands."""
 _DASHED: Final = re.compile(
     r"(--|[—–―‒][-—–]?)([^\W\d_][\w-]*)(?:=(.*))?",  # noqa: RUF001 - what phones write
     re.DOTALL,
@@ -53,7 +53,7 @@ _WORDS_OF_TRUTH: Final = TRUTHS.keys() - {"0", "1"}
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What a text asks for: an order of a recipe or, where `help` is not empty, only that text."""
+    """A parsed command: an order of a recipe or, if `help` is not empty, only that text."""
 
     recipe: str = ""
     options: dict[str, Any] = {}
@@ -72,9 +72,9 @@ class Word(NamedTuple):
 
 
 def parse(book: RecipeBook, text: str) -> Command:
-    """Read a command; raise Problem `unknown-recipe` or `bad-option` with words for its author.
+    """Parse a command; raise Problem `unknown-recipe` or `bad-option` with a text for its author.
 
-    The options are not checked yet: an order does that.
+    The values of options are not checked here, but by the order.
     """
     if len(text) > _LONGEST:
         raise Problem(422, "bad-option", f"a command has at most {_LONGEST} characters")
@@ -90,10 +90,10 @@ def parse(book: RecipeBook, text: str) -> Command:
 
 
 def split(text: str) -> list[Word]:
-    """Split a text into words; what quotation marks hold together is one.
+    """Split a text into words; a quotation is one word.
 
-    They begin at the beginning of a word, or after its `=`, and end at an end of a word: elsewhere
-    they are apostrophes, or inches.
+    It begins at the beginning of a word or after its `=`, and ends at the end of a word; other
+    quotation marks are apostrophes or inches.
     """
     return list(_split(text))
 
@@ -115,9 +115,9 @@ def _split(text: str) -> Iterator[Word]:
 
 
 def _closed(text: str, opens: int, unending: set[str]) -> int | None:
-    """Return where the quotation that begins there ends; None where none begins, or none ends.
+    """Return where the quotation that begins at `opens` ends; None if there is none, or no end.
 
-    What was not ended once, will not be further on: each mark is looked for only once then.
+    A mark for which no end was found is not searched again: there is none further on either.
     """
     begins = text[opens : opens + 1]
     if begins not in _ENDS or begins in unending:
@@ -130,7 +130,7 @@ def _closed(text: str, opens: int, unending: set[str]) -> int | None:
 
 
 def read_words(recipe: Recipe, words: Sequence[Word]) -> dict[str, Any]:
-    """Return what the words after a recipe's name say; raise Problem where they cannot be meant."""
+    """Return the options in the words after a recipe's name; raise Problem if they are wrong."""
     reading = _Reading(recipe)
     left = list(words)
     while left:
@@ -143,7 +143,7 @@ def read_words(recipe: Recipe, words: Sequence[Word]) -> dict[str, Any]:
 
 
 class _Reading:
-    """The options that were read so far, and the words that are none."""
+    """The options read so far, and the words that belong to no option yet."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.texts: list[Word] = []
@@ -153,7 +153,7 @@ class _Reading:
         self._guesses = _MOST_GUESSES
 
     def take(self, word: Word, left: list[Word]) -> None:
-        """Take a word, and of those after it the value that it wants."""
+        """Read a word and, if its option takes one, its value from `left`."""
         dashed = None if word.is_quoted else _DASHED.fullmatch(word.text)
         if dashed and self._is_meant(dashed[1], dashed[2].lower()):
             self._switch(dashed[2].lower(), dashed[3], left)
@@ -165,7 +165,7 @@ class _Reading:
         self.texts.append(word)
 
     def _is_meant(self, dashes: str, name: str) -> bool:
-        """Return whether dashes before a word make it an option: two do, a phone's may not."""
+        """Return whether dashes make a word an option: two short ones do, a phone's one may not."""
         known = [*self._names, *(f"no-{each}" for each in self._names)]
         if dashes == "--" or name in known:
             return True
@@ -223,7 +223,7 @@ class _Reading:
 
 
 def _joined(words: Sequence[Word]) -> str:
-    """Join words to a text; quotation marks stay, as they mean something, but around all of it."""
+    """Join words to a text; quotation marks are kept, unless they enclose the whole text."""
     return words[0].text if len(words) == 1 else " ".join(word.raw for word in words)
 
 
@@ -231,7 +231,7 @@ def _joined(words: Sequence[Word]) -> str:
 
 
 def help_text(book: RecipeBook, name: str | None) -> str:
-    """Return the text of `help`: all recipes, or how one is ordered; raise Problem without it."""
+    """Return the help on all recipes, or on one by name; raise Problem if there is none."""
     if name is not None:
         return _help_of(find(book, name))
     if not book.recipes:
@@ -250,7 +250,7 @@ def _help_of(recipe: Recipe) -> str:
 
 
 def _examples(recipe: Recipe) -> dict[str, Any]:
-    """Return values for what must be said, and for what has a default or choices."""
+    """Return example values of the options that are required or have choices."""
     return {
         name: f"<{name}>" if not option.choices else (option.default or option.choices[0])
         for name, option in recipe.options.items()
@@ -279,5 +279,5 @@ def _default(option: Option) -> str:
 
 
 def words_of(arguments: Iterable[str]) -> list[Word]:
-    """Return words that a shell has split already."""
+    """Return arguments, which a shell has already split, as words."""
     return [Word(text, text) for text in arguments]

@@ -1,4 +1,4 @@
-"""What was spent, by day, provider, model, recipe, key and metadata: the sums put together."""
+"""Cost reports: sums of costs by day, provider, model, recipe, key and metadata."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from receiver.store.facade import Store
 METADATA: Final = "metadata."
 _MOST_ROWS: Final = 10_000
 MOST_SUMS: Final = 100_000
-"""Sums of days that one report is made of."""
+"""The most daily sums that one report reads."""
 _USUAL: Final = 30
-"""Days that are told of where nobody says which."""
+"""Days of a report whose first day is not given."""
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 _OF_DAYS: Final = frozenset({"day", "provider", "model"})
-"""What sums can be told apart by without their accounts."""
+"""Groupings that do not need the accounts of sums."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001 - wide ones
-"""How a text begins that a spreadsheet would take for a formula."""
+"""First characters of a text that a spreadsheet would take for a formula."""
 
 
 class Spending(NamedTuple):
-    """What a day has cost so far, and how far budgets are used."""
+    """The costs of today so far, and the used part of budgets."""
 
     today: Mapping[str, float]
     """Dollars by provider."""
     unknown: Mapping[str, int]
-    """By provider, of how many predictions no cost is known."""
+    """Number of predictions without a known cost, by provider."""
     used: Mapping[str, float]
-    """By kind of budget (`person/day`), the part that the fullest one of it is used."""
+    """The used part (1.0: all) of the fullest budget of each kind, as `person/day`."""
 
 
 class SpendingReader:
-    """Reads what is spent, from the database, and so the same in every process."""
+    """Reads the spending from the database, so that it is the same in every process."""
 
     def __init__(self, store: Store, limits: Limits, clock: Callable[[], float]) -> None:
         self._costs = store.costs
@@ -79,7 +79,7 @@ _PARTS: Final[Mapping[str, Part]] = {
 
 
 def day_of(when: date) -> int:
-    """Return the number of a day, since 1970."""
+    """Return the number of days from 1970-01-01 to a date."""
     return when.toordinal() - _EPOCH
 
 
@@ -88,12 +88,12 @@ def today(now: float) -> date:
 
 
 def parts_of(by: str, metadata: Collection[str]) -> dict[str, Part]:
-    """Return what costs are to be added up by; raise Problem for what they are not."""
+    """Return the parts that costs are grouped by; raise Problem for an unknown name."""
     return {name: _part(name, metadata) for name in by.split(",")}
 
 
 def by_account(parts: Mapping[str, Part]) -> bool:
-    """Return whether sums must be told apart by their accounts."""
+    """Return whether the grouping needs the accounts of sums."""
     return not parts.keys() <= _OF_DAYS
 
 
@@ -113,7 +113,7 @@ def _part(name: str, metadata: Collection[str]) -> Part:
 def report(
     rows: Iterable[DaySum], parts: Mapping[str, Part], since: date, until: date
 ) -> CostReport:
-    """Put the sums of days together by these parts."""
+    """Return daily sums grouped by these parts; raise Problem if there are too many groups."""
     accounts: dict[str, Account] = {}
     sums: dict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
     for row in rows:
@@ -145,7 +145,7 @@ def _row(of: dict[str, str | None], sums: Sequence[int]) -> CostRow:
 
 
 def as_csv(found: CostReport) -> str:
-    """Write the rows of a report as CSV."""
+    """Return the rows of a report as CSV."""
     text = io.StringIO()
     writer = csv.writer(text)
     names = list(found.data[0].of) if found.data else []
@@ -163,6 +163,6 @@ def _cell(value: Any) -> str:
 
 
 def days(since: date | None, until: date | None, now: float) -> tuple[date, date]:
-    """Return from which day and up to before which; the last thirty where nothing is said."""
+    """Return the first day and the day after the last; by default the last thirty days."""
     end = until or date.fromordinal(today(now).toordinal() + 1)
     return since or date.fromordinal(max(end.toordinal() - _USUAL, 1)), end

@@ -1,7 +1,7 @@
 """The facade of `predictions`: one run's submitters, poller and streams around the one inbox.
 
-Everything about a prediction until it ends. What follows is not known here: `match` says which
-handlers an event is for, and nothing more.
+It covers a prediction until it ends. Deliveries are not known here: `match` only returns the
+handlers of an event.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from receiver.store.leases import Leader, LeaderTask, LeaseRequest
 Work = TypeVar("Work", bound=LeaderTask)
 
 _CAUGHT_UP: Final = 60.0
-"""Seconds in which no other process that starts needs to ask about everything again."""
+"""Seconds after a catch-up for which other processes that start do not repeat it."""
 
 
 class Predictions:
@@ -58,7 +58,7 @@ class Predictions:
         keys = [key.reveal() for key in settings.secret_keys]
         self.tokens = Tokens(keys)
         self.seals = Seals(keys, runtime.clock)
-        # An answer that is compressed all the same is inflated in bounded pieces.
+        # If an answer is compressed all the same, it is decompressed in bounded pieces.
         self.client = Client(
             runtime.tracing,
             propagates=False,
@@ -89,7 +89,7 @@ class Predictions:
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and name in self.on
         }
-        begins = settings.mode != "serverless"  # there nothing may go on after the answer
+        begins = settings.mode != "serverless"  # there no work may continue after the answer
         self._submitters = {
             name: Submitter(
                 providers[name],
@@ -118,7 +118,7 @@ class Predictions:
             begins=begins,
         )
         self.orders = Orders(settings.recipes, store, self.service, runtime)
-        # A bill is never urgent: it leaves a part of a provider's minute to all else.
+        # Bills are not urgent: they leave a quarter of a provider's requests per minute to others.
         unhurried = {
             name: self._wire(name, limit and max(limit * 3 // 4, 1))
             for name, given in settings.providers.items()
@@ -130,27 +130,27 @@ class Predictions:
         return ProviderClient(provider, per_minute, self.client, self._store.limits, self._runtime)
 
     def _stream(self, name: str, provider: Streamed) -> Listener | Leader:
-        """Return what listens to a provider's stream."""
+        """Return the listener of a provider's stream, or the leader that runs it."""
         runtime = self._runtime
         listener = Listener(name, provider, self.client, self.inbox, self._store, runtime)
         return self._alone(listener)
 
     def _alone(self, work: Work) -> Work | Leader:
-        """Return what does a task; where there are other processes, in one of all."""
+        """Return a task or, if there are other processes, the leader that runs it in only one."""
         if self._runtime.single_process:
             return work
         return self._runtime.leader(work, self._store.leases)
 
     def exchange(self, settings: Settings) -> None:
-        """Take orders by these recipes, limits and prices from now on."""
+        """Use these recipes, limits and prices from now on."""
         self.orders.book = settings.recipes
         self.limits.exchange(settings)
 
     @asynccontextmanager
     async def running(self, *, outbound: bool) -> AsyncIterator[None]:
-        """Submit, poll and listen until the block is left; without `outbound` only when asked to.
+        """Submit, poll and listen until the block is left; without `outbound` only on a call.
 
-        A submit that is under way at the end is left to the next start, as unconfirmed.
+        A submit that was sent but not answered by then is left, unconfirmed, to the next start.
         """
         tasks = TaskSet()
         try:
@@ -171,17 +171,17 @@ class Predictions:
             await self.inbox.stop()
 
     async def close(self) -> None:
-        """Close the connections to providers, as the last of all."""
+        """Close the connections to providers, after everything else has stopped."""
         await self.client.aclose()
 
     async def _catch_up(self) -> None:
-        """Poll soon what an earlier process may have died over, or callbacks have missed."""
+        """Make all predictions at providers due for a poll: their outcomes may have been missed."""
         if self._runtime.single_process or await self._is_first():
             for name in self._submitters:
                 await self._store.predictions.hasten(name, self._runtime.clock())
 
     async def _is_first(self) -> bool:
-        """Return whether no other process has caught up within a minute: ten may start at once."""
+        """Return whether no other process caught up in the last minute: ten may start at once."""
         now = self._runtime.clock()
         role = LeaseRequest(
             name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP
@@ -189,20 +189,20 @@ class Predictions:
         return await self._store.leases.hold(role)
 
     def housekeeping(self) -> Housekeeping:
-        """Return what one of all processes does every few seconds, by name."""
+        """Return the steps that only one process runs every few seconds, by name."""
         return {"submits": self._submit_queued, "looks": self._poll_due}
 
     async def _submit_queued(self) -> None:
-        """Submit what waits for room at a provider, whichever process took it in."""
+        """Submit queued predictions, of any process, for which there is room."""
         for submitter in self._submitters.values():
             await submitter.begin()
 
     async def _poll_due(self) -> None:
-        """Poll what is due, whichever process was going to."""
+        """Poll due predictions, of any process."""
         await self._poller.look_around()
 
     async def drain(self, until: float, last_start: float) -> None:
-        """Submit and poll what is due, until nothing is, or until then by the loop's clock.
+        """Submit and poll due predictions until none is left, or `until` by the loop's clock.
 
         Nothing is begun after `last_start`.
         """
@@ -220,15 +220,15 @@ class Predictions:
             await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     def locked(self) -> list[str]:
-        """Return the providers that have locked our account, as this process has seen it."""
+        """Return the providers that have locked our account, as far as this process knows."""
         return [name for name, submitter in self._submitters.items() if submitter.room.locked]
 
     @property
     def submits(self) -> int:
-        """How many submits were begun here."""
+        """Number of submits begun by this process."""
         return sum(submitter.submits for submitter in self._submitters.values())
 
     @property
     def looks(self) -> int:
-        """How many polls were begun here."""
+        """Number of polls begun by this process."""
         return self._poller.looks

@@ -1,8 +1,8 @@
 """The inbox: every outcome, pushed, streamed or polled, is proved, read and recorded here.
 
 A callback is proved over its raw bytes before anything is parsed; a stream event or a poll answer
-is proved by our own connection and key. Then all take the same way: read, advance, and one
-transaction that holds the evidence, the new state, the event and what is pending for handlers.
+is proved by our own connection and key. Then all follow the same path: read, advance, and one
+transaction that holds the evidence, the new state, the event and its deliveries.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from receiver.store.inbox import (
 log = structlog.get_logger("receiver")
 
 _EVIDENCE: Final = (b"x-", b"webhook-")
-"""How the headers begin that are a provider's own."""
+"""Prefixes of the headers that are a provider's own."""
 _MOST_PARKED: Final = 1000
 _MOST_WARNED: Final = 1000
 _SEEK: Final = (0.2, 1.0, 4.0)
-"""Seconds between looks for the prediction of a stream event that came first."""
+"""Seconds between searches for the prediction of a stream event that came before its id."""
 
 
 Match = Callable[[CurrentState, str], Recipients]
-"""Returns to whom an event of that type is pending: the registry's, which is not ours to know."""
+"""Returns the handlers of an event of that type; the handlers' registry implements it."""
 
 
 class Inbox:
-    """Proves, reads and records outcomes, and wakes who waits for what that changed."""
+    """Proves, reads and records outcomes, and wakes the tasks that wait for the changes."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Inbox:
         self._proofs = proofs
         self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
         self._unmatched: set[tuple[str, str | None, OutcomeKind]] = set()
-        """What was warned of already: provider, model and kind."""
+        """Provider, model and kind of outcomes that were already logged as unmatched."""
 
     def opens(self, provider_name: str, token: str) -> str | None:
-        """Name the prediction of a callback's path; None: the path is none that we made."""
+        """Return the prediction id of a callback's path; None if we did not make that path."""
         try:
             return self._tokens.open_callback(provider_name, token)
         except Unproved:
@@ -96,7 +96,7 @@ class Inbox:
     async def callback(
         self, provider_name: str, prediction_id: str, callback: Callback
     ) -> AcceptResult:
-        """Take a callback on a path that `opens`.
+        """Prove and record a callback on a path that `opens`.
 
         Raises Unproved, KeysUnavailable or StoreUnavailable.
         """
@@ -105,7 +105,7 @@ class Inbox:
         try:
             outcome = provider.read(callback.body)
         except Unreadable:
-            # It is the provider's, so it means something: keep it, and ask what.
+            # It is the provider's: keep it, and ask for the outcome.
             outcome = Outcome(kind="ask", provider_id=proved_id)
         if provider.proof == "capability":  # others may know the path
             outcome = Outcome(kind="ask", provider_id=outcome.provider_id)
@@ -132,7 +132,7 @@ class Inbox:
         outcome: Outcome,
         body: bytes,
     ) -> AcceptResult:
-        """Take what our own connection was told: a poll's answer, or a blocking call's."""
+        """Record an outcome from our own connection: of a poll, a blocking call or a stream."""
         return await self.take(
             IncomingOutcome(
                 prediction_id=prediction_id,
@@ -148,10 +148,10 @@ class Inbox:
     async def stream_event(
         self, provider_name: str, outcome: Outcome, body: bytes
     ) -> AcceptResult | None:
-        """Take a stream event; park it if its prediction is not known (yet)."""
+        """Record a stream event; park it if its prediction is not known (yet)."""
         if outcome.provider_id is None:
             return None
-        # Parked before the look: a submitter stores the id, and looks here after. So one sees both.
+        # Parked first: a submitter stores the id, then unparks, so one of the two finds the event.
         key = (provider_name, outcome.provider_id)
         self._parked[key] = (outcome, body)
         while len(self._parked) > _MOST_PARKED:
@@ -167,20 +167,20 @@ class Inbox:
         """Look again for the prediction of a parked event: another process may be submitting it."""
         for seconds in _SEEK:
             await asyncio.sleep(seconds)
-            with contextlib.suppress(StoreUnavailable, Unproved):  # a poll will know
+            with contextlib.suppress(StoreUnavailable, Unproved):  # a poll finds out
                 prediction_id = await self._store.predictions.find(provider_name, provider_id)
                 if prediction_id is not None:
                     await self.unpark(provider_name, provider_id, prediction_id)
                     return
 
     async def stop(self) -> None:
-        """Look for no prediction of a parked event any more."""
+        """Stop the searches for predictions of parked events."""
         await self._seeking.cancel()
 
     async def unpark(
         self, provider_name: str, provider_id: str, prediction_id: str
     ) -> AcceptResult | None:
-        """Take the stream event that came before its prediction's id was stored, if one did."""
+        """Record the stream event that came before its prediction's id was stored, if any."""
         parked = self._parked.pop((provider_name, provider_id), None)
         if parked is None:
             return None
@@ -200,7 +200,7 @@ class Inbox:
     ) -> AcceptResult:
         """End a prediction by our own verdict: refused, expired, canceled before it was sent.
 
-        It `is_free` where the provider has not taken it.
+        It `is_free` if the provider has not taken it.
         """
         kind: OutcomeKind = "canceled" if error.code == "canceled" else "failed"
         return await self.take(
@@ -218,7 +218,7 @@ class Inbox:
         )
 
     async def too_late(self, provider_name: str, prediction_id: str) -> None:
-        """End an order that waited to be submitted beyond its latest time: nothing was spent."""
+        """End an order that was still queued at its latest time: nothing was spent."""
         error = Error(code="expired", message="it was too late to begin: nothing was spent")
         log.warning("prediction.expired", prediction=prediction_id, code=error.code)
         await self.verdict(
@@ -228,7 +228,7 @@ class Inbox:
     async def take(
         self, arrival: IncomingOutcome, callback: Callback | None = None
     ) -> AcceptResult:
-        """Record one outcome, exactly once, and wake what waits for it."""
+        """Record one outcome, exactly once, and wake the tasks that wait for it."""
         taken = await accept_outcome(self._store, arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")
@@ -247,7 +247,7 @@ class Inbox:
         return taken
 
     def _warn_of_unmatched(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
-        """Log that no handler wants such events: for the first of its sort, not for each."""
+        """Log that no handler matches such events, once for each provider, model and kind."""
         sort = (arrival.provider, taken.model, arrival.outcome.kind)
         if sort in self._unmatched or len(self._unmatched) >= _MOST_WARNED:
             return
@@ -262,7 +262,7 @@ class Inbox:
         )
 
     def _judge(self, known: CurrentState, arrival: IncomingOutcome) -> Transition:
-        """Rule on an arrival; pure, and run inside the transaction."""
+        """Return what an arrival does; a pure function that runs inside the transaction."""
         if arrival.provider != known.provider or not _agrees(known, arrival):
             return Transition(verdict="mismatch", status=known.status, reason="another's")
         verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
@@ -287,14 +287,14 @@ class Inbox:
         amount = known.cost if arrival.outcome.cost is None else arrival.outcome.cost
         if amount is not None:
             return Price(amount, "provider")
-        # What has failed may cost nothing, or as much: only the provider knows.
+        # A failed prediction may cost nothing or the full price: only the provider knows.
         succeeded = arrival.outcome.kind == "succeeded"
         return self._price(known, arrival.outcome) if succeeded else None
 
     def _ask_at(
         self, known: CurrentState, arrival: IncomingOutcome, cost: Price | None
     ) -> float | None:
-        """Return when to ask its provider what it cost; None: it is known, or cannot be asked."""
+        """Return when to ask the provider for the cost; None if it is known or not available."""
         after = self._bills_after.get(known.provider)
         if after is None and cost is None and arrival.outcome.kind == "succeeded":
             after = self._metered_after.get(known.provider)
@@ -311,7 +311,7 @@ class Inbox:
 
 
 def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:
-    """Return whether the id that the proof covers is the body's, or else our own submit's."""
+    """Return whether the proved id is the body's or, if that has none, our own submit's."""
     if arrival.proved_id is None:
         return True
     outcome = arrival.outcome
@@ -322,7 +322,7 @@ def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:
 
 
 def _headers(callback: Callback, secret: Collection[bytes]) -> str:
-    """Keep the provider's own headers as evidence, but no secret."""
+    """Return the provider's own headers as JSON, for evidence, without secrets."""
     kept = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in callback.headers

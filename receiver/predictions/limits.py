@@ -1,6 +1,6 @@
-"""Rate limits, budgets, prices and allow lists: what a prediction may be, and what it may cost.
+"""Rate limits, budgets, prices and allow lists of predictions.
 
-Hours, days and months are those of UTC: a limit begins anew with the next one.
+Hours, days and months are those of UTC; the count of a limit starts again with each of them.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _EACH: Final = {
     "all": " in all",
 }
 _LONGEST_LABEL: Final = 100
-"""Characters of a value that costs are added up by; what is beyond them is cut off."""
+"""Characters of a metadata value that costs are added up by; the rest is cut off."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prediction is expected to cost, what it is limited by, and whose cost it is."""
+    """The expected price, the limits and the cost account of a prediction."""
 
     price: Price | None
     limits: tuple[Limit, ...]
     bounds: tuple[Bound, ...]
-    """Of each of the limits."""
+    """One for each of the limits, in their order."""
     account: str | None
 
 
 class Limits:
-    """All limits and prices of one run: those of orders, and those of all that is submitted."""
+    """All limits and prices of one run: limits of orders, and limits of all submits."""
 
     def __init__(self, settings: Settings) -> None:
         self._costs_by = settings.costs_by
@@ -62,10 +62,10 @@ class Limits:
     def terms(
         self, request: SubmitRequest, order: Order | None, price: int | None, now: float
     ) -> Terms:
-        """Return the terms of a prediction, `price` being its recipe's.
+        """Return the terms of a prediction; `price` is that of its recipe.
 
-        Raises Problem where money is limited and there is no price. A limit by what a prediction
-        does not say, as a person, does not hold for it.
+        Raises Problem if money is limited and there is no price. A limit by a value that the
+        prediction does not have, such as a person, does not apply to it.
         """
         holding = [
             (limit, value)
@@ -104,7 +104,7 @@ class Limits:
 
 
 def _value(limit: Limit, request: SubmitRequest, order: Order | None) -> Any:
-    """Return whose predictions are counted together; None: this one says nothing of the kind."""
+    """Return the value by which predictions are counted together; None if this one has none."""
     match limit.by:
         case "all":
             return "all"
@@ -128,19 +128,19 @@ def _bound(limit: Limit, value: Any, now: float) -> Bound:
 
 
 def kind_of(limit: Limit) -> str:
-    """Return what a limit is by, and its time."""
+    """Return what a limit is by, and its period, as `person/day`."""
     return f"{limit.by}/{limit.per}" + (" of orders" if limit.of_orders else "")
 
 
 def _subject(limit: Limit, value: Any) -> str:
-    """Digest what is counted: it may be long, and a person's name is not to be kept for it."""
+    """Return a digest of what is counted: it may be long, and no person's name may be stored."""
     scope = [] if limit.of_orders else ["all that is submitted"]
     meant = msgspec.json.encode([limit.per, limit.by, value, *scope], order="deterministic")
     return blake2s(meant, digest_size=16).hexdigest()
 
 
 def end_of(per: Per, now: float) -> float:
-    """Return when the hour, day or month that it is now ends."""
+    """Return when the current hour, day or month ends."""
     if per in _SECONDS:
         return (math.floor(now / _SECONDS[per]) + 1) * _SECONDS[per]
     at = datetime.fromtimestamp(now, UTC)
@@ -156,7 +156,7 @@ def _unknown(request: SubmitRequest, order: Order | None) -> Problem:
 
 
 def refusal(limit: Limit, excess: Excess, now: float) -> Problem:
-    """Return what to say of a prediction that would have gone over a limit."""
+    """Return the Problem of a prediction that would exceed a limit."""
     wait = max(math.ceil(excess.until - now), 1)
     each = _EACH.get(limit.by, f" for each {limit.by.removeprefix(_METADATA)}")
     again = f"try again in {_duration(wait)}"
@@ -179,9 +179,9 @@ def _duration(seconds: int) -> str:
 
 
 def check_allowed(allow: Iterable[Allow], order: Order) -> None:
-    """Refuse a person or a place that no entry allows.
+    """Raise Problem for a person or a place that no entry allows.
 
-    An order that names neither is that of the program itself, whose key or signature was proved.
+    An order with neither comes from the program itself, whose key or signature was verified.
     """
     if order.person is None and order.place is None:
         return

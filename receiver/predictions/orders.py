@@ -1,7 +1,7 @@
-"""Place orders by recipes, idempotently: the same key is the same prediction for good.
+"""Orders by recipes, idempotent: the same key always gives the same prediction.
 
-Who may, what was said, the limits and the row are settled in one transaction, before anything is
-sent. An order that is refused costs nothing; it is counted among what was discarded.
+The permission and the options are checked, and then the limits and the row are committed in one
+transaction, before anything is sent. A refused order costs nothing; it is counted as discarded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Who = Annotated[str, Meta(max_length=200)] | None
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What an order says: a way in may have it from a stranger's JSON as it came."""
+    """The content of an order, for validation: it may come unchecked from a stranger's JSON."""
 
     recipe: str
     options: dict[str, Any]
@@ -47,7 +47,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Orders:
-    """Takes orders, and says what there is to order."""
+    """Takes orders, and lists what can be ordered."""
 
     def __init__(
         self, book: RecipeBook, store: Store, service: PredictionService, runtime: Runtime
@@ -58,19 +58,19 @@ class Orders:
         self._runtime = runtime
 
     def offered(self) -> list[OfferedRecipe]:
-        """Return what there is to order."""
+        """Return all recipes as the API shows them."""
         return [offered(recipe) for recipe in self.book.recipes.values()]
 
     def command(self, text: str) -> Command:
-        """Read what a person typed; raise Problem with words for them."""
+        """Parse a command that a person typed; raise Problem with a text for the person."""
         return parse(self.book, text)
 
     async def order(self, request: OrderRequest) -> Prediction:
         """Order by a recipe; return the prediction when it is committed, before it is submitted.
 
-        The same `key` of the same `via` gives the same prediction for good, whatever the recipe
-        says by now; without a key it is another each time. Raises Problem with a code and words for
-        the person who asked, and StoreUnavailable.
+        The same `key` of the same `via` always gives the same prediction, even if the recipe has
+        changed; without a key each order is a new one. Raises Problem with a code and a text for
+        the person who ordered, and StoreUnavailable.
         """
         digest = _digest(request.via, request.key or secrets.token_hex(16))
         prediction_id = await self._store.orders.find(digest)
@@ -92,9 +92,9 @@ class Orders:
     async def press(
         self, prediction_id: str, label: str | None, request: OrderRequest
     ) -> Prediction:
-        """Order what a button of a prediction's recipe names, for the person who presses it.
+        """Order the recipe of a button of a prediction, for the person who presses it.
 
-        Without a label it is the same again.
+        Without a label the same recipe is ordered again.
         """
         ordered = await self._store.orders.ordered(prediction_id)
         if ordered is None:
@@ -156,7 +156,7 @@ class Orders:
         return prediction
 
     async def _record(self, problem: Problem, order: Order) -> None:
-        """Count a refusal; where it cannot be counted it is a refusal all the same."""
+        """Log a refusal and count it, if the store is available."""
         recipe = self.book.recipes.get(order.recipe)
         known = recipe.name if recipe else None
         log.info("order.refused", code=problem.type, recipe=known, via=order.via)
@@ -171,12 +171,12 @@ class Orders:
 
 
 def _digest(via: str, key: str) -> str:
-    """Digest a key: it is kept for good, and may hold names of people."""
+    """Return a digest of a key: it is kept for good, and the key may hold names of people."""
     return hashlib.sha256(msgspec.json.encode([via, key])).hexdigest()
 
 
 def _wanted(request: OrderRequest) -> OrderRequest:
-    """Return an order with what it says as the JSON that is kept of it; refuse what is none."""
+    """Return an order with its content as JSON stores it; raise Problem if it is not an order."""
     fields = {name: getattr(request, name) for name in Wanted.__struct_fields__}
     try:
         wanted = msgspec.json.decode(msgspec.json.encode(fields), type=Wanted)
@@ -187,7 +187,7 @@ def _wanted(request: OrderRequest) -> OrderRequest:
 
 
 def _latest(recipe: Recipe, asked_at: float, now: float) -> float | None:
-    """Return until when an order may be submitted; refuse one for which it is too late already."""
+    """Return until when an order may be submitted; raise Problem if that time has passed."""
     if recipe.latest is None:
         return None
     if asked_at + recipe.latest <= now:

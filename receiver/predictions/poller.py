@@ -1,7 +1,7 @@
-"""The poller: asks a provider about each prediction in flight when that falls due.
+"""The poller: asks a provider about each prediction in flight when its poll is due.
 
-A look ends in one of three ways: the answer went through the inbox and was the end; the deadline
-has passed and that is the end; or the prediction is due again, later.
+A poll ends in one of three ways: the answer, recorded by the inbox, ends the prediction; the
+deadline has passed and ends it; or the prediction is due again later.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ log = structlog.get_logger("receiver")
 _MOST_LOOKS: Final = 32
 _MOST_FOLLOWS: Final = 3
 _MOST_PAGES: Final = 6
-"""Requests of one search for what an ambiguous submit has made."""
+"""The most requests of one search for the prediction of an ambiguous submit."""
 _LAST_WORD: Final = 60.0
-"""Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
+"""Seconds past its deadline that a prediction waits until the provider's limits allow a poll."""
 _LAST_WRITE: Final = 1.0
-"""Seconds that a stop waits for a claim to end, and for what is held to be made due again."""
+"""Seconds that a stop waits for claims to end, and to make claimed predictions due again."""
 
 
 class Poller:
-    """Looks at what is due, under the providers' limits; `on` names those that have a key."""
+    """Polls due predictions, within the providers' limits; `on` names the providers with a key."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Poller:
         self._longest = LONGEST_NAP if runtime.single_process else BACKSTOP
         self._hints: list[float] = []
         self.looks = 0
-        """How many were begun."""
+        """Number of polls begun."""
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -70,14 +70,14 @@ class Poller:
         self._schedule = schedule
         self._timeout = timeout
         self.under_way = TaskSet(lambda: runtime.wakeups.wake_all("poll"))
-        """The looks, each named for its provider."""
+        """The tasks of polls, each named by its provider."""
         self._claims = TaskSet(is_awaited=True)
         self._claimed: dict[str, Job] = {}
-        """What this process holds: claimed, and its look has not ended."""
+        """Predictions that this process has claimed, and whose poll has not ended."""
         self._next_look = float("inf")
 
     async def stop(self) -> None:
-        """Cancel the looks under way, and make all that is held due now, for another process."""
+        """Cancel the polls under way, and make claimed predictions due now for other processes."""
         await self._claims.wait(_LAST_WRITE)
         await self.under_way.cancel()
         now = self._clock()
@@ -86,17 +86,17 @@ class Poller:
                 await asyncio.gather(*(self._again(job, now) for job in self._claimed.values()))
 
     def due(self, at: float) -> None:
-        """Wake the poller if a prediction falls due before it looks by itself."""
+        """Wake the poller if a prediction is due before its next look."""
         if not self._runtime.single_process:
             heapq.heappush(self._hints, at)
         if at < self._next_look:
             self._runtime.wakeups.wake_all("poll")
 
     async def run(self) -> NoReturn:
-        """Look whenever something falls due, for as long as the app runs.
+        """Poll predictions whenever they are due, until cancelled.
 
-        Where other processes do the same, each looks when what it has in hand itself falls due;
-        what a dead one had in hand is found by housekeeping.
+        If several processes poll, each wakes for the predictions that it handles itself;
+        housekeeping finds those of a dead process.
         """
         with self._runtime.wakeups.listen("poll") as awake:
             await repeat(self._step, awake, longest=self._longest)
@@ -112,13 +112,13 @@ class Poller:
         return nap
 
     def _next_hint(self, began: float) -> float:
-        """Return in how many seconds to look again, after a look that began then."""
+        """Return the seconds until the next look, after a look that began at `began`."""
         while self._hints and self._hints[0] <= began:
             heapq.heappop(self._hints)
         return self._hints[0] - self._clock() if self._hints else BACKSTOP
 
     async def look_around(self) -> float:
-        """Start a look at everything that is due; give the seconds until the next."""
+        """Start a poll of every due prediction; return the seconds until the next is due."""
         now = self._clock()
         for provider in self._providers.keys() - self._on:
             before = now - self._timeout
@@ -130,18 +130,18 @@ class Poller:
         return min(naps, default=LONGEST_NAP)
 
     async def _look_at(self, provider: str, now: float) -> float:
-        """Start the looks at one provider; another that hangs takes none of its room."""
+        """Start polls at one provider; each has its own bound, so a slow one delays no other."""
         room = _MOST_LOOKS - self.under_way.names().count(provider)
         if room <= 0:
             return LONGEST_NAP
         hold_until = now + ANSWER_TIMEOUT + MARGIN
         claim = self._claim(provider, now, hold_until, room)
-        await asyncio.shield(self._claims.start(claim))  # what is claimed is known to `stop`
+        await asyncio.shield(self._claims.start(claim))  # `stop` knows all claims
         next_due = await self._store.predictions.next_due(provider)
         return LONGEST_NAP if next_due is None else next_due - self._clock()
 
     async def _claim(self, provider: str, now: float, hold_until: float, room: int) -> None:
-        """Claim what is due, and start a look at each."""
+        """Claim due predictions, and start a poll of each."""
         for job in await self._store.predictions.claim_due(provider, now, hold_until, room):
             self._claimed[job.ticket.id] = job
             self.under_way.start(self._look_safely(job), provider)
@@ -157,12 +157,12 @@ class Poller:
         self._claimed.pop(job.ticket.id, None)
 
     async def look(self, job: Job) -> None:
-        """See to one due prediction; whatever happens, it is due again or at its end."""
+        """Poll one due prediction; after it, the prediction has ended or is due again."""
         now = self._clock()
         if job.status in TERMINAL or job.status is Status.QUEUED:
             return
         if job.status is Status.SUBMITTING:
-            # Held well beyond the submit's time: the process that was submitting is gone.
+            # Its hold ended well after the submit's timeout: the process that submitted it is gone.
             await self._store.predictions.progress(
                 Progress(id=job.ticket.id, cause="ambiguous", due_at=now)
             )
@@ -172,7 +172,7 @@ class Poller:
         try:
             ended = await self._ask(job)
         except Busy as busy:
-            # Past its deadline a prediction waits once more for the last word, but not for ever.
+            # Past its deadline a prediction waits for one last answer, but not for ever.
             if now < deadline + _LAST_WORD:
                 due_at = now + busy.seconds
                 await self._again(job, due_at if now >= deadline else min(due_at, deadline))
@@ -200,7 +200,7 @@ class Poller:
         self.due(due_at)
 
     async def _ask(self, job: Job) -> bool:
-        """Ask the provider; True if that ended the prediction. Raise Unreadable with a reason."""
+        """Ask the provider; return whether that ended the prediction, or raise Unreadable."""
         if job.provider not in self._on:
             return False
         with self._runtime.tracing.poll(job) as span:
@@ -212,7 +212,7 @@ class Poller:
                 return await self._search(job)
             try:
                 outcome, body = await self._poll(job)
-            except TooLarge as large:  # so it would be the next time
+            except TooLarge as large:  # it will be too large next time, too
                 error = Error(code="provider_error", message=f"the result cannot be taken: {large}")
                 outcome, body = Outcome(kind="failed", error=error), b""
             if outcome.kind == "missing" and job.ticket.cancel_requested:
@@ -231,7 +231,7 @@ class Poller:
         except StoreUnavailable:
             raise
         except Exception as error:
-            # A fault of ours must not keep the deadline from being kept.
+            # A fault of ours must not prevent the end at the deadline.
             span.fail(error)
             log.exception("task.failed", provider=job.provider, prediction=job.ticket.id)
             self._runtime.telemetry.poll(job.provider, "failed")
@@ -255,7 +255,7 @@ class Poller:
         raise Unreadable("sent on too often")
 
     async def _search(self, job: Job) -> bool:
-        """Look for what an ambiguous submit may have left at the provider."""
+        """Search the provider for an ambiguous submit; return whether that ended the prediction."""
         provider = self._providers[job.provider]
         if not isinstance(provider, Searched) or job.ticket.mode != "queue":
             return False
@@ -274,7 +274,7 @@ class Poller:
         return False
 
     async def _may_be(self, job: Job, candidate: Candidate) -> bool:
-        """Return whether a candidate can be this prediction, and is no other one of ours."""
+        """Return whether a candidate can be this prediction, and is not another one of ours."""
         url = candidate.callback_url
         if url is not None:
             token = url.rpartition("/")[2]
@@ -294,7 +294,7 @@ class Poller:
         )
 
     async def _expire_unsent(self, provider: str, prediction_id: str) -> None:
-        """End what waits for a provider that has been off for too long."""
+        """End a prediction that has been queued for too long, as its provider has no key."""
         error = Error(code="expired", message=f"{provider} has no API key here")
         log.warning("prediction.expired", prediction=prediction_id, code=error.code)
         await self._inbox.verdict(

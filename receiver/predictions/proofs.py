@@ -1,4 +1,4 @@
-"""Callback verification: by signature or secret, as each provider has it."""
+"""Callback verification, by the signature or the secret that the provider uses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from receiver.providers.published import fixed, published_keys
 from receiver.settings import ProviderSettings
 
 Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
-"""Gives what proves a provider's callbacks; True: fetched anew, if that is allowed again."""
+"""Returns the keys of a provider's callbacks; True: fetched again, if that is allowed now."""
 
 _FETCHED: Final = frozenset({"public_keys", "account_secret"})
 
 
 class Proofs:
-    """Every provider's keys: those that are set, those that it hands out, those that we derive."""
+    """The keys of every provider: set, fetched from the provider, or derived by us."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Proofs:
         return published_keys(client, provider.keys, provider.read_keys, runtime.monotonic)
 
     async def prove(self, provider_name: str, prediction_id: str, callback: Callback) -> str | None:
-        """Raise Unproved or KeysUnavailable, or give the provider's id that the proof covers."""
+        """Return the provider's id that the proof covers; raise Unproved or KeysUnavailable."""
         provider = self._providers[provider_name]
         now = self._clock()
         keys = self._keys.get(provider_name)
@@ -66,7 +66,7 @@ class Proofs:
         except Unproved as error:
             if error.reason != "bad_signature":
                 raise
-        # The provider may have changed its keys: look once more, as often as that is allowed.
+        # The provider may have changed its keys: fetch them again, if that is allowed now.
         return provider.authenticate(callback, now=now, keys=await keys(True))
 
     async def fetch(self, names: Iterable[str]) -> None:

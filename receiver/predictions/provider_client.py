@@ -15,7 +15,7 @@ from receiver.providers.transport import read_capped
 from receiver.store.limits import LimitStore, RequestPermit
 
 AT_ONCE: Final = 64
-"""Requests in flight to a provider that sets no limit."""
+"""The most submits under way at once to one provider."""
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds for a whole answer; past it a submit is ambiguous."""
 _LARGEST_ANSWER: Final = 32 * 1024 * 1024
@@ -24,11 +24,11 @@ LONGEST_PAUSE: Final = 86400.0
 """Seconds that one answer can stop all requests to a provider for."""
 
 BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
-"""What a request can end in; httpx reads the target of a redirect even if it is not followed."""
+"""Errors of a request; httpx parses the target of a redirect even if it is not followed."""
 
 
 class Busy(Unreadable):
-    """The provider takes no more requests for so many seconds."""
+    """The provider takes no more requests for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no more requests for {seconds:.1f} s")
@@ -64,9 +64,9 @@ class ProviderClient:
         return ProviderResponse(response.status_code, response.headers, body, self._clock())
 
     async def ask(self, request: httpx.Request) -> ProviderResponse:
-        """Send a request that can be repeated; raise Unreadable if that gave no answer to read.
+        """Send a request that can be repeated; raise Unreadable if there is no usable answer.
 
-        Raises Busy if the provider takes no request now; nothing was sent then.
+        Raises Busy, and sends nothing, if the provider takes no request now.
         """
         await self._turn()
         try:
@@ -79,7 +79,7 @@ class ProviderClient:
         return answer
 
     def pause(self, seconds: float | None) -> None:
-        """Send nothing for so long, and for a moment at least: the provider's 429 means that."""
+        """Send nothing for `seconds`, a second at least and a day at most, as after a 429."""
         seconds = min(max(seconds or 0.0, _DEFAULT_PAUSE), LONGEST_PAUSE)
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)
 

@@ -1,8 +1,8 @@
-"""Read an order's options, fill its recipe's templates, and write the command that orders it.
+"""The use of recipes: an order's options, its filled templates, and the command that orders it.
 
     input = { prompt = "{prompt}, as a poster", num_images = "{count}" }
 
-A value that is one placeholder keeps its kind, and is left out where the option has no value.
+A value that is one placeholder keeps its type, and is left out if the option has no value.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _TYPES: Final[Mapping[Kind, Mapping[str, Any]]] = {
 }
 _BOUNDS: Final = {"least": "minimum", "most": "maximum", "longest": "maxLength"}
 REST: Final = "x-rest"
-"""What a schema says of the option that takes the remaining words of a command."""
+"""The schema key of the option that takes the remaining words of a command."""
 _LEFT_OUT: Final = object()
 _LONGEST_SHOWN: Final = 200
 """Characters of a value in a line that is shown."""
 
 
 def find(book: RecipeBook, name: str) -> Recipe:
-    """Return a recipe; raise Problem with the nearest name where there is none."""
+    """Return a recipe; raise Problem with the nearest name if there is none."""
     if name in book.recipes:
         return book.recipes[name]
     known = ", ".join(book.recipes)
@@ -46,9 +46,9 @@ def find(book: RecipeBook, name: str) -> Recipe:
 
 
 def read_options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an order says, as each option's kind has it, with the defaults.
+    """Return an order's options, each as a value of its kind, with the defaults.
 
-    Raises Problem with all that is wrong, and a line that would have been right.
+    Raises Problem with all errors and a correct example.
     """
     values: dict[str, Any] = {}
     right: dict[str, Any] = {}
@@ -76,14 +76,14 @@ def read_options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bad_option(recipe: Recipe, wrong: list[str], right: Mapping[str, Any]) -> Problem:
-    """Return the refusal of options, with a line that would have been right."""
+    """Return the Problem of wrong options, with a correct example."""
     return Problem(
         422, "bad-option", f"{'; '.join(wrong)}. This would be right: {line(recipe, right)}"
     )
 
 
 def line(recipe: Recipe, options: Mapping[str, Any]) -> str:
-    """Write an order as a line that a person types."""
+    """Return an order as a command that a person can type."""
     words = [recipe.name]
     words += [_shortened(value) for name, value in options.items() if name == recipe.rest]
     for name, value in options.items():
@@ -99,7 +99,7 @@ def _shortened(value: Any) -> str:
 
 
 def _example(name: str, option: Option, given: Any = None) -> Any:
-    """Return a value that an option takes, near the one that was given."""
+    """Return a valid value of an option, near the given one."""
     if option.choices:
         words = {plain(choice).casefold(): choice for choice in option.choices}
         near = meant(plain(given).casefold(), words).removeprefix(" (did you mean ")[:-2]
@@ -123,7 +123,7 @@ def _nearest(option: Option, given: Any) -> Any:
 
 
 def fill(template: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a template with the values of options in the place of their names."""
+    """Return a template with its placeholders replaced by the values of options."""
     filled = _filled(template, values)
     return filled if isinstance(filled, dict) else {}
 
@@ -151,11 +151,11 @@ def _filled_text(text: str, values: Mapping[str, Any]) -> Any:
     )
 
 
-# --- what others are told of a recipe ---
+# --- recipes as the API shows them ---
 
 
 def offered(recipe: Recipe) -> OfferedRecipe:
-    """Describe a recipe as the API shows it."""
+    """Return a recipe as the API shows it."""
     return OfferedRecipe(
         name=recipe.name,
         about=recipe.about,
@@ -191,7 +191,7 @@ def _schema(option: Option) -> dict[str, Any]:
 
 
 def recipe_of(shown: OfferedRecipe) -> Recipe:
-    """Return the recipe that was described, as far as an order needs it."""
+    """Return the recipe that the API showed, as far as an order needs it."""
     schemas = shown.options.get("properties", {})
     required = shown.options.get("required", ())
     return Recipe(

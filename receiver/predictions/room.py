@@ -1,6 +1,6 @@
-"""Backpressure: how many submits a provider takes just now, learnt from its refusals.
+"""Backpressure: how many submits a provider takes at the moment, learnt from its refusals.
 
-Nothing of it is stored: a process that starts anew learns it with its first submits.
+It is not stored: a new process learns it with its first submits.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Final
 from receiver.observability.clock import Clock
 
 QUIET: Final = 90.0
-"""Seconds without a submit after a second refusal in a row: being asked again keeps Eachlabs full
-(seen with nothing at work, for minutes, until it was left alone for so long)."""
+"""Seconds without a submit after a second refusal in a row: each new submit keeps Eachlabs full
+(seen for minutes, with nothing in progress, until no submit was sent for so long)."""
 LEARNT_FOR: Final = 600.0
-"""Seconds after the last refusal until more are tried than were at work then."""
+"""Seconds after the last refusal until more submits are tried than were in flight then."""
 LOCKED: Final = 60.0
-"""Seconds between submits that try whether an account is still locked."""
+"""Seconds between submits that test whether an account is still locked."""
 
 
 class Room:
@@ -24,30 +24,30 @@ class Room:
     def __init__(self, monotonic: Clock) -> None:
         self._now = monotonic
         self.locked = ""
-        """What it says of the lock; empty where there is none."""
+        """The provider's message about the lock; empty if there is none."""
         self._most: int | None = None
         self._refused_at = float("-inf")
         self._is_refused = False
-        """Whether nothing was taken since the last refusal."""
+        """Whether the provider has taken no submit since the last refusal."""
         self._until = float("-inf")
 
     def wait(self) -> float:
-        """Return for how many seconds nothing is to be submitted."""
+        """Return for how many seconds nothing may be submitted."""
         return max(self._until - self._now(), 0.0)
 
     def at_once(self, most: int) -> int:
-        """Return how many submits may be under way; of a locked account one, which tries."""
+        """Return how many submits may be under way; one, as a test, if the account is locked."""
         return 1 if self.locked else most
 
     def in_flight(self, limit: int | None) -> int | None:
-        """Return how many predictions it takes, if that is fewer than our own limit."""
+        """Return how many predictions may be in flight: `limit`, or fewer if refusals showed so."""
         if self._most is None or self._now() - self._refused_at > LEARNT_FOR:
             self._most = None
             return limit
         return self._most if limit is None else min(limit, self._most)
 
     def full(self, at_work: int, began: float, after: float | None) -> None:
-        """Learn that it takes no more than were at work, from a submit that began then."""
+        """Record that `at_work` fill the provider, by the refusal of a submit begun at `began`."""
         self._rest(after or 0.0)
         if self._is_refused and began > self._refused_at:
             self._rest(QUIET)
@@ -56,13 +56,13 @@ class Room:
         self._note_refusal()
 
     def lock(self, message: str) -> None:
-        """Learn that it takes nothing of this account."""
+        """Record that the provider has locked our account."""
         self.locked = message
         self._rest(LOCKED)
         self._note_refusal()
 
     def taken(self, began: float) -> bool:
-        """Learn that it took a submit that began then; return whether that ended a lock."""
+        """Record that a submit, begun at `began`, was taken; return whether that ended a lock."""
         if began < self._refused_at:
             return False
         self._is_refused = False

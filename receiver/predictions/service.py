@@ -1,7 +1,7 @@
 """The prediction service: submit and cancel predictions, describe models.
 
-A prediction is `queued` in the store before anything is sent. Nothing here settles one: every
-answer goes through the inbox.
+A prediction is `queued` in the store before anything is sent. The service never ends one:
+every answer goes through the inbox.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ log = structlog.get_logger("receiver")
 _WHILE_ASKED: Final = 2.0
 """Seconds for which an order's request may wait for its submit: chats want answers within three."""
 _DIGESTED: Final = ("provider", "model", "input", "metadata", "mode", "reply_to")
-"""What every digest of a submit holds; fields that came later, only where they are given."""
+"""Fields in every digest of a submit; newer fields are in it only if they are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A prediction that may be made, unless that would go over a limit."""
+    """A prediction to be created, unless that would exceed a limit."""
 
     submitter: Submitter
     row: NewPrediction
     limits: tuple[Limit, ...]
-    """Those of the row's bounds."""
+    """The limits of the row's bounds, in their order."""
 
     def refusal(self, excess: Excess) -> Problem:
-        """Return why it may not be made."""
+        """Return the Problem of a prediction that exceeds a limit."""
         return refusal(self.limits[excess.bound], excess, self.row.created_at)
 
 
 class PredictionService:
-    """What callers ask for: to submit, to cancel, and what a provider says of its models."""
+    """The operations of callers: submit, cancel, read, and describe a provider's models."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class PredictionService:
         *,
         begins: bool,
     ) -> None:
-        """Make one; unless it `begins`, nothing may go on after the request that places it."""
+        """Create the service; without `begins` no submit may continue after its request."""
         self.begins = begins
         self._limits = limits
         self._store = store
@@ -91,8 +91,8 @@ class PredictionService:
     async def submit(self, request: SubmitRequest) -> Prediction:
         """Store a prediction and submit it, or leave it `queued` if there is no room.
 
-        Raises Problem for what could never be submitted, what would go over a limit, and for a key
-        used for something else.
+        Raises Problem for a request that can never be submitted, an exceeded limit, and a key that
+        was used for another request or an erased prediction.
         """
         prepared = await self.prepare(request)
         created = await self._create(prepared)
@@ -111,7 +111,7 @@ class PredictionService:
                 prediction_id=created.prediction_id,
             )
         if created.is_new:
-            # From here the row is stored and will be sent: a disk that fails now is no refusal.
+            # The row is stored and will be submitted: a store that fails now is no refusal.
             with contextlib.suppress(StoreUnavailable):
                 await self._begin(prepared.submitter, created.prediction_id, request.mode)
         return await self.read(created.prediction_id)
@@ -119,19 +119,19 @@ class PredictionService:
     async def place(self, request: SubmitRequest) -> Prediction:
         """Store a prediction, and leave its submit to the submitter.
 
-        What was stored under a key is given back, whatever is asked for now, until it is deleted.
-        Raises Problem for what could never be submitted, and what would go over a limit.
+        A key returns the prediction stored under it, until that is deleted, for any request.
+        Raises Problem for a request that can never be submitted, and for an exceeded limit.
         """
         prepared = await self.prepare(request)
         created = await self._create(prepared)
-        # Also for a repeat: the first may have died before it came to this.
+        # Also for a repeat: the first call may have died before this step.
         await self.begin_placed(prepared.submitter, request.mode)
         return await self.read(created.prediction_id)
 
     async def begin_placed(self, submitter: Submitter, mode: Mode = "queue") -> None:
-        """Wake the submitter; where nothing goes on after the request, submit now.
+        """Wake the submitter; if no work may continue after the request, submit now.
 
-        There a blocking call, which may take minutes, is left to a drain.
+        Then a blocking call, which may take minutes, is left to a drain.
         """
         if self.begins:
             submitter.wake()
@@ -146,14 +146,14 @@ class PredictionService:
         price: int | None = None,
         latest_at: float | None = None,
     ) -> Prepared:
-        """Return a row to be made, and who submits it; raise Problem where that cannot be.
+        """Return a new row and its submitter; raise Problem if it can never be submitted.
 
         `price` is that of the order's recipe.
         """
         submitter = self.submitter(request.provider)
         check_json("input", request.input, request.metadata)
         submitter.provider.check(request.model, request.input)
-        if request.parent_id is not None:  # what follows by a handler is for who began it
+        if request.parent_id is not None:  # a handler's submit counts for the first caller
             parent = await self._store.predictions.account(request.parent_id)
             request = msgspec.structs.replace(request, caller=Account.read(parent).key)
         now = self._clock()
@@ -184,14 +184,14 @@ class PredictionService:
         return created
 
     async def _begin(self, submitter: Submitter, prediction_id: str, mode: Mode) -> None:
-        """See a queue submit through; a blocking call may take minutes, so only begin it."""
+        """Begin a submit; in mode `queue` wait for its end. A blocking call may take minutes."""
         if mode == "queue":
             await submitter.send_now(prediction_id)
         else:
             await submitter.begin()
 
     async def cancel(self, prediction_id: str) -> Prediction:
-        """Cancel at the provider, then ask what came of it: the answer to that is what counts."""
+        """Cancel at the provider, then poll: the answer to the poll decides."""
         job = await self._job(prediction_id)
         if job.status is Status.QUEUED:
             error = Error(code="canceled", message="canceled before it was submitted")
@@ -211,7 +211,7 @@ class PredictionService:
             )  # the submitter cancels once it has the id
             job = await self._job(prediction_id)
             if job.status is Status.PROCESSING and job.ticket.provider_id is not None:
-                await self._cancel_at_provider(job)  # it had it before it could see the mark
+                await self._cancel_at_provider(job)  # the id was stored before the mark
         elif job.ticket.provider_id is None:
             raise Problem(
                 409,
@@ -257,7 +257,7 @@ class PredictionService:
         await self._poller.look(await self._job(job.ticket.id))
 
     async def _ask(self, provider: str, request: httpx.Request) -> ProviderResponse:
-        """Ask now, for a caller who waits, or refuse while the provider's limits leave no room."""
+        """Send a request for a waiting caller; raise Problem if the limits leave no room now."""
         try:
             return await self._clients[provider].ask(request)
         except Busy as busy:
@@ -266,7 +266,7 @@ class PredictionService:
             raise Problem(429, "provider-busy", detail, retry_after=wait) from busy
 
     def submitter(self, provider: str) -> Submitter:
-        """Return the submitter of a provider, or raise Problem where there is none."""
+        """Return the submitter of a provider, or raise Problem if there is none."""
         if provider not in self._providers:
             known, near = _list(self._providers), meant(provider, self._providers)
             raise Problem(422, "unknown-provider", f"provider must be one of {known}{near}")
@@ -282,7 +282,7 @@ class PredictionService:
         return job
 
     async def read(self, prediction_id: str) -> Prediction:
-        """Return a prediction, or raise Problem where there is none."""
+        """Return a prediction, or raise Problem if there is none."""
         prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
             raise Problem(404, "not-found", "no such prediction")
@@ -294,7 +294,7 @@ def _list(names: Mapping[str, Any]) -> str:
 
 
 def fingerprint(request: SubmitRequest) -> str:
-    """Digest what a submit means, whatever the order and spacing of its JSON."""
+    """Return a digest of a submit that does not depend on the order and spacing of its JSON."""
     fields = {name: getattr(request, name) for name in SubmitFields.__struct_fields__}
     first = [fields.pop(name) for name in _DIGESTED]
     later = {name: value for name, value in fields.items() if value is not None}

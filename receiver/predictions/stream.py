@@ -1,8 +1,8 @@
 """The SSE client: listens to a provider's event stream for as long as the app runs.
 
-The stream buffers nothing: what is said while nobody listens is lost. So every connection, the
-first too, is followed by asking about all that is at the provider; and submits wait, for a moment,
-until somebody listens.
+The stream buffers nothing: events that are sent while no process listens are lost. So after every
+connection, also the first, all predictions at the provider are polled, and submits wait a moment
+for the connection.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _LARGEST_EVENT: Final = 1024 * 1024
 _BASE: Final = 0.5
 _CAP: Final = 30.0
 _DOWN: Final = 3
-"""After so many failures in a row no submit waits for the stream any more."""
+"""Failures in a row after which submits no longer wait for the stream."""
 _READY_TIMEOUT: Final = 5.0
-"""Seconds a submit waits for the stream; past it, polling has to do."""
+"""Seconds a submit waits for the stream; after that it relies on polls."""
 
 
 class Events:
-    """Reads an event stream, cut anywhere, as its standard says: `feed` gives what is complete.
+    """A parser of event streams by their standard, for chunks that are cut anywhere.
 
-    A line ends with its CR: whether an LF follows is not waited for.
+    A line ends with its CR, without waiting for an LF.
     """
 
     def __init__(self, last_id: bytes = b"") -> None:
         self.last_id = last_id
-        """The `id` of the last event that ended; it holds until another is given."""
+        """The last `id` of a complete event; it holds until an event has another."""
         self._id = last_id
         self._waiting = bytearray()
         self._began = False
@@ -57,7 +57,7 @@ class Events:
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
-        """Return the events, each a type and its data, that end in this chunk."""
+        """Yield the events, each a type and its data, that end in this chunk."""
         if self._after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._after_cr = False
@@ -94,7 +94,7 @@ class Events:
 
 
 _ID: Final = re.compile(rb"[!-~]{0,200}")
-"""An id that can be sent back in a header; an empty one takes back what was given."""
+"""An id that can be sent back in a header; an empty one resets it."""
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 
 
@@ -120,17 +120,17 @@ class Listener:
         self._runtime = runtime
         self._silence = silence
         self.name = f"stream {name}"
-        """As a leader's role, where several processes could listen."""
+        """The name of its lease, if several processes could listen."""
         self._connected = False
         self._failures = 0
         self._last_id = b""
         """Sent with the next connection; Oxen.ai documents no resuming, so nothing relies on it."""
         self._known = asyncio.Event()
-        """Set while no submit has to wait: it is connected, or down, or not run here."""
+        """Set while no submit has to wait: it is connected, down, or not run in this process."""
         self._known.set()
 
     async def ready(self) -> bool:
-        """Wait a moment for the stream, unless it is down; say whether it is connected."""
+        """Wait a moment for the stream, unless it is down; return whether it is connected."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_READY_TIMEOUT):
                 await self._known.wait()
@@ -141,7 +141,7 @@ class Listener:
         return self._connected
 
     async def any_at_work(self) -> bool:
-        """Return whether any process is at work; here there is no other."""
+        """Return whether any process is connected; without a leader there is only this one."""
         return self._connected
 
     async def run(self) -> None:
@@ -180,7 +180,7 @@ class Listener:
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
             if response.status_code != httpx.codes.OK:
-                self._last_id = b""  # it may be what was refused
+                self._last_id = b""  # it may be the reason of the refusal
                 raise Unreadable(f"HTTP {response.status_code}")
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "text/event-stream":

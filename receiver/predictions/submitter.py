@@ -1,7 +1,7 @@
 """The submitter of one provider: in order, as many at once as it allows, each sent once.
 
-The row comes before the money: a prediction is `submitting` in the store before the first byte, and
-what is unknown after a broken submit stays `unconfirmed` until somebody who knows says more.
+A prediction is `submitting` in the store before the first byte is sent. After a submit without a
+clear answer it stays `unconfirmed` until an outcome or a search shows whether it was accepted.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ log = structlog.get_logger("receiver")
 T = TypeVar("T")
 
 MARGIN: Final = 30.0
-"""Seconds after a timeout before a row that is still `submitting` belongs to nobody."""
+"""Seconds from a request's timeout until another process may take its row."""
 LONGEST_NAP: Final = 5.0
 _SHORTEST_NAP: Final = 0.01
 BACKSTOP: Final = 60.0
-"""Seconds that a process naps with nothing in hand, while others look too."""
+"""The longest nap, in seconds, if other processes look for work too."""
 _SYNC_TIMEOUT: Final = 960.0
 """Seconds for a blocking call; a video takes fifteen minutes at most."""
 _POLL_CAP: Final = 60.0
@@ -69,29 +69,29 @@ _UNPUSHED_POLL: Final = 3.0
 _RETRY_BASE: Final = 1.0
 _RETRY_CAP: Final = 60.0
 _LAST_WORD: Final = 1.5
-"""Seconds that submits under way get to be answered when we stop."""
+"""Seconds that a stop waits for the answers to submits under way."""
 _LAST_WRITE: Final = 1.0
-"""Seconds in which it is stored that the others were cut off."""
+"""Seconds to store that a submit was cut off by the stop."""
 
-# Errors of httpx after which surely nothing was sent, even of a body that was asked for.
+# Errors of httpx that prove that nothing was sent, even if it has asked for the body.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class TakenOverError(Exception):
-    """The row was given to another process before anything was sent."""
+    """Another process took the row before anything was sent."""
 
 
 class Sending:
-    """A submit on its way: its body is given only after the mark that it is sent is committed.
+    """The request of a submit, whose body is sent only after the send mark is committed.
 
-    A provider cannot act on a request whose body it does not have.
+    A provider cannot act on a request without its body.
     """
 
     def __init__(self, request: httpx.Request, mark: Callable[[], Awaitable[bool]]) -> None:
-        self._body = request.read()  # of several parts, they are put together here
+        self._body = request.read()  # a body of several parts is joined here
         self._mark = mark
         self.begun = False
-        """Something may have been sent."""
+        """Whether a part of the body may have been sent."""
         self.request = httpx.Request(
             request.method,
             request.url,
@@ -117,7 +117,7 @@ _RESULTS: Final[Mapping[type, SubmitResult]] = {
 
 
 class Schedule:
-    """When to ask about a prediction that nobody told us about."""
+    """The times of polls and of repeated submits."""
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         self._pushed = settings.poll_after or _PUSHED_POLL
@@ -129,12 +129,12 @@ class Schedule:
         return self._clock() + (self._pushed if push_expected else self._unpushed)
 
     def next_poll(self, job: Job) -> float:
-        """Back off from the short interval to 60 s, a tenth more or less."""
+        """Return when to poll next: the short interval, doubled up to 60 s, with 10 % of jitter."""
         seconds = min(_POLL_CAP, self._unpushed * 2.0 ** min(job.polls, 32))
         return self._clock() + seconds * (0.9 + 0.2 * self._random())
 
     def next_submit(self, job: Job, wanted: float | None) -> float:
-        """Back off between submits; never earlier than the provider asked."""
+        """Return when to submit again: after a backoff, never earlier than the provider asked."""
         seconds = backoff(job.submits, _RETRY_BASE, _RETRY_CAP, 0.5 + self._random() / 2)
         return self._clock() + max(seconds, wanted or 0.0)
 
@@ -157,17 +157,17 @@ class Submitter:
         due: Callable[[float], None],
         ready: Callable[[], Awaitable[bool]] | None,
     ) -> None:
-        """Make one; `due` is called after a commit by which a prediction is to be polled then.
+        """Create the submitter; `due` is called after a commit, with the time of the next poll.
 
-        `ready` waits for the provider's stream, where it has one, and says whether it is there.
+        `ready`, if the provider has a stream, waits for it and returns whether it is connected.
         """
         self.provider = provider
         self._runtime = runtime
         self._longest_nap = LONGEST_NAP if runtime.single_process else BACKSTOP
         self.submits = 0
-        """How many were begun."""
+        """Number of submits begun."""
         self._at_most: int | None = None
-        """How many are in flight at most, where no other process submits: to count takes long."""
+        """Upper bound of predictions in flight, as counting is slow; None if it is not known."""
         self._ready = ready
         self._due = due
         self._limits = limits
@@ -181,49 +181,49 @@ class Submitter:
         self.room = Room(runtime.monotonic)
         self._awake = asyncio.Event()
         self.under_way = TaskSet(self._awake.set)
-        """The submits, each named for its prediction."""
+        """The tasks of submits, each named by its prediction's id."""
         self._stopping = False
         self._beginning = asyncio.Lock()
         self._begun = TaskSet(is_awaited=True)
         self._next_begin: asyncio.Task[float] | None = None
-        """Waits for its turn: all submits that come until then are begun by it."""
+        """The task that waits for the lock: it begins all submits that arrive until it has it."""
         self._runs = False
 
     async def run(self) -> NoReturn:
         name = self.provider.name
-        # Without a limit in flight the end of a prediction makes no room.
+        # Without a limit of predictions in flight, an end makes no room.
         ends = name if self._limits.max_in_flight is not None else ""
         with self._runtime.wakeups.listen("capacity", ends, self._awake):
             self._runs = True
             await repeat(self.begin, self._awake, longest=self._longest_nap, provider=name)
 
     def wake(self) -> None:
-        """Begin soon what there is room for; nobody waits for it."""
+        """Begin submits soon, as many as there is room for, without waiting for them."""
         if self._runs:
             self._awake.set()
-        else:  # as in a worker
+        else:  # as in a worker, whose submitters do not run
             self._begun.start(self._begin_unasked(), context=contextvars.Context())
 
     async def _begin_unasked(self) -> None:
         try:
             await self.begin()
         except StoreUnavailable:
-            return  # housekeeping finds it
+            return  # housekeeping repeats it
         except Exception:
             log.exception("task.failed", provider=self.provider.name)
 
     async def stop(self) -> None:
-        """Begin no more, and let the submits under way have a moment to be answered."""
+        """Begin no more submits, wait a moment for those under way, and cancel the rest."""
         self._stopping = True
         await self._begun.wait()
         await self.under_way.wait(_LAST_WORD)
         await self.under_way.cancel()
 
     async def send_now(self, prediction_id: str) -> None:
-        """Begin what there is room for; if this prediction is begun, see its submit through.
+        """Begin as many submits as there is room for; if this one is begun, wait for its end.
 
-        An outcome that outruns the submit's answer ends the wait, and so do the end of the app, and
-        a store that does not take what the provider has answered.
+        The wait also ends with an outcome that comes before the submit's answer, with the end of
+        the app, and if the store cannot record the provider's answer.
         """
         with self._runtime.wakeups.listen("prediction", prediction_id) as news:
             await self.begin()
@@ -237,20 +237,20 @@ class Submitter:
                 news_task.cancel()
 
     async def begin(self) -> float:
-        """Begin as many submits as there is room for; give the seconds until there may be more.
+        """Begin as many submits as there is room for; return the seconds until there may be more.
 
-        What is begun may be others' predictions, so a caller who goes away must not stop it, and
-        nothing of the caller's context, as its trace, is theirs.
+        They may be of other callers, so the caller's cancellation does not stop them, and they do
+        not get the caller's context, such as its trace.
         """
         if self._next_begin is None:
             self._next_begin = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(self._next_begin)
 
     async def send_all(self, seconds: float) -> None:
-        """Begin what there is room for, and wait for it, for so many seconds at most.
+        """Begin as many submits as there is room for, and wait for them, `seconds` at most.
 
-        For where a process may stand still as soon as it has answered, and a submit half-way with
-        it: a provider's answer that nobody hears is a submit in doubt.
+        For a process that may be frozen as soon as it has answered: a submit whose answer is then
+        not read would be unconfirmed.
         """
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(seconds):
@@ -291,15 +291,15 @@ class Submitter:
             self.submits += 1
         nap = begun.wait
         if nap <= 0 and (begun.next_due is None or begun.next_due <= now):
-            nap = self._longest_nap  # nothing waits, or for a place: an end wakes us
+            nap = self._longest_nap  # none is queued, or none has room: an end wakes us
         elif nap <= 0 and begun.next_due is not None:
             nap = max(begun.next_due - self._clock(), _SHORTEST_NAP)
         return await self._end_late(begun.latest, nap)
 
     async def _end_late(self, latest: float | None, nap: float) -> float:
-        """End what was ordered and is too late to submit; return the seconds until the next step.
+        """End queued orders past their latest time; return the seconds until the next step.
 
-        `latest` is when it is too late for the first of what is queued.
+        `latest` is the first of these times.
         """
         if latest is None:
             return nap
@@ -317,14 +317,14 @@ class Submitter:
                 await self._submit(job, span)
         except TakenOverError:
             log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")
-        except asyncio.CancelledError:  # we stop: it is queued again, or in doubt if it was sent
+        except asyncio.CancelledError:  # we stop: queued again, or unconfirmed if it was sent
             cut_off = Progress(id=job.ticket.id, cause="ambiguous", due_at=self._clock())
             with contextlib.suppress(StoreUnavailable, TimeoutError):
                 async with asyncio.timeout(_LAST_WRITE):
                     await self._store.predictions.progress(cut_off)
             raise
         except Exception:
-            # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
+            # A fault of ours, perhaps after the provider took the submit: so it is ambiguous.
             log.exception("task.failed", prediction=job.ticket.id)
             self._runtime.telemetry.submit(self.provider.name, "unconfirmed")
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
@@ -373,7 +373,7 @@ class Submitter:
                 await self._progress(job, "ambiguous", due_at, reason=message)
 
     async def _hold(self, job: Job, receipt: Postponed, began: float) -> float:
-        """Keep others back where a refusal speaks of them, too; return when this one is due."""
+        """Hold other submits back if the refusal concerns them too; return when this one is due."""
         if receipt.whole_provider:
             self._wire.pause(receipt.after)
         due_at = self._schedule.next_submit(job, receipt.after)
@@ -386,15 +386,15 @@ class Submitter:
             if not self.room.locked:
                 log.error("provider.locked", provider=self.provider.name, reason=receipt.message)
             self.room.lock(receipt.message)
-            due_at += self.room.wait()  # behind the one that tries: another may not be refused
+            due_at += self.room.wait()  # after the next one that tries, which may be taken
         return due_at
 
     async def _listened(self, job: Job) -> bool:
-        """Wait until somebody listens to the provider's stream, where it has one."""
+        """Wait for the provider's stream, if it has one; return whether it is connected."""
         return self._ready is not None and job.ticket.mode != "sync" and await self._ready()
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
-        """Take a blocking call's answer; one that is not the end is asked about."""
+        """Record the answer to a blocking call; if it does not end the prediction, poll it."""
         taken = await self._insist(
             job,
             lambda: self._inbox.answer(self.provider.name, job.ticket.id, "sync", outcome, body),
@@ -409,7 +409,7 @@ class Submitter:
         return await self._post(msgspec.structs.replace(job, ticket=ticket))
 
     async def _addressed(self, ticket: Ticket) -> Ticket | Refused | Postponed:
-        """Ask where a blocking submit goes, where only the model's description says it."""
+        """Return a ticket with the address of a blocking submit, from the model's description."""
         if ticket.mode == "queue" or not isinstance(self.provider, Addressing):
             return ticket
         try:
@@ -485,7 +485,7 @@ class Submitter:
         receipt: Accepted | None = None,
         reason: str | None = None,
     ) -> ProgressResult:
-        """Record a step, and wake the poller where it has to look earlier."""
+        """Record a step, and wake the poller if it has to look earlier."""
         progress = Progress(
             id=job.ticket.id,
             cause=cause,
@@ -500,7 +500,7 @@ class Submitter:
         return done
 
     async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
-        """End what the provider did not take; `body` is its answer, where there was one."""
+        """End a prediction that the provider did not take; `body` is its answer, if it gave one."""
         await self._insist(
             job,
             lambda: self._inbox.verdict(
@@ -508,7 +508,7 @@ class Submitter:
                 job.ticket.id,
                 error,
                 only_from=frozenset({Status.SUBMITTING}),
-                # A blocking call's refusal may be its model's, after it has worked.
+                # A blocking call may be refused by the model, after work that costs money.
                 is_free=job.ticket.mode == "queue" or not body,
                 channel="sync" if body else None,
                 body=body,
@@ -516,9 +516,9 @@ class Submitter:
         )
 
     async def _insist(self, job: Job, write: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a write until the store takes it: the provider has answered, and will not again.
+        """Repeat a write until the store takes it, as the provider will not answer again.
 
-        Who waits for this submit is told to wait no longer: that may take hours.
+        Callers that wait for this submit are woken at each failure: it may take hours.
         """
         while True:
             try:
@@ -529,7 +529,7 @@ class Submitter:
 
 
 def _too_large(job: Job, error: TooLarge) -> Receipt:
-    """Return what an answer beyond our limit means: that of a blocking call held the result."""
+    """Return the receipt of an answer above our size limit; a blocking call's held the result."""
     if job.ticket.mode == "sync":
         return Outcome(kind="failed", error=Error(code="provider_error", message=str(error)))
     return Ambiguous(str(error))

@@ -1,10 +1,9 @@
 """Callback tokens and per-prediction secrets, both derived from the secret keys (itsdangerous).
 
-Nothing here is stored: a restart, a lost answer or a second process changes nothing. Every key of
-the list opens what it once signed; only the newest signs, so a key is rotated by putting a new one
-in front and dropping the old one when its predictions have ended. Where several processes share the
-callbacks, the new one is first put at the end of all their lists, so that none signs what another
-would refuse.
+Nothing is stored, so a restart, a lost answer or a second process changes nothing. The newest key
+signs; every key of the list verifies. To rotate, put a new key in front, and drop the old one when
+its predictions have ended. If several processes share the callbacks, first put the new key at the
+end of all their lists, so that no process signs what another would refuse.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from receiver.model.errors import Unproved
 
 _LONGEST_TOKEN: Final = 200
 _ECHO_LIFE: Final = 60
-"""Seconds, in both directions, in which the time of an echo must lie."""
+"""Seconds by which the time of an echo may differ from ours, in both directions."""
 
 
 class Tokens:
-    """Signs and opens; `keys` are the texts of RECEIVER_SECRET_KEY, newest first."""
+    """Signs and verifies tokens; `keys` are the texts of RECEIVER_SECRET_KEY, newest first."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._callback = cache(lambda provider: _signers(keys, f"callback/{provider}"))
@@ -41,7 +40,7 @@ class Tokens:
     def open_callback(self, provider: str, token: str) -> str:
         """Return the prediction id that `token` names, or raise Unproved.
 
-        The whole text is compared, so that no second spelling of a signature is ever good.
+        The whole text is compared, so that no other spelling of a signature is valid.
         """
         prediction_id, dot, _ = token.partition(".")
         if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
@@ -64,19 +63,19 @@ class Tokens:
 
     def opens_wake(self, token: str) -> bool:
         given = token.encode("utf-8", "replace")
-        # Every key is compared, so that the time taken does not tell which one was nearly right.
+        # Every key is compared, so that the time taken does not show which one was nearly right.
         return any([hmac.compare_digest(each.sign("wake"), given) for each in self._wake])  # noqa: C419
 
     def echoes(self, now: float) -> list[str]:
-        """Make a token for each key, newest first: a server that has the key can answer it."""
+        """Return an echo token for each key, newest first: a server with that key can answer it."""
         stamp = f"{int(now)}-{secrets.token_hex(8)}"
         return [signer.sign(stamp).decode() for signer, _ in self._echo]
 
     def answer_echo(self, token: str, digest: str, now: float) -> str:
-        """Sign, with the key that made `token`, the digest of what came with it.
+        """Return a signature of `token` and a digest of what came with it, by the key of `token`.
 
-        Raises Unproved, also for what was made too long ago. Who sees a token may use it until
-        then, and learns nothing by it: an answer is good for nothing but this comparison.
+        Raises Unproved, also for a token that is too old. Until then, anyone who sees a token can
+        use it, but an answer is of use only for this comparison.
         """
         stamp, dot, _ = token.partition(".")
         if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
@@ -95,13 +94,13 @@ def _signers(keys: Sequence[str], salt: str) -> list[Signer]:
 
 
 def _signer(key: str, salt: str) -> Signer:
-    """Derive the key for its one purpose now, as every signature would derive it again."""
+    """Return a signer with its key derived now; otherwise each signature would derive it again."""
     derived = Signer(key, salt=salt, digest_method=hashlib.sha256).derive_key()
     return Signer(derived, salt=salt, key_derivation="none", algorithm=_Keyed(derived))
 
 
 class _Keyed(SigningAlgorithm):
-    """HMAC-SHA256 that takes its key in once: for a text as short as ours that is half the work."""
+    """HMAC-SHA256 that processes its key once: that is half the work for texts as short as ours."""
 
     def __init__(self, key: bytes) -> None:
         self._begun = hmac.new(key, digestmod="sha256")

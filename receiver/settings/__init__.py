@@ -1,8 +1,8 @@
-"""Settings: one table, read once from the environment; every problem is reported together.
+"""Settings: one table, read once from the environment; all problems are reported together.
 
-A setting is one line here: its field, its name, what reads it, its default and its sentence, which
-the table in `deploy/settings.md` repeats. A provider's line stands in `ProviderSettings`, for all
-of them; where one differs, its own file says so.
+A setting is one line here: its field, its name, its parser, its default and its description, which
+the table in `deploy/settings.md` repeats. `ProviderSettings` has the lines of all providers; a
+provider's own file declares what differs.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ __all__ = [
 ]
 
 
-EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - where platforms want it, and only there
+EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - only where platforms require it
 LEAST_CONNECTIONS: Final = {"server": 6, "serverless": 2}
 USUAL_CONNECTIONS: Final = {"server": 9, "serverless": 2}
-"""How many to a PostgreSQL server, by mode."""
+"""Connections of a process to a PostgreSQL server, by mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderSettings:
-    """How to reach one provider, and how much of it we may use."""
+    """The keys, the URLs and the limits of one provider."""
 
     key: Secret | None = setting("{}_KEY", parse.header_safe, None).doc(
         "a provider without a key is off"
@@ -92,7 +92,7 @@ _REACHED: Final = {
 
 
 def _rows_of(provider: str) -> dict[str, Setting]:
-    """Return the lines of one provider, by field; by `urls.base` and its like for its URLs."""
+    """Return the lines of one provider, by field; those of its URLs by `urls.base` and so on."""
     prefix = provider.upper()
     declared = DECLARED[provider]
     lines: dict[str, dict[str, Any]] = {
@@ -127,7 +127,7 @@ class Settings:
     secret_keys: tuple[Secret, ...] = setting(
         "RECEIVER_SECRET_KEY", parse.strong_secrets, (), shown="required"
     ).doc(f"{SHORTEST_SECRET} characters or more; several by comma, newest first")
-    """Empty only in development, before a key is made up."""
+    """Empty only in development, before a key is generated."""
     api_keys: tuple[ApiKey, ...] = composed(
         ("RECEIVER_API_KEYS",), keys.api_keys, (), shown="none: `/v1` closed"
     ).doc("by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key")
@@ -144,7 +144,7 @@ class Settings:
         shown="`sqlite:///receiver.db`",
         is_secret=True,
     ).doc("four slashes for an absolute path; or `postgresql://user:password@host/name`")
-    """It may hold a password: show `database`."""
+    """It may hold a password: show `database` instead."""
     database_pooled: Literal["auto", "on", "off"] = choice(
         "RECEIVER_DATABASE_POOLED", ("auto", "on", "off"), "auto"
     ).doc(
@@ -171,7 +171,7 @@ class Settings:
         "set by platforms whose disks go with the process: SQLite is refused there, unless its "
         "file is on a disk that is mounted"
     )
-    """Which of its names is set."""
+    """The one of these variables that is set."""
     handlers: tuple[str, ...] = setting("RECEIVER_HANDLERS", parse.texts, ()).doc(
         "files, modules or installed names, by comma"
     )
@@ -249,7 +249,7 @@ class Settings:
         "(https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) "
         "(extra `otel`): `otlp` over HTTP/protobuf, `console` or `none`"
     )
-    """Empty: nowhere, unless the embedding program has set a tracer provider; None: not even then.
+    """Empty: no traces, unless the embedding program set a tracer provider; None: not even then.
     The SDK reads the rest of OpenTelemetry's settings by itself."""
     proxies: Proxies = composed(proxies.NAMES, proxies.read_proxies, Proxies(), shown="none").doc(
         "proxies for our own requests, in capitals or not; SOCKS5 needs `pip install "
@@ -303,7 +303,7 @@ class Settings:
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     def adapters(self, clock: Callable[[], float] = time.time) -> dict[str, Provider]:
-        """Make every provider's adapter; one without a key can still prove and read callbacks."""
+        """Return every provider's adapter; one without a key can still prove and read callbacks."""
         return {
             name: DECLARED[name].make(
                 Given(
@@ -328,19 +328,19 @@ class Settings:
 
     @property
     def sqlite_path(self) -> str | None:
-        """The file that `database_url` names; None where it names a PostgreSQL server."""
+        """The file that `database_url` names; None if it names a PostgreSQL server."""
         path = self.database_url.removeprefix("sqlite:///")
         return None if path == self.database_url else path
 
     def with_absolute_path(self) -> Settings:
-        """Return these settings with a database file that no change of the folder moves."""
+        """Return these settings with the absolute path of the database file."""
         if self.sqlite_path is None:
             return self
         return replace(self, database_url=f"sqlite:///{Path(self.sqlite_path).absolute()}")
 
     @property
     def database(self) -> str:
-        """The database without what is secret about it: the file, or the servers and the name."""
+        """The database without its user and password: the file, or the servers and the name."""
         if self.sqlite_path is not None:
             return self.sqlite_path
         parts = urlsplit(self.database_url)
@@ -348,7 +348,7 @@ class Settings:
 
     @property
     def prefix(self) -> str:
-        """The path that may stand before ours, or nothing."""
+        """The path prefix that our routes may have; empty if there is none."""
         return urlsplit(self.public_url or "").path if self.root_path is None else self.root_path
 
     @classmethod
@@ -358,7 +358,7 @@ class Settings:
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
-        """Read what can be read; return also all problems."""
+        """Return what can be read, and all problems."""
         reader = Reader(env)
         values = {at: row.value(reader) for at, row in rows(cls).items()}
         providers = {name: _provider(name, reader) for name in DECLARED}
@@ -402,7 +402,7 @@ class Listening:
 
     @classmethod
     def problems(cls, env: Mapping[str, str]) -> list[str]:
-        """Return what is wrong with what is set, without what a command gives."""
+        """Return the problems of the variables, without the options of a command."""
         reader = Reader(env)
         for row in rows(cls).values():
             row.value(reader)
@@ -412,9 +412,10 @@ class Listening:
     def read(
         cls, env: Mapping[str, str], host: str | None, port: int | None, *, dev: bool = False
     ) -> Listening:
-        """Return where to listen; what is given goes before what is set.
+        """Return where to listen; arguments have precedence over variables.
 
-        Raises SettingsError. A platform that sets PORT connects from elsewhere, but for --dev.
+        Raises SettingsError. With PORT set, without --dev, the default is all addresses, as the
+        platform connects from another host.
         """
         reader = Reader(env)
         given: dict[str, Any] = {"host": host, "port": port}
@@ -445,16 +446,16 @@ class Caller:
     proxy: str | None = field(default=None, repr=False)
     """None: it is reached without one."""
     way: str = ""
-    """How it is reached, where a proxy is set: a few words for an error."""
+    """How it is reached, in a few words for errors; empty unless a proxy is set."""
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Caller:
-        """Read what commands need; raise one SettingsError that names all problems."""
+        """Read the settings of commands; raise one SettingsError that names all problems."""
         return checked(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
-        """Read what can be read; return also all problems."""
+        """Return what can be read, and all problems."""
         reader = Reader(env)
         values = {at: row.value(reader) for at, row in rows(cls).items()}
         parts = urlsplit(values["url"])
@@ -462,7 +463,7 @@ class Caller:
         spelled = map(reader.spelled, proxies.BY_SCHEME[parts.scheme])
         name = next((name for name in spelled if reader.is_set(name)), None)
         proxy, way = None, ""
-        if name and is_loopback(host):  # reached directly, so no proxy can be wrong
+        if name and is_loopback(host):  # reached directly, so no proxy is checked
             way = f", asked without {name} as it is on this machine"
         elif name and (proxy := proxies.read_proxies(reader).of(parts.scheme, host, parts.port)):
             way = f", asked by the proxy that {name} names"

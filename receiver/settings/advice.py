@@ -1,4 +1,4 @@
-"""Warnings: what in the settings is likely a mistake, in a sentence each."""
+"""Warnings of likely mistakes in the settings, one sentence each."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from receiver.settings import Settings, all_settings
 _FROM_KUBERNETES: Final = re.compile(
     r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
-"""Variables that it sets in every pod beside a service called `receiver`."""
+"""Variables that Kubernetes sets in every pod if there is a service called `receiver`."""
 _CHATS: Final = {"slack-in", "discord-in", "telegram-in"}
-"""Handlers by which people order from recipes."""
+"""Handlers through which people order by recipes."""
 SET_A_KEY: Final = f"to submit, set one of {', '.join(each.key for each in DECLARED.values())}"
 
 
 def unknown_names(env: Mapping[str, str], known: Collection[str], *prefixes: str) -> Iterator[str]:
-    """Return the variables that begin like our settings and are none."""
+    """Yield the variables that begin like our settings, but are not settings."""
     for name in sorted(env):
         if name.startswith(prefixes) and name not in known and not _FROM_KUBERNETES.fullmatch(name):
             yield name
 
 
 def misspelled(env: Mapping[str, str]) -> list[str]:
-    """Return a problem for each variable that begins like our settings and is none."""
+    """Return a problem for each variable that begins like our settings, but is not a setting."""
     known = {name for each in all_settings() for name in each.names}
     return [
         f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
@@ -37,7 +37,7 @@ def misspelled(env: Mapping[str, str]) -> list[str]:
 
 
 def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
-    """Return what is likely a mistake, with these handlers."""
+    """Return the likely mistakes in the settings, with these handlers."""
     found = []
     if settings.public_url is None:
         found.append(
@@ -70,7 +70,7 @@ def _without_proof(settings: Settings, on: Collection[str]) -> Iterator[str]:
 
 
 def nothing_to_order(settings: Settings, handlers: Collection[str]) -> list[str]:
-    """Warn of chats in which nobody can order anything."""
+    """Return a warning if there are chats in which no person can order anything."""
     chats = ", ".join(sorted(_CHATS & set(handlers)))
     if not chats or (settings.recipes.recipes and settings.recipes.allow):
         return []
@@ -79,9 +79,9 @@ def nothing_to_order(settings: Settings, handlers: Collection[str]) -> list[str]
 
 
 def short_lived(settings: Settings, handlers: Collection[str]) -> Iterator[str]:
-    """Warn of providers whose results expire within minutes, if `save` is not served.
+    """Yield a warning for providers whose results expire within minutes, if `save` is not served.
 
-    What is reached elsewhere than the provider itself is a stand-in for it.
+    A provider with another URL than its own is a stand-in, without a warning.
     """
     for name in _with_keys(settings) if "save" not in handlers else ():
         seconds = DECLARED[name].results_live

@@ -1,7 +1,7 @@
-"""The secrets of `--dev`: a secret key beside the database file, and an API key made of it.
+"""The secrets of `--dev`: a secret key beside the database file, and an API key derived from it.
 
-Commands on the same machine find the API key that way. That a request comes from this machine
-proves nothing: a proxy or a tunnel here passes on requests from anywhere.
+Commands on the same machine find the API key that way. The address of a request proves nothing: a
+proxy or a tunnel on this machine passes on requests from anywhere.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from receiver.settings import SHORTEST_SECRET, ApiKey, Secret, Settings
 
 
 def secret_file(settings: Settings) -> Path:
-    """Return the path of the secret key that was made up."""
+    """Return the path of the generated secret key."""
     return Path(f"{settings.sqlite_path}.dev-secret")
 
 
 def api_key(secret: str) -> str:
-    """Return the key that opens /v1 in development."""
+    """Return the API key for /v1 in development."""
     return hmac.new(secret.encode(), b"API key of --dev", hashlib.sha256).hexdigest()
 
 
 def with_secrets(settings: Settings) -> Settings:
-    """Return the settings with secrets made up where development lacks them.
+    """Return the settings; in development missing secrets are generated.
 
-    Raises StoreUnusable where they cannot be.
+    Raises StoreUnusable if that fails.
     """
     if not settings.dev:
         return settings
@@ -43,9 +43,9 @@ def with_secrets(settings: Settings) -> Settings:
 
 
 def _secret_key(settings: Settings) -> Secret:
-    """Read the secret key beside the database file; make it up at the first start.
+    """Read the secret key beside the database file; generate it at the first start.
 
-    A new one at each start would refuse the callbacks that are under way.
+    A new one at each start would refuse callbacks to URLs that an earlier one signed.
     """
     if settings.sqlite_path is None:
         raise StoreUnusable(
@@ -64,7 +64,7 @@ def _secret_key(settings: Settings) -> Secret:
 
 def write_new(path: Path, text: str, mode: int) -> bool:
     """Write a file whole or not at all, unless there is one; return whether it was written."""
-    descriptor, part = tempfile.mkstemp(dir=path.parent)  # which only we can read
+    descriptor, part = tempfile.mkstemp(dir=path.parent)  # only we can read it
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
@@ -78,7 +78,7 @@ def write_new(path: Path, text: str, mode: int) -> bool:
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:
-    """Find it as a receiver does that runs with this environment, in this folder."""
+    """Return the API key of a receiver that runs with this environment, in this folder."""
     settings, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
     if settings.api_keys:
         return settings.api_keys[0].reveal()

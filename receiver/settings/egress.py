@@ -20,7 +20,7 @@ _SMALL_POOL: Final = httpx.Limits(max_connections=None, max_keepalive_connection
 def outward(
     proxies: Proxies, verify: ssl.SSLContext | None = None, *, lanes: bool = False
 ) -> httpx.AsyncBaseTransport:
-    """Make the transport of a client; raise SettingsError where TLS cannot be set up.
+    """Return the transport of a client; raise SettingsError if TLS cannot be set up.
 
     `lanes`: for many requests at once, which the caller bounds.
     """
@@ -61,16 +61,16 @@ class _ByProxy(httpx.AsyncBaseTransport):
 class _PoolPerRequest(httpx.AsyncBaseTransport):
     """As many pools of connections as there are requests at once, each for one request at a time.
 
-    A pool of httpcore's looks at all its connections at the begin and at the end of each request,
-    and while there are more than may be idle it closes each that is: of 64 submits at once, all
-    would connect anew.
+    A pool of httpcore checks all its connections at the beginning and the end of each request, and
+    closes each idle one while there are more than may be idle: 64 submits at once would all open
+    new connections.
     """
 
     def __init__(self, make: Callable[..., httpx.AsyncBaseTransport], **given: Any) -> None:
         self._make = partial(make, limits=_SMALL_POOL, **given)
         self._all: list[httpx.AsyncBaseTransport] = []
         self._free: list[httpx.AsyncBaseTransport] = []
-        """The one that was used last is taken first, as its connections are the youngest."""
+        """The pool that was used last is taken first, as its connections are the youngest."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         pool = self._free.pop() if self._free else self._new()

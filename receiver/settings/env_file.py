@@ -1,4 +1,4 @@
-"""The file `.env` of a working folder, which development reads; the environment goes before it."""
+"""The file `.env` of a working folder, which development reads; the environment has precedence."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _LONGEST: Final = 1024 * 1024
 
 
 def merged(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with what only `.env` of the working folder sets.
+    """Return the environment, with missing variables from `.env` of the working folder.
 
-    Raises SettingsError where the file may be the work of others, or is none.
+    Raises SettingsError if other users may have written the file, or if it is not valid.
     """
     return {**read(Path(NAME)), **env}
 
 
 def read(path: Path) -> dict[str, str]:
-    """Read the names that a file sets, without variables in values; no file sets none.
+    """Read the variables that a file sets, none without a file; values are not expanded.
 
-    It can name handlers, which are programs, so other users must not be able to write it.
+    The file can name handlers, which are programs, so other users must not be able to write it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not hold us up
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block
     except FileNotFoundError:
         return {}
     except OSError as error:

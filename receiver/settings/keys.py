@@ -1,6 +1,6 @@
 """API keys as settings: those that callers send, those that only read, and those that only drain.
 
-A key may have a name before it, as in `web:KEY`: costs and limits know its caller by that.
+A key may have a name before it, as in `web:KEY`: costs and limits identify the caller by it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
 
 
 class ApiKey(Secret):
-    """A key of callers, and its name where it has one."""
+    """A key of callers, and its name if it has one."""
 
     __slots__ = ("name",)
 

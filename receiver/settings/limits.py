@@ -1,6 +1,6 @@
 """Limits: how many predictions, or how much money, in an hour, a day or a month.
 
-Those of `RECEIVER_LIMITS` are JSON, and hold for all that is submitted:
+The limits in `RECEIVER_LIMITS` are JSON, and apply to all submits:
 
     [{"by": "all", "per": "day", "cost": 20}, {"by": "key", "per": "hour", "count": 100}]
 """
@@ -22,7 +22,7 @@ _BY: Final = ("key", "provider", "model", "all")
 
 
 def read_limits(reader: Reader) -> tuple[Limit, ...]:
-    """Read the limits of all that is submitted; what is wrong goes to the reader's problems."""
+    """Read the limits of all submits; errors are added to the reader's problems."""
     found = reader.get(NAME, _listed, [])
     tables = [
         Table(each, f"{NAME}: number {number}", reader.problems)

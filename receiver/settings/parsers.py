@@ -1,4 +1,4 @@
-"""Parsers of settings: each takes a text, and raises ValueError with what it must be."""
+"""Parsers of settings: each reads a text, or raises ValueError that states what it must be."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def url(text: str) -> str:
 
 
 def base_url(path: str, text: str) -> str:
-    """Read a base URL without the path that an SDK adds to it, or any first part of that."""
+    """Read a base URL, without the path, or a first part of it, that an SDK adds."""
     base = url(text)
     while path and not base.endswith(path):
         path = path.rpartition("/")[0]
@@ -174,7 +174,7 @@ def trusted(text: str) -> tuple[Network, ...] | Literal["platform"]:
 
 
 def path(text: str) -> str:
-    """Read a path that stands before others; `/` and `none` are none."""
+    """Read a path prefix; `/` and `none` are an empty one."""
     if text.lower() in {"/", "none"}:
         return ""
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
@@ -214,15 +214,15 @@ def _above_0(text: str, most: float, problem: str) -> float:
 
 
 class After(NamedTuple):
-    """What runs an event's deliveries after its callback, where nothing runs beside requests."""
+    """What runs an event's deliveries after its callback, if nothing runs between requests."""
 
     how: Literal["drain", "inline", "after", "wake"] = "drain"
     seconds: float = 0.0
-    """For `inline` and `after`: how long the request may take for it."""
+    """For `inline` and `after`: the most seconds that deliveries may extend the request."""
 
 
 INLINE: Final = After("inline", 2.0)
-"""Eachlabs wants an answer soon."""
+"""Short, as Eachlabs requires an answer soon."""
 
 
 def after(text: str) -> After:

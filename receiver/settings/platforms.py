@@ -1,4 +1,4 @@
-"""Function platforms, known by the variables they set; their disks go with the process."""
+"""Function platforms, recognized by the variables they set; a disk is lost with its process."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ NAMES: Final = (
 
 
 def read_platform(reader: Reader) -> str | None:
-    """Return the variable of the platform that we run on."""
+    """Return the variable of the platform that we run on, if we run on one."""
     return next((name for name in NAMES if reader.is_set(name)), None)

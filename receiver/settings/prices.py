@@ -1,4 +1,4 @@
-"""The table of prices, read and checked as a whole: every problem with its table and its key.
+"""The table of prices, read and checked as a whole: every problem names its table and key.
 
 ["fal/fal-ai/nano-banana*"]
 image = 0.039
@@ -24,7 +24,7 @@ _PARTS: Final = ("call", "image", "second", "megapixel")
 
 
 def read_prices(reader: Reader, providers: Collection[str]) -> PriceList:
-    """Read the file that the setting names; what is wrong with it goes to the reader's problems."""
+    """Read the file that the setting names; its errors are added to the reader's problems."""
     table = read_file(reader.get(NAME, str, ""), NAME, reader.problems)
     if table is None:
         return PriceList()

@@ -1,7 +1,7 @@
-"""Proxies for our own requests, as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name them.
+"""Proxies for our own requests, from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
 httpx reads these variables too, but it raises on ranges and on IPv6 addresses in brackets, and
-names no variable when it does. This machine is always reached without a proxy.
+its error names no variable. This machine is always reached without a proxy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from receiver.settings.reader import Reader
 BY_SCHEME: Final = {
     scheme: (f"{scheme.upper()}_PROXY", "ALL_PROXY") for scheme in ("http", "https")
 }
-"""Where the proxy for a request is named; the first that is set counts."""
+"""Variables that name the proxy, by scheme of a request; the first that is set counts."""
 NAMES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _SCHEMES: Final = {
     "http": "http",
@@ -45,7 +45,7 @@ class Direct:
     """One entry of NO_PROXY: hosts that are reached without a proxy."""
 
     host: str = "*"
-    """A name in lower case, which stands for all below it too, or a pattern of names."""
+    """A name in lower case, which includes its subdomains, or a pattern of names."""
     network: IPv4Network | IPv6Network | None = None
     scheme: str = ""
     port: int | None = None
@@ -61,10 +61,10 @@ class Direct:
 
 @dataclass(frozen=True)
 class Proxies:
-    """Which proxy serves which request."""
+    """The proxies of requests, and the hosts that need none."""
 
     by_scheme: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """URLs, which may hold a password, by `http` and `https`."""
+    """URLs of proxies, which may hold a password, by `http` and `https`."""
     direct: tuple[Direct, ...] = ()
 
     def of(self, scheme: str, host: str, port: int | None) -> str | None:
@@ -77,7 +77,7 @@ class Proxies:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine by its name alone."""
+    """Return whether a host is this machine, judged by the text alone."""
     address = _address(host)
     if address is not None:
         return address.is_loopback or address.is_unspecified
@@ -85,7 +85,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_proxies(reader: Reader) -> Proxies:
-    """Read what curl, httpx and others read; what is not needed is not checked."""
+    """Read the variables that curl, httpx and others read; unused ones are not checked."""
     found = {}
     for scheme, names in BY_SCHEME.items():
         for name in map(reader.spelled, names):
@@ -98,8 +98,8 @@ def read_proxies(reader: Reader) -> Proxies:
 
 
 def read_proxy(text: str) -> str:
-    """Return the URL of a proxy; no error quotes it, as there may be a password in it."""
-    import httpx  # noqa: PLC0415 - paid for where there is a proxy
+    """Return the URL of a proxy; errors do not quote it, as it may hold a password."""
+    import httpx  # noqa: PLC0415 - paid for if there is a proxy
 
     scheme, slashes, rest = text.rpartition("://")
     wanted = scheme.lower() if slashes else "http"
@@ -126,7 +126,7 @@ def read_proxy(text: str) -> str:
 
 
 def read_direct(text: str) -> tuple[Direct, ...]:
-    """Read what NO_PROXY holds: hosts, domains, addresses and ranges, by comma or blank."""
+    """Read NO_PROXY: hosts, domains, addresses and ranges, separated by comma or blank."""
     return tuple(_direct(entry) for entry in re.split(r"[,;\s]+", text) if entry)
 
 

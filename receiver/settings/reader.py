@@ -1,4 +1,4 @@
-"""Read values out of an environment, and collect what is wrong with them."""
+"""The reader of settings: it takes values from an environment, and collects all problems."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class Secret:
 
 
 def checked(found: T, problems: Sequence[str]) -> T:
-    """Return what was read; raise one SettingsError that names all problems."""
+    """Return what was read; if there are problems, raise one SettingsError that names all."""
     if problems:
         raise SettingsError(problems)
     return found
 
 
 def misspelled_of_handlers(env: Mapping[str, str]) -> list[str]:
-    """Return a problem for each variable that is nearly a handler's setting that is not set.
+    """Return a problem for each variable whose name is close to an unset setting of a handler.
 
-    Those of the receiver itself, which handlers may read too, are checked elsewhere.
+    The receiver's own settings, which handlers may read too, are checked elsewhere.
     """
     unset = sorted(_OF_HANDLERS - env.keys())
     firsts = tuple({f"{name.partition('_')[0]}_" for name in unset})
@@ -61,7 +61,7 @@ def misspelled_of_handlers(env: Mapping[str, str]) -> list[str]:
 
 
 class Reader:
-    """Take values out of a mapping and collect what is wrong with them."""
+    """Takes values from a mapping, and collects their problems."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
@@ -77,10 +77,10 @@ class Reader:
         says: str = "",
         at: str = "",
     ) -> T | D:
-        """Return what a value means; `default` where it is not set or wrong.
+        """Return a value as parsed; `default` if it is not set or wrong.
 
-        `as_text`: a default that is parsed too; None: there must be a value. `says` and `at` go
-        into problems of handlers' settings: what it is, and where it is read.
+        `as_text`: a default that is parsed too; None: a value is required. `says` (what it is) and
+        `at` (where it is read) are for problems of handlers' settings.
         """
         if at and not name.startswith("RECEIVER_"):
             _OF_HANDLERS.add(name)
@@ -105,7 +105,7 @@ class Reader:
         return bool(clean(self._env.get(name, "")))
 
     def spelled(self, name: str) -> str:
-        """Return the name in lower case if it is set so, which goes before the other."""
+        """Return the name in lower case if that is set: it has precedence."""
         return name.lower() if name.lower() in self._env else name
 
     def _refuse(self, problem: str) -> None:
@@ -114,7 +114,7 @@ class Reader:
 
 
 def _parsed(parse: Callable[[str], T], text: str, given: str) -> T:
-    """Parse a text; with the quotes that were around it where it makes sense only with them."""
+    """Parse a text; with the quotes around it if it is valid only with them."""
     try:
         return parse(text)
     except ValueError:

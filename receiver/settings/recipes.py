@@ -1,4 +1,4 @@
-"""The file of recipes, read and checked as a whole: every problem with its table and its key.
+"""The file of recipes, read and checked as a whole: every problem names its table and key.
 
 [imagine]
 provider = "fal"
@@ -52,7 +52,7 @@ D = TypeVar("D")
 
 NAME: Final = "RECEIVER_RECIPES"
 _WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
-"""A name of a recipe or an option, which every chat platform takes."""
+"""A name of a recipe or an option that every chat platform accepts."""
 _RESERVED: Final = frozenset({"help", "limits", "allow"})
 _LONGEST_LABEL: Final = 40
 _BY: Final = ("person", "place", "recipe", "key", "all")
@@ -63,11 +63,11 @@ _BOUNDS: Final[Mapping[str, Collection[Kind]]] = {
     "longest": _TEXTS,
     "rest": _TEXTS,
 }
-"""Kinds of options that a key is for."""
+"""The kinds of options that may have a key."""
 
 
 def read_recipes(reader: Reader, providers: Collection[str]) -> RecipeBook:
-    """Read the file that the setting names; what is wrong with it goes to the reader's problems."""
+    """Read the file that the setting names; its errors are added to the reader's problems."""
     table = read_file(reader.get(NAME, str, ""), NAME, reader.problems)
     return RecipeBook() if table is None else _book(table, providers)
 
@@ -177,7 +177,7 @@ def _button(value: Any) -> Button:
 
 
 def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) -> None:
-    """Refuse buttons whose orders could not be right."""
+    """Refuse buttons whose orders can never be valid."""
     for label, button in recipe.buttons.items():
         other = recipes.get(button.recipe)
         if other is None:
@@ -234,7 +234,7 @@ def _template(options: Collection[str]) -> Callable[[Any], Mapping[str, Any]]:
 
 
 def _problems_in(value: Any, options: Collection[str], depth: int = 1) -> Iterator[str]:
-    """Yield what is wrong with a template, text by text."""
+    """Yield the problems of a template, text by text."""
     if depth > DEEPEST:
         yield f"nests at most {DEEPEST} deep"
         return

@@ -13,22 +13,22 @@ _LARGEST: Final = 65535
 
 
 class Servers(NamedTuple):
-    """Where a database is to be found; neither hosts nor ports: at the local socket."""
+    """The servers of a database; neither hosts nor ports: the local socket."""
 
     hosts: tuple[str, ...]
-    """Names, addresses (IPv6 in brackets) and folders of sockets, in the order of their turns."""
+    """Names, addresses (IPv6 in brackets) and folders of sockets, in the order to try them."""
     ports: tuple[str, ...]
-    """None, one for all hosts, or one for each."""
+    """Empty, one for all hosts, or one for each."""
 
 
 class MisnamedServers(ValueError):
-    """What is wrong with servers, in words that cannot hold a password."""
+    """A problem of the servers, in a text that cannot hold a password."""
 
 
 def servers(url: str) -> Servers:
-    """Read the servers of a URL; those of its query go before those in front of the path.
+    """Read the servers of a URL; those in its query replace those before its path.
 
-    Raises ValueError for what is not a URL, and MisnamedServers.
+    Raises ValueError for an invalid URL, and MisnamedServers.
     """
     parts = urlsplit(url)
     given = dict(parse_qsl(parts.query))
@@ -62,5 +62,5 @@ def _in_front(text: str) -> tuple[list[str], list[str]]:
 
 
 def _bracketed(host: str) -> str:
-    """Put an IPv6 address in brackets, as a query may have it without."""
+    """Return a host; an IPv6 address in brackets, which a query may omit."""
     return f"[{host}]" if _ADDRESS.fullmatch(host) else host

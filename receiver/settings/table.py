@@ -1,4 +1,4 @@
-"""A settings table: the fields of a class, each declared with its variable and its sentence."""
+"""A settings table: the fields of a class, each declared with its variable and description."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _ROW: Final = "setting"
-"""Where a field's metadata has its line."""
+"""The key of a field's line in its metadata."""
 
 
 class Setting(NamedTuple):
@@ -22,12 +22,12 @@ class Setting(NamedTuple):
     names: tuple[str, ...]
     """Environment variables; `{}` stands for a provider's prefix."""
     parse: Callable[[str], Any] | None
-    """Return what a text means, or raise ValueError; None: `read` does it all."""
+    """Parses a text, or raises ValueError; None: `read` reads and parses."""
     default: Any
     doc: str
-    """What it is, in Markdown."""
+    """The description, in Markdown."""
     shown: str = ""
-    """The default in words, where its value is not readable."""
+    """The default in words, if its value is not readable."""
     read: Callable[[Reader], Any] | None = None
 
     @property
@@ -45,21 +45,21 @@ class Setting(NamedTuple):
         return "none"
 
     def value(self, reader: Reader) -> Any:
-        """Return what is set, or the default where nothing is or what is set is wrong."""
+        """Return the value that is set; the default if there is none, or if it is wrong."""
         if self.parse is None:
             return self.read(reader) if self.read else None
         return reader.get(self.names[0], self.parse, self.default)
 
 
 class _Declared(Generic[T]):
-    """A line of the table that lacks its sentence yet."""
+    """A line of the table that still lacks its description."""
 
     def __init__(self, row: Setting, *, is_secret: bool = False) -> None:
         self._row = row
         self._is_secret = is_secret
 
     def doc(self, text: str) -> T:
-        """Return the field, with the sentence of its line."""
+        """Return the field, with the description of its line."""
         row = self._row._replace(doc=text)
         made: Any = field(
             default_factory=lambda: row.default, repr=not self._is_secret, metadata={_ROW: row}
@@ -75,7 +75,7 @@ def setting(
 
 
 def choice(name: str, words: Sequence[str], default: Any, *, shown: str = "") -> _Declared[Any]:
-    """Declare a field that is one of some words."""
+    """Declare a field whose value is one of these words."""
     return _Declared(Setting((name,), one_of(*words), default, "", shown))
 
 

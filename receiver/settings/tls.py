@@ -15,11 +15,11 @@ from receiver.model.text import clean
 
 NAMES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
-"""How OpenSSL finds a certificate in a folder; it looks at no other name."""
+"""Names of the files in a folder that OpenSSL reads certificates from; it ignores others."""
 
 
 def trusted() -> ssl.SSLContext:
-    """Return a context of SSL_CERT_FILE and SSL_CERT_DIR, as httpx does, or of certifi's list.
+    """Return a TLS context of SSL_CERT_FILE or SSL_CERT_DIR, as httpx does, or of certifi's list.
 
     Raises SettingsError, which names the variable.
     """
@@ -29,10 +29,10 @@ def trusted() -> ssl.SSLContext:
 
 
 def check(env: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with the variables that TLS reads by itself."""
+    """Return the problems of the variables that Python's TLS reads by itself."""
     given = _given(env)
     problem = _try_keylog(env)
-    if problem is None and given["cafile"]:  # nothing can be loaded while there is no key log
+    if problem is None and given["cafile"]:  # nothing can be loaded while the key log fails
         problem = _try_file(given["cafile"])
     elif problem is None and given["capath"]:
         problem = _try_folders(given["capath"])
@@ -40,13 +40,13 @@ def check(env: Mapping[str, str]) -> list[str]:
 
 
 def require(env: Mapping[str, str]) -> None:
-    """Raise SettingsError where `check` finds something."""
+    """Raise SettingsError if `check` finds a problem."""
     if problems := check(env):
         raise SettingsError(problems)
 
 
 def certifi_context() -> ssl.SSLContext:
-    """Return certifi's list without a look at the variables: for a report that they are wrong."""
+    """Return a context of certifi's list, without the variables: to report that they are wrong."""
     import certifi  # noqa: PLC0415 - paid for when used
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -92,7 +92,7 @@ def _try_file(path: str) -> str | None:
 
 
 def _try_folders(paths: str) -> str | None:
-    """Look for at least one certificate: OpenSSL takes any path, and then trusts no server."""
+    """Return a problem if there is no certificate: OpenSSL takes any path, and trusts no server."""
     for folder in paths.split(os.pathsep):
         try:
             if any(_HASHED.fullmatch(file.name) for file in Path(folder).iterdir()):

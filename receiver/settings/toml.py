@@ -14,15 +14,15 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 files_read: Final[set[Path]] = set()
-"""Files that this process has read, or could not: development watches them."""
+"""Files that this process has read or tried to read; development watches them."""
 _PLACE: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
 def read_file(path: str, name: str, problems: list[str]) -> Table | None:
-    """Read the file that a setting names, if it does; None, and a problem, where that cannot be."""
+    """Read the file that a setting names; None if it names none or, with a problem, if it fails."""
     if not path:
         return None
-    import tomllib  # noqa: PLC0415 - paid for where there is such a file
+    import tomllib  # noqa: PLC0415 - paid for if there is such a file
 
     files_read.add(Path(path).absolute())
     content = ""
@@ -41,7 +41,7 @@ def read_file(path: str, name: str, problems: list[str]) -> Table | None:
 
 
 def _not_toml(error: str, content: str) -> str:
-    """Return where a text stops being TOML, as `:line:column`, out of the parser's message."""
+    """Return where and why a text is not TOML, as `:line:column: …`, from the parser's message."""
     match = _PLACE.fullmatch(error)
     if match is None:
         return f" is not TOML: {error}"
@@ -51,7 +51,7 @@ def _not_toml(error: str, content: str) -> str:
 
 
 class Table:
-    """One table of the file: gives the values of its keys, and collects what is wrong."""
+    """One table of the file: it returns the values of its keys, and collects problems."""
 
     def __init__(
         self, found: Mapping[str, Any], place: str, problems: list[str], name: str = ""
@@ -60,11 +60,11 @@ class Table:
         self._place = place
         self._problems = problems
         self._name = name
-        """As it stands in brackets; empty for the whole file, and where nothing is inside."""
+        """The name in brackets; empty for the whole file, and for items of an array."""
         self._known: list[str] = []
 
     def take(self, key: str, read: Callable[[Any], T], default: D) -> T | D:
-        """Return the value of a key; the default where it is missing or wrong."""
+        """Return the value of a key; the default if it is missing or wrong."""
         self._known.append(key)
         if key not in self._found:
             return default
@@ -82,11 +82,11 @@ class Table:
         return self.take(key, read, default)
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Return the text of a key, which must be there unless there is a default."""
+        """Return the text of a key, which is required unless there is a default."""
         return self.need(key, text, "") if default is None else self.take(key, text, default)
 
     def choice(self, key: str, words: Collection[str], default: str | None = None) -> str:
-        """Return the word of a key; another than these is refused with the nearest one."""
+        """Return the word of a key; another than these is refused, with the nearest of them."""
         read, first = one_of(words), next(iter(words))
         return self.need(key, read, first) if default is None else self.take(key, read, default)
 
@@ -96,10 +96,10 @@ class Table:
     def tables(self, key: str) -> dict[str, Table]:
         """Return the tables inside a key, by name."""
         inside = self.table(key)
-        return inside._inside(inside._found, f"{inside._name}.")  # noqa: SLF001 - one of us
+        return inside._inside(inside._found, f"{inside._name}.")  # noqa: SLF001 - the same class
 
     def table(self, key: str) -> Table:
-        """Return the table that a key is, or an empty one."""
+        """Return the table of a key, or an empty one."""
         found: Mapping[str, Any] = self.take(key, mapping, {})
         return self._inside({key: found}, f"{self._name}.")[key]
 
@@ -107,7 +107,7 @@ class Table:
         return list(self._found)
 
     def other_tables(self) -> dict[str, Table]:
-        """Return the tables that no key was taken of, by name."""
+        """Return the tables that were not taken yet, by name."""
         return self._inside(self._left(), "")
 
     def _inside(self, found: Mapping[str, Any], before: str) -> dict[str, Table]:
@@ -144,12 +144,12 @@ class Table:
         self._problems.append(f"{self._place}: {problem}")
 
 
-# --- what reads a value, or raises ValueError with what it must be ---
+# --- parsers: each returns a value, or raises ValueError that states what it must be ---
 
 
 def text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("must be a text in quotes")  # noqa: TRY004 - said of a file
+        raise ValueError("must be a text in quotes")  # noqa: TRY004 - a problem of a file
     return value.strip()
 
 

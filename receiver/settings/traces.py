@@ -1,4 +1,4 @@
-"""OpenTelemetry's own settings, as far as they decide where traces go."""
+"""OpenTelemetry's own settings that decide where traces are exported."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OTLP: Final = {
 
 
 def read_exporters(reader: Reader) -> tuple[str, ...] | None:
-    """Return the exporters by OpenTelemetry's standard; its default protocol is not ours."""
+    """Return the exporters by OpenTelemetry's standard, by default over HTTP; None if disabled."""
     if reader.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
         return None
     protocol = reader.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")
     protocol = reader.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", str, protocol)
     variables = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    # gRPC may do with a host and a port.
+    # For gRPC a host and a port are enough.
     endpoints = [
         reader.get(name, str if protocol == "grpc" else collector_url, "") for name in variables
     ]
