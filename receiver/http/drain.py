@@ -20,7 +20,7 @@ _OVERTIME: Final = 5.0
 _PERIOD: Final = 600.0
 """Seconds between two rounds of housekeeping, of all processes together."""
 _LOOK_AGAIN: Final = 60.0
-"""Seconds between two checks, by one process, whether housekeeping is due."""
+"""Seconds between two tries of one process to do the housekeeping."""
 
 
 class _Counts(NamedTuple):

@@ -26,15 +26,14 @@ class DrainAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to drain."""
 
     seconds: Annotated[int, msgspec.Meta(ge=1, le=_LONGEST)] = 25
-    """The longest time that it may take."""
+    """The longest time that it may take, in seconds."""
 
 
 class WakeAsked(DrainAsked, frozen=True, forbid_unknown_fields=True):
     """How to drain for a caller that limits its calls."""
 
     again: Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_AGAIN)] = 0
-    """Look for work once more, this many seconds after the call: its caller calls again only
-    later."""
+    """Look for work once more, this many seconds after the call; its caller pauses until then."""
 
 
 class DrainRoutes:

@@ -68,8 +68,7 @@ class Resuming(msgspec.Struct, frozen=True, rename={"last": "Last-Event-ID"}):
     """The place to resume from."""
 
     last: Annotated[str, msgspec.Meta(pattern="^[0-9]{0,18}$", examples=["1207"])] | None = None
-    """The `id` of the last message that was read; 0: all that is stored. Without it: from now
-    on."""
+    """The `id` of the last message that was read; 0: everything stored. Without it: from now on."""
 
 
 class EventRoutes:
