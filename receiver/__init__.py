@@ -75,7 +75,7 @@ _LATE = {name: module for module, names in _FROM.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the names when they are first used: a client needs few of them."""
+    """Import a name when it is first used: a client needs few of them."""
     if name not in _LATE:
         raise AttributeError(f"module 'receiver' has no attribute {name!r}")
     import importlib  # noqa: PLC0415 - see above

@@ -51,16 +51,16 @@ def create_app(
     results: httpx.AsyncBaseTransport | None = None,
     monotonic: Clock | None = None,
 ) -> Starlette:
-    """Build the receiver as an ASGI app with a lifespan, which may be started any number of times.
+    """Build the receiver as an ASGI app, whose lifespan may be started any number of times.
 
     `settings` default to the environment; `handlers` are names as in RECEIVER_HANDLERS or decorated
-    functions, and default to the settings'. Without `dispatch` handlers run elsewhere, or when
-    `/v1/drain` says so; "inline": also within the request that a callback is, as RECEIVER_AFTER has
-    it, or for two seconds at most. `mode` goes before RECEIVER_MODE. `transport` stands in for the
-    network to providers, `http` for that of `ctx.http` and `results` for that of `ctx.fetch`, guard
-    included. A `clock` that is given is believed, unless a `monotonic` one is held against it.
-    Raises SettingsError, HandlerError, ValueError for other words than these, or StoreUnusable
-    where PostgreSQL's extra is not installed; the lifespan raises StoreUnusable and
+    functions, and default to those of the settings. Without `dispatch` handlers run in other
+    processes, or when `/v1/drain` is called; "inline": also within a callback's request, as
+    RECEIVER_AFTER specifies, or for two seconds at most. `mode` overrides RECEIVER_MODE.
+    `transport` replaces the network to providers, `http` that of `ctx.http`, and `results` that of
+    `ctx.fetch` with its guard. A given `clock` is used as it is; with `monotonic`, its steps are
+    detected. Raises SettingsError, HandlerError, ValueError for an unknown `dispatch` or `mode`, or
+    StoreUnusable if PostgreSQL's extra is not installed; the lifespan raises StoreUnusable and
     StoreUnavailable.
     """
     settings = Settings.read(os.environ) if settings is None else settings
@@ -75,9 +75,9 @@ def create_app(
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
-    """Run deliveries, and nothing else, until `stop` is set.
+    """Run deliveries and housekeeping until `stop` is set; other processes answer requests.
 
-    Raises HandlerError, or StoreUnusable: this is for PostgreSQL, where others accept.
+    Raises HandlerError, or StoreUnusable with SQLite, where one process does everything.
     """
     if settings.sqlite_path is not None:
         raise StoreUnusable(
@@ -89,7 +89,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def drain(settings: Settings, seconds: float, stop: asyncio.Event | None = None) -> Drained:
-    """Run what is due, for so long at most or until `stop` is set, in a process of its own.
+    """Run due work for at most `seconds`, or until `stop` is set, in a process of its own.
 
     Raises HandlerError or StoreUnusable.
     """
@@ -103,7 +103,7 @@ async def drain(settings: Settings, seconds: float, stop: asyncio.Event | None =
 
 
 async def migrate(settings: Settings) -> None:
-    """Bring the database's schema up to date, or raise StoreUnusable with what is wrong."""
+    """Bring the database's schema up to date; raise StoreUnusable with the reason if it fails."""
     await store_maker(settings)(lambda _: None, lambda _: None, Wakeups()).migrate()
 
 
@@ -115,7 +115,7 @@ def _front(
 ) -> Front:
     registry = register(settings.handlers if handlers is None else handlers)
     settings = development.with_secrets(settings).with_absolute_path()
-    store_maker(settings)  # tells at once what is not installed
+    store_maker(settings)  # raises now if the extra for PostgreSQL is missing
     return Front(partial(run or _running, role, settings, registry), settings)
 
 
@@ -147,7 +147,7 @@ async def _running(
     pace = PACE if runtime.single_process else PACE_ON_A_SERVER
     retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
     housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
-    # Where no process does by itself what one of all has to do, a drain does it.
+    # If no process does the housekeeping by itself, a drain does it.
     due = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
     after = After() if role.handlers else settings.after
     of_drains = {} if role.housekeeping else due

@@ -1,4 +1,4 @@
-"""The app as ASGI servers find it: `receiver.asgi:app`, made of the environment; or mounted."""
+"""The ASGI entry points: `receiver.asgi:app`, configured by the environment, and `mount`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app: Starlette
 
 
 def __getattr__(name: str) -> Starlette:
-    """Make the app when a server asks for it."""
+    """Create the app when a server first reads `app`."""
     if name != "app":
         raise AttributeError(f"module 'receiver.asgi' has no attribute {name!r}")
     found = globals()["app"] = create_app()
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Starlette:
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
-    """Build the receiver by imports without what only terminals need."""
+    """Build the receiver without importing packages that only terminals need."""
     import_app()
     from receiver.app import create_app as create  # noqa: PLC0415 - see above
 
@@ -37,11 +37,10 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 
 def import_app() -> None:
-    """Import what serves and works without what only terminals need.
+    """Import the app without packages that only terminals need.
 
-    httpx and structlog import rich, pygments and click if they are there, for a command line and
-    for tracebacks in colour: a fifth of what it costs to start. Code that needs them imports them
-    later.
+    httpx and structlog import rich, pygments and click if installed, for a command line and for
+    tracebacks in colour: a fifth of the cost to start. Code that needs them imports them later.
     """
     with _without("rich", "click", "pygments"), _uncollected():
         import receiver.app  # noqa: F401, PLC0415 - see above
@@ -49,13 +48,13 @@ def import_app() -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Look for no garbage: modules are none, and to look at them all takes 60 ms each time."""
+    """Disable the garbage collector: each scan of the imported modules takes 60 ms, for nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # nor later
+        gc.freeze()  # they are not scanned later either
         if was_on:
             gc.enable()
 
@@ -64,7 +63,7 @@ def _uncollected() -> Iterator[None]:
 def _without(*names: str) -> Iterator[None]:
     """Hide modules that were not imported yet, as if they were not installed."""
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: there is none
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: imports fail
     try:
         yield
     finally:
@@ -83,7 +82,7 @@ def mount(
 
     It starts before the app's own lifespan and stops after it. A RECEIVER_PUBLIC_URL without a path
     is the address of the whole app, so `path` is appended for callbacks; one with a path is taken
-    for the receiver's own. All else is as in `create_app`.
+    as the receiver's own address. The other parameters are those of `create_app`.
     """
     from receiver.app import create_app as create  # noqa: PLC0415 - the outer app has its own rich
     from receiver.settings import Settings  # noqa: PLC0415 - likewise

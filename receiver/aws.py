@@ -1,10 +1,11 @@
-"""AWS Lambda: `receiver.aws.handler` answers requests, and takes any other event for a drain.
+"""The AWS Lambda function: `receiver.aws.handler` answers requests; any other event is a drain.
 
 Requests come from a function URL or an HTTP API (payload 2.0), a REST API (1.0) or a load balancer.
-A schedule's event, messages of SQS or SNS, or `{"receiver": "drain"}` run what is due, within the
-time that the invocation has left. The app is made when this is imported, in the init phase, and is
-started by the first invocation, so that a snapshot holds neither connections nor an identity. It
-lives, with one event loop, as long as the environment does, which stands still in between.
+A schedule's event, messages of SQS or SNS, or `{"receiver": "drain"}` run due work within the
+remaining time of the invocation. The app is created when this module is imported, in the init
+phase, and started by the first invocation, so that a snapshot contains no connections and no
+identity. The app and its event loop live as long as the environment, which is frozen between
+invocations.
 """
 
 from __future__ import annotations
@@ -34,35 +35,35 @@ Event = Mapping[str, Any]
 Answer = dict[str, Any]
 
 _MARGIN: Final = 0.5
-"""Seconds before the end of an invocation by which a request is answered."""
+"""Seconds before the end of an invocation at which a request is cut off and answered."""
 _SETTLING: Final = 5.0
-"""Seconds, a quarter of a short invocation, in which a drain that is over comes to its end."""
+"""Seconds that a drain has to finish after its time; at most a quarter of the invocation."""
 _LEAST: Final = 0.1
 _OVER: Final = "the function's time was over before there was an answer; give it a longer timeout"
 
 
 class Function:
-    """What one environment of the function keeps between its invocations."""
+    """The state that one environment of the function keeps between its invocations."""
 
     def __init__(self, app: SelfStarting) -> None:
         self._app = app
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        """Not made before it is needed: environments are copied, by fork and by snapshot."""
+        """The event loop, created at first use: environments are copied, by fork and snapshot."""
         return asyncio.new_event_loop()
 
     def __call__(self, event: Any, context: Any) -> Answer:
-        """Answer an event; what the loop has not done by then goes on in the next invocation."""
+        """Answer an event; unfinished tasks of the loop continue in the next invocation."""
         left = context.get_remaining_time_in_millis() / 1000
         answer = self._answer(event, left) if is_request(event) else self._drain(left)
         try:
             return self._loop.run_until_complete(answer)
         finally:
-            logs.flush()  # a thread writes the lines, and all threads stand still from here on
+            logs.flush()  # a thread writes the lines, and threads are frozen after the answer
 
     def close(self) -> None:
-        """Stop what runs, before a snapshot is taken."""
+        """Stop the app and its loop before a snapshot is taken."""
         if loop := self.__dict__.pop("_loop", None):
             loop.run_until_complete(self._app.stop())
             loop.close()
@@ -82,7 +83,7 @@ class Function:
         except Exception:
             if not (limit.expired() or exchange.status):
                 raise
-            # The app has told of a fault, and answered; a stream has said what there was.
+            # The app has logged and answered a fault; a stream ends with what was sent so far.
         return exchange.answer(event, has_body=scope["method"] != "HEAD")
 
 
@@ -112,7 +113,7 @@ class _Exchange:
                 self._is_over.set()
 
     def answer(self, event: Event, *, has_body: bool) -> Answer:
-        """Return the answer in the form that goes with the event's."""
+        """Return the answer in the format that matches the event's."""
         if not self.status:
             self.status = 503
             self._headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"5")]
@@ -134,8 +135,8 @@ class _Exchange:
 
 
 def _encoded(content: bytes) -> Answer:
-    """Return a body as a text, or in base64 where it is none."""
-    # What is UTF-8 is the same bytes as a text; pictures and gzip are none, by their first two.
+    """Return a body as text, or in base64 if it is not UTF-8."""
+    # As text, UTF-8 keeps its bytes; pictures and gzip are not UTF-8, by their first two bytes.
     try:
         return {"body": content.decode(), "isBase64Encoded": False}
     except UnicodeDecodeError:
@@ -146,11 +147,11 @@ def _joined(headers: Mapping[str, list[str]]) -> dict[str, str]:
     return {name: ", ".join(values) for name, values in headers.items()}
 
 
-# --- what an event says ---
+# --- the contents of an event ---
 
 
 def is_request(event: Any) -> bool:
-    """Return whether an event is an HTTP request, in one of the three forms that there are."""
+    """Return whether an event is an HTTP request, in one of the three formats."""
     return isinstance(event, Mapping) and (
         _is_payload_2(event) or (isinstance(event.get("httpMethod"), str) and "path" in event)
     )
@@ -162,7 +163,7 @@ def _context(event: Event) -> Event:
 
 
 def _is_payload_2(event: Event) -> bool:
-    """Return whether it is of payload 2.0."""
+    """Return whether an event has payload format 2.0."""
     return "http" in _context(event)
 
 
@@ -193,10 +194,10 @@ def scope_of(event: Event) -> Scope:
         "path": path,
         "raw_path": quote(path, safe="/%:@!$&'()*+,;=~").encode(),
         "query_string": _query(event).encode(),
-        # An HTTP API leaves the name of its stage in the path, but for the one without a name.
+        # An HTTP API leaves the name of its stage in the path, except for the default stage.
         "root_path": stage if http and f"{path}/".startswith(f"{stage}/") else "",
         "headers": headers,
-        # A load balancer says it in X-Forwarded-For alone, whose end is believed then.
+        # A load balancer gives it in X-Forwarded-For only, whose end is trusted in that case.
         "client": (address, 0) if address else None,
         "server": None,
     }
@@ -214,7 +215,7 @@ def _headers(event: Event) -> list[tuple[bytes, bytes]]:
 
 
 def _query(event: Event) -> str:
-    """Return the query as raw as the platform tells it: decoded by a REST API, else as it came."""
+    """Return the query as it came; a REST API has decoded it, so it is encoded again."""
     if "rawQueryString" in event:
         return str(event["rawQueryString"])
     many = event.get("multiValueQueryStringParameters") or {
@@ -234,11 +235,11 @@ try:
         register_after_restore,
         register_before_snapshot,
     )
-except ModuleNotFoundError:  # it is AWS's own, and there where snapshots are taken
+except ModuleNotFoundError:  # AWS's own package, installed only where snapshots are taken
     pass
 else:
     register_before_snapshot(_FUNCTION.close)
-    register_after_restore(random.seed)  # copies of one snapshot would else wait in step
+    register_after_restore(random.seed)  # else copies of a snapshot would have equal backoffs
 
 
 def handler(event: Any, context: Any) -> Answer:

@@ -1,8 +1,8 @@
-"""A bounded folder of copies of outputs, by prediction, number and SHA-256.
+"""A bounded cache of outputs in a folder, by prediction, number and SHA-256.
 
-What is of one prediction is one folder: it goes when the prediction is erased or deleted, and when
-there is too much, the one that was not looked at for longest. Nothing here is needed: all of it can
-be made again, as long as the provider or `save` has it.
+The copies of one prediction are in one folder. It is removed when the prediction is erased or
+deleted, or when there is too much and it was not viewed for longest. All copies can be made again,
+as long as the provider or `save` has the outputs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from receiver.settings import Settings
 
 MOST_BYTES: Final = 512 * 1024 * 1024
 _MOST_PLACES: Final = 5000
-"""Predictions of which there may be copies: all of them are looked at again and again."""
+"""Maximum number of predictions with copies: all of them are checked again and again."""
 _PREDICTION: Final = re.compile(r"pred_[0-9a-f]{32}")
 
 
 def folder_of(settings: Settings) -> Path:
-    """Return where the copies are: beside the database file, or among temporary files."""
+    """Return the folder of the copies: beside the database file, or among temporary files."""
     if settings.sqlite_path is not None:
         return Path(f"{settings.sqlite_path}.pictures")
     digest = hashlib.sha256(settings.database.encode()).hexdigest()[:12]
@@ -33,16 +33,16 @@ def folder_of(settings: Settings) -> Path:
 
 
 class PictureCache:
-    """Keeps copies in a folder, up to a number of bytes."""
+    """The copies in a folder, up to a number of bytes."""
 
     def __init__(self, folder: Path, most: int = MOST_BYTES) -> None:
         self._folder = folder
         self._most = most
         self._added = 0
-        """Bytes that were added since the last look at all of them."""
+        """Bytes that were added since the last `shrink`."""
 
     def open(self) -> None:
-        """Make the folder, for us alone; or another, if it is another user's."""
+        """Create the folder, for our user only; or a temporary one, if it is another user's."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self._folder.lstat()
@@ -52,13 +52,13 @@ class PictureCache:
             self._folder = Path(tempfile.mkdtemp(prefix="receiver-pictures-"))
 
     def place(self, prediction: str) -> Path:
-        """Return the folder of a prediction, which is made."""
+        """Create the folder of a prediction, and return it."""
         place = self._folder / prediction
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place
 
     def find(self, prediction: str, number: int, endings: Collection[str]) -> Path | None:
-        """Return the copy that has one of some endings, and mark it as looked at."""
+        """Return the copy that has one of these endings, or None; mark it as viewed."""
         place = self._folder / prediction
         for each in place.iterdir() if place.is_dir() else ():
             if each.name.startswith(f"{number}-") and each.suffix[1:] in endings:
@@ -67,13 +67,13 @@ class PictureCache:
         return None
 
     def added(self, size: int) -> None:
-        """Count what was added; drop what was not looked at for longest where it is too much."""
+        """Count added bytes; `shrink` after every eighth of the limit."""
         self._added += size
         if self._added > self._most / 8:
             self.shrink()
 
     def shrink(self) -> None:
-        """Drop what was not looked at for longest, until the rest is little enough."""
+        """Remove the folders not viewed for longest, down to three quarters of the limit."""
         self._added = 0
         sizes = {place: _size(place) for place in self._places()}
         total = sum(sizes.values())
@@ -84,7 +84,7 @@ class PictureCache:
             shutil.rmtree(place, ignore_errors=True)
 
     def predictions(self) -> list[str]:
-        """Name the predictions of which there are copies."""
+        """Return the ids of the predictions with copies."""
         return [place.name for place in self._places()]
 
     def drop(self, predictions: Iterable[str]) -> None:
@@ -102,7 +102,7 @@ class PictureCache:
 def _size(place: Path) -> int:
     try:
         return sum(each.stat().st_size for each in place.iterdir())
-    except OSError:  # it has just been dropped
+    except OSError:  # it was just removed
         return 0
 
 

@@ -25,7 +25,7 @@ MENU: Final = (
 
 
 class PageContext:
-    """The signed-in caller, the query, and how to write links and forms."""
+    """The signed-in caller, the query, and the values of links and forms."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class PageContext:
         self.key = key
         self.session = session
         self.token = token
-        """What each form sends back."""
+        """The token that each form sends back."""
         self.now = now
         self.place = 0
-        """The place in the change log as of which the page is; a stream goes on from there."""
+        """The place in the change log when the page was made; its stream begins there."""
         self.form: Mapping[str, str] = {}
         self.done = request.query_params.get("done", "")
         """The name of the action that was just done."""
@@ -65,7 +65,7 @@ class PageContext:
 
     @property
     def caller(self) -> str:
-        """The name of the key, for costs and limits by key; or nothing."""
+        """The name of the key, for costs and limits by key; empty if it has none."""
         return (self.key.name if self.key else None) or ""
 
     @property
@@ -86,7 +86,7 @@ class PageContext:
         return self._base + UI + self.here
 
     def is_under(self, path: str) -> bool:
-        """Return whether this page is the one that a line of the menu names, or below it."""
+        """Return whether this page is at a path of the menu, or below it."""
         return self.page == path or (path != "/" and self.page.startswith(f"{path}/"))
 
     def without(self, *names: str) -> dict[str, str]:
@@ -105,7 +105,7 @@ class PageContext:
         return self._base + UI + quote(path) + (f"?{urlencode(query)}" if query else "")
 
     def back_to(self, path: str, done: str) -> str:
-        """Return where to go after an action: a path below `/ui`, from a form, or the overview."""
+        """Return the address after an action: a form's path below `/ui`, or else the overview."""
         bare, _, query = path.partition("?")
         if not bare.startswith("/") or "//" in bare or "\\" in bare or not bare.isprintable():
             bare, query = "/", ""

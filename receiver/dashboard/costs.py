@@ -1,4 +1,4 @@
-"""Costs: what was spent, by day, provider, model, recipe or key."""
+"""The page of costs by day, provider, model, recipe, key or metadata."""
 
 from __future__ import annotations
 

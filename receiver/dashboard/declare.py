@@ -1,4 +1,4 @@
-"""Pages as declarations: a decorated method of a group answers a path below `/ui`.
+"""Declared pages: a decorated method of a group answers a path below `/ui`.
 
     @page("/handlers")
     async def handlers(self) -> View: ...
@@ -6,10 +6,10 @@
     @action("/predictions/{id}/cancel", "cancel")
     async def cancel(self, id: PredictionId) -> None: ...
 
-A page gives a `View`, or a Response as it is. An action is a POST by a person who is signed in by
-a key that may act: it writes one row and one line of the audit trail, and leads back to where the
-form was, or where the path that it gives says. A method has `context` where it needs it; its other
-parameters stand in the path, and their types say what may stand there.
+A page returns a `View`, or a Response that is sent as it is. An action is a POST by a person who is
+signed in with a key that may act: it writes one row of the audit trail and one line of the log, and
+redirects to the page of the form, or to the path that it returns. A method may have the parameter
+`context`; its other parameters are read from the path, and their types define the allowed values.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Declared(NamedTuple):
     method: str
     path: str
     action: str = ""
-    """What an action is called in the audit trail."""
+    """The name of an action in the audit trail."""
     is_open: bool = False
-    """It is for those who are not signed in, too."""
+    """It needs no sign-in."""
     is_part: bool = False
-    """It is a part of a page, which has been paid for."""
+    """It is a part of a page, and the limit has been charged for the page."""
 
 
 def page(path: str, *, is_open: bool = False, is_part: bool = False) -> Callable[[Method], Method]:
@@ -65,7 +65,7 @@ def _declare(declared: Declared) -> Callable[[Method], Method]:
 
 
 def pages(group: object) -> list[tuple[Declared, Callable[..., Awaitable[Any]]]]:
-    """Return what an object declares, bound to it."""
+    """Return the methods that an object declares, bound to it."""
     return [
         (function.declared, getattr(group, name))
         for name, function in vars(type(group)).items()
@@ -77,7 +77,7 @@ _MISSING = Problem(404, "not-found", "there is no such thing")
 
 
 def in_path(request: Request, method: Callable[..., Awaitable[Any]]) -> dict[str, str]:
-    """Return what stands in the path, or raise Problem where it cannot be there."""
+    """Return the path parameters, or raise Problem if one is not of its type."""
     kinds = parameters_of(method)
     return {
         name: path_parameter(request, name, kinds[name], _MISSING) for name in request.path_params

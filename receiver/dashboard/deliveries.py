@@ -1,4 +1,4 @@
-"""Deliveries: dead letters and the others, with their attempts; and what reached no handler."""
+"""The pages of deliveries (dead letters and others) with their attempts, and of discarded items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from receiver.store.search import FoundDeliveries
 
 State: TypeAlias = Literal["dead", "skipped", "pending", "running"]
 STATES: Final = get_args(State)
-"""Those to be looked at: what is done stands with its prediction."""
+"""The states that can be listed; done deliveries are on the pages of their predictions."""
 
 
 class DeliveryQuery(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
-"""The facade of the dashboard: `/ui`, whose pages are imported for the first request.
+"""The facade of the dashboard: `/ui`, whose pages are imported at the first request.
 
-A process that starts, and may only take one callback, pays nothing for them.
+So a process that starts for a single callback does not import them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PAGE: Final = 500
 """Predictions of one query."""
 _TIDY: Final = 20.0
-"""Seconds between two looks for pictures of what was erased or deleted."""
+"""Seconds between two checks for copies of erased or deleted predictions."""
 
 
 class Dashboard:
@@ -43,7 +43,7 @@ class Dashboard:
         await self._site(scope, receive, send)
 
     async def run(self) -> NoReturn:
-        """Drop pictures of what is gone, for as long as we run."""
+        """Remove the copies of erased or deleted predictions, as long as we run."""
         await repeat(self._tidy, longest=_TIDY)
 
     async def _tidy(self) -> None:

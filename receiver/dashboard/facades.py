@@ -1,4 +1,4 @@
-"""What the pages are made of: the facades of one run, as the routes of the API have them."""
+"""The facades that the pages use: those of one run, as in the routes of the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters in the address: read out of the query, and shown one by one, each removable."""
+"""The filters of lists: read from the query, and shown one by one, each removable."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 PAGE: Final = 50
 _MAX_METADATA: Final = 10
-"""Filters by metadata."""
+"""Maximum number of filters by metadata."""
 _MAX_LENGTH: Final = 300
-"""Characters of one, with its name."""
+"""Maximum characters of one of them, with its name."""
 _SHOWN: Final = {
     "status": "status",
     "provider": "provider",
@@ -93,7 +93,7 @@ def chips(query: Mapping[str, str]) -> list[Chip]:
 
 
 def _time(name: str, text: str | None) -> float | None:
-    """Read a date, or a time; without a zone it is in UTC."""
+    """Return a date or a time in unix seconds; without a zone it is in UTC."""
     if text is None:
         return None
     try:

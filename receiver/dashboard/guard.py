@@ -1,8 +1,8 @@
-"""Who may see and do what: sign-in by a key, a signed cookie, and what a form must prove.
+"""The authentication of the dashboard: sign-in by a key, a signed cookie, and a token in forms.
 
-The cookie holds the digest of the key, so that a key that is taken away opens nothing from then on,
-and the name under which the form's token was made. It is `__Host-`: sent over https only, to
-this host only. On plain http it is sent only in development, on this machine, under another name.
+The cookie holds the digest of the key, so that a removed key is refused from then on, and the
+random name from which the forms' token is made. It is `__Host-`: sent over https only, to this host
+only. Over plain http it is sent only in development, on this machine, under another name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from receiver.settings.proxies import is_loopback
 COOKIE: Final = "__Host-receiver"
 DEV_COOKIE: Final = "receiver-dev"
 USES: Final = ("all", "read")
-"""What keys are for that sign in; those that only read may not act."""
+"""The uses of keys that may sign in; keys that only read may not act."""
 LONGEST: Final = 12 * 3600
 """Seconds that a sign-in lasts."""
 _MOST_FIELDS: Final = 200
@@ -38,7 +38,7 @@ _SIGNING: Final[dict[str, Any]] = {"key_derivation": "hmac", "digest_method": ha
 
 
 class SignedOut(Exception):
-    """There is no good cookie: sign in first."""
+    """There is no valid cookie: sign in first."""
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -47,13 +47,13 @@ class Session(msgspec.Struct, frozen=True):
     key: str
     """The digest of a key; empty before the sign-in."""
     name: str
-    """A random name, of which the token of the forms is made."""
+    """A random name, from which the token of the forms is made."""
     at: int
     """When it began, in unix seconds."""
 
 
 class Guard:
-    """Reads and writes the cookie, and checks forms."""
+    """The reader and writer of the cookie, which also checks forms."""
 
     def __init__(self, settings: Settings, limits: Limits, clock: Clock) -> None:
         self._limits = limits
@@ -74,7 +74,7 @@ class Guard:
         return bool(self._digests)
 
     def key(self, request: Request) -> Key:
-        """Return the key of who is signed in, or raise SignedOut."""
+        """Return the key of the signed-in caller, or raise SignedOut."""
         session = self.session(request)
         found = self._digests.get(session.key) if session else None
         if found is None:
@@ -82,11 +82,11 @@ class Guard:
         return found
 
     def pay(self, request: Request) -> None:
-        """Charge a page, or raise Limited, as a request with a good key of /v1."""
+        """Charge a page like a request to /v1 with a valid key, or raise Limited."""
         self._limits.authorized(client_of(request.scope))
 
     def session(self, request: Request) -> Session | None:
-        """Read the cookie; None where there is none that is good, and young enough."""
+        """Return the session in the cookie; None if it is missing, invalid or too old."""
         try:
             content = self._cookies.loads(request.cookies.get(self._name(request), ""))
             session = msgspec.convert(content, Session, strict=True)
@@ -99,11 +99,11 @@ class Guard:
         return self.session(request) or Session("", secrets.token_hex(16), int(self._clock()))
 
     def token(self, session: Session) -> str:
-        """Return what every form of a session must send."""
+        """Return the token that every form of a session must send."""
         return self._tokens.sign(session.name).decode()
 
     async def form(self, request: Request) -> dict[str, str]:
-        """Read a form; raise Problem where it may not be one of our pages' own."""
+        """Return the fields of a form; raise Problem unless one of our pages has sent it."""
         site = request.headers.get("sec-fetch-site")
         if site != "same-origin" and (site is not None or not _is_own(request)):
             raise Problem(403, "forbidden", "the form was not sent by one of these pages")
@@ -127,7 +127,7 @@ class Guard:
         return form
 
     def sign_in(self, request: Request, text: str) -> Session | None:
-        """Return a new session for a good key, or None; raise Limited after too many others."""
+        """Return a new session for a valid key, or None; raise Limited after too many failures."""
         key = self._keys.admit(self._limits, client_of(request.scope), text.strip(), USES)
         if key is None:
             return None
@@ -149,7 +149,7 @@ class Guard:
         response.delete_cookie(name, secure=name == COOKIE, httponly=True, samesite="strict")
 
     def is_unsafe(self, request: Request) -> bool:
-        """Return whether a browser will not keep our cookie: it came by http, from elsewhere."""
+        """Return whether a browser will refuse our cookie: over http, except in development."""
         return request.url.scheme == "http" and self._name(request) == COOKIE
 
     def _name(self, request: Request) -> str:

@@ -1,4 +1,4 @@
-"""Handlers: what is pending for each and its state; pause and resume."""
+"""The page of handlers: their states and pending deliveries; pause and resume."""
 
 from __future__ import annotations
 

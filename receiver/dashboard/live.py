@@ -1,4 +1,4 @@
-"""Notify open pages that something has changed; what it is they read anew from the page."""
+"""The stream that notifies open pages of changes; a page then loads its content again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from receiver.http.live import StreamFilter
 from receiver.model.errors import Problem, StoreUnavailable
 
 _PAUSE: Final = 0.5
-"""Seconds between two messages to a page: it reads all of itself anew after each."""
+"""Seconds between two messages to a page: it loads all its content again after each."""
 _PLACE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _CHANGED: Final = b"event: changed\ndata: \n\n"
 _HEADERS: Final = {"X-Accel-Buffering": "no"}
@@ -57,7 +57,7 @@ class LivePage:
 async def _messages(
     first: bytes, frames: AsyncGenerator[bytes], seconds: float
 ) -> AsyncIterator[bytes]:
-    """Return one message for all that happens in half a second, for so long at most."""
+    """Yield one message for all changes within half a second, for at most `seconds`."""
     until = asyncio.get_running_loop().time() + seconds
     async with aclosing(frames):
         yield b": open\n\n" if first else b""

@@ -1,4 +1,4 @@
-"""What an output is shown as: a picture, a film or a sound; all else is a download."""
+"""The content types of outputs: shown as a picture, a film or a sound, or else a download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN: Final = {
     "audio/wav": "wav",
     "audio/mp4": "m4a",
 }
-"""Types that a page may show, as they cannot hold a program; SVG is none of them."""
+"""Types that a page may show, as they cannot contain a program; SVG can."""
 BY_ENDING: Final = {ending: kind for kind, ending in reversed(SHOWN.items())} | {
     "jpeg": "image/jpeg",
     "bin": "application/octet-stream",
@@ -32,7 +32,7 @@ BY_ENDING: Final = {ending: kind for kind, ending in reversed(SHOWN.items())} | 
 
 
 def kind_of(output: Output) -> Kind:
-    """Return what an output is shown as, as far as is known before it is fetched."""
+    """Return how an output is shown, as far as this is known before it is fetched."""
     if output.text is not None and output.url is None:
         return "text"
     content_type = output.stored.content_type if output.stored else output.content_type
@@ -44,7 +44,7 @@ def kind_of(output: Output) -> Kind:
 
 
 def _guessed(url: str) -> str:
-    """Return the type that a URL seems to have."""
+    """Return the content type that a URL suggests, or an empty text."""
     if url.startswith("data:"):
         return url[5:].partition(",")[0]
     try:

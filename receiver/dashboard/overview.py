@@ -1,4 +1,4 @@
-"""The overview: what runs, what fails, what is held back, and what was done by hand."""
+"""The overview: running and failed predictions, backlog, costs of today, and manual actions."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from receiver.store.search import Wanted
 
 _DAY: Final = 86400.0
 _MAX_COUNTED: Final = 3000
-"""Predictions of a day that are counted."""
+"""Maximum number of a day's predictions that are counted."""
 _LATEST: Final = 8
 
 
 class AuditQuery(msgspec.Struct, frozen=True):
-    """Where a list goes on."""
+    """Where the list of actions continues."""
 
     cursor: Annotated[str, Meta(pattern="^act_[0-9a-f]{32}$")] | None = None
 
 
 class OverviewPage:
-    """The first page, and all that was done by hand."""
+    """The first page, and the list of all manual actions."""
 
     def __init__(self, facades: Facades) -> None:
         self._store = facades.store

@@ -1,7 +1,7 @@
-"""Outputs as pages show them: thumbnails, pictures, films with ranges, and all else as downloads.
+"""The outputs that pages show: thumbnails, pictures, films with ranges, and all else as downloads.
 
-They come from what `save` has stored, or by the guarded download from the provider, and never to a
-browser from elsewhere. What is not one of few types, as SVG, is a download.
+They come from the files that `save` has stored, or from the provider by the guarded download; a
+browser never fetches them from other servers. All but a few types are downloads, SVG too.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = structlog.get_logger("receiver")
 Number = Annotated[str, Meta(pattern="^[0-9]{1,3}$")]
 _LARGEST: Final = 256 * 1024 * 1024
 _LARGEST_BARE: Final = 4 * 1024 * 1024
-"""Bytes of a picture that is shown as it is, where no thumbnail can be made."""
+"""Bytes of a picture that is shown as it is, if no thumbnail can be made."""
 _PATIENCE: Final = 60.0
 _AT_ONCE: Final = 4
 _DECODED_AT_ONCE: Final = 2
-"""Pictures: one of the largest takes a quarter of a gigabyte, however few bytes its file has."""
+"""Pictures: one of the largest takes a quarter of a gigabyte of memory, even from a small file."""
 _RETRY_AFTER: Final = 60.0
 """Seconds after which a missing output is fetched again."""
 _SANDBOX: Final = {
@@ -51,7 +51,7 @@ _REVALIDATE: Final = {"Cache-Control": "private, no-cache"}
 
 
 class Gone(Exception):
-    """The output has expired, or is not what it should be."""
+    """The output has expired, or is invalid."""
 
 
 class Later(Exception):
@@ -59,7 +59,7 @@ class Later(Exception):
 
 
 class PicturePages:
-    """The routes that give outputs."""
+    """The routes of outputs."""
 
     def __init__(self, facades: Facades, cache: PictureCache, static: Static) -> None:
         self._static = static
@@ -72,7 +72,7 @@ class PicturePages:
 
     @page("/predictions/{id}/outputs/{number}/thumbnail", is_part=True)
     async def small(self, context: PageContext, id: PredictionId, number: Number) -> Response:
-        """Return a thumbnail, or a picture that says why there is none."""
+        """Return a thumbnail, or a picture that shows why there is none."""
         _, output = await self._output(id, number)
         try:
             path = await self._thumbnail(id, int(number), output)
@@ -111,7 +111,7 @@ class PicturePages:
         return prediction, outputs[int(number)]
 
     async def _thumbnail(self, id: str, number: int, output: Output) -> Path:
-        """Return a small picture out of the cache, or make it."""
+        """Return a thumbnail from the cache, or make it."""
         async with self._locks.setdefault(f"{id}/{number}/thumbnail", asyncio.Lock()):
             if (found := self._cache.find(id, number, ("small",))) is not None:
                 return found
@@ -134,7 +134,7 @@ class PicturePages:
         return place
 
     async def _file(self, id: str, number: int, output: Output) -> tuple[Path, str]:
-        """Return a file with an output, and its type: as `save` stored it, or as it is fetched."""
+        """Return the file of an output, and its type: as stored by `save`, cached, or fetched."""
         if (kept := _kept(output.stored)) is not None and output.stored is not None:
             return kept, output.stored.content_type
         async with self._locks.setdefault(f"{id}/{number}", asyncio.Lock()):
@@ -171,7 +171,7 @@ class PicturePages:
 
 
 def _tagged(context: PageContext, path: Path) -> Response:
-    """Answer with a thumbnail, or that it is as it was."""
+    """Return a thumbnail, or 304 if the browser already has it."""
     headers = {**_SANDBOX, **_REVALIDATE, "ETag": f'"{path.name}"'}
     if context.request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
@@ -180,7 +180,7 @@ def _tagged(context: PageContext, path: Path) -> Response:
 
 
 def _kept(stored: Stored | None) -> Path | None:
-    """Return the file that `save` has written on this machine, if it is still what it was."""
+    """Return the file that `save` has written on this machine, if it still has its size."""
     if stored is None or not stored.url.startswith("file:///"):
         return None
     path = Path(unquote(urlsplit(stored.url).path))

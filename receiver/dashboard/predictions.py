@@ -1,4 +1,4 @@
-"""Predictions: the list, one of them with all there is of it, and what may be done with it."""
+"""The pages of predictions: the list, one prediction with all its details, and its actions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PredictionPages:
 
     @page("/predictions")
     async def predictions(self, context: PageContext) -> View:
-        """List them; `view=grid` shows their pictures."""
+        """List predictions; `view=grid` shows their pictures."""
         found = await self._search.page(wanted(context.query))
         values = {
             "found": found,
@@ -49,7 +49,7 @@ class PredictionPages:
 
     @page("/predictions/{id}")
     async def prediction(self, id: PredictionId) -> View:
-        """Show all there is of one."""
+        """Show all details of one prediction."""
         found = await self._routes.read(id, Waiting())
         explained, family, arrivals = await asyncio.gather(
             self._routes.explain(id, ExplanationAsked()),
@@ -90,7 +90,7 @@ class PredictionPages:
 
     @action("/predictions/{id}/again", "again")
     async def again(self, context: PageContext, id: PredictionId) -> str:
-        """Submit or order the same once more; a form that is sent twice does it once."""
+        """Submit or order the same again; a form that is sent twice does it once."""
         before = await self._routes.read(id, Waiting())
         if before.erased_at is not None:
             raise Problem(409, "erased", "the prediction was erased: there is nothing to submit")

@@ -1,4 +1,4 @@
-"""Recipes as forms: each of them orders."""
+"""The pages of recipes: the list, and a form to order by each of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from receiver.model.requests import OrderRequest
 from receiver.predictions.recipes import find
 
 _OPTION = "option."
-"""How the fields of options begin, so that they meet no other field of the form."""
+"""The prefix of the fields of options, which keeps them apart from other fields of the form."""
 
 
 class RecipePages:
@@ -33,7 +33,7 @@ class RecipePages:
 
     @action("/recipes/{id}", "order")
     async def order(self, context: PageContext, id: RecipeName) -> str | View:
-        """Order it; a form that is sent twice orders once."""
+        """Order by a recipe; a form that is sent twice orders once."""
         recipe = find(self._orders.book, id)
         given = {
             name: context.form[_OPTION + name]

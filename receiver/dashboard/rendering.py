@@ -1,4 +1,4 @@
-"""Render pages from templates, in which everything from outside is text, and nothing is missing."""
+"""The rendering of pages from templates: all values are escaped, and a missing one is an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BRACKETS: Final = re.compile(r"[][{}]")
 
 
 class Static:
-    """The files that pages load, and a word in their addresses that changes with them."""
+    """The files that pages load, and tags for their addresses that change with the content."""
 
     def __init__(self) -> None:
         self.files = {each.name: each.read_bytes() for each in _FOLDER.iterdir() if _is_ours(each)}
@@ -76,7 +76,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def moment(time: datetime | str | float | None) -> Markup:
-    """Write a time in UTC, to the second."""
+    """Return a time as HTML, in UTC, to the second."""
     if time is None:
         return Markup("&ndash;")
     read = _read(time)
@@ -85,7 +85,7 @@ def moment(time: datetime | str | float | None) -> Markup:
 
 
 def ago(time: datetime | str | float | None, now: float) -> Markup:
-    """Write how long ago a time is, or how long it is until then."""
+    """Return as HTML how long ago a time is, or how long it is until then."""
     if time is None:
         return Markup("&ndash;")
     read = _read(time)
@@ -97,7 +97,7 @@ def ago(time: datetime | str | float | None, now: float) -> Markup:
 
 
 def duration(seconds: float) -> str:
-    """Write a time span by its largest unit."""
+    """Return a time span in its largest unit."""
     if seconds < 10:  # noqa: PLR2004 - where tenths matter
         return f"{seconds:.1f} s"
     unit, name = next(each for each in _UNITS if seconds >= each[0])
@@ -109,7 +109,7 @@ def seconds_between(end: datetime | str, start: datetime | str) -> float:
 
 
 def pretty(value: Any) -> str:
-    """Write JSON for people; what is none, or long, or deep, as it is, and of all the beginning."""
+    """Return indented JSON, or the text as it is if invalid, long or deep; only its beginning."""
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     if len(text) <= _LONGEST_INDENTED and _depth(text) <= DEEPEST:
         with suppress(msgspec.DecodeError):
@@ -118,18 +118,18 @@ def pretty(value: Any) -> str:
 
 
 def _depth(text: str) -> int:
-    """Return how many brackets are open at most, those in texts counted, too."""
+    """Return how many brackets are open at most, including brackets in texts."""
     return max(accumulate(1 if mark in "[{" else -1 for mark in _BRACKETS.findall(text)), default=0)
 
 
 def short(id: str) -> str:
-    """Shorten an id to its kind and its end, by which ids differ."""
+    """Return the kind and the end of an id, by which ids differ."""
     kind, _, name = id.partition("_")
     return f"{kind}_…{name[-6:]}"
 
 
 def size(number: int) -> str:
-    """Write a number of bytes."""
+    """Return a number of bytes with its unit."""
     if number < _KIB:
         return f"{number} B"
     if number < _KIB**2:
@@ -138,7 +138,7 @@ def size(number: int) -> str:
 
 
 def dollars(amount: float) -> str:
-    """Write an amount, to a microdollar where it is small."""
+    """Return an amount in dollars; below one dollar, to a microdollar."""
     if amount >= 1:
         return f"${amount:,.2f}"
     cents, rest = f"{amount:.6f}"[:4], f"{amount:.6f}"[4:]

@@ -1,4 +1,4 @@
-"""Replays in bulk: counted first, then started."""
+"""The pages of bulk replays, which are counted first, then started."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ReplayPages:
 
 
 def _selection(form: Mapping[str, str]) -> Selection:
-    """Read a form; times without a zone are in UTC."""
+    """Return the selection of a form; times without a zone are in UTC."""
     given: dict[str, Any] = {
         name: form[name].strip()
         for name in Selection.__struct_fields__

@@ -1,4 +1,4 @@
-"""Sign in by a key, and out."""
+"""The pages to sign in by a key, and to sign out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = structlog.get_logger("receiver")
 
 
 class SignInPages:
-    """The pages of those who are not signed in, or not for long any more."""
+    """The pages to sign in and out."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard

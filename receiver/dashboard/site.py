@@ -53,7 +53,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Site:
-    """ASGI app of all pages."""
+    """The ASGI app of all pages."""
 
     def __init__(self, facades: Facades, cache: PictureCache) -> None:
         self._clock = facades.runtime.clock
@@ -96,7 +96,7 @@ class Site:
         inside = {**scope, "path": scope["path"].rstrip("/"), "path_params": {}}
         request = Request(inside, receive)
         try:
-            # A copy: the request's line names the route of all pages, and not one by one.
+            # A copy of the scope: the request's log line names the one route of all pages.
             await self._router(inside, receive, guarded)
         except (Problem, Limited, StoreUnavailable, HTTPException) as error:
             await self._problem(request, error)(inside, receive, guarded)

@@ -1,6 +1,6 @@
-"""Make a thumbnail of a picture from outside: few formats, few pixels, the first frame.
+"""Thumbnails of untrusted pictures: few formats, few pixels, the first frame.
 
-Pillow is of the extra `storage`; where it is missing, small pictures are shown as they are.
+Pillow is in the extra `storage`; without it, small pictures are shown as they are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _QUALITY: Final = 78
 
 
 class Unshowable(Exception):
-    """It is no picture, or none that we decode."""
+    """A file that is not a picture, or not one that we decode."""
 
 
 def thumbnail(path: Path) -> bytes | None:
-    """Return a small WebP of a picture; None where Pillow is not installed. Raises Unshowable."""
+    """Return a small WebP of a picture; None if Pillow is not installed. Raises Unshowable."""
     try:
         from PIL import Image, ImageOps  # noqa: PLC0415 - optional, and slow to import
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The timeline of a prediction: all that happened, in one order."""
+"""The timeline of a prediction: its changes, arrivals and attempts, in order of time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from receiver.model.values import Prediction
 from receiver.store.search import Arrival
 
 _TONES: Final = {"done": "succeeded", "skip": "canceled"}
-"""By what an attempt ended in; all else is a failure."""
+"""Tones by the result of an attempt; any other result is a failure."""
 
 
 class Moment(NamedTuple):
-    """One thing that happened."""
+    """One entry of the timeline."""
 
     time: datetime
     what: str
     tone: str
-    """How it is coloured: the word of a status, or nothing."""
+    """Its colour: the name of a status, or empty."""
     more: str = ""
 
 
 def timeline(
     prediction: Prediction, arrivals: Sequence[Arrival], deliveries: Sequence[Delivery]
 ) -> list[Moment]:
-    """Return what happened, the first first."""
+    """Return the entries, oldest first."""
     moments = [*_of_prediction(prediction), *_of_arrivals(arrivals), *_of_attempts(deliveries)]
     return sorted(moments, key=lambda each: each.time)
 

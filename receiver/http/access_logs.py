@@ -1,7 +1,7 @@
-"""Redact tokens in the access logs of the servers that may run the app.
+"""The redaction of tokens in the access logs of ASGI servers.
 
-Most servers write the path that the scope has when the answer begins; gunicorn's own ASGI worker
-writes the request line as it came, so the line is changed on its way into the log.
+Most servers log the path that the scope has when the answer begins; gunicorn's own ASGI worker
+logs the request line as it came, so a log filter redacts the line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOGGERS: Final = (
 
 
 def hide_token(scope: Scope) -> None:
-    """Take a callback's token out of the path, which servers write into their access logs."""
+    """Remove the token of a callback or wake-up from the path, which servers log."""
     path = scope["path"]
     if "/webhooks/" not in path and "/wake/" not in path:
         return
@@ -39,13 +39,13 @@ def _without_token(path: str) -> str:
 
 
 def guard_access_logs() -> None:
-    """Take tokens out of what servers log of a request; to do it twice changes nothing."""
+    """Redact tokens in the access logs of all known servers; a second call changes nothing."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_hide_tokens)
 
 
 def _hide_tokens(record: logging.LogRecord) -> bool:
-    """Change a record in place: servers have formats, and kinds of arguments, of their own."""
+    """Redact a record in place: each server has its own format and types of arguments."""
     record.msg = _hidden(record.msg)
     if isinstance(record.args, dict):
         record.args.update({name: _hidden(value) for name, value in record.args.items()})

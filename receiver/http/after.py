@@ -1,7 +1,7 @@
-"""Inline dispatch: run an event's handlers in, or right after, the request that its callback was.
+"""Inline dispatch: an event's handlers run in the request of its callback, or right after it.
 
-That is for where a process may be frozen as soon as it has answered (RECEIVER_AFTER). The outcome
-is committed before: what is not done here is done by the next drain.
+It is for platforms that may freeze a process as soon as it has answered (RECEIVER_AFTER). The
+outcome is committed before; deliveries that do not run here are run by the next drain.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from receiver.store.inbox import AcceptResult
 log = structlog.get_logger("receiver")
 
 _TO_BE_WRITTEN: Final = 0.2
-"""Seconds for a request to ourselves to be sent; its answer is not waited for."""
+"""Seconds in which a request to ourselves must be sent; a later answer is not waited for."""
 _REST: Final = 1
-"""Seconds between two of those from one process; the drain looks again when they are over."""
+"""Seconds between two such requests of one process; the drain looks again after them."""
 
 
 class AfterCallback:
-    """What is done for an event once it is recorded, before and after the callback's answer."""
+    """The work for a recorded event, before and after the answer to its callback."""
 
     def __init__(
         self, after: After, deliveries: Deliveries, wake_url: str, monotonic: Callable[[], float]
@@ -43,7 +43,7 @@ class AfterCallback:
         self._running = TaskSet()
 
     def release(self) -> None:
-        """Keep no request any longer, as we are about to stop: what runs has a while yet to end."""
+        """Let all requests end, as we are about to stop; running attempts still have some time."""
         for task in self._running:
             task.cancel()
 
@@ -61,19 +61,19 @@ class AfterCallback:
             await self._run(taken.event_id, taken.handlers)
 
     async def _run(self, event_id: str, handlers: tuple[str, ...]) -> None:
-        """Run them in a task of its own: a server may cancel a request whose sender is gone."""
+        """Run handlers in a separate task: a server may cancel a request whose sender is gone."""
         await asyncio.wait({self._running.start(self._run_now(event_id, handlers))})
 
     async def _run_now(self, event_id: str, handlers: tuple[str, ...]) -> None:
         try:
             await self._deliveries.worker.run_now(event_id, handlers, self._after.seconds)
-        except StoreUnavailable:  # it is known there, and the next drain runs them
+        except StoreUnavailable:  # logged already; the next drain runs them
             pass
         except Exception:
             log.exception("task.failed", event_id=event_id)
 
     async def _wake(self) -> None:
-        """Send ourselves a request that drains, which another process answers."""
+        """Send a drain request to our own URL, which another process answers."""
         now = self._monotonic()
         if now < self._next_wake:
             return

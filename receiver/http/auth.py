@@ -20,11 +20,11 @@ from receiver.model.requests import refuse_coding
 from receiver.settings import Settings
 
 _UNGUESSABLE: Final = 20
-"""Characters from which on a key cannot be guessed, however often one may try."""
+"""Characters from which on a key cannot be guessed by any number of tries."""
 
 
 class Key(NamedTuple):
-    """A key that opens something here."""
+    """A configured key, and its permitted use."""
 
     text: bytes
     name: str | None
@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 
 class Keys:
-    """Every key that opens something here."""
+    """All configured keys."""
 
     def __init__(self, settings: Settings) -> None:
         self.known = [
@@ -42,9 +42,9 @@ class Keys:
         ]
 
     def admit(self, limits: Limits, client: str, text: str, uses: Collection[str]) -> Key | None:
-        """Return the key that a caller shows, if it is for one of `uses`, or raise Limited.
+        """Return a caller's key if it is for one of `uses`, else None; raise Limited.
 
-        While an address has no more failures left a key that could be guessed is as good as none.
+        While an address has no more failures left, a key that could be guessed is refused.
         """
         shortest = _UNGUESSABLE if limits.strangers_wait(client) else 1
         key = self._find(text)
@@ -55,14 +55,14 @@ class Keys:
         return key
 
     def _find(self, text: str) -> Key | None:
-        """Return what a text opens, in the same time whichever key it was nearly; None: nothing."""
+        """Return the key with this text, or None; its duration does not reveal a near match."""
         given = text.encode("utf-8", "surrogateescape")
         same = [compare_digest(given, key.text) for key in self.known]
         return next((key for key, is_it in zip(self.known, same, strict=True) if is_it), None)
 
 
 class Guard:
-    """Makes routes that want a key, and reads their bodies within bounds."""
+    """The guard of routes that need a key, which also limits the size of their bodies."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings = settings
@@ -78,10 +78,10 @@ class Guard:
         is_for_cron: bool = False,
         proof: Callable[[Request], None] | None = None,
     ) -> Route:
-        """Make the route of a path; one that `is_open` needs no key, but may have a `proof`.
+        """Return the route of a path; one that `is_open` needs no key, but may have a `proof`.
 
-        For one that `is_for_cron` a key is good too that is good for nothing else. GET does as much
-        as POST there, so it is not for a key that only reads.
+        One that `is_for_cron` also accepts the keys that only drain. Its GET acts as its POST does,
+        so a key that only reads is refused.
         """
 
         async def answer(request: Request) -> Response:
@@ -101,7 +101,7 @@ class Guard:
         return Route(path, answer, methods=list(methods))
 
     def _authorize(self, request: Request, uses: Collection[str]) -> None:
-        """Let in a caller whose key is for one of `uses`; raise Problem, or Limited."""
+        """Raise Problem or Limited unless the caller's key is for one of `uses`."""
         client = client_of(request.scope)
         key = self._keys.admit(self._limits, client, _bearer(request), {*uses, "read"})
         if key is None:
@@ -112,7 +112,7 @@ class Guard:
         request.state.key = key.name
 
     async def body(self, request: Request) -> bytes:
-        """Read a JSON body, without the mark that some programs put before it."""
+        """Return a JSON body, without the byte order mark that some programs put before it."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Problem(415, "unsupported-media-type", "send Content-Type: application/json")
@@ -122,6 +122,6 @@ class Guard:
 
 
 def _bearer(request: Request) -> str:
-    """Return the key that a request shows, or nothing."""
+    """Return the bearer token of a request, or an empty text."""
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     return text.strip() if scheme.lower() == "bearer" else ""

@@ -1,4 +1,4 @@
-"""Request parsing: a body within its size and time, parameters, headers."""
+"""Request parsing: bodies with limits on size and time, parameters, headers."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class Disconnected(Exception):
 
 
 class TooLarge(Exception):
-    """More bytes came than we take."""
+    """A body has more bytes than its limit."""
 
 
 class TooSlow(Exception):
-    """Fewer bytes came than a body must bring in its time."""
+    """A body comes more slowly than it must."""
 
 
 _GRACE: Final = 10.0
 _PACE: Final = 1024
 """A body may take 10 seconds, and one more for each KiB that has come, …"""
 SLOWEST: Final = 60.0
-"""… and so many at the most; a provider's own patience is shorter."""
+"""… but at most 60 seconds in all; providers give up earlier."""
 
 
 async def read_body(scope: Scope, receive: Receive, most: int, *, keep: bool = True) -> bytes:
-    """Read a request's body, counting while it streams; raise TooLarge at the first byte over.
+    """Return a request's body; raise TooLarge at the first byte above `most`.
 
-    A body that is announced as larger is refused before it is asked for, so that a sender who waits
-    for `100 Continue` keeps it. Raises TooSlow for a body that trickles, and Disconnected. Without
-    `keep` it is only counted: a stranger's bytes need no memory.
+    A body whose Content-Length is larger is refused before it is read, so that a sender that waits
+    for `100 Continue` does not send it. Raises TooSlow for a body that is too slow, and
+    Disconnected. Without `keep` it is only counted: a stranger's bytes need no memory.
     """
     if _announced(scope["headers"]) > most:
         raise TooLarge
@@ -77,15 +77,15 @@ async def read_body(scope: Scope, receive: Receive, most: int, *, keep: bool = T
 
 
 def _announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Read how long a body is to be; 0 where that is not said."""
+    """Return the Content-Length of a body; 0 if it is not given."""
     for name, value in headers:
         if name == b"content-length" and value.isdigit():
-            return int(value[:20])  # of more digits than that these are too many already
+            return int(value[:20])  # 20 digits are above any limit already
     return 0
 
 
 async def whole_body(request: Request, most: int) -> bytes:
-    """Read a request's body; raise a Problem where that is not to be had."""
+    """Return a request's body; raise Problem, or HTTPException if the sender disconnects."""
     try:
         return await read_body(request.scope, request.receive, most)
     except TooSlow:
@@ -97,7 +97,7 @@ async def whole_body(request: Request, most: int) -> bytes:
 
 
 def prefer_wait(preferences: str) -> float | None:
-    """Read `Prefer: wait=N` (RFC 7240) in seconds; what we do not understand is ignored."""
+    """Return the seconds of `Prefer: wait=N` (RFC 7240), or None; all else is ignored."""
     for preference in preferences.lower().split(","):
         name, _, value = preference.partition(";")[0].strip().partition("=")
         if name.strip() == "wait":
@@ -108,7 +108,7 @@ def prefer_wait(preferences: str) -> float | None:
 
 
 def json_body(body: bytes, kind: type[Asked]) -> Asked:
-    """Decode a JSON body; raise a Problem where it is no JSON, or does not fit."""
+    """Return a decoded JSON body; raise Problem if it is not JSON or not of its type."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -118,7 +118,7 @@ def json_body(body: bytes, kind: type[Asked]) -> Asked:
 
 
 def query_parameters(request: Request, kind: type[Asked], apart: str | None) -> Asked:
-    """Read the query as the struct that also describes it; what is unknown or twice is refused.
+    """Return the query as a struct; raise Problem for unknown or repeated parameters.
 
     Parameters whose names begin with `apart` are left to `prefixed_parameters`.
     """
@@ -132,7 +132,7 @@ def query_parameters(request: Request, kind: type[Asked], apart: str | None) -> 
 
 
 def prefixed_parameters(request: Request, prefix: str) -> dict[str, str]:
-    """Read the parameters whose names begin so, by the rest of their names."""
+    """Return the query parameters that begin with a prefix, by the rest of their names."""
     return {
         name.removeprefix(prefix): text
         for name, text in request.query_params.items()
@@ -141,16 +141,16 @@ def prefixed_parameters(request: Request, prefix: str) -> dict[str, str]:
 
 
 def header_parameters(request: Request, kind: type[Asked]) -> Asked:
-    """Read the headers that a struct describes; any others are none of its business."""
+    """Return the headers that a struct describes; other headers are ignored."""
     values = {}
     for name in kind.__struct_encode_fields__:
         if given := dict.fromkeys(request.headers.getlist(name)):
-            values[name] = ", ".join(given)  # as RFC 9110 puts together what comes in parts
+            values[name] = ", ".join(given)  # as RFC 9110 combines repeated headers
     return _read(values, kind)
 
 
 def path_parameter(request: Request, name: str, kind: Any, refusal: Problem) -> str:
-    """Read what stands in the path; what could never be there is refused without a look."""
+    """Return a path parameter; raise `refusal` if it is not of its type."""
     text: str = request.path_params[name]
     if text.endswith("\n"):
         raise refusal
@@ -162,7 +162,7 @@ def path_parameter(request: Request, name: str, kind: Any, refusal: Problem) -> 
 
 def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
     for name, text in values.items():
-        if text.endswith("\n"):  # a pattern's `$` lets it pass, in Python's words alone
+        if text.endswith("\n"):  # in Python only, `$` also matches before it
             raise Problem(422, "invalid-request", f"{name}: it ends with a line break")
         if text not in _words(kind).get(name, (text,)):
             raise Problem(422, "invalid-request", complaint(kind, f" - at `$.{name}`"))
@@ -179,20 +179,20 @@ def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
 
 @cache
 def _numbers(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """Name the fields that are whole numbers."""
+    """Return the names of the fields that are integers."""
     schemas = schema_of(kind)["properties"].items()
     return frozenset(name for name, schema in schemas if schema.get("type") == "integer")
 
 
 @cache
 def _words(kind: type[msgspec.Struct]) -> dict[str, Collection[str]]:
-    """Return the words that a field may be, for those whose type alone would let others pass."""
+    """Return the allowed words of the fields with an enum, which their types may not enforce."""
     schemas = schema_of(kind)["properties"].items()
     return {name: schema["enum"] for name, schema in schemas if "enum" in schema}
 
 
 def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the JSON Schema of a struct of plain fields; that one may be left out is no value."""
+    """Return the JSON Schema of a struct of plain fields; an optional one's null is left out."""
     (_,), schemas = msgspec.json.schema_components([kind])
     schema: dict[str, Any] = schemas[kind.__name__]
     for name, field in schema["properties"].items():
@@ -205,7 +205,7 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def complaint(kind: type[msgspec.Struct], message: str) -> str:
-    """Describe what a field of a struct must be, rather than what it is not."""
+    """Return an error message that states what a field of a struct must be."""
     message, _, place = message.partition(" - at `$.")
     name = place.rstrip("`")
     schema = schema_of(kind)["properties"].get(name, {})

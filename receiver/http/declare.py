@@ -1,4 +1,4 @@
-"""Routes as declarations: one decorated method is parsed for, called and described.
+"""Declared routes: a decorator on a method defines how it is parsed for, called and described.
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]: ...
@@ -6,14 +6,14 @@
 The names of a method's parameters say where each value is read from:
 
 - `query` and `headers` are structs whose fields are the query's parameters, or headers;
-- `metadata` is what the query says of `metadata.NAME=VALUE`, by NAME;
+- `metadata` is the values of the query's `metadata.NAME=VALUE`, by NAME;
 - `body` is a struct that the JSON body is decoded into;
-- `request` is Starlette's request, for what is read in no other way;
-- any other name stands in the path, and its type says what may stand there.
+- `request` is Starlette's request, for everything else;
+- any other name is a path parameter, and its type defines the allowed values.
 
-The value that it returns is the answer's JSON; a `Reply` adds a status or headers, and a Response
-is sent as it is. The OpenAPI document is made of the same declarations and of the methods'
-docstrings, before the package is built (`make docs`).
+The returned value is the answer's JSON; a `Reply` adds a status or headers, and a Response is sent
+as it is. The OpenAPI document is made from the same declarations and the methods' docstrings,
+before the package is built (`make docs`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HandlerName = Annotated[
 ProviderName = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
 Position = Annotated[str, Meta(pattern="^[0-9]{1,18}$", examples=["1207"])]
-"""A position in a sequence, as it was given out before."""
+"""A position in a sequence, from an earlier answer."""
 
 BODY_PROBLEMS: Final = (
     "invalid-json",
@@ -63,10 +63,10 @@ BODY_PROBLEMS: Final = (
     "unsupported-media-type",
     "invalid-request",
 )
-"""What may be wrong with any JSON body."""
+"""The problems of any JSON body."""
 _JSON: Final = "application/json"
 METADATA: Final = "metadata."
-"""How parameters of the query begin that filter by metadata."""
+"""The prefix of query parameters that filter by metadata."""
 
 Value = TypeVar("Value")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
@@ -82,27 +82,27 @@ class Reply(msgspec.Struct, Generic[Value], frozen=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path, beside the function that answers it."""
+    """The declaration of one method of one path."""
 
     method: str
     path: str
     answers: Mapping[int, str]
-    """Statuses where all is well, and what each means; the first is that of a plain value."""
+    """The statuses of success, with their meanings; a plain value gets the first."""
     problems: Sequence[str] = ()
-    """Types of `problems.PROBLEMS`, beyond those that every route can answer with."""
+    """Types of `problems.PROBLEMS`, in addition to those of every route."""
     missing: tuple[int, str, str] = (404, "not-found", "there is no such thing")
-    """The problem (status, type, detail) where something in the path cannot be right."""
+    """The problem (status, type, detail) for an invalid path parameter."""
     sends: Sequence[str] = ()
-    """Headers of its answers, of those that the document describes."""
+    """Headers of its answers, of those that the OpenAPI document describes."""
     media_type: str = "application/json"
     is_open: bool = False
     """It needs no API key."""
     proof: Callable[[Any, Request], None] | None = None
     """Verifies a caller in place of a key, before anything is read; raises Unproved."""
     is_for_cron: bool = False
-    """A key of RECEIVER_CRON_SECRET is good for it too."""
+    """It accepts a key of RECEIVER_CRON_SECRET too."""
     csv: Callable[[Any], str] | None = None
-    """How its value is written for those who ask for text/csv."""
+    """Returns its value as CSV, for callers that accept text/csv."""
 
 
 def endpoint(
@@ -113,7 +113,7 @@ def endpoint(
     missing: str | tuple[int, str, str] = "there is no such thing",
     **more: Any,
 ) -> Callable[[Method], Method]:
-    """Declare that a method answers a route; further fields are those of `Endpoint`."""
+    """Declare the route that a method answers; `more` are further fields of `Endpoint`."""
 
     def declare(function: Method) -> Method:
         function.endpoint = Endpoint(  # type: ignore[attr-defined] # read by `endpoints`
@@ -137,7 +137,7 @@ def post(path: str, answers: str | Mapping[int, str], **more: Any) -> Callable[[
 
 
 def endpoints(group: type) -> list[tuple[Endpoint, Callable[..., Awaitable[Any]]]]:
-    """Return what a class declares, in the order in which it is written."""
+    """Return the endpoints that a class declares, in the order of its source."""
     return [
         (function.endpoint, function)
         for function in vars(group).values()
@@ -146,7 +146,7 @@ def endpoints(group: type) -> list[tuple[Endpoint, Callable[..., Awaitable[Any]]
 
 
 def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
-    """Make the routes of all that objects declare; one route for each path."""
+    """Return the routes that objects declare, one for each path."""
     by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
     makes: dict[str, Callable[..., Route]] = {}
     for group in groups:
@@ -165,7 +165,7 @@ def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
 
 
 def open_routes(groups: Iterable[object]) -> list[Route]:
-    """Make the routes of what objects declare, none of which needs a key or has a body."""
+    """Return the routes that objects declare, none of which needs a key or has a body."""
     return [
         Route(
             declared.path,
@@ -192,7 +192,7 @@ def _answering(
     takes_none = guard is not None and not declared.is_open and "query" not in kinds
 
     async def answer(request: Request) -> Response:
-        if takes_none:  # what is given all the same was meant for something
+        if takes_none:  # any parameter is refused, as it has no effect
             query_parameters(request, Nothing, None)
         given = {name: parse(request) for name, parse in parsers.items()}
         if body is not None and guard is not None:
@@ -210,7 +210,7 @@ def _answering(
 
 
 def _wants_csv(request: Request) -> bool:
-    """Return whether the Accept header names CSV, and JSON not before it."""
+    """Return whether the Accept header names CSV, and no JSON before it."""
     accepted = request.headers.get("accept", "").lower().split(",")
     kinds = [each.partition(";")[0].strip() for each in accepted]
     return "text/csv" in kinds[: kinds.index(_JSON) if _JSON in kinds else None]

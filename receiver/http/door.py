@@ -1,4 +1,4 @@
-"""The API of plugins' ways in: order, submit, cancel, sign; and leave work for later."""
+"""The API for plugins' routes and sources: order, submit, cancel, sign, run work later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from receiver.model.tasks import TaskSet
 from receiver.model.values import LARGEST_METADATA, Mode, Prediction
 from receiver.store.predictions import Annotation
 
-if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
+if TYPE_CHECKING:  # a plugin imports this module only for its annotations
     from receiver.deliveries.facade import Deliveries
     from receiver.model.answers import OfferedRecipe
     from receiver.predictions.commands import Command
@@ -35,7 +35,7 @@ MOST_LATER: Final = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What all doors of one run lead to."""
+    """The parts of one run that its doors use."""
 
     predictions: Predictions
     deliveries: Deliveries
@@ -44,7 +44,7 @@ class Parts:
 
 
 class Door:
-    """What a route or a source gets beside what came in; made anew for each call."""
+    """The receiver's API for a plugin's route or source; made anew for each call of it."""
 
     def __init__(
         self, via: str, parts: Parts, about: Callable[..., None] = lambda **_: None
@@ -64,7 +64,7 @@ class Door:
 
     @property
     def guarded(self) -> httpx.AsyncClient:
-        """The same for addresses that others chose: it connects to public ones only."""
+        """The same for addresses from outside: it connects to public addresses only."""
         return self._parts.deliveries.lend(guarded=True)
 
     async def order(
@@ -80,11 +80,11 @@ class Door:
         reply_to: str | None = None,
         at: float | None = None,
     ) -> Prediction:
-        """Use a recipe; the order is stored when this returns, and sent soon after.
+        """Order by a recipe; the order is stored when this returns, and sent soon after.
 
-        A key is for good: the same one gives the same prediction, whatever is ordered by then.
-        `at` is when it was asked for, in unix seconds, where that was earlier than now.
-        Raises Problem with words for the person who orders.
+        A key never expires: the same key returns the same prediction, whatever else is given.
+        `at` is when the order was made, in unix seconds, if that was earlier than now.
+        Raises Problem with a message for the person who orders.
         """
         if reply_to is not None:
             await self._parts.deliveries.check_reply_to(reply_to)
@@ -116,9 +116,9 @@ class Door:
         metadata: Mapping[str, Any] | None = None,
         private: Mapping[str, Any] | None = None,
     ) -> Prediction:
-        """Order what a button of a prediction's recipe names; without a label, the same again.
+        """Order by a button of a prediction's recipe; without a label, order the same again.
 
-        It is an order of the person who presses, under their own key and limits. Raises Problem.
+        The order is that of the person who presses, with their key and limits. Raises Problem.
         """
         prediction = await self._parts.predictions.orders.press(
             prediction_id,
@@ -149,8 +149,8 @@ class Door:
     ) -> Prediction:
         """Submit without a recipe; it is stored when this returns, and sent soon after.
 
-        The same key gives the same prediction, whatever is asked for now, until that is deleted.
-        Raises Problem for what could never be submitted.
+        The same key returns the same prediction, whatever else is given, until that is deleted.
+        Raises Problem for an invalid submission, or one over a limit.
         """
         given = {
             "provider": provider,
@@ -178,53 +178,53 @@ class Door:
         return prediction
 
     def command(self, text: str) -> Command:
-        """Read a command as a person typed it; raise Problem with words for that person."""
+        """Parse a command that a person typed; raise Problem with a message for that person."""
         return self._parts.predictions.orders.command(text)
 
     def recipes(self) -> list[OfferedRecipe]:
-        """Describe what may be ordered."""
+        """Return the recipes that can be ordered."""
         return self._parts.predictions.orders.offered()
 
     async def prediction(self, prediction_id: str) -> Prediction | None:
-        """Read a prediction; None: there is none."""
+        """Return a prediction, or None."""
         if not _ID.fullmatch(prediction_id):
             return None
         return await self._parts.store.predictions.get(prediction_id)
 
     async def ahead_of(self, prediction: Prediction) -> int:
-        """Count what is to be submitted to its provider before a prediction, up to 1,000."""
+        """Count the predictions queued at its provider before this one, up to 1,000."""
         return await self._parts.store.predictions.ahead_of(prediction.provider, prediction.id)
 
     async def annotate(self, prediction_id: str, /, **metadata: Any) -> None:
-        """Add JSON values to a prediction's metadata, in place of what has their names."""
+        """Add JSON values to a prediction's metadata; they replace values with equal names."""
         if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
             raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
         found = Annotation(prediction_id=prediction_id, metadata=metadata)
         await self._parts.store.deliveries.annotate(found)
 
     async def cancel(self, prediction_id: str) -> Prediction:
-        """Cancel a prediction at its provider, and wait for what comes of that; raise Problem."""
+        """Cancel a prediction at its provider, wait for the result, return it; raise Problem."""
         if not _ID.fullmatch(prediction_id):
             raise Problem(404, "not-found", "no such prediction")
         return await self._parts.predictions.service.cancel(prediction_id)
 
     def sign(self, value: str, salt: str) -> str:
-        """Return a text with its time and a signature, 24 characters longer; it is not hidden."""
+        """Return a text with its time and a signature, 24 characters longer; not encrypted."""
         return self._parts.predictions.seals.sign(value, salt)
 
     def open(self, text: str, salt: str, max_age: float | None = None) -> str:
-        """Return what was signed, at most `max_age` seconds ago; raise Unproved."""
+        """Return the text that was signed at most `max_age` seconds ago; raise Unproved."""
         return self._parts.predictions.seals.open(text, salt, max_age)
 
     def secrets(self, purpose: str) -> list[str]:
-        """Return secrets (43 letters of base64url) for a platform that sends back what it was told.
+        """Return secrets (43 characters of base64url) for a platform that sends its secret back.
 
-        They are derived from the secret keys, newest first: tell it the first, and take any.
+        They are derived from the secret keys, newest first: give it the first, and accept any.
         """
         return self._parts.predictions.seals.secrets(purpose)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Run what may be lost after the answer; False: there is too much of it, and it is lost."""
+        """Run work after the answer, which may be lost; return False if too much of it waits."""
         if not inspect.iscoroutine(work):
             raise TypeError(f"later takes a coroutine: an async function, called; not {work!r}")
         if len(self._parts.later) >= MOST_LATER:
@@ -235,9 +235,9 @@ class Door:
         return True
 
     def _key(self, key: object) -> str:
-        """Keep the keys of one way in apart from all others; refuse one that is none.
+        """Return a key with the name of its route or source before it; refuse an empty one.
 
-        All calls that have no id would be one order otherwise, and their senders told it is done.
+        Otherwise all calls without an id would be one order, and be answered as done.
         """
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
             raise Problem(422, "invalid-request", "key: it must be a text that is not empty")

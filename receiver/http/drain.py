@@ -1,4 +1,4 @@
-"""The drain: run what is due and end, where nothing runs between requests."""
+"""The drain: a run of all due work with an end, for when nothing runs between requests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import LeaseRequest
 
 _OVERTIME: Final = 5.0
-"""Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
+"""Seconds after a drain's time in which its last attempts are cancelled and settled."""
 _PERIOD: Final = 600.0
 """Seconds between two rounds of housekeeping, of all processes together."""
 _LOOK_AGAIN: Final = 60.0
-"""Seconds for which one process does not ask whether housekeeping is due."""
+"""Seconds between two tries of one process to do the housekeeping."""
 
 
 class _Counts(NamedTuple):
-    """What was done since the start of this process."""
+    """Counts of the work done since the start of this process."""
 
     deliveries: int
     submits: int
@@ -33,7 +33,7 @@ class _Counts(NamedTuple):
 
 
 class Drain:
-    """Runs what is due, for so long at most, and does the housekeeping that nothing else does."""
+    """The runner of due work with a time limit, and of the housekeeping that nothing else does."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Drain:
         runtime: Runtime,
         housekeeping: Housekeeping,
     ) -> None:
-        """Make one; `housekeeping` is for where no process runs that does it by itself."""
+        """Make one; `housekeeping` is empty if this process does it by itself."""
         self._store = store
         self._predictions = predictions
         self._deliveries = deliveries
@@ -54,12 +54,12 @@ class Drain:
         self._underway: asyncio.Task[Drained] | None = None
         self._looked_at = 0.0
         self._look_until = 0.0
-        """By the loop's clock; a run looks once more until it has looked later than that."""
+        """By the loop's clock; a run ends only after it has looked for work later than this."""
 
     async def __call__(self, seconds: float, again: float = 0.0) -> Drained:
-        """Drain, and look once more so many seconds from now; callers meanwhile share the run.
+        """Drain, and look once more after `again` seconds; concurrent callers share one run.
 
-        What anybody committed before asking is seen, also by a run that is about to end.
+        Work that was committed before the call is found, also by a run that is about to end.
         """
         self._look_until = max(self._look_until, asyncio.get_running_loop().time() + again)
         if self._underway is None or self._underway.done():
@@ -67,7 +67,7 @@ class Drain:
             seconds += _OVERTIME
         underway = self._underway
         await asyncio.wait({underway}, timeout=seconds)
-        if not underway.done() or underway.cancelled():  # another's is longer, or we stop
+        if not underway.done() or underway.cancelled():  # a shared run is longer, or we stop
             return Drained(0, 0, 0, more=True)
         return underway.result()
 
@@ -76,7 +76,7 @@ class Drain:
             self._underway.cancel()
 
     async def stop(self) -> None:
-        """Cancel it, and wait until it has ended."""
+        """Cancel the run, and wait until it has ended."""
         self.cancel()
         if self._underway is not None:
             await asyncio.wait({self._underway})
@@ -104,7 +104,7 @@ class Drain:
         )
 
     async def _run_due(self, until: float, last_start: float, seconds: float) -> Due:
-        """Run what is due until nothing is, or it is too late to begin; return what is left."""
+        """Run due work until none is left or it is too late to begin; return the rest."""
         clock = asyncio.get_running_loop().time
         due = await self._look()
         if due.claimed:
@@ -121,9 +121,10 @@ class Drain:
                 self._predictions.drain(until, last_start),
                 self._worker.drain(due.handlers, until, seconds),
             )
-            due = await self._look()  # what has run may have made more due
+            due = await self._look()  # the work may have made more work due
             if self._done() == started and not replayed:
-                await self._worker.reclaim()  # or there is no room for it, or another has it
+                # Nothing could start: claims are lost, or there is no room, or others are at it.
+                await self._worker.reclaim()
                 break
         return due
 
@@ -143,7 +144,7 @@ class Drain:
         return sum((await self._store.backlog.depth([])).pending.values())
 
     async def _keep_house(self, last_start: float) -> None:
-        """Do the housekeeping, every ten minutes in one process of all (a lease)."""
+        """Do the housekeeping every ten minutes, in one of all processes (by a lease)."""
         clock = asyncio.get_running_loop().time
         if clock() < self._next_housekeeping:
             return
@@ -168,6 +169,6 @@ def _is_work(due: Due) -> bool:
 
 
 async def _all(*work: Awaitable[None]) -> None:
-    """Wait for all, then raise the first error: none goes on alone while we tell of another's."""
+    """Wait for all, then raise the first error, so that none still runs when it is raised."""
     for error in filter(None, await asyncio.gather(*work, return_exceptions=True)):
         raise error

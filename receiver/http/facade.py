@@ -1,4 +1,4 @@
-"""The facade of `http`: one run's routes, and what stands before them all."""
+"""The facade of `http`: the routes of one run, and the middleware before them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from receiver.settings import After, Settings
 from receiver.store.facade import Housekeeping, Store
 
 ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
-"""The routes that need nothing that lives."""
+"""The routes that also work while the receiver does not run."""
 GROUPS: Final = (
     PredictionRoutes,
     RecipeRoutes,
@@ -67,21 +67,21 @@ GROUPS: Final = (
     ReadyRoutes,
     MetricsPage,
 )
-"""What declares the others."""
+"""The classes that declare the other routes."""
 
 
 class Pages(Protocol):
-    """Pages for people, which stand above these routes."""
+    """Pages for people, made by a package that imports this one."""
 
     @property
     def routes(self) -> Sequence[Route]: ...
 
     async def run(self) -> NoReturn:
-        """Do what they do by themselves."""
+        """Do the background work of the pages."""
 
 
 class Http:
-    """The routes that need what lives, in one run of the receiver."""
+    """The routes of one run of the receiver."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Http:
         after: After,
         housekeeping: Housekeeping,
     ) -> None:
-        """Make one; `after` and `housekeeping` are for where no process does such things."""
+        """Make one; `after` and `housekeeping` are for work that no process does by itself."""
         self._settings = settings
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
@@ -101,7 +101,7 @@ class Http:
         self._deliveries = deliveries
         self._exchange_recipes = predictions.exchange
         self._own: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
-        """What pages do by themselves."""
+        """The background work of pages."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
@@ -171,12 +171,12 @@ class Http:
         ]
 
     def add(self, pages: Pages) -> None:
-        """Serve pages beside these routes, and run what they do by themselves."""
+        """Serve pages beside these routes, and run their background work."""
         self.routes += pages.routes
         self._own.append(pages.run)
 
     def _ranges(self) -> Mapping[str, Ranges]:
-        """Return where callbacks may come from, for the providers whose settings say so."""
+        """Return the allowed sources of callbacks, for providers whose settings restrict them."""
         return {
             name: self._published[name] if allowed == "meta" else fixed(allowed)
             for name, allowed in self._allowed.items()
@@ -184,7 +184,7 @@ class Http:
         }
 
     def stand_before(self, app: ASGIApp) -> ASGIApp:
-        """Put before the routes what every request passes."""
+        """Return the app inside the middleware that every request passes."""
         requests = Requests(app, self._telemetry, [*self.routes, *ALWAYS])
         return Proxied(requests, self._settings.trusted_proxies)
 
@@ -192,12 +192,13 @@ class Http:
     async def running(self, *, accepts: bool, looks_ahead: bool) -> AsyncIterator[None]:
         """Serve live streams and record rejections until the block is left, if it `accepts`.
 
-        One that `looks_ahead` fetches what a provider publishes before it is needed.
+        If it also `looks_ahead`, it runs plugins' sources, and fetches the address ranges that
+        providers publish before they are needed.
         """
         tasks = TaskSet()
         ending = Ending(self.release)
         try:
-            if not is_program(asyncio.get_running_loop()):  # our own program hears its signals
+            if not is_program(asyncio.get_running_loop()):  # our own program handles its signals
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
@@ -221,7 +222,7 @@ class Http:
             await self._rejections.stop()
 
     async def exchange(self, registry: Registry, settings: Settings) -> None:
-        """Run these handlers, routes and sources, and take orders by these recipes, from now on."""
+        """Replace the handlers, routes, sources, and the recipes of orders, from now on."""
         await self._sources.stop()
         self._exchange_recipes(settings)
         await self._deliveries.exchange(registry)
@@ -229,7 +230,7 @@ class Http:
             self._sources.start()
 
     def release(self) -> None:
-        """Answer those who wait for outcomes or a drain now, as we are about to stop."""
+        """Answer callers that wait for an outcome or a drain now, as we are about to stop."""
         self.drain.cancel()
         self._plugins.release()
         self._after.release()

@@ -1,7 +1,7 @@
 """The outer ASGI app: its routes open and close with the lifespan.
 
-All that lives is made anew at each start, routes included. Without them every request is answered
-503 at once: a server that runs no lifespan would else leave its callers waiting for ever.
+Each start creates everything anew, routes included. Without a run every request is answered 503 at
+once: otherwise the callers of a server that runs no lifespan would wait for ever.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ _FAILED: Final = (
 _STOPPING: Final = "the receiver is stopping"
 _STOPPED: Final = "the receiver has not been started again since it stopped"
 _SOON: Final = 5
-"""Seconds after which it is worth asking again."""
+"""Seconds after which a refused caller should try again."""
 _CALLBACK: Final = re.compile(r"/webhooks/(?P<provider>(?!echo/)[^/]+)/(?P<token>[^/]+)", re.DOTALL)
 DASHBOARD_PATHS: Final = ("/ui", "/ui/{path:path}")
 _LAST_PARAMETER: Final = re.compile(r"\{(\w+)\}$")
 
 
 class Front:
-    """An ASGI app with the routes of what runs now; some need nothing that lives."""
+    """An ASGI app with the routes of the current run; some work without one."""
 
     def __init__(
         self, run: Callable[[], AbstractAsyncContextManager[Http]], settings: Settings
     ) -> None:
-        """Make one; `run` starts a run of the receiver, and gives its routes."""
+        """Make one; `run` starts a run of the receiver, and yields its routes."""
         declared = [(one.method, one.path) for group in GROUPS for one, _ in endpoints(group)]
         self._closed = [
             Route(_LAST_PARAMETER.sub(r"{\1:path}", path), self._refuse, methods=[method])
@@ -76,14 +76,14 @@ class Front:
         self._is_running = False
         self._logged = ""
         self.wrap: Wrap | None = None
-        """Puts before the routes what belongs there while they are open."""
+        """Wraps the routes in their middleware while they are open; None: they are closed."""
         self.app = _App(
             routes=[*ALWAYS, *self._closed],
             middleware=[Middleware(_Entrance, self)],
             exception_handlers=ERROR_HANDLERS,
             lifespan=self._lifespan,
         )
-        # A slash too many is a 404: providers take the redirect of a framework for a refusal.
+        # A trailing slash is a 404: providers take a redirect for a refusal.
         self.app.router.redirect_slashes = False
         self.app.prefix = settings.prefix
         self.app.state.public_url = settings.public_url
@@ -103,15 +103,15 @@ class Front:
             raise
         finally:
             getattr(self.app.state, "stopped", lambda: None)()
-            flush()  # some servers end the process by a signal now, which waits for no thread
+            flush()  # some servers now end the process by a signal, which waits for no thread
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Http]:
         """Run the receiver until the block is left, any number of times but once at a time.
 
-        Nothing that lives is here: each start makes all of it, and gives all back when it ends,
-        also when it fails. So processes that are forked from one that has this in hand share no
-        identity. Raises StoreUnusable.
+        This object keeps no resources: each start creates them, and they are released when it
+        ends or fails. So processes that are forked from one with this object share no identity.
+        Raises StoreUnusable.
         """
         if self._is_running:
             raise StoreUnusable(
@@ -138,29 +138,29 @@ class Front:
             self._close(after)
 
     def _release(self) -> None:
-        """Answer those who wait for outcomes or a drain now, as we are about to stop."""
+        """Answer callers that wait for an outcome or a drain now, as we are about to stop."""
         if self._http is not None:
             self._http.release()
 
     async def _drain(self, seconds: float) -> Drained:
-        """Run what is due, for so long at most; raise StoreUnusable where we do not run."""
+        """Run due work for at most `seconds`; raise StoreUnusable if we do not run."""
         if self._http is None:
             raise StoreUnusable(self._why)
         return await self._http.drain(seconds)
 
     async def _exchange_handlers(self, registry: Registry, settings: Settings) -> None:
-        """Run these handlers, and order by these recipes, from now on, while we run."""
+        """Replace the handlers and recipes from now on, if we run."""
         if self._http is not None:
             await self._http.exchange(registry, settings)
 
     def _close(self, why: str) -> None:
-        """Answer 503 from now on, with this reason; what is under way goes on."""
+        """Answer 503 with this reason from now on; requests under way continue."""
         self._why = why
         self.app.callbacks = None
         self._exchange(self._closed, None)
 
     def _exchange(self, routes: Sequence[BaseRoute], wrap: Wrap | None) -> None:
-        """Put routes in the place of those before; what others have added stays."""
+        """Replace our routes; routes that an embedding program has added stay."""
         ours = {id(route) for route in self._routes}
         others = [route for route in self.app.router.routes if id(route) not in ours]
         self.app.router.routes[:] = [*routes, *others]
@@ -175,21 +175,21 @@ class Front:
 
 
 class _App(Starlette):
-    """The app, with a short way for callbacks: to find a route costs more than to take one."""
+    """The app, with a short cut for callbacks: to route one costs more than to handle it."""
 
     callbacks: ASGIApp | None = None
-    """Takes callbacks, while the receiver runs."""
+    """Handles callbacks while the receiver runs; None: it does not."""
     prefix: str = ""
-    """A path that may stand before ours."""
+    """A path that may precede our paths."""
     unusable: str = ""
-    """Why the last start failed, if a setting or the database was why."""
+    """The reason for a failed start, if it was a setting or the database."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             send = partial(self._send_refusal, send)
         if self.prefix and scope["type"] == "http":
             self._enter(scope)
-        # An embedding program may have put a middleware before all routes, this one too.
+        # Middleware that an embedding program has added must see callbacks too.
         if (
             self.callbacks is not None
             and scope["type"] == "http"
@@ -206,16 +206,16 @@ class _App(Starlette):
             await super().__call__(scope, receive, send)
 
     async def _send_refusal(self, send: Send, message: Message) -> None:
-        """Send the server a sentence on why we do not start, not Starlette's traceback."""
+        """Send the server the reason for a failed start, in place of Starlette's traceback."""
         if message["type"] == "lifespan.startup.failed" and self.unusable:
             message = {**message, "message": f"receiver: {self.unusable}"}
         await send(message)
 
     def _enter(self, scope: Scope) -> None:
-        """Take what stands before our paths for where we are mounted, unless it is ours.
+        """Move the prefix of a path to `root_path`, unless the path is one of ours with it.
 
-        A server in front may have taken it off already, and then `/v1/…` is `/v1/…` even where the
-        prefix is `/v1`.
+        A server in front may have removed the prefix already: then `/v1/…` is a path of ours, even
+        if the prefix is `/v1`.
         """
         root = scope.get("root_path", "")
         path = scope["path"].removeprefix(root)
@@ -239,7 +239,7 @@ def _first(path: str) -> str:
 
 
 class _Entrance:
-    """ASGI middleware: what stands before the routes comes and goes with them."""
+    """ASGI middleware that applies the current run's own middleware, if there is a run."""
 
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app

@@ -1,7 +1,8 @@
 """Rate limits: token buckets by client address, in bounded memory.
 
-One that can prove itself is never refused for what others at its address do: a callback on a path
-that we made, and a key too long to guess, pass an address's empty budget.
+A caller that can prove itself is never refused for the failures of others at its address: a
+callback on a path that we made, and a key too long to guess, pass although the address's budget is
+empty.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ log = structlog.get_logger("receiver")
 _WINDOW: Final = 60.0
 """Seconds in which an empty budget fills; a full one may be spent at once."""
 _DEBT: Final = 2 * _WINDOW
-"""Seconds to a full budget at the most: what was under way when it ran out may overdraw it."""
+"""Maximum seconds until a budget is full: requests under way when it ran out may overdraw it."""
 _ROUNDING: Final = 1e-6
 _MOST_NAMES: Final = 50_000
-"""Buckets that are kept of one kind, about 8 MB."""
+"""Maximum number of buckets of one limit, about 8 MB."""
 _SAY_AGAIN: Final = 10.0
-"""Seconds between two lines about refusals."""
+"""Seconds between two log lines about refusals."""
 
 
 class Budgets:
-    """A token bucket for every name, of which the least recently used is forgotten.
+    """A token bucket for every name; the least recently used one is forgotten.
 
-    A bucket is the moment at which it is full again. A name that is forgotten has a full bucket,
-    which is a gain only for a client with more addresses than there are buckets, and each of those
-    has a budget anyway. With `per_minute` None nothing is ever spent.
+    A bucket is stored as the time when it is full again. A forgotten name has a full bucket. Only a
+    client with more addresses than there are buckets gains by that, and each of its addresses has a
+    budget anyway. With `per_minute` None nothing is ever spent.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Budgets:
         return left if left > _ROUNDING else 0.0
 
     def spend(self, name: bytes) -> None:
-        """Take one request's price, also where there is none left."""
+        """Charge one request, even if the budget is empty."""
         if not self._price:
             return
         now = self._clock()
@@ -73,8 +74,8 @@ class Budgets:
 class Limits:
     """The rate limits of one process.
 
-    `unproved`: failures of an address, over callbacks and /v1 together, and of one callback path.
-    `callbacks`: what reaches the database from one provider. `api`: good requests of an address.
+    `unproved`: failures of an address, in callbacks and /v1 together, and of one callback path.
+    `callbacks`: proved callbacks of one provider. `api`: requests of an address with a valid key.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,20 +87,20 @@ class Limits:
         self._said_at = float("-inf")
 
     def callback(self, client: str, provider: str, prediction_id: str | None) -> None:
-        """Let a callback in, or raise Limited; what is on no path of ours is paid for here."""
+        """Raise Limited if a limit refuses a callback; charge it here if its path is not ours."""
         if prediction_id is None:
             self._check("unproved", self._unproved.wait(address(client)), client)
             self._unproved.spend(address(client))
             return
-        # The path may have leaked: then it has a budget too, which others at its address do not
-        # spend. A path of ours is refused only where both are empty.
+        # The path may have leaked, so it has its own budget, which other failures at the address
+        # do not spend. A path of ours is refused only if both budgets are empty.
         wait = self._unproved.wait(prediction_id.encode())
         if wait:
             self._check("unproved", min(wait, self._unproved.wait(address(client))), client)
         self._check("callbacks", self._callbacks.wait(provider.encode()), client)
 
     def callback_failed(self, client: str, prediction_id: str | None) -> None:
-        """Charge a callback on a path of ours that came to nothing."""
+        """Charge a failed callback on a path of ours."""
         if prediction_id is not None:
             self._unproved.spend(address(client))
             self._unproved.spend(prediction_id.encode())
@@ -108,16 +109,16 @@ class Limits:
         self._callbacks.spend(provider.encode())
 
     def strangers_wait(self, client: str) -> float:
-        """Return the seconds for which an address has no more failures left on /v1."""
+        """Return the seconds for which an address has no more failures left; 0: it has some."""
         return self._unproved.wait(address(client))
 
     def unauthorized(self, client: str) -> None:
-        """Charge a /v1 request without a good key, or a plugin's unproved one, or raise Limited."""
+        """Charge a /v1 request without a valid key, or a plugin's failed call; raise Limited."""
         self._check("unproved", self._unproved.wait(address(client)), client)
         self._unproved.spend(address(client))
 
     def authorized(self, client: str) -> None:
-        """Charge a /v1 request with a good key, or raise Limited."""
+        """Charge a /v1 request with a valid key, or raise Limited."""
         self._check("api", self._api.wait(address(client)), client)
         self._api.spend(address(client))
 
@@ -126,7 +127,7 @@ class Limits:
             return
         self._refused += 1
         now = self._clock()
-        # A flood writes no log: one line says how many there were since the last.
+        # A flood does not fill the log: one line has the number of refusals since the last.
         if now - self._said_at >= _SAY_AGAIN:
             log.warning("request.limited", limit=limit, client=client, refused=self._refused)
             self._refused, self._said_at = 0, now

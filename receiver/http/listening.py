@@ -11,15 +11,15 @@ from receiver.model import forks
 from receiver.model.errors import ReceiverError
 
 _BACKLOG = 2048
-"""Connections that may wait for us, as uvicorn has it."""
+"""Connections that may wait to be accepted: uvicorn's default."""
 
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
     """Listen on every address of a host, on the same port, until the block is left.
 
-    Who connects waits until a server takes the sockets. Port 0 is any that is free.
-    Raises ReceiverError with what to do.
+    Clients that connect wait until a server takes the sockets. Port 0 is any free port.
+    Raises ReceiverError with advice.
     """
     with ExitStack() as stack:
         found: list[socket.socket] = []
@@ -31,7 +31,7 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
                 _listen(listener, (address[0], chosen, *address[2:]))
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL and address != addresses[-1][1]:
-                    continue  # a name may have an address of a family that is off here
+                    continue  # a host may have an address of a family that is disabled here
                 raise ReceiverError(_problem(host, chosen, error)) from None
             forks.PRIVATE.add(listener.fileno())  # a handler's file may fork as it is loaded
             stack.callback(forks.PRIVATE.discard, listener.fileno())
@@ -66,7 +66,7 @@ def _problem(host: str, port: int, error: OSError) -> str:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the address by which this machine reaches a listener."""
+    """Return the URL by which this machine reaches a listener."""
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nobody listens here
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,8 +1,8 @@
-"""Fan status changes and events out to the clients of `/v1/events/stream`.
+"""The live stream: sends status changes and events to the clients of `/v1/events/stream`.
 
-One task follows the change log for all readers of this process and writes each message down once.
-A reader that comes back names the last message it has seen, and goes on from the store until it has
-caught up: without a gap, and without a repeat. A reader that is too slow is cut; it can come back.
+One task follows the change log for all readers of this process and encodes each message once. A
+reader that reconnects names the last message it has seen, and reads from the store until it has
+caught up, without a gap or a repeat. A reader that is too slow is disconnected; it can reconnect.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ log = structlog.get_logger("receiver")
 PREFIX: Final = "prediction."
 DELIVERY: Final = "delivery."
 KEEP_ALIVE: Final = 15.0
-"""Seconds of silence after which a reader is told that we are still there."""
+"""Seconds of silence after which a reader is sent a comment."""
 MOST_READERS: Final = 1000
 _MOST_WAITING: Final = 2000
 _MOST_BYTES: Final = 8 * 1024 * 1024
-"""What may wait for one reader before it is cut."""
+"""Messages, and their bytes, that may wait for one reader before it is disconnected."""
 _MOST_WRITTEN: Final = 16
-"""Messages that are written down at once for a reader that catches up."""
+"""Messages that are encoded at once for a reader that catches up."""
 _NAP: Final = 0.25
-"""Seconds between two looks that nobody asked for: other processes change predictions too."""
+"""Seconds between two polls without a wake-up: other processes change predictions too."""
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """Begins every stream: the place to resume from before the first message."""
+    """The start of every stream: the place to resume from before the first message."""
 
     at: int
 
 
 class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The filter of a reader; what is not given means everything."""
+    """The filter of a reader; an empty field matches everything."""
 
     statuses: frozenset[str] = frozenset()
     providers: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = {}
-    """As `@on` compares it: text as it is, other JSON as it is written."""
+    """Compared as `@on` does: text as it is, other values by their JSON."""
     prediction: str | None = None
     deliveries: bool = False
-    """The ends of attempts too."""
+    """Whether the ends of attempts match too."""
 
     def __contains__(self, change: StatusChange) -> bool:
         return (
@@ -70,14 +70,14 @@ class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One change, and the text of it that goes to every reader who wants it."""
+    """One change, and its encoded form for all readers whose filters match."""
 
     change: StatusChange
     frame: bytes
 
 
 class Source(Protocol):
-    """What the live stream needs of the change log."""
+    """The part of the change log that the live stream needs."""
 
     async def end(self) -> int: ...
     async def cut(self) -> int: ...
@@ -86,7 +86,7 @@ class Source(Protocol):
 
 
 class _Reader:
-    """What waits for one reader."""
+    """The messages that wait for one reader."""
 
     def __init__(self, wanted: StreamFilter, after: int) -> None:
         self.wanted = wanted
@@ -111,7 +111,7 @@ class _Reader:
             self.news.set()
 
     def _is_new(self, change: StatusChange) -> bool:
-        """Return whether it has not caught up with this yet; ends of attempts are told once."""
+        """Return whether the reader has not read this yet; ends of attempts are sent live only."""
         return isinstance(change, AttemptEnd) or change.seq > self._after
 
     def take(self) -> bytes:
@@ -123,7 +123,7 @@ class _Reader:
 
 
 class LiveStream:
-    """Follows the change log while there are readers."""
+    """A follower of the change log, while there are readers."""
 
     def __init__(self, changes: Source, attempts: AttemptNews, wakeups: Wakeups) -> None:
         self._changes = changes
@@ -132,7 +132,7 @@ class LiveStream:
         self._readers: set[_Reader] = set()
         self._count = 0
         self._position: int | None = None
-        """Up to where the readers have been told; None: there are none, and nobody follows."""
+        """The place up to which the readers were sent changes; None: there are no readers."""
         self._awake = asyncio.Event()
         self._following = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -145,14 +145,14 @@ class LiveStream:
             reader.news.set()
 
     async def run(self) -> NoReturn:
-        """Follow for as long as we run."""
+        """Follow the change log as long as we run."""
         await repeat(self._look, self._awake)
 
     async def _look(self) -> float | None:
         if self._count:
             if any(reader.wanted.deliveries for reader in self._readers):
                 await self._attempts.follow()
-            ended = self._attempts.take()  # first: the events that they are of are in the log
+            ended = self._attempts.take()  # first, so that the log has their events
             position = await self._follow()
             if ended:
                 await self._publish(await self._attempts.read(ended, position), position)
@@ -162,7 +162,7 @@ class LiveStream:
         return None  # until there is a reader
 
     async def _follow(self) -> int:
-        """Send readers what is new in the change log; return the place up to which."""
+        """Send readers the new changes of the log; return the place up to which they were sent."""
         end = await self._changes.end()
         if self._position is None:
             self._position = end
@@ -187,11 +187,11 @@ class LiveStream:
             reader.put(messages)
 
     async def now(self) -> int:
-        """Return the place to begin at for a reader that wants what happens from now on."""
+        """Return the place to begin at for a reader that wants only changes from now on."""
         return await self._changes.end()
 
     async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:
-        """Return frames of server-sent events after a place of the change log.
+        """Yield frames of server-sent events after a place of the change log.
 
         Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
         """
@@ -201,7 +201,7 @@ class LiveStream:
         try:
             if wanted.deliveries:
                 await self._attempts.follow()
-            # While there are readers only: else each outcome would wake a task for nothing.
+            # Only while there are readers: else each outcome would wake a task for nothing.
             with self._wakeups.listen("changes", event=self._awake):
                 self._awake.set()
                 async for frames in self._read(after, wanted):
@@ -213,7 +213,7 @@ class LiveStream:
         end = await self._changes.end()
         cut = await self._changes.cut()
         if after < cut or after > end:
-            # Too old, or of another database (one that was restored, perhaps).
+            # The place is too old, or of another database (perhaps one before a restore).
             until = cut if after < cut else end
             yield frame("stream.gap", until, Gap(after=after, until=until))
             after = until
@@ -222,7 +222,7 @@ class LiveStream:
         while self._position is not None and after < self._position:
             changes, after = await self._changes.page(after, self._position)
             changes = [change for change in changes if change in wanted]
-            # A whole event may be megabytes: few of them wait for a reader that takes none.
+            # An event may have megabytes: only few wait for a reader that does not read.
             for at in range(0, len(changes), _MOST_WRITTEN):
                 for message in await self._written(changes[at : at + _MOST_WRITTEN]):
                     yield message.frame
@@ -253,7 +253,7 @@ class LiveStream:
                 yield frames
 
     async def _written(self, changes: Sequence[StatusChange]) -> list[Message]:
-        """Write changes down as readers get them; what was deleted meanwhile is passed over."""
+        """Return changes with their encoded form; those of deleted predictions are skipped."""
         ended = [change.prediction_id for change in changes if _is_end(change)]
         events = await self._changes.events(ended) if ended else {}
         messages = []
@@ -294,5 +294,5 @@ def _content(change: StatusChange) -> Change | DeliveryChange:
 
 
 def frame(kind: str, seq: int, content: Any) -> bytes:
-    """Write one server-sent event; JSON has no line breaks of its own."""
+    """Return one server-sent event; its JSON has no line breaks."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, kind.encode(), msgspec.json.encode(content))

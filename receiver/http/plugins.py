@@ -1,4 +1,4 @@
-"""`/in/{name}`: plugins' own ways in. Bytes are bounded, then proved, and only then looked at."""
+"""The routes of plugins, `/in/{name}`: a body is limited, then proved, and only then parsed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 PATH: Final = "/in/{name:path}"
 _UNKNOWN: Final = "unknown"
-"""Whatever route a stranger makes up, in counts."""
+"""The name of any unknown route, in counts."""
 _CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
-"""A 401 must have one; each route has a proof of its own."""
+"""The header that a 401 must have; each route has its own kind of proof."""
 _FRAMING: Final = {"content-length", "transfer-encoding"}
 _BODILESS: Final = {204, 304}
 _CLOSE: Final = {"Connection": "close"}
@@ -46,14 +46,14 @@ _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _MOST_REASONS: Final = 100
 _GRACE: Final = 1.0
-"""Seconds that what runs for plugins has when we are to stop, and after it was cancelled."""
+"""Seconds that plugins' tasks have to end when we stop, and again once they are cancelled."""
 _CANCELLED: Final = "it cancelled itself"
 _MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Problem)
-"""What a proof raises that trips over a stranger's bytes, as in `call.json()`: not proved."""
+"""Errors of a proof that cannot parse a call, as in `call.json()`: the call is not proved."""
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
-"""What a proof raises that is no fault of the sender's."""
+"""Errors of a proof that are not the sender's fault."""
 _TOLD: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
-"""What a route raises to be answered so."""
+"""Errors of a route that have their own answers."""
 _UNPROVED: Final = Problem(401, "unproved", "this call could not be proved")
 _OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; why is in the log")
 
@@ -71,7 +71,7 @@ class Refused(Exception):
 
 
 class PluginRoutes:
-    """The routes of plugins as one bare ASGI app: nothing stands before the proof."""
+    """The routes of plugins as one plain ASGI app, in which nothing precedes the proof."""
 
     def __init__(
         self,
@@ -91,9 +91,9 @@ class PluginRoutes:
         self._is_cut = False
 
     def release(self) -> None:
-        """Cancel soon what runs for plugins, with an answer that asks the callers to try again.
+        """Cancel plugins' tasks soon, with an answer that asks their callers to try again.
 
-        The server would cancel it later without such an answer.
+        The server would cancel them later without an answer.
         """
         asyncio.get_running_loop().call_later(_GRACE, self._cut)
 
@@ -103,7 +103,7 @@ class PluginRoutes:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel what still runs for plugins; what does not end then is left."""
+        """Cancel plugins' remaining tasks; those that do not end in time are abandoned."""
         for tasks in (self._running, self._parts.later):
             for task in tasks:
                 task.cancel()
@@ -118,7 +118,7 @@ class PluginRoutes:
             await send(message)
 
     async def _take(self, scope: Scope, receive: Receive) -> Reply:
-        """Answer a call; what comes to nothing is charged to its sender."""
+        """Return the answer to a call; a refused one is charged to its sender."""
         name = _UNKNOWN
         try:
             route = self._find(scope)
@@ -178,7 +178,7 @@ class PluginRoutes:
         )
 
     async def _prove(self, route: PluginRoute, call: Call, door: Door) -> None:
-        """Raise Refused for what is not proved, or by a proof that goes wrong."""
+        """Raise Refused if a call is not proved, or if its proof fails."""
         try:
             found = await self._bounded(route.timeout, _proved(route, call, door))
         except Unproved as error:
@@ -193,13 +193,13 @@ class PluginRoutes:
         else:
             if found is None:
                 return
-            # It may have been meant as a yes or as a no.
+            # Whether it means yes or no is not defined.
             log.error("route.failed", plugin=route.name, reason="its proof returned something")
             reason = "proof_failed"
         raise Refused(_UNPROVED, reason, _CHALLENGE)
 
     async def answer(self, name: str, call: Call) -> Reply:
-        """Answer a call that was proved elsewhere as the route of that name does."""
+        """Return the answer of the route `name` to a call that was proved elsewhere."""
         route = self._registry.routes.get(name)
         if route is None:
             log.error("route.failed", plugin=name, reason="it has a source, and no route")
@@ -209,7 +209,7 @@ class PluginRoutes:
     async def _called(self, route: PluginRoute, call: Call, door: Door) -> Reply:
         try:
             reply: Any = await self._answered(route, call, door)
-            if isinstance(reply, Reply):  # made anew, so checked: its headers may have been changed
+            if isinstance(reply, Reply):  # a new one is checked: its headers may have changed
                 return Reply(reply.status, bytes(reply.body), dict(reply.headers))
             log.error("route.failed", plugin=route.name, reason=f"it returned {type(reply)}")
         except Exception as error:
@@ -223,9 +223,9 @@ class PluginRoutes:
             return _failed(error)
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run a plugin's code, contained as a handler's is; raise TimeoutError after so long.
+        """Run a plugin's code, contained as a handler's is; raise TimeoutError after `seconds`.
 
-        What is cancelled then may go on for a while: the caller does not wait for that.
+        A cancelled task may run on for some time: the caller does not wait for it.
         """
         contain(asyncio.get_running_loop())
         charge = Charge()
@@ -249,7 +249,7 @@ class PluginRoutes:
 
     def _refuse(self, scope: Scope, name: str, refused: Refused) -> Reply:
         self._reject(scope, name, refused.reason)
-        try:  # now that it was read: what can prove itself is refused for nobody's failures
+        try:  # only after the proof: a proved call is never refused for others' failures
             self._limits.unauthorized(client_of(scope))
         except Limited as error:
             return _failed(error)
@@ -261,7 +261,7 @@ class PluginRoutes:
         self._on_rejected(name, reason, client_of(scope))
 
     def _word(self, reason: Any) -> str:
-        """Return a proof's reason, if it is one of a few words: each is counted for itself."""
+        """Return a proof's reason, if it is one of a few words: each has its own count."""
         if type(reason) is not str:
             return "unproved"
         if reason not in self._reasons:
@@ -272,7 +272,7 @@ class PluginRoutes:
 
 
 def _messages(reply: Reply) -> Iterator[Message]:
-    """Return an answer as ASGI has it; how it is framed is ours to say."""
+    """Yield an answer as ASGI messages; its framing headers are replaced by ours."""
     headers = [
         (name.lower().encode(), value.encode())
         for name, value in reply.headers.items()
@@ -286,13 +286,13 @@ def _messages(reply: Reply) -> Iterator[Message]:
 
 
 async def _proved(route: PluginRoute, call: Call, door: Door) -> Any:
-    """Ask a proof that may be plain or async."""
+    """Call a proof, which may be plain or async, and return its result."""
     found = route.proof(call, door) if route.proof_takes_door else route.proof(call)
     return await found if inspect.isawaitable(found) else found
 
 
 def _failed(error: Exception) -> Reply:
-    """Answer what a plugin raised in our words."""
+    """Return our answer to an error that a plugin raised."""
     match error:
         case Problem():
             return _problem(error)

@@ -1,4 +1,4 @@
-"""Run the sources of plugins (`@source`): each in one process at a time, again after an error."""
+"""The sources of plugins (`@source`): each runs in one process at a time, again after an error."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from receiver.observability.runtime import Runtime
 log = structlog.get_logger("receiver")
 
 _CAP: Final = 60.0
-"""Seconds between two beginnings at the most, while it fails."""
+"""Maximum seconds until a failed source starts again."""
 _REST: Final = 1.0
-"""Seconds after an end without an error, and the first after one."""
+"""Seconds until a source that ended without an error starts again; the minimum after an error."""
 _GRACE: Final = 1.0
 """Seconds that a source has to end after it was cancelled."""
 
@@ -43,7 +43,7 @@ class PluginSources:
         self._tasks = TaskSet()
 
     def start(self) -> None:
-        """Begin all that are registered; where there are other processes, one of all has each."""
+        """Start all registered sources; with other processes, each source runs in one of all."""
         for source in self._registry.sources.values():
             work = SourceTask(source, self._routes, self._parts, self._runtime)
             leases = self._parts.store.leases
@@ -55,14 +55,14 @@ class PluginSources:
 
 
 class SourceTask:
-    """One source: runs its generator again and again, as the leader of all processes."""
+    """One source: its generator is run again and again, in one of all processes."""
 
     def __init__(
         self, source: PluginSource, routes: PluginRoutes, parts: Parts, runtime: Runtime
     ) -> None:
         self.name = f"source {source.name}"
         self.at_work = True
-        """It looks for itself whether it can do its work."""
+        """Always true: only the source itself knows whether it can do its work."""
         self._source = source
         self._routes = routes
         self._parts = parts
@@ -73,7 +73,7 @@ class SourceTask:
         await repeat(self._step, source=self._source.name)
 
     async def _step(self) -> float:
-        """Run the generator to its end, and say when to begin it anew."""
+        """Run the generator to its end; return the seconds until its next start."""
         try:
             await self._contained()
         except StoreUnavailable:
@@ -102,7 +102,7 @@ class SourceTask:
         task.result()
 
     async def _poll(self) -> None:
-        """Answer what the generator yields: a call as the route of that name does."""
+        """Answer each call that the generator yields, as the route of the same name does."""
         door = Door(f"in/{self._source.name}", self._parts)
         polling: AsyncIterator[Any] = self._source.function(door)
         reply: Reply | None = None

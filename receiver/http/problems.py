@@ -1,4 +1,4 @@
-"""Answers: JSON, problem details (RFC 9457), and what becomes of every error."""
+"""Answers: JSON, problem details (RFC 9457), and the answer to every error."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ PREFIX: Final = "urn:receiver:problem:"
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong, as RFC 9457 has it: `type` is for programs, `detail` for people."""
+    """Problem details as in RFC 9457: `type` is for programs, `detail` for people."""
 
     type: str
     title: str
@@ -135,7 +135,7 @@ async def _on_problem(_: Request, error: Exception) -> Response:
     if not isinstance(error, Problem):
         raise error
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
-    if error.status == 408:  # noqa: PLR2004 - what is left of the body is not waited for
+    if error.status == 408:  # noqa: PLR2004 - the rest of the body is not waited for
         headers["Connection"] = "close"
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -145,7 +145,7 @@ async def _on_problem(_: Request, error: Exception) -> Response:
     return _problem(error.status, body, headers)
 
 
-async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
+async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's form
     body = problem_body(503, "unavailable", "the database does not answer, or takes no writes")
     return _problem(503, body, {"Retry-After": "5"})
 
@@ -170,7 +170,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
     name = request_id(request.scope)
     log.error("request.failed", request=name, exc_info=error)
     body = problem_body(500, "internal-error", "a fault of ours; it is in the log")
-    # The one answer that is given above all that names answers.
+    # Only this answer is made outside of the middleware that adds the header.
     return _problem(500, body, {"X-Request-Id": name})
 
 

@@ -13,16 +13,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from receiver.settings import Network
 
 _LONGEST: Final = 64
-"""Characters of a name that is no address: a proxy may have written anything."""
+"""Maximum characters of a name that is not an address: a proxy may write any text."""
 _WITH_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*):\d+")
 
 
 class Proxied:
     """ASGI middleware that makes `scope["client"]` the caller's own address.
 
-    A proxy appends the address of its own peer to X-Forwarded-For, so it is read from its end, up
-    to the first that is no proxy of ours. Where the server, or a platform's adapter, names no peer,
-    what comes has passed through it, and the header's end is all that tells the callers apart.
+    A proxy appends the address of its own peer to X-Forwarded-For, so the header is read from its
+    end, up to the first address that is not a trusted proxy. If the server or a platform's adapter
+    gives no peer, all requests have passed through it, and only the header's end distinguishes the
+    callers.
     """
 
     def __init__(self, app: ASGIApp, trusted: Sequence[Network] | Literal["platform"]) -> None:
@@ -48,7 +49,7 @@ class Proxied:
                 if scheme in {"http", "https"}:
                     scope["scheme"] = scheme
         hosts = [_host(hop.strip())[:_LONGEST] for hop in hops]
-        # Where all are proxies the first of them is the caller.
+        # If all are proxies, the first of them is the caller.
         found = next((one for one in reversed(hosts) if not self._is_trusted(one)), (*hosts, "")[0])
         if found:
             scope["client"] = (found, 0)
@@ -59,13 +60,13 @@ class Proxied:
 
 
 def _host(text: str) -> str:
-    """Return an address without the port that some write beside it."""
+    """Return an address without the port that some proxies append."""
     found = _WITH_PORT.fullmatch(text)
     return text if found is None else found[1] or found[2] or ""
 
 
 def client_of(scope: Scope) -> str:
-    """Return the caller's address, written in one way, as limits and logs know it."""
+    """Return the caller's address in its normal form, for limits and logs."""
     return _written(str((scope.get("client") or ("unknown",))[0]))
 
 
@@ -75,7 +76,7 @@ def _written(host: str) -> str:
 
 
 def read_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Read an address; None where it is none. A mapped IPv4 address is read as that."""
+    """Return a parsed address; None if it is not one. A mapped IPv4 address becomes IPv4."""
     try:
         found = ip_address(text.partition("%")[0])
     except ValueError:

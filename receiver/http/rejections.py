@@ -1,7 +1,7 @@
-"""Callbacks that were not proved, counted by provider, reason and address.
+"""Counts of callbacks that were not proved, by provider, reason and address.
 
-A flood of strangers must cost no write per request and wait for no disk: the counts are kept in
-memory and written every few seconds, all at once. A process that is killed loses the last of them.
+A flood must not cost a write per request or wait for the disk, so the counts are kept in memory and
+written together every few seconds. A process that is killed loses the latest ones.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _REST: Final = 2.0
 _PATIENCE: Final = 2.0
 """Seconds that the last write may take, when we stop."""
 _LONGEST: Final = 64
-"""Characters of an address; a proxy may hand on any text as one."""
+"""Maximum characters of an address; a proxy may pass on any text as one."""
 
 
 class Rejections:
-    """Counts in memory; `keep` adds what was counted to what is stored."""
+    """Counts in memory; `keep` adds them to the stored ones."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class Rejections:
         self._news = asyncio.Event()
 
     def count(self, provider: str, reason: str, source: str) -> None:
-        """Count one; beyond a thousand addresses the next ones are `other`."""
+        """Count a callback; beyond a thousand counts, new addresses are counted as `other`."""
         now = self._clock()
         source = source[:_LONGEST] if source.isprintable() else OTHER
         add_up(self._counts, Rejection(provider, reason, source, 1, now, now), self._counts)
         self._news.set()
 
     async def run(self) -> NoReturn:
-        """Write what is counted, every few seconds in which there is something."""
+        """Write the new counts every few seconds, if there are any."""
         await repeat(self._write)
 
     async def _write(self) -> float:
@@ -54,7 +54,7 @@ class Rejections:
         return 0.0
 
     async def stop(self) -> None:
-        """Write what is left, if the database takes it now."""
+        """Write the remaining counts, if the database takes them now."""
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 await self._flush()

@@ -1,6 +1,6 @@
 """The request log: ASGI middleware that writes one line for each request, however it ends.
 
-Its path is not on the line, as a callback's holds a token; the route and the ids are.
+The line has the route and the ids, but not the path, as a callback's path contains a token.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from receiver.observability.events import Telemetry
 
 _ABOUT: Final = "receiver.about"
 _UNANSWERED: Final = 499
-"""nginx's word for a sender who went away before there was an answer."""
+"""nginx's status for a client that disconnects before the answer."""
 _ID: Final = re.compile(r"(pred|evt|dlv)_[0-9a-z]{1,64}", re.ASCII)
 _KINDS: Final = {"pred": "prediction", "evt": "event_id", "dlv": "delivery"}
 _LONGEST_METHOD: Final = 16
 IS_GONE: Final = "receiver.is_gone"
-"""An extension of ASGI's scope by our own server: whether what is sent reaches nobody any more."""
+"""Our own server's extension of the ASGI scope: a function, whether the client is gone."""
 
 
 def about(scope: Scope, **fields: Any) -> None:
-    """Record what a request concerns, ids and words of ours, for its line in the log."""
+    """Record fields for a request's log line: ids, and words that we define."""
     scope.setdefault(_ABOUT, {}).update(fields)
 
 
 def request_id(scope: Scope) -> str:
-    """Return the name under which a request is told of."""
+    """Return the id of a request, which is in its log line and in its answer."""
     return str(scope.get(_ABOUT, {}).get("request", ""))
 
 
 class Requests:
-    """Stands before all routes; gives every request a name, and its answer too."""
+    """ASGI middleware before all routes, which gives every request and its answer an id."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry, routes: Iterable[Route]) -> None:
         self._app = app
@@ -82,7 +82,7 @@ class Requests:
 
 
 class _Exchange:
-    """What goes to and fro in one request, measured."""
+    """The messages of one request and its answer, counted."""
 
     __slots__ = (
         "_is_gone",
@@ -101,11 +101,11 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._name = name
-        # Taken out, as it would tie the scope to itself.
+        # Removed, as it would make the scope refer to itself.
         self._is_gone = scope.get("extensions", {}).pop(IS_GONE, lambda: False)
         self.status = 0
         self.received: int | None = None
-        """Bytes of the body; None: it was not asked for."""
+        """Bytes of the body; None: it was not read."""
         self.sent = 0
         self.complete = False
 
@@ -115,14 +115,14 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send, and count what was not dropped."""
+        """Send a message, and count it unless the client is gone."""
         begins = message["type"] == "http.response.start"
         if begins:
             hide_token(self._scope)
-            # Made anew, as some answers are made once for all requests.
+            # Copied, as some answers are made once for all requests.
             headers = [*message.get("headers", ()), (b"x-request-id", self._name)]
             if self.received is None and _expects(self._scope["headers"]):
-                # Nobody knows whether its body will come after all (RFC 9110, 10.1.1).
+                # The client may still send its body, or not (RFC 9110, 10.1.1).
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)
@@ -140,6 +140,6 @@ def _expects(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def _id(text: str) -> dict[str, str]:
-    """Name what a path is about, if what it has there is an id at all."""
+    """Return the log field for the id in a path; empty if it is not an id."""
     found = _ID.fullmatch(text)
     return {_KINDS[found[1]]: found[0]} if found else {}

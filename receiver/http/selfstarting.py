@@ -1,7 +1,7 @@
-"""Lifespan on demand: an ASGI app that starts with its first request, on platforms that run none.
+"""Lifespan on demand: an ASGI app that starts with its first request.
 
-Adapters of platforms run none, one for each request, or several at once. A start that fails is told
-in the log, and tried again at the next request.
+Platforms' adapters run no lifespan, or one for each request, or several at once. A failed start is
+logged, and tried again at the next request.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from receiver.model.answers import Drained
 log = structlog.get_logger("receiver")
 
 CUT_OFF: Final[ContextVar[float]] = ContextVar("CUT_OFF", default=math.inf)
-"""When, by the loop's clock, the platform ends a request: one that waits is answered before."""
+"""The time, by the loop's clock, when the platform ends a request: it must be answered before."""
 
 
 class SelfStarting:
-    """Starts the app when it is first needed, once, and lets it run."""
+    """The app, which is started once, when it is first needed, and kept running."""
 
     def __init__(self, app: Starlette) -> None:
         self._app = app
         self._run: _Run | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; 503 where the receiver cannot be started."""
+        """Answer a request; 503 if the receiver cannot be started."""
         if scope["type"] == "lifespan":
-            # The platform's own, which is over as soon as it has begun.
+            # The platform's own lifespan does nothing, and ends at once.
             await receive()
             await send({"type": "lifespan.startup.complete"})
             return
@@ -44,9 +44,9 @@ class SelfStarting:
         await self._app(scope, receive, send)
 
     async def start(self) -> None:
-        """Start the app unless it runs; who comes meanwhile waits for the same start.
+        """Start the app unless it runs; concurrent callers wait for the same start.
 
-        Raises what its lifespan raises.
+        Raises the errors of its lifespan.
         """
         if self._run is None:
             self._run = _Run(self._app)
@@ -60,7 +60,7 @@ class SelfStarting:
             raise
 
     async def drain(self, seconds: float) -> Drained:
-        """Run what is due; raise what speaks against it."""
+        """Run due work for at most `seconds`; raise the errors of the start and of the drain."""
         await self.start()
         done: Drained = await self._app.state.drain(seconds)
         return done

@@ -1,10 +1,10 @@
-"""Signal handlers: notice SIGTERM and SIGINT, whichever server runs the app.
+"""Signal handlers that notice SIGTERM and SIGINT, whichever server runs the app.
 
-A server waits for its connections before it ends the lifespan, and those who read a stream or wait
-for an outcome would wait for that end. So the signal is heard here too, before the server's own
-handler, which goes on as if we were not there. Where a signal ends the process at once, or this is
-not the main thread, nothing is changed. Hypercorn's workers get no signal: their parent sets an
-event, which is looked at.
+A server waits for its connections before it ends the lifespan, but clients that read a stream or
+wait for an outcome would wait for that end. So our handler is called first, and then the server's
+own, as if ours did not exist. If a signal has no handler, and so ends the process at once, or if
+this is not the main thread, nothing is changed. Hypercorn's workers get no signal: their parent
+sets an event, which is polled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EVERY: Final = 0.5
 
 
 def _parents_event() -> Callable[[], bool]:
-    """Return what says whether hypercorn's parent process has told this worker to end."""
+    """Return a function: whether hypercorn's parent process has asked this worker to stop."""
     module = sys.modules.get("multiprocessing.process")
     process = module.current_process() if module else None
     event = getattr(process, "_kwargs", {}).get("shutdown_event")
@@ -32,7 +32,7 @@ def _parents_event() -> Callable[[], bool]:
 
 
 class _Link:
-    """A handler that calls `on_signal`, and then the one that was there before it."""
+    """A signal handler that calls `on_signal`, and then the handler that was set before."""
 
     def __init__(self, on_signal: Callable[[], None], before: Callable[..., Any]) -> None:
         self.on_signal: Callable[[], None] | None = on_signal
@@ -45,7 +45,7 @@ class _Link:
 
 
 class Ending:
-    """Calls `on_signal` on this loop when a signal says that the process should end."""
+    """The handlers that call `on_signal` on this loop when a signal asks the process to end."""
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self._on_signal = on_signal
@@ -53,22 +53,22 @@ class Ending:
         self._links: list[tuple[signal.Signals, _Link]] = []
 
     def listen(self) -> None:
-        """Stand before the handlers there are; again where a server has set its own meanwhile."""
+        """Put ours before the present signal handlers; again if a server has set its own since."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _ENDING:
             handler = signal.getsignal(number)
-            # Another link leads to ours, or to one of another app that listens as we do.
+            # A link is ours already, or belongs to another app of ours.
             if callable(handler) and not isinstance(handler, _Link):
                 made = (one for kind, one in self._links if kind == number)
                 link = next((one for one in made if one.before == handler), None)
                 if link is None:
                     link = _Link(self._receive, handler)
                     self._links.append((number, link))
-                signal.signal(number, link)  # the same again, where a server puts its own back
+                signal.signal(number, link)  # the same again, if a server restores its own
 
     async def keep(self) -> None:
-        """Listen for as long as we run: some servers set their handlers after the start."""
+        """Keep listening as long as we run: some servers set their handlers after the start."""
         is_told = _parents_event()
         while not is_told():
             await asyncio.sleep(_EVERY)
@@ -76,7 +76,7 @@ class Ending:
         self._on_signal()
 
     def stop(self) -> None:
-        """Restore the signal handlers; one that others stand before stays, and only hands on."""
+        """Restore the signal handlers; if another was put before ours, ours stays and forwards."""
         for number, link in reversed(self._links):
             before, link.on_signal = link.before, None
             if signal.getsignal(number) is link:
@@ -84,5 +84,5 @@ class Ending:
         self._links.clear()
 
     def _receive(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no request waits
             self._loop.call_soon_threadsafe(self._on_signal)

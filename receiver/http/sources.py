@@ -15,14 +15,14 @@ from receiver.providers.published import REFRESH, Published
 from receiver.settings import Network
 
 _REFRESHED: Final = 3600.0
-"""Seconds between two looks at what a provider publishes."""
+"""Seconds between two fetches of the address ranges that a provider publishes."""
 
 Ranges = Callable[[bool], Awaitable[Sequence[Network]]]
-"""Gives a provider's addresses; True: fetch them anew if that is allowed again."""
+"""Returns a provider's address ranges; True: fetch them anew if that is allowed again."""
 
 
 async def keep_fresh(ranges: Ranges) -> NoReturn:
-    """Fetch published ranges again from time to time, for ever."""
+    """Fetch published ranges again every hour, or every minute while none are known, for ever."""
 
     async def fetch() -> float:
         with contextlib.suppress(SourcesUnavailable):
@@ -39,9 +39,9 @@ def published_ranges(
     read: Callable[[bytes], list[Network]],
     clock: Callable[[], float],
 ) -> Published[Network]:
-    """Return a provider's address ranges; those once known are believed until newer come.
+    """Return a cache of a provider's address ranges, which are valid until newer ones come.
 
-    Calling them raises SourcesUnavailable while none are known.
+    Calling it raises SourcesUnavailable while none are known.
     """
     return Published(
         client,
@@ -55,7 +55,7 @@ def published_ranges(
 
 
 class Sources:
-    """Checks the source address of a callback; without a list every address is allowed."""
+    """The allowed source addresses of callbacks; without a list every address is allowed."""
 
     def __init__(self, ranges: Mapping[str, Ranges]) -> None:
         self._ranges = ranges

@@ -48,7 +48,7 @@ def _raw_problem(status: int, kind: str, detail: str, *more: tuple[bytes, bytes]
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of a callback; one that comes too late is a duplicate too."""
+    """The result of a callback; one that comes too late is a duplicate too."""
 
     status: Literal["accepted", "duplicate"]
 
@@ -61,16 +61,16 @@ _WORDS: Final[dict[str, Literal["accepted", "duplicate"]]] = {
 _TAKEN: Final = {word: _raw(200, msgspec.json.encode(Receipt(word))) for word in _WORDS.values()}
 _CLOSE: Final = (b"connection", b"close")
 _CHALLENGE: Final = (b"www-authenticate", b"Callback")
-"""A 401 must have one; no provider has a scheme to name."""
+"""The header that a 401 must have; no provider uses a standard scheme."""
 _RETRY_SOON: Final = (b"retry-after", b"5")
 LATER: Final[dict[type[Exception], str]] = {
     StoreUnavailable: "unavailable",
     KeysUnavailable: "keys-unavailable",
     SourcesUnavailable: "sources-unavailable",
 }
-"""What is no fault of the sender's, and the problem's type."""
+"""The errors that are not the sender's fault, and the types of their problems."""
 _UNKNOWN: Final = "unknown"
-"""Whatever provider a stranger makes up."""
+"""The name of any unknown provider, in counts and logs."""
 _UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
 _NOBODY: Final = _raw_problem(404, "not-found", "no such provider")
 
@@ -79,10 +79,11 @@ WEBHOOK_PATH: Final = "/webhooks/{provider}/{token}"
 
 
 class WebhookRoute:
-    """`POST /webhooks/{provider}/{token}` as a bare ASGI app: nothing stands before the proof.
+    """`POST /webhooks/{provider}/{token}` as a plain ASGI app: nothing precedes the proof.
 
-    Answers 200 only after the commit; 401 for whatever is not proved, with no word of why; 408,
-    413, 429 and 503 as their names say. It never redirects, as providers take a 3xx for a refusal.
+    Answers 200 only after the commit; 401 without a reason for an unproved callback; 404 for an
+    unknown provider; 408, 413, 429 and 503 in their usual meanings. It never redirects, as
+    providers take a 3xx for a refusal.
     """
 
     def __init__(
@@ -130,7 +131,10 @@ class WebhookRoute:
     async def _take(
         self, scope: Scope, receive: Receive, provider: str, made: str | None
     ) -> tuple[Sent | None, AcceptResult | None]:
-        """Prove and record, or say why not; what comes to nothing is charged to its sender."""
+        """Prove and record a callback; return the answer, and the result if it is recorded.
+
+        A refused callback is charged to its sender.
+        """
         answer: Sent | None = None  # a sender that went away is not answered
         try:
             if made is not None:
@@ -178,7 +182,7 @@ class WebhookRoute:
         return await self._inbox.callback(provider, made, callback)
 
     def _reject(self, scope: Scope, provider: str, reason: str) -> None:
-        """Note what was the sender's fault; the reason is for us alone."""
+        """Count a callback refused by the sender's fault; the reason is not sent."""
         self._count(scope, provider, reason)
         self._on_rejected(provider, reason, client_of(scope))
 

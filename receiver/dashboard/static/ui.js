@@ -1,5 +1,5 @@
 "use strict";
-// Keys, the picture viewer, and what a page keeps when it is read anew. Without it all pages work.
+// Keys, the picture viewer, and the state kept when a page is loaded again; all pages work without.
 (() => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   const items = () => all("[data-item]");
@@ -81,7 +81,7 @@
     }
   });
 
-  // --- a page that nobody sees holds no connection: a browser has six of them for all its tabs ---
+  // --- a hidden page holds no connection: a browser has six of them for all its tabs ---
 
   class Source extends EventTarget {
     constructor(url) {
@@ -120,7 +120,7 @@
 
   if (window.htmx) window.htmx.createEventSource = (url) => new Source(url);
 
-  // --- what is open, and what has the focus, stays so when a part of the page is read anew ---
+  // --- open details and the focus are kept when a part of the page is loaded again ---
 
   let open = [], focused = null;
   document.addEventListener("htmx:beforeSwap", () => {

@@ -1,4 +1,4 @@
-"""`/v1/costs`: what was spent."""
+"""The route `/v1/costs`: the costs of predictions."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _GROUP: Final = r"(day|provider|model|recipe|key|metadata\.[!-+\--~]+)"
 
 
 class CostsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which costs, and how they are put together."""
+    """Which costs to return, and how to group them."""
 
     since: date | None = None
-    """The first day, in UTC; else thirty before `until`."""
+    """The first day, in UTC; by default thirty days before `until`."""
     until: date | None = None
-    """The day after the last one; else today is the last."""
+    """The day after the last one; by default the last day is today."""
     by: Annotated[
         str,
         Meta(pattern=rf"^{_GROUP}(,{_GROUP})*$", max_length=300, examples=["day,provider"]),
     ] = "day"
-    """Names of groups, by comma: `day`, `provider`, `model`, `recipe`, `key`, and `metadata.NAME`
-    where RECEIVER_COSTS_BY has the name."""
+    """Names of groups, separated by commas: `day`, `provider`, `model`, `recipe`, `key`, and
+    `metadata.NAME` if RECEIVER_COSTS_BY has the name."""
 
 
 class CostRoutes:
@@ -53,10 +53,10 @@ class CostRoutes:
 
     @get("/v1/costs", "costs by group", problems=["invalid-request"], csv=as_csv)
     async def costs(self, query: CostsAsked) -> CostReport:
-        """Read what was spent, by groups.
+        """Read costs by groups.
 
-        Of what has ended on days of UTC, also of predictions that were erased or deleted since.
-        `Accept: text/csv` gives the groups as a table.
+        The costs of predictions that ended on these days (UTC), including those erased or deleted
+        since. `Accept: text/csv` returns the groups as a table.
         """
         parts = parts_of(query.by, self._metadata)
         since, until = days(query.since, query.until, self._clock())

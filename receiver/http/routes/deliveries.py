@@ -1,4 +1,4 @@
-"""`/v1/deliveries`: what is pending, done and dead; try again."""
+"""The routes `/v1/deliveries`: list deliveries, and retry one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeliveryRoutes:
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]:
-        """List what is pending, done and dead, newest first.
+        """List deliveries, newest first.
 
         A delivery is one event for one handler, with its state, its attempts and the reason of the
         last one. `next_cursor` leads to the next page.
@@ -57,9 +57,9 @@ class DeliveryRoutes:
         missing="no such delivery",
     )
     async def retry(self, id: DeliveryId) -> Delivery:
-        """Try a dead or skipped delivery again, or a waiting one at once.
+        """Retry a dead or skipped delivery, or a pending one at once.
 
-        A delivery that is running, or done, is a 409.
+        A delivery that is running or done is answered 409.
         """
         handler = await self._store.retry(id, self._runtime.clock())
         found = await self._store.page(1, id=id)

@@ -1,4 +1,4 @@
-"""`/v1/discarded`: what came and reached no handler."""
+"""The route `/v1/discarded`: outcomes, callbacks and events that reached no handler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from receiver.store.discarded import CURSOR, DiscardedItems
 
 
 class DiscardedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which of them to list."""
+    """Which discarded items to list."""
 
     kind: Kind | None = None
     provider: ProviderName | None = None
@@ -23,16 +23,17 @@ class DiscardedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DiscardedRoutes:
-    """The route about what reached no handler."""
+    """The route about discarded items."""
 
     def __init__(self, store: DiscardedItems) -> None:
         self._store = store
 
     @get("/v1/discarded", "a page of them", problems=["invalid-request"])
     async def list_discarded(self, query: DiscardedQuery) -> Page[DiscardedItem]:
-        """List what came and reached no handler, the latest first.
+        """List discarded items, the latest first.
 
-        Duplicates, late and unknown outcomes, rejected callbacks, and events without a handler.
+        They reached no handler: duplicates, late and unknown outcomes, rejected callbacks, and
+        events without a handler.
         """
         filters = msgspec.structs.asdict(query)
         return await self._store.page(filters.pop("limit"), **filters)

@@ -1,7 +1,7 @@
-"""`/`, `/openapi.json` and `/docs`: what this is, takes and answers, for programs and for people.
+"""The routes `/`, `/openapi.json` and `/docs`: the description of this API.
 
-The last two are files, made when the package is built (`make docs`); a test compares them with the
-routes.
+The last two are files, made before the package is built (`make docs`); a test compares them with
+the routes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ health        whether it is alive; ready: whether it can work
 
 
 class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"}):
-    """What the caller has already."""
+    """The version that the caller has already."""
 
     tags: str | None = None
     """The ETag of an earlier answer."""
 
 
 class DocsRoutes:
-    """The three routes, which are open."""
+    """The three routes, which need no key."""
 
     @get(
         "/",
@@ -50,9 +50,9 @@ class DocsRoutes:
         is_open=True,
     )
     async def about(self, request: Request) -> Response:
-        """Say what this is, and where it is described.
+        """Describe this server in a few lines.
 
-        A few lines for people who open the address.
+        They are for people who open its address.
         """
         headers = {**_CACHED, "Vary": "Accept"}
         if request.app.state.shows_dashboard and "text/html" in request.headers.get("accept", ""):
@@ -61,10 +61,10 @@ class DocsRoutes:
 
     @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
     async def openapi(self, request: Request, headers: IfNoneMatch) -> Response:
-        """Describe it for programs.
+        """Return the OpenAPI document.
 
-        Made from the types that read and write. It changes only with a new release. Its server is
-        RECEIVER_PUBLIC_URL; where that is not set, wherever this was fetched.
+        It is made from the types of requests and answers, and changes only with a new release. Its
+        server is RECEIVER_PUBLIC_URL, or if that is not set, the one that it was fetched from.
         """
         server = request.app.state.public_url or _HERE
         return _answer(headers, "openapi.json", "application/json", server)
@@ -77,9 +77,9 @@ class DocsRoutes:
         is_open=True,
     )
     async def docs(self, headers: IfNoneMatch) -> Response:
-        """Describe it for people.
+        """Return the documentation of this API as a page.
 
-        Made from the types that read and write. It changes only with a new release.
+        It is made from the types of requests and answers, and changes only with a new release.
         """
         return _answer(headers, "docs.html", "text/html")
 
@@ -94,7 +94,7 @@ def _answer(known: IfNoneMatch, name: str, media_type: str, server: str = _HERE)
 
 @lru_cache(maxsize=4)
 def _file(name: str, server: str) -> tuple[bytes, dict[str, str]]:
-    """Read a file of this package when it is first asked for; return it with its headers."""
+    """Return a file of this package with its headers; it is read at the first request."""
     body = files("receiver.http").joinpath(name).read_bytes()
     if name.endswith(".json"):
         body = body.replace(_SERVER % _HERE.encode(), _SERVER % server.encode(), 1)
@@ -105,7 +105,7 @@ def _file(name: str, server: str) -> tuple[bytes, dict[str, str]]:
 
 
 def _policy(page: bytes) -> dict[str, str]:
-    """Return the headers that let a page use its own style and script, and nothing else at all."""
+    """Return the headers that let a page use its own style and script, and nothing else."""
     own = "; ".join(f"{tag}-src '{_digest(page, tag)}'" for tag in ("style", "script"))
     return {
         "Content-Security-Policy": f"default-src 'none'; {own}; "
@@ -115,7 +115,7 @@ def _policy(page: bytes) -> dict[str, str]:
 
 
 def _digest(page: bytes, tag: str) -> str:
-    """Return the digest of what stands in the page's only such tag."""
+    """Return the digest of the content of the page's only such tag."""
     _, _, after = page.partition(f"<{tag}>".encode())
     text, _, _ = after.partition(f"</{tag}>".encode())
     return f"sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""`/v1/drain` and `/wake/{token}`: run what is due, for where a process lives only while asked."""
+"""The routes `/v1/drain` and `/wake/{token}`: run due work, for processes that live on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from receiver.model.errors import Unproved
 from receiver.predictions.tokens import Tokens
 
 _LONGEST: Final = 900
-"""Seconds; serverless platforms end a request after so many at the latest."""
+"""Seconds after which serverless platforms end a request at the latest."""
 
 _LONGEST_AGAIN: Final = 5
 
@@ -26,14 +26,14 @@ class DrainAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to drain."""
 
     seconds: Annotated[int, msgspec.Meta(ge=1, le=_LONGEST)] = 25
-    """For how long at most."""
+    """The longest time that it may take, in seconds."""
 
 
 class WakeAsked(DrainAsked, frozen=True, forbid_unknown_fields=True):
-    """How to drain for one who calls now and then."""
+    """How to drain for a caller that limits its calls."""
 
     again: Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_AGAIN)] = 0
-    """Look once more, so many seconds after the call: its caller does not call again before."""
+    """Look for work once more, this many seconds after the call; its caller pauses until then."""
 
 
 class DrainRoutes:
@@ -46,18 +46,18 @@ class DrainRoutes:
 
     @post("/v1/drain", "what was done", problems=["invalid-request"], is_for_cron=True)
     async def drain(self, query: DrainAsked) -> Drained:
-        """Run what is due, and answer when that is done or the time is over.
+        """Run due work, and answer when it is done or the time is over.
 
-        For where a process only lives while it answers: have a scheduler call this. Housekeeping is
-        done too. Two calls at once do nothing twice.
+        For platforms where a process only lives while it answers: have a scheduler call this. It
+        also does the housekeeping. Two calls at once do nothing twice.
         """
         return await self._drain(query.seconds)
 
     @get("/v1/drain", "what was done", problems=["invalid-request"], is_for_cron=True)
     async def drain_by_get(self, query: DrainAsked) -> Drained:
-        """Run what is due, as POST does, for schedulers that can only GET.
+        """Run due work, as POST does, for schedulers that can only GET.
 
-        They are Vercel Cron and most monitors; two calls at once do nothing twice.
+        They are Vercel Cron and most monitors. Two calls at once do nothing twice.
         """
         return await self._drain(query.seconds)
 
@@ -73,10 +73,10 @@ class DrainRoutes:
         proof=_prove,
     )
     async def wake(self, request: Request, token: str, query: WakeAsked) -> Drained:  # noqa: ARG002 - proved
-        """Run what is due, for callers that can send no key.
+        """Run due work, for callers that cannot send a key.
 
-        `receiver wake-url` prints the URL. The body, whatever it is, is read and ignored.
+        `receiver wake-url` prints the URL. Any body is read and ignored.
         """
-        with contextlib.suppress(HTTPException):  # a caller that is gone has called all the same
+        with contextlib.suppress(HTTPException):  # the call counts, even if the caller is gone
             await whole_body(request, self._most)
         return await self._drain(query.seconds, query.again)

@@ -1,8 +1,8 @@
-"""`POST /webhooks/echo/{token}`: shows a caller with our secret that callbacks arrive unchanged.
+"""The route `POST /webhooks/echo/{token}`: shows that callbacks arrive here unchanged.
 
-It is for `receiver doctor`, which asks by the public URL. The answer is signed, so that a landing
-page, a redirect or another receiver is not taken for this one. Nothing is kept and nothing is told
-but the digest of what came.
+It is for `receiver doctor`, which calls the public URL with a token made by our secret key. The
+answer is signed, so that a landing page, a redirect or another receiver is not taken for this one.
+Nothing is stored, and only the digest of the body is returned.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from receiver.predictions.tokens import Tokens
 
 
 class Echo(msgspec.Struct, frozen=True):
-    """What came, and that we are who knows the secret."""
+    """The digest of a body, and the proof that this server has the secret key."""
 
     sha256: str
     """Hex digest of the body."""
     answer: str
-    """A signature of that and of the token."""
+    """A signature of the digest and the token."""
 
 
 class EchoRoutes:
@@ -48,10 +48,10 @@ class EchoRoutes:
         proof=_prove,
     )
     async def echo(self, request: Request, token: str) -> Echo:
-        """Echo the digest of what came, for `receiver doctor`.
+        """Return the digest of the body, for `receiver doctor`.
 
-        Shows that a URL leads to this receiver, and that bodies arrive as they were sent. A caller
-        without the secret key gets 401.
+        It shows that a URL leads to this receiver, and that bodies arrive as they were sent. A
+        caller without the secret key gets 401.
         """
         now = self._clock()
         digest = hashlib.sha256(await whole_body(request, self._most)).hexdigest()

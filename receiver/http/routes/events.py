@@ -1,4 +1,4 @@
-"""`/v1/events`: the events there were, newest first, and the live stream of all that happens."""
+"""The routes `/v1/events`: the list of events, newest first, and the live stream of changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from receiver.providers import NAMES
 from receiver.store.changes import ChangeLog, StatusChange
 
 _MOST_LOOKED_AT: Final = 2000
-"""Events that one request looks through; a page may hold fewer than were asked for."""
+"""Events that one request looks through; a page may hold fewer than its limit."""
 _STATUSES: Final = tuple(Status)
 _ENDS: Final = tuple(status for status in Status if status in TERMINAL)
 MEDIA_TYPE: Final = "text/event-stream"
@@ -37,20 +37,20 @@ def _types(statuses: Sequence[Status]) -> msgspec.Meta:
 
 
 class StreamAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to hear of."""
+    """Which events and changes to return."""
 
     type: Annotated[str, _types(_STATUSES)] | None = None
-    """One or several by comma, with or without `prediction.` before them."""
+    """One or several, separated by commas, with or without `prediction.` before them."""
     provider: Annotated[str, _list_of(NAMES)] | None = None
-    """One or several by comma."""
+    """One or several, separated by commas."""
 
 
 class LiveAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
-    """What to hear of, live."""
+    """Which events and changes to send live."""
 
     prediction: PredictionId | None = None
     deliveries: Literal["true", "false"] = "false"
-    """`true`: the end of every attempt of a handler too, from now on, as `delivery.done`,
+    """`true`: also the end of every attempt of a handler, from now on, as `delivery.done`,
     `delivery.pending` (it failed and is retried), `delivery.skipped` or `delivery.dead`."""
 
 
@@ -58,23 +58,23 @@ class EventsAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
     """Which events to list."""
 
     type: Annotated[str, _types(_ENDS)] | None = None
-    """One or several by comma, with or without `prediction.` before them."""
+    """One or several, separated by commas, with or without `prediction.` before them."""
     limit: PageSize = 50
     cursor: Position | None = None
     """The `next_cursor` of the page before."""
 
 
 class Resuming(msgspec.Struct, frozen=True, rename={"last": "Last-Event-ID"}):
-    """Where to go on."""
+    """The place to resume from."""
 
     last: Annotated[str, msgspec.Meta(pattern="^[0-9]{0,18}$", examples=["1207"])] | None = None
-    """The `id` of the last message that was read; 0: all there is. Without it: from now on."""
+    """The `id` of the last message that was read; 0: everything stored. Without it: from now on."""
 
 
 class EventRoutes:
     """The routes about events.
 
-    `metadata.NAME=VALUE` selects predictions whose metadata has this; JSON as it is written.
+    `metadata.NAME=VALUE` selects predictions whose metadata has this text, or value as JSON.
     """
 
     def __init__(self, changes: ChangeLog, live: LiveStream) -> None:
@@ -105,12 +105,12 @@ class EventRoutes:
     async def stream(
         self, request: Request, query: LiveAsked, metadata: dict[str, str], headers: Resuming
     ) -> Response:
-        """Follow what happens, live: every event, and every other change of a status.
+        """Stream every event, and every other change of a status, live.
 
-        With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where what came
-        after it is not there any more, the first event is `stream.gap`. Then comes `stream.open`,
-        whose `id` is where it begins. Ends of attempts are told live only: `/v1/deliveries` has
-        those before.
+        With `Last-Event-ID` it resumes after that place, without a gap or a repeat. If the changes
+        after it are not stored any more, the first message is `stream.gap`. Then comes
+        `stream.open`, whose `id` is the place where the stream begins. Ends of attempts are sent
+        live only: `/v1/deliveries` has the earlier ones.
         """
         wanted = _wanted(
             query,
@@ -124,14 +124,14 @@ class EventRoutes:
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=sent)
         frames = self._live.read(begins, wanted)
-        # What speaks against it is said before the stream has begun.
+        # Errors are raised before the response begins.
         first = await anext(frames, b"")
         return StreamingResponse(_frames(first, frames), media_type=MEDIA_TYPE, headers=sent)
 
     async def _look(
         self, wanted: StreamFilter, limit: int, below: int | None
     ) -> tuple[list[StatusChange], int | None]:
-        """Look for events, for so long; give where to go on, or None where there are no more."""
+        """Look through a limited number of events; return where to go on, or None at the end."""
         found: list[StatusChange] = []
         looked_at = 0
         while looked_at < _MOST_LOOKED_AT:
@@ -149,7 +149,7 @@ class EventRoutes:
 
 
 async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
-    """Return frames until there are no more, or none to be had: the reader comes back."""
+    """Yield frames until they end or the store is unavailable: then the reader reconnects."""
     async with aclosing(more):
         yield first
         with suppress(StoreUnavailable):

@@ -1,4 +1,4 @@
-"""`/v1/handlers`: who handles events, what is pending for each, and its state; pause and resume."""
+"""The routes `/v1/handlers`: handlers with their state and pending deliveries; pause, resume."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class HandlerRoutes:
 
     @get("/v1/handlers", "all handlers there are")
     async def list_handlers(self) -> Page[HandlerState]:
-        """List handlers: what is pending for each, and its state.
+        """List handlers, with their state and the number of pending deliveries.
 
-        Those of this process, and those that have pending deliveries in the database.
+        Those of this process, and others that have pending deliveries or are held back.
         """
         return Page(data=list((await self._states()).values()), next_cursor=None)
 
@@ -45,9 +45,9 @@ class HandlerRoutes:
         "/v1/handlers/{name:path}/pause", "it is paused", problems=["not-found"], missing=_MISSING
     )
     async def pause(self, name: HandlerName) -> HandlerState:
-        """Let no delivery of a handler begin; its deliveries stay pending.
+        """Pause a handler: no delivery of it begins, and all stay pending.
 
-        It holds for every process and outlives restarts. What runs already may end.
+        It applies to every process, also after restarts. Running deliveries may end.
         """
         state = await self._known(name)
         await self._breakers.pause(state.name, self._clock())
@@ -58,9 +58,9 @@ class HandlerRoutes:
         "/v1/handlers/{name:path}/resume", "it is running", problems=["not-found"], missing=_MISSING
     )
     async def resume(self, name: HandlerName) -> HandlerState:
-        """Let a handler's deliveries run again, whether it was paused or failed.
+        """Resume a handler, whether it was paused or failed.
 
-        Also closes the circuit breaker that a run of failures has opened.
+        This also closes a circuit breaker that a series of failures has opened.
         """
         state = await self._known(name)
         await self._breakers.resume(state.name)
@@ -75,7 +75,7 @@ class HandlerRoutes:
 
     async def _now(self, before: HandlerState) -> HandlerState:
         self._worker.look_again()
-        # One that is no handler here is forgotten once nothing is pending for it.
+        # A handler that is not registered here disappears once nothing is pending for it.
         return (await self._states()).get(before.name, before)
 
     async def _states(self) -> dict[str, HandlerState]:

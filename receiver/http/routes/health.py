@@ -1,6 +1,6 @@
 """Health checks: liveness and readiness, by two names each.
 
-Google's Cloud Run keeps paths that end in z for itself.
+Google's Cloud Run reserves paths that end in z.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from receiver.store.facade import Store
 
 
 class AliveRoutes:
-    """The route that is there whether or not the receiver has been started."""
+    """The liveness route, which works whether or not the receiver has been started."""
 
     @get("/healthz", "it is", is_open=True)
     async def alive(self) -> Health:
         """Return whether the process is alive.
 
-        Answers as long as the process answers at all; it does not ask the database.
+        It answers as long as the process answers at all, and does not use the database.
         """
         return Health()
 
@@ -27,13 +27,13 @@ class AliveRoutes:
     async def alive_too(self) -> Health:
         """Return whether the process is alive, as `/healthz` does.
 
-        For platforms that keep paths which end in z for themselves.
+        For platforms that reserve paths ending in z.
         """
         return await self.alive()
 
 
 class ReadyRoutes:
-    """The route that asks whether the receiver can do its work."""
+    """The readiness route: whether the receiver can do its work."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class ReadyRoutes:
     async def ready(self) -> Readiness:
         """Return whether the database takes writes.
 
-        503 while it does not: then callbacks are answered 503 too, and come again. A provider that
-        has locked our account is named, and is no reason to be not ready.
+        503 while it does not: then callbacks are answered 503 too, and providers repeat them.
+        Providers that have locked our account are named; the answer is still 200.
         """
         await self._store.try_write(self._clock())
         return Readiness(locked=self._locked())
@@ -59,6 +59,6 @@ class ReadyRoutes:
     async def ready_too(self) -> Readiness:
         """Return whether the database takes writes, as `/readyz` does.
 
-        For platforms that keep paths which end in z for themselves.
+        For platforms that reserve paths ending in z.
         """
         return await self.ready()

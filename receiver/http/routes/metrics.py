@@ -1,4 +1,4 @@
-"""`GET /metrics`: the counters, and gauges of the backlog from the database."""
+"""The route `GET /metrics`: the counters, and gauges of the backlog from the database."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from receiver.predictions.costs import Spending
 from receiver.store.backlog import Backlog, BacklogReader
 
 _FRESH: Final = 1.0
-"""Seconds for which a page is given to all who ask: the route is open to all."""
+"""Seconds for which one page is returned to all callers, as the route needs no key."""
 _SHARE: Final = 10
-"""A page is given for so many times as long as it took to make, if that is longer."""
+"""A page is returned for this many times as long as it took to make, if that is longer."""
 _PATIENCE: Final = 3.0
-"""Seconds that the database has; Prometheus gives up after ten."""
+"""Seconds that the database has to answer; Prometheus gives up after ten."""
 
 
 class MetricsPage:
-    """The page of metrics, made once a second at most, for all who ask."""
+    """The page of metrics, made once a second at most, for all callers."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class MetricsPage:
 
     @get("/metrics", "as Prometheus reads it", media_type="text/plain", is_open=True)
     async def answer(self) -> Response:
-        """Say what was counted and what is pending, for Prometheus.
+        """Return metrics for Prometheus.
 
         Counters and histograms of this process, and gauges read from the database.
         """
@@ -77,9 +77,9 @@ class MetricsPage:
                 spending = await self._spending()
                 connected = {name: await look() for name, look in self._streams.items()}
         except (StoreUnavailable, TimeoutError):
-            pass  # the page says so, and has what we know ourselves
+            pass  # the page reports this, and has the metrics of this process
         gauges = list(self._gauges(depth, connected, spending))
-        # Many processes have many files; reading them is no work for the loop.
+        # Many processes have many files; reading them would block the loop.
         page = await asyncio.to_thread(self._telemetry.metrics.expose, gauges)
         ended = clock()
         self._stale_at = ended + max(_FRESH, _SHARE * (ended - began))
@@ -91,7 +91,7 @@ class MetricsPage:
         connected: Mapping[str, bool] | None,
         spending: Spending | None,
     ) -> Iterator[GaugeMetricFamily]:
-        """Leave out what the database did not say: a nought would be worse than nothing."""
+        """Yield all gauges but those the database did not give: a zero would be misleading."""
         available = connected is not None and self._telemetry.writable
         yield gauge(
             "receiver_database_available",

@@ -1,4 +1,4 @@
-"""`/v1/predictions`: submit, read, cancel, replay, erase, explain; and the providers' models."""
+"""The routes `/v1/predictions` (submit, read, cancel, replay, erase, explain) and `/v1/models`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:[,;]|$)", re.IGNORECAS
 _BEFORE_CUT_OFF: Final = 2.0
 _MOST_GLOBS: Final = 20
 _LONGEST_GLOB: Final = 300
-"""Bytes of JSON: lists and streams read it of many predictions at once."""
+"""Characters of one filter by metadata."""
 REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
     "missing": (404, "not-found", "no such prediction"),
     "living": (409, "not-ended", "the prediction has not ended: cancel it first, or wait"),
@@ -68,13 +68,13 @@ GONE: Final = "no such handler is registered here any more"
 
 
 class Submission(SubmitFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to submit. Model and input go to the provider as they are."""
+    """What to submit. Model and input are sent to the provider as they are."""
 
     provider: ProviderName
 
 
 class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
-    """What a caller may wish of an answer."""
+    """The header that asks to wait for an outcome."""
 
     prefer: Annotated[str, msgspec.Meta(examples=["wait=5"])] | None = None
     """`wait=N`: wait for the outcome, for 1 to 60 seconds; `respond-async`: do not wait for a
@@ -82,7 +82,7 @@ class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class Submitting(Waiting, frozen=True, rename={"prefer": "Prefer", "key": "Idempotency-Key"}):
-    """What a caller may wish of a submit."""
+    """The headers of a submit."""
 
     key: (
         Annotated[
@@ -94,8 +94,8 @@ class Submitting(Waiting, frozen=True, rename={"prefer": "Prefer", "key": "Idemp
         ]
         | None
     ) = None
-    """A repeat with the same key is answered with the same prediction, and sends nothing. As it is,
-    or as a string of RFC 8941: `k` and `"k"` are one key."""
+    """A repeat with the same key returns the same prediction, and sends nothing. Plain text, or a
+    string of RFC 8941: `k` and `"k"` are the same key."""
 
 
 class PredictionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +106,7 @@ class PredictionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | None = None
     """A shell glob, as in `fal-ai/*`."""
     since: Time | None = None
-    """When they were made, or later."""
+    """Only predictions made at this time or later."""
     limit: PageSize = 50
     cursor: PredictionId | None = None
     """The `next_cursor` of the page before."""
@@ -116,7 +116,7 @@ class ExplanationAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to explain."""
 
     type: Literal["succeeded", "failed", "canceled"] | None = None
-    """As if the prediction had ended so."""
+    """Assume that the prediction has ended with this status."""
 
 
 class PredictionRoutes:
@@ -130,7 +130,7 @@ class PredictionRoutes:
         self._deliveries = deliveries
         self._runtime = runtime
         self.stopping = False
-        """Whether those who wait for an outcome are answered now."""
+        """Whether callers that wait for an outcome are answered at once, as we stop."""
 
     @post(
         "/v1/predictions",
@@ -155,8 +155,8 @@ class PredictionRoutes:
     ) -> Reply[Prediction]:
         """Submit a prediction.
 
-        It is stored before anything is sent. Its outcome comes to your handlers, and to all who
-        ask.
+        It is stored before anything is sent. Its outcome is given to your handlers, and can be
+        read at any time.
         """
         with self._runtime.tracing.request(request, "/v1/predictions") as span:
             reply = await self._submit(request, body, headers, span)
@@ -177,7 +177,7 @@ class PredictionRoutes:
                 caller=caller_of(request),
             )
         )
-        # Where nothing goes on after the answer, a blocking call would be cut off by it.
+        # If nothing continues after the answer, the answer would cut off a blocking call.
         is_async = self._service.begins and _ASYNC.search(headers.prefer or "")
         if wait is None and body.mode == "sync" and not is_async:
             wait = _SYNC_WAIT
@@ -191,7 +191,7 @@ class PredictionRoutes:
         seconds: float | None,
         location: str,
     ) -> Reply[Prediction]:
-        """Answer what has made a prediction: when that has ended, or as long as was asked for."""
+        """Return the reply to a submit or an order, when it has ended or after `seconds`."""
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
         return reply_with(await self._wait(prediction, seconds), seconds, location)
@@ -206,8 +206,8 @@ class PredictionRoutes:
     ) -> Page[Prediction]:
         """List predictions, newest first.
 
-        Filters narrow the list; `metadata.NAME=GLOB` is one. By model or metadata one request
-        looks through 2,000 predictions; `next_cursor` leads on, until it is null.
+        Filters narrow the list; `metadata.NAME=GLOB` is one. With a filter by model or metadata,
+        one request looks through 2,000 predictions; follow `next_cursor` until it is null.
         """
         if len(metadata) > _MOST_GLOBS or any(
             len(glob) > _LONGEST_GLOB for glob in metadata.values()
@@ -222,7 +222,7 @@ class PredictionRoutes:
     async def read(self, id: PredictionId, headers: Waiting) -> Prediction:
         """Read a prediction.
 
-        With `Prefer: wait=30` the answer waits for the end, 30 seconds at most.
+        With `Prefer: wait=30` the answer waits for the outcome, 30 seconds at most.
         """
         prediction = await self._prediction(id)
         return await self._wait(prediction, prefer_wait(headers.prefer or ""))
@@ -237,7 +237,7 @@ class PredictionRoutes:
     async def cancel(self, id: PredictionId) -> Reply[Prediction]:
         """Cancel a prediction at its provider.
 
-        What the provider says then is what counts: it may have succeeded meanwhile.
+        The provider's answer decides: the prediction may have succeeded meanwhile.
         """
         return reply_with(await self._service.cancel(id), None, f"../{id}")
 
@@ -250,7 +250,7 @@ class PredictionRoutes:
     async def replay(self, id: PredictionId) -> Redelivered:
         """Redeliver a prediction's event to its handlers.
 
-        Every handler that matches the event now runs again, also one that was registered since.
+        Every handler that matches the event now runs again, including those registered since.
         """
         await self._prediction(id)
         replayed = await self._deliveries.replay(id)
@@ -267,9 +267,10 @@ class PredictionRoutes:
         missing=_MISSING,
     )
     async def erase(self, id: PredictionId) -> Prediction:
-        """Erase what a prediction was about; its ids, status and times stay.
+        """Erase the content of a prediction; its ids, status and times stay.
 
-        Input, metadata, outputs and callbacks are gone for good. Only what has ended can be erased.
+        Input, metadata, outputs and callbacks are deleted for good. Only a prediction that has
+        ended can be erased.
         """
         erased = await self._store.erasure.erase(id, self._runtime.clock())
         if erased in REFUSALS:
@@ -285,11 +286,11 @@ class PredictionRoutes:
         missing="no such prediction or event",
     )
     async def explain(self, id: EventName, query: ExplanationAsked) -> Explanation:
-        """Say which handlers run for an event, and why the others do not.
+        """Explain which handlers run for an event, and why the others do not.
 
-        For a prediction that lives: as if it had succeeded, or ended as `type` says.
+        A prediction that has not ended is treated as succeeded, or as ended with the status `type`.
         """
-        # An event is named after its prediction, and either name will do.
+        # An event's id is made from its prediction's, and both are accepted.
         prediction_id = f"pred_{id.partition('_')[2]}"
         prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
@@ -334,8 +335,8 @@ class PredictionRoutes:
     async def model(self, provider: ProviderName, model: ModelName) -> Any:
         """Fetch the provider's own description of a model.
 
-        With the JSON Schema or OpenAPI of what it takes; not every provider has one. Slashes in the
-        model's name may be sent as they are, or as %2F.
+        It has the JSON Schema or OpenAPI of the model's input, if the provider has one. Slashes in
+        the model's name may be sent as they are, or as %2F.
         """
         return await self._service.details(provider, model)
 
@@ -346,7 +347,7 @@ class PredictionRoutes:
         return prediction
 
     async def _wait(self, prediction: Prediction, seconds: float | None) -> Prediction:
-        """Wait for the end of a prediction, if and as long as the caller said, or until we stop."""
+        """Return a prediction when it has ended, or after `seconds`, or when we stop."""
         if seconds is None or prediction.status in TERMINAL:
             return prediction
         loop = asyncio.get_running_loop()
@@ -363,7 +364,7 @@ class PredictionRoutes:
 
 
 def check(body: Submission) -> None:
-    """Raise a Problem for what its type alone lets pass."""
+    """Raise a Problem for a model with a line break at its end, which its pattern lets pass."""
     if body.model.endswith("\n"):
         raise Problem(422, "invalid-request", "model: it ends with a line break")
 
@@ -376,7 +377,7 @@ def key_of(given: str | None) -> str | None:
 
 
 def caller_of(request: Request) -> str:
-    """Return the name of the API key that came with a request; empty for one without a name."""
+    """Return the name of a request's API key; empty if it has no name."""
     return request.state.key or ""
 
 

@@ -1,4 +1,4 @@
-"""`/v1/recipes`: what there is to order, and orders."""
+"""The routes `/v1/recipes`: list recipes, and order by one."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class OrderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
     """As the recipe describes them."""
     person: Annotated[Who, Meta(examples=["slack:T01/U01"])] | None = None
-    """Who orders it: limits by person hold for them, and the recipes' allow lists."""
+    """Who orders it; limits by person apply to them, and the recipes' allow lists."""
     place: Annotated[Who, Meta(examples=["slack:T01/C01"])] | None = None
-    """Where it was ordered; likewise."""
+    """Where it was ordered; limits by place apply to it, and the allow lists."""
     metadata: dict[str, Any] = {}
-    """Yours, up to 256 KiB; what the recipe says goes before it."""
+    """Your own, up to 256 KiB; the recipe's metadata overrides it."""
     reply_to: ReplyTo | None = None
     """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
 
@@ -63,7 +63,7 @@ class RecipeRoutes:
     async def list_recipes(self) -> Page[OfferedRecipe]:
         """List recipes.
 
-        What there is to order by name, with a JSON Schema of the options of each.
+        Each can be ordered by its name, and has a JSON Schema of its options.
         """
         return Page(data=self._orders.offered(), next_cursor=None)
 
@@ -92,9 +92,9 @@ class RecipeRoutes:
     ) -> Reply[Prediction]:
         """Order by a recipe.
 
-        It is answered when the order is stored; what is sent to the provider follows. The same
-        Idempotency-Key gives the same prediction for good, whatever else is said. An order without
-        a person and a place is the caller's own, whom no allow list concerns.
+        The answer comes when the order is stored; it is sent to the provider later. The same
+        Idempotency-Key always returns the same prediction, whatever else is given. An order without
+        a person and a place is the caller's own, and no allow list applies to it.
         """
         with self._runtime.tracing.request(request, "/v1/recipes/{name}") as span:
             reply = await self._order(request, name, body, headers, span)

@@ -1,4 +1,4 @@
-"""`/v1/replays`: redeliver what was delivered, skipped or given up; counted first, then done."""
+"""The routes `/v1/replays`: redeliver many deliveries, which are counted first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReplayRoutes:
     async def count(self, body: Selection) -> Reply[Replay]:
         """Count the deliveries that match, to redeliver them.
 
-        At least one of these must be given.
+        At least one field must be given.
         """
         if not any(getattr(body, name) for name in body.__struct_fields__):
             names = ", ".join(body.__struct_fields__)
@@ -54,15 +54,15 @@ class ReplayRoutes:
     async def list_replays(self, query: ReplaysAsked) -> Page[Replay]:
         """List replays, newest first.
 
-        Counted, running, done and canceled ones.
+        They may be counted, running, done or canceled.
         """
         return await self._store.page(query.limit, query.cursor)
 
     @get("/v1/replays/{id}", "the replay", problems=["not-found"], missing=_MISSING)
     async def read(self, id: ReplayId) -> Replay:
-        """Read how far a replay is.
+        """Read the progress of a replay.
 
-        `replayed` of `matched` deliveries are pending again by now.
+        `replayed` of `matched` deliveries have been redelivered so far.
         """
         return await self._find(id)
 
@@ -73,9 +73,9 @@ class ReplayRoutes:
         missing=_MISSING,
     )
     async def start(self, id: ReplayId) -> Replay:
-        """Begin a replay that was counted; asking twice is asking once.
+        """Start a replay that was counted; a second call changes nothing.
 
-        It goes on by itself, through restarts too; the answer does not wait for it.
+        It continues by itself, also after restarts; the answer does not wait for it.
         """
         started = await self._replayer.start(id)
         replay = await self._find(id)
@@ -90,9 +90,9 @@ class ReplayRoutes:
         missing=_MISSING,
     )
     async def cancel(self, id: ReplayId) -> Replay:
-        """Stop a replay; what it has redelivered stays pending.
+        """Cancel a replay; deliveries that it has redelivered stay pending.
 
-        One that has ended is a 409.
+        A replay that has ended is answered 409.
         """
         canceled = await self._replayer.cancel(id)
         replay = await self._find(id)
