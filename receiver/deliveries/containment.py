@@ -60,7 +60,7 @@ def charged(charge: Charge, *, on_loop: bool) -> Iterator[contextvars.Context]:
 
 
 def contained(error: BaseException) -> Exception:
-    """Return an error for logs and tasks; one that would end the loop becomes a RuntimeError."""
+    """Return the error, or a RuntimeError instead if it would end more than an attempt."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     return RuntimeError(f"{type(error).__name__}: {described(error)}")

@@ -131,13 +131,13 @@ class Registry:
         ]
 
     def warnings(self, providers: Collection[str]) -> list[str]:
-        """Return a text for each likely mistake; `providers` are those that are set up."""
+        """Return a text for each likely mistake; `providers` are the names that exist."""
         found = [
             f"handler {name} is to run after {other}, which is not a handler here: it will not wait"
             f"{meant(other, self.handlers)}"
             for name, handler in self.handlers.items()
             for other in handler.after
-            # An installed one that is not used here is no mistake: `slack-in` may run without `save`.
+            # An installed one that is not used here is no mistake: `slack-in` may lack `save`.
             if other not in self.handlers and other not in installed_names()
         ]
         found += [
