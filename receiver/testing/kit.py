@@ -280,7 +280,7 @@ class Kit:
 
     @property
     def chats(self) -> Chats:
-        """The emulated chat platforms: their messages, and switches that end their tokens."""
+        """The emulated chat platforms: their messages, and `kill_tokens`."""
         if self._chats is None:
             raise ValueError("this kit has no chats: receiver_kit(…, chats=True)")
         return self._chats.chats
