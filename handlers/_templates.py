@@ -77,12 +77,12 @@ class Template:
 
     @property
     def fixed(self) -> str | None:
-        """Return the text if it is the same for every call, else None."""
+        """The text if it is the same for every call, else None."""
         texts = [part for part in self.parts if isinstance(part, str)]
         return "".join(texts) if len(texts) == len(self.parts) else None
 
     def fill(self, message: Message) -> Any:
-        """Return the value for a call; raise Problem if a place is missing or no scalar."""
+        """Return the value for a call, LEFT_OUT if it has none; raise Problem if it is unfit."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Place):
             value = scalar(self.parts[0], message)
             return LEFT_OUT if value is None else value
