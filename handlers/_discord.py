@@ -90,7 +90,7 @@ async def send(
 
 
 def check(answer: httpx.Response, secret: str) -> httpx.Response:
-    """Return a 2xx; raise Dead or Retry for others, which never quote the secret."""
+    """Return a 2xx answer; raise Dead or Retry for others, which never quote the secret."""
     if not answer.is_success and secret in answer.text:  # a proxy's page that quotes the URL
         raise Retry(f"HTTP {answer.status_code} from something before Discord")
     try:

@@ -27,7 +27,7 @@ log = structlog.get_logger("receiver")
 _FRESH: Final = 1.0
 """Seconds for which the cached breakers are used."""
 _FEWEST_DELIVERIES: Final = 3
-"""Different deliveries in a run of failures: one that always fails is no sign for the others."""
+"""Different deliveries that a run of failures needs: one may fail always, and the others not."""
 _MARGIN: Final = 10.0
 """Seconds beyond a handler's time-out in which its probe may still be settled."""
 
@@ -199,7 +199,7 @@ class HandlerBreaker:
 
 
 def _is_trouble(failure: Failure) -> bool:
-    """Return whether a failure counts against the handler: not one that it decided by itself."""
+    """Return whether a failure counts for the breaker: not Dead, nor a Retry with `after`."""
     return failure.kind in {"error", "timeout", "lost"} or (
         failure.kind == "retry" and failure.after is None
     )

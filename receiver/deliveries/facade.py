@@ -107,7 +107,7 @@ class Deliveries:
 
     @asynccontextmanager
     async def running(self, *, handlers: bool) -> AsyncIterator[None]:
-        """Run handlers until the block ends; without `handlers`, only when a drain or request asks.
+        """Run handlers until the block ends; without `handlers`, only in drains and requests.
 
         An attempt that an error in the block cuts short counts: it may have caused the error.
         """

@@ -59,7 +59,7 @@ class read_settings:  # noqa: N801 - used like a function
         if not isinstance(default, str | None):
             raise HandlerError(f"{_place()}the default of {name} must be a text, not {default!r}")
         told = self._reader.get(name, parse, None, as_text=default, says=says, at=_place())
-        return cast("T", told)  # None only beside a problem, and so never after the block
+        return cast("T", told)  # None only if there is a problem, which the block then raises
 
     def refuse(self, problem: str) -> None:
         """Add a problem of settings that do not fit together."""

@@ -176,7 +176,7 @@ class HandlerWorker:
         return found
 
     def _room(self) -> int:
-        """Return how many attempts may start, up to `concurrency` more while others are settled."""
+        """Return the number of free places; up to `concurrency` unsettled attempts take none."""
         most = self._handler.concurrency
         return most - len(self._running) + min(self._settling, most)
 
@@ -265,8 +265,7 @@ class HandlerWorker:
     async def _empty(self, prediction_id: str) -> None:
         """Empty the private values if this was the last delivery; retention does it too.
 
-        It is a transaction of its own: if two deliveries end at once, the later one sees both
-        ended.
+        It is a separate transaction: if two deliveries end at once, the later one sees both ended.
         """
         with contextlib.suppress(StoreUnavailable):
             await self._store.private.empty_after(prediction_id)

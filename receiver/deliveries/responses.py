@@ -19,7 +19,7 @@ _LONGEST: Final = 200
 def expect(
     answer: httpx.Response, *, final: Container[int] = _FINAL, after: float | None = None
 ) -> httpx.Response:
-    """Return a 2xx; raise Dead for a status in `final` and Retry for any other.
+    """Return a 2xx answer; raise Dead for a status in `final` and Retry for any other.
 
     By default every 3xx and 4xx is final except 408, 423, 425 and 429. The next attempt comes after
     `after` seconds, else after the answer's Retry-After, else by the handler's policy.

@@ -1,4 +1,4 @@
-"""Plugins' entry ways: routes at `/in/<name>`, and sources that poll.
+"""Routes and sources of plugins: routes are served at `/in/<name>`, and sources poll.
 
     @route("slack", proof=prove)
     async def slack(call: Call, door: Door) -> Reply: ...

@@ -22,7 +22,7 @@ _UPDATES: Final = ("message", "callback_query")
 
 @dataclass(frozen=True)
 class Said:
-    """The result of a message in a chat, read anew at each access."""
+    """The result of a message in a chat, read again at each access."""
 
     board: Board
     exchange: Exchange | None

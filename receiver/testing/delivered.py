@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivered:
-    """The result of an event, read anew at each access."""
+    """The result of an event, read again at each access."""
 
     kit: Kit
     prediction_id: str

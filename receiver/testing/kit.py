@@ -138,7 +138,7 @@ class Kit:
         """Whether it can be asked: not after `close`, and not by its own loop's thread."""
         return self._loop.is_running() and threading.current_thread() is not self._thread
 
-    # --- what may happen to an event ---
+    # --- events, calls and chats ---
 
     @blocking
     async def deliver(self, event: Event, times: int = 1) -> Delivered:
@@ -289,7 +289,7 @@ class Kit:
         """Return the API's answer, decoded as `kind`."""
         return msgspec.json.decode(self.do(self._call("GET", path)), type=kind)
 
-    # --- how ---
+    # --- internals ---
 
     def _emulate_chats(self) -> EmulatedChats:
         """Emulate the chat platforms, and route handlers' requests and downloads to them."""

@@ -35,7 +35,7 @@ class Result:
     """The state that the delivery would have; `pending`: it would be tried again."""
     reason: str = ""
     error: BaseException | None = None
-    """What the handler raised, other than Retry, Skip or Dead."""
+    """The exception that the handler raised, unless Retry, Skip or Dead."""
     submitted: list[Prediction] = field(default_factory=list)
     """The predictions that it submitted."""
     stored: dict[int, Stored] = field(default_factory=dict)
