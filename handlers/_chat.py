@@ -1,4 +1,4 @@
-"""What slack-in, discord-in and telegram-in share: reading orders, signing buttons, failures."""
+"""Shared by slack-in, discord-in and telegram-in: reading orders, signing buttons, failures."""
 
 import asyncio
 import base64
@@ -28,8 +28,8 @@ FAILURES = {
 }
 """Texts for people, by the code of an error."""
 AGAIN, CANCEL, DELETE, NAMED = "a", "c", "d", "b"
-"""What a button does; NAMED is one of the recipe's, and the digest of its label follows."""
-MOST_PICTURE = 5_000_000  # bytes: it goes along within the order
+"""Actions of buttons; NAMED is one of the recipe's buttons, followed by its label's digest."""
+MOST_PICTURE = 5_000_000  # bytes: it is sent within the order
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -39,7 +39,7 @@ PICTURES = {
 
 
 class Who(msgspec.Struct, frozen=True):
-    """Who orders, and where."""
+    """The person who orders or presses, and the place."""
 
     person: str
     place: str
@@ -49,7 +49,7 @@ class Who(msgspec.Struct, frozen=True):
 
 
 class Press(msgspec.Struct, frozen=True):
-    """What a signed button is for."""
+    """The action of a signed button, and its prediction."""
 
     action: str
     prediction_id: str
@@ -59,9 +59,9 @@ class Press(msgspec.Struct, frozen=True):
 
 
 def read(door: Door, text: str, name: str = "") -> Any:
-    """Read what somebody typed, after the command `name` where there was one; raise Problem.
+    """Read a typed text, after the command `name` if there was one; raise Problem.
 
-    Words that name no recipe go to the only one that takes words, if there is just one.
+    A text that names no recipe goes to the recipe that takes free words, if there is just one.
     """
     recipes = {recipe.name: recipe for recipe in door.recipes()}
     if text.strip().lower() == "help":
@@ -79,7 +79,7 @@ def takes_words(recipe: Any) -> bool:
 
 
 def picture_option(door: Door, recipe: str, options: dict[str, Any]) -> str:
-    """Return the first option that takes a picture and has none yet; empty where there is none."""
+    """Return the first option that takes a picture and has no value yet; '' if there is none."""
     offered = {one.name: one for one in door.recipes()}
     properties = offered[recipe].options["properties"] if recipe in offered else {}
     free = [n for n, o in properties.items() if o.get("format") == "uri" and n not in options]
@@ -98,7 +98,7 @@ def refusal_text(problem: Problem) -> str:
 
 
 async def ack_text(door: Door, prediction: Prediction) -> str:
-    """Return the answer to an order: that it was taken, and how many are before it."""
+    """Return the answer to an order: that it was accepted, and its number in the queue."""
     if prediction.status in FINAL:
         return "This was ordered before, and has ended."
     ahead = await door.ahead_of(prediction) if prediction.status == "queued" else 0
@@ -119,7 +119,7 @@ def is_first(prediction_id: str) -> bool:
 
 
 def failure_text(event: Event) -> str:
-    """Return why there is no picture, in words for people."""
+    """Return the reason for a missing picture, as a sentence for people."""
     error = event.prediction.error
     if error is None:
         return FAILURES["canceled" if event.type == "prediction.canceled" else "provider_error"]
@@ -127,7 +127,7 @@ def failure_text(event: Event) -> str:
 
 
 def user_of(event: Event, via: str) -> str:
-    """Return who ordered what has ended, as the platform names them; Skip what came otherwise."""
+    """Return the platform's id of the person who ordered; raise Skip if not ordered by `via`."""
     order = event.prediction.order
     if order is None or order.via != via:
         raise Skip(f"it was not ordered by {via}, or was erased since")
@@ -138,14 +138,14 @@ def user_of(event: Event, via: str) -> str:
 
 
 def button(sign: Callable[[str, str], str], action: str, prediction_id: str) -> str:
-    """Return the value of a button: 64 bytes at most, as Telegram has it."""
+    """Return the value of a button: 64 bytes at most, which is Telegram's limit."""
     return sign(f"{action}{prediction_id.removeprefix('pred_')}", "button")
 
 
 def result_buttons(
     sign: Callable[[str, str], str], prediction_id: str, named: list[str], *more: str
 ) -> dict[str, str]:
-    """Return the buttons under a result, by their labels; `more` are DELETE and its like."""
+    """Return the buttons under a result, by label; `more` are further actions, such as DELETE."""
     found = {} if "Again" in named else {"Again": AGAIN}
     found |= {label: NAMED + digest(label) for label in named}
     found |= {LABELS[action]: action for action in more}
@@ -160,7 +160,7 @@ def digest(label: str) -> str:
 
 
 def read_press(door: Door, value: str) -> Press:
-    """Read a button's value; raise Problem for one that is not ours."""
+    """Read a button's value; raise Problem if we did not sign it."""
     try:
         found = door.open(value, "button")
     except Unproved:
@@ -173,8 +173,8 @@ async def act(
 ) -> Prediction | None:
     """Act on a pressed button; return the prediction that it ordered, if any.
 
-    `more` returns the metadata and private values of an order of a recipe. CANCEL and DELETE are
-    only checked here: whether this person may do it. Raises Problem.
+    `more` returns the metadata and private values for an order of a recipe. For CANCEL and DELETE,
+    this only checks whether the person may do it. Raises Problem.
     """
     prediction = await door.prediction(press.prediction_id)
     if prediction is None:
@@ -203,7 +203,7 @@ async def act(
 async def cancel(
     door: Door, prediction_id: str, report: Callable[[str], Awaitable[object]]
 ) -> None:
-    """Cancel at the provider; `report` gets a refusal. Its event is answered as any other."""
+    """Cancel at the provider; `report` gets a refusal. The event is answered like any other."""
     try:
         await door.cancel(prediction_id)
     except Problem as problem:
@@ -214,9 +214,9 @@ async def cancel(
 
 
 async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -> str:
-    """Fetch an attached picture, guarded; return it as a provider takes it.
+    """Fetch an attached picture, guarded; return it as a URL or data URI for a provider.
 
-    Raises Problem with words for that person.
+    Raises Problem with a text for the person.
     """
     content = bytearray()
     try:
@@ -236,13 +236,13 @@ async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -
     if os.environ.get("SAVE_PUBLIC_URL", "").strip():
         try:
             return await store_picture(bytes(content), kind)
-        except Exception as error:  # noqa: BLE001 - whatever the store says, it can go along
+        except Exception as error:  # noqa: BLE001 - whatever fails, a data URI works
             door.log.warning("chat.picture_not_stored", reason=str(error))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 async def store_picture(content: bytes, kind: str) -> str:
-    """Keep a picture where `save` keeps results, under its digest; return its public address."""
+    """Store a picture where `save` keeps results, named by its digest; return its public URL."""
     from .save import BASE, put  # noqa: PLC0415 - it needs more than is installed by default
 
     sha = sha256(content).hexdigest()
@@ -266,7 +266,7 @@ def to_json(value: Any) -> str:
 
 
 def read_ids(pattern: str, problem: str, text: str) -> set[str]:
-    """Read ids of people by comma; raise ValueError with `problem` where one is malformed."""
+    """Read ids of people by comma; raise ValueError with `problem` if one is malformed."""
     found = {part.strip() for part in text.split(",") if part.strip()}
     if not all(re.fullmatch(pattern, one, re.ASCII) for one in found):
         raise ValueError(problem)

@@ -1,4 +1,4 @@
-"""Discord's messages, as `discord` and `discord-in` post results in them."""
+"""Discord's messages, as `discord` and `discord-in` post them."""
 
 import re
 from contextlib import ExitStack
@@ -28,19 +28,19 @@ AGENT = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
 
 
 class Limited(msgspec.Struct):
-    """What Discord answers to those who ask too often."""
+    """Discord's answer to too many requests."""
 
     retry_after: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 class Results(msgspec.Struct):
-    """Some outputs as they are to be posted: files by their names, links to the others."""
+    """Some outputs to post: files by name, and links to the others."""
 
     first: int
     files: dict[str, Fetched]
     links: list[str]
     lost: list[str]
-    """Why there are links."""
+    """The reason for each link."""
 
     def message(self, event: Event, template: Template) -> dict[str, Any]:
         shown = [n for n, f in self.files.items() if f.content_type in SHOWN]
@@ -55,14 +55,14 @@ class Results(msgspec.Struct):
 async def fetch_results(
     event: Event, ctx: Context, first: int, outputs: list[Output], most_bytes: int
 ) -> Results:
-    """Return files by their names, links to those that do not come along, and why they do not."""
+    """Return files by name, links to outputs that cannot be attached, and the reasons."""
     found = Results(first, {}, [], [])
     room = MOST_IN_ALL
     for number, output in enumerate(outputs, first):
         try:
             file = await ctx.fetch(output, max_bytes=min(room, most_bytes))
             if not file.size:
-                raise Dead("it is empty")  # noqa: TRY301 - it is linked, as what is too large
+                raise Dead("it is empty")  # noqa: TRY301 - it is linked, as a too large one
         except Dead as error:
             found.links.append(link(output))
             found.lost.append(f"output {number}: {error}")
@@ -81,7 +81,7 @@ async def send(
     headers: dict[str, str],
     params: dict[str, str] | None = None,
 ) -> httpx.Response:
-    """Send a message with its files; the answer is not judged."""
+    """Send a message with its files; return the answer unchecked."""
     parts: dict[str, Any] = {"payload_json": (None, msgspec.json.encode(message), JSON)}
     with ExitStack() as stack:
         for n, (name, file) in enumerate(files.items()):
@@ -92,8 +92,8 @@ async def send(
 
 
 def check(answer: httpx.Response, secret: str) -> httpx.Response:
-    """Return what Discord took; raise Dead or Retry, which never quote the secret."""
-    if not answer.is_success and secret in answer.text:  # a proxy's page that quotes the address
+    """Return a 2xx answer; raise Dead or Retry for others, which never quote the secret."""
+    if not answer.is_success and secret in answer.text:  # a proxy's page that quotes the URL
         raise Retry(f"HTTP {answer.status_code} from something before Discord")
     try:
         limited = msgspec.json.decode(answer.content, type=Limited)
@@ -105,7 +105,7 @@ def check(answer: httpx.Response, secret: str) -> httpx.Response:
 def embeds(
     event: Event, first: int, pictures: list[str], template: Template
 ) -> list[dict[str, Any]]:
-    """Show the pictures, and say the rest above the first of all."""
+    """Return an embed per picture; the first of all contains the text too."""
     shown = [{"image": {"url": f"attachment://{name}"}} for name in pictures]
     return shown if first else [about(event, template) | dict(*shown[:1]), *shown[1:]]
 
@@ -122,7 +122,7 @@ def about(event: Event, template: Template) -> dict[str, Any]:
 
 
 def rows(buttons: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the components of some buttons, by their labels."""
+    """Return the components of some buttons, by label."""
     found = [
         {"type": 2, "style": 2, "label": cut(label, LONGEST_LABEL), "custom_id": value}
         for label, value in list(buttons.items())[: IN_ROW * MOST_ROWS]
@@ -132,12 +132,12 @@ def rows(buttons: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def link(output: Output) -> str:
-    """Link a result where it is kept, or else where it was made."""
+    """Return the link to a result: where it is kept, else the provider's URL."""
     return output.link(LONGEST_LINK) or "(a result that has no address)"
 
 
 def joined(links: list[str]) -> str:
-    """Join as many as a message takes."""
+    """Return as many links as fit into a message, one per line."""
     text = ""
     for one in links:
         text += f"{one}\n" if len(text) + len(one) < LONGEST_LINKS else ""
@@ -152,7 +152,7 @@ def shortened(text: str, longest: int) -> str:
     return cut(text, longest, partial=r"\\+")
 
 
-# --- what Discord says ---
+# --- Discord's interactions ---
 
 Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")]
 

@@ -1,4 +1,4 @@
-"""Proofs of who sent a call: an HMAC over its raw bytes, or a bearer key."""
+"""Proofs of a call's sender: an HMAC over its raw bytes, or a bearer key."""
 
 import base64
 import hmac
@@ -16,7 +16,7 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 UNIX_TIME = re.compile(r"[0-9]{1,11}", re.ASCII)
 KEY_BYTES = range(24, 65)
 SHORTEST = 16
-TOLERANCE = 300  # seconds, as Standard Webhooks has it
+TOLERANCE = 300  # seconds, as in Standard Webhooks
 
 Secrets: TypeAlias = tuple[bytes, ...]
 
@@ -37,7 +37,7 @@ class Bearer:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """A header with an HMAC, or several with blanks between them, of which one must be right."""
+    """A header with one or more HMACs, separated by blanks, of which one must be right."""
 
     secrets: Secrets
     header: str
@@ -45,9 +45,9 @@ class Signature:
     algorithm: str = "sha256"
     encoding: str = "hex"
     signed: tuple[str, ...] = ("", "body", "")
-    """Texts, and between them what stands in their place: `body`, or `header:NAME`."""
+    """Literal texts and, at every second place, a placeholder: `body`, or `header:NAME`."""
     timestamp: str = ""
-    """The header with unix seconds; without one a call does not grow stale."""
+    """The header with Unix seconds; without one, old calls are accepted."""
     tolerance: float = TOLERANCE
 
     def check(self, call: Call) -> None:
@@ -64,7 +64,7 @@ class Signature:
         return [one for one in call.header(self.header).split() if one.startswith(self.prefix)]
 
     def _content(self, call: Call) -> bytes:
-        """Return what is signed: every second part stands for what the call has there."""
+        """Return the signed bytes: every second part is a placeholder for a part of the call."""
         return b"".join(
             part_of(call, part) if number % 2 else part.encode()
             for number, part in enumerate(self.signed)
@@ -81,7 +81,7 @@ Proof: TypeAlias = Bearer | Signature
 
 
 def decoded(text: str, encoding: str) -> bytes:
-    """Decode a signature; return b"" for anything else, which matches none."""
+    """Decode a signature; return b"" if it is malformed, which never matches."""
     try:
         return bytes.fromhex(text) if encoding == "hex" else base64.b64decode(text, validate=True)
     except ValueError:
@@ -94,11 +94,11 @@ def seconds(text: str) -> float:
     return float(text)
 
 
-# --- as the file of triggers says it ---
+# --- reading them from the file of triggers ---
 
 
 def read_proof(kind: str, name: str, table: Table, read: read_settings) -> Proof:
-    """Read who is let in; what is missing goes to the settings' problems."""
+    """Read the proof of a trigger; add missing values to the settings' problems."""
     parse, make = PROOFS[kind]
     about = f"the secret that calls of the trigger {name} are proved by"
     variables: tuple[str, ...] = table.need("secret", variables_in, ())
@@ -107,7 +107,7 @@ def read_proof(kind: str, name: str, table: Table, read: read_settings) -> Proof
 
 
 def variables_in(value: Any) -> tuple[str, ...]:
-    """Read names of environment variables; another value may be a secret, and is not quoted."""
+    """Read names of environment variables; an invalid value may be a secret, so is not quoted."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(map(is_variable, names)):
         raise ValueError(
@@ -193,7 +193,7 @@ def header_name(value: Any) -> str:
 
 
 def signed_parts(value: Any) -> tuple[str, ...]:
-    """Read what is signed, as `v0:{header:x-timestamp}:{body}`."""
+    """Read the template of the signed bytes, such as `v0:{header:x-timestamp}:{body}`."""
     parts = PLACEHOLDER.split(value) if isinstance(value, str) else []
     texts, names = parts[::2], [name.lower() for name in parts[1::2]]
     fit = [name == "body" or HEADER.fullmatch(name.removeprefix("header:")) for name in names]

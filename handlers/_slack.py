@@ -1,4 +1,4 @@
-"""Slack's Web API, as `slack` and `slack-in` post results by it."""
+"""Slack's Web API, as far as `slack` and `slack-in` use it."""
 
 import html
 import re
@@ -25,7 +25,7 @@ ABOUT, NO_TIME = Template("{provider} · {model} · {seconds} s"), " ·  s"
 
 
 class ApiResponse(msgspec.Struct):
-    """What Slack answers."""
+    """An answer of Slack."""
 
     ok: bool
     error: str = "nothing of a reason"
@@ -37,17 +37,17 @@ class ApiResponse(msgspec.Struct):
 
 
 class Slack:
-    """The API, as it is reached."""
+    """A client of the Web API."""
 
     def __init__(self, token: Secret, url: str, most_bytes: int) -> None:
         self.token = token
         self.url = url
         self.most_bytes = most_bytes
-        """The largest result to upload."""
+        """The largest result to upload, in bytes."""
 
     @property
     def safe(self) -> tuple[str, ...]:
-        """How an address begins that files may go to: they are not for everybody."""
+        """Prefixes of the addresses that private files may be sent to."""
         return "https://", str(httpx.URL(self.url).join("/"))
 
     async def call(self, http: httpx.AsyncClient, method: str, **form: str) -> ApiResponse:
@@ -66,9 +66,9 @@ class Slack:
         raise Retry(reason, after=float(wait) if re.fullmatch(r"\d{1,6}", wait) else None)
 
     async def files(self, event: Event, ctx: Context) -> tuple[list[Any], list[str]]:
-        """Upload all results, each once; return the files, and links to what does not come along.
+        """Upload all results, each once; return the files, and links to those that are not sent.
 
-        What that is, and why, is noted.
+        The latter are noted with the reasons.
         """
         files, links, lost = [], [], []
         for number, output in enumerate(event.prediction.output or []):
@@ -86,7 +86,7 @@ class Slack:
     async def upload(
         self, event: Event, ctx: Context, number: int, output: Output
     ) -> dict[str, str]:
-        """Upload one result, which is not visible until it is posted; or return why not."""
+        """Upload one result, which is visible only when posted; if not possible, return why."""
         if number >= MOST_FILES:
             return {"lost": f"{MOST_FILES} files go into a message"}
         try:
@@ -116,7 +116,7 @@ class Slack:
         *,
         previews: bool = True,
     ) -> None:
-        """Post one message with files that were uploaded; `previews`: Slack may show links."""
+        """Post one message with uploaded files; `previews`: Slack may show previews of links."""
         form = {"blocks": to_json(blocks)} | ({"thread_ts": thread} if thread else {})
         if files:
             form |= {"channel_id": channel, "files": to_json(files)}
@@ -127,7 +127,7 @@ class Slack:
             await self.call(http, "chat.postMessage", **form)
 
     async def is_posted(self, http: httpx.AsyncClient, files: list[Any]) -> bool:
-        """Return whether a message with these files is there already."""
+        """Return whether a message with these files was posted already."""
         if not files:
             return False
         response = await self.call(http, "files.info", file=files[0]["id"])
@@ -145,12 +145,12 @@ def section(text: str) -> dict[str, Any]:
 
 
 def mrkdwn(text: str) -> dict[str, Any]:
-    # Verbatim: Slack makes no links and mentions of what only looks like them.
+    # Verbatim: Slack does not turn text that looks like links and mentions into them.
     return {"type": "mrkdwn", "text": text, "verbatim": True}
 
 
 def actions(buttons: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the block of some buttons, by their labels; none without any."""
+    """Return a list with the block of some buttons, by label; empty without buttons."""
     elements = [
         {
             "type": "button",
@@ -164,7 +164,7 @@ def actions(buttons: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def link(output: Output) -> str:
-    """Link a result where it is kept, or else where it was made."""
+    """Return the link to a result: where it is kept, else the provider's URL."""
     linked = escape(output.link(LONGEST))
     return f"<{linked}>" if 0 < len(linked) <= LONGEST - 2 else "(a result that has no address)"
 
@@ -184,7 +184,7 @@ def shortened(text: str) -> str:
     return cut(text, LONGEST, partial=r"&\w*")
 
 
-# --- what Slack says ---
+# --- Slack's requests ---
 
 HUMAN = ("", "file_share", "thread_broadcast")
 """Subtypes of messages that people write."""
@@ -225,7 +225,7 @@ class Authorization(msgspec.Struct):
 
 
 class Envelope(msgspec.Struct):
-    """What comes as JSON."""
+    """A request with a JSON body."""
 
     type: str
     challenge: str = ""
@@ -257,7 +257,7 @@ class Payload(msgspec.Struct):
 
 
 def is_for_us(event: dict[str, Any]) -> bool:
-    """Return whether an event is a message of a person to the bot."""
+    """Return whether an event is a message from a person to the bot."""
     is_to_bot = event.get("type") == "app_mention" or (
         event.get("type") == "message" and event.get("channel_type") == "im"
     )

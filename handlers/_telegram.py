@@ -1,4 +1,4 @@
-"""Telegram's Bot API, as `telegram` and `telegram-in` send results by it."""
+"""Telegram's Bot API, as far as `telegram` and `telegram-in` use it."""
 
 import re
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ KINDS = {
     "audio/mpeg": "audio",
     "audio/mp4": "audio",
 }
-"""What Telegram shows or plays; all else is a document."""
+"""Types that Telegram shows or plays; all other files are documents."""
 GROUPED = {"photo", "video"}
 HIDEABLE = {*GROUPED, "animation"}
 """What can be put behind a spoiler."""
@@ -31,7 +31,7 @@ MOST_PIXELS = 10_000  # width and height together
 MOST_RATIO = 20
 LONGEST_MESSAGE, LONGEST_CAPTION, LONGEST_LINK = 4096, 1024, 4000
 UNFIT = re.compile("PHOTO_|IMAGE_PROCESS_FAILED|group send failed")
-"""What Telegram says of pictures that it takes as documents only."""
+"""Telegram's errors for pictures that it accepts as documents only."""
 PATIENCE = 180.0
 
 
@@ -41,7 +41,7 @@ class Parameters(msgspec.Struct, frozen=True):
 
 
 class ApiResponse(msgspec.Struct):
-    """What Telegram answers."""
+    """An answer of Telegram."""
 
     description: str = ""
     result: Any = None
@@ -49,29 +49,29 @@ class ApiResponse(msgspec.Struct):
 
 
 class Part(msgspec.Struct):
-    """A file as it is to be sent."""
+    """A file to send."""
 
     kind: str
     name: str
     file: Fetched
     is_flagged: bool = False
-    """It is shown only to those who ask to see it."""
+    """Whether it is hidden until a person opens it."""
     link: str = ""
 
 
 class Telegram:
-    """The API, as it is reached."""
+    """A client of the Bot API."""
 
     def __init__(self, token: Secret, url: str, most_bytes: int) -> None:
         self.token = token
         self.url = url
         self.most_bytes = most_bytes
-        """The largest result to send."""
+        """The largest result to send, in bytes."""
 
     async def parts(
         self, event: Event, ctx: Context, *, flagged: bool = False
     ) -> tuple[list[Part], list[str]]:
-        """Return files, and links to what does not come along; what that is, and why, is noted."""
+        """Return files, and links to results that cannot be sent; note these, with the reason."""
         parts, links, lost = [], [], []
         for number, output in enumerate(event.prediction.output or []):
             if output.url:
@@ -98,9 +98,9 @@ class Telegram:
         return Part(kind, name, file, flagged, link(output))
 
     def messages(self, parts: list[Part], has_text: bool) -> dict[str, list[Part]]:
-        """Group what may go together, by names that stay the same when an output is lost later.
+        """Group parts into messages, by keys that stay the same if an output is lost later.
 
-        `has_text`: there is a text of its own before them.
+        `has_text`: a message with the text alone is sent first.
         """
         album = [part for part in parts if part.kind in GROUPED]
         found = {f"album/{n}": group for n, group in enumerate(self.groups(album))}
@@ -108,7 +108,7 @@ class Telegram:
         return {"text": [], **found} if has_text or not found else found
 
     def groups(self, album: list[Part]) -> list[list[Part]]:
-        """Cut an album into what Telegram takes at once."""
+        """Split an album into groups that Telegram accepts."""
         found: list[list[Part]] = []
         room = 0
         for part in album:
@@ -122,7 +122,7 @@ class Telegram:
     async def deliver(
         self, http: httpx.AsyncClient, form: dict[str, str], parts: list[Part], text: str
     ) -> None:
-        """Send to where the chat has moved, and as documents what is not taken as it is."""
+        """Send a message: to the new chat if it has moved, and refused pictures as documents."""
         answer, body = await self.send(http, form, parts, text)
         if body.parameters.migrate_to_chat_id is not None:
             form = form | {"chat_id": str(body.parameters.migrate_to_chat_id)}
@@ -146,7 +146,7 @@ class Telegram:
             return await self.post(http, method, form | more, files)
 
     async def call(self, http: httpx.AsyncClient, method: str, **form: Any) -> Any:
-        """Call a method, and return its result; raise Dead or Retry."""
+        """Call a method; return its result, or raise Dead or Retry."""
         given = {k: v if isinstance(v, str) else to_json(v) for k, v in form.items()}
         answer, body = await self.post(http, method, given, {})
         expect(answer, after=body.parameters.retry_after)
@@ -158,7 +158,7 @@ class Telegram:
         url = f"{self.url}/bot{self.token.reveal()}/{method}"
         answer = await http.post(url, data=form, files=files, timeout=PATIENCE)
         secret = self.token.reveal().partition(":")[2]
-        # A proxy's page may quote the address.
+        # A proxy's error page may quote the URL, which holds the token.
         if not answer.is_success and secret in answer.text:
             raise Retry(f"HTTP {answer.status_code} from something before Telegram")
         try:
@@ -166,14 +166,14 @@ class Telegram:
         except msgspec.MsgspecError:
             return answer, ApiResponse()
         if "thread not found" in body.description and "message_thread_id" in form:
-            # In groups without topics a message in a row of replies names a thread, too.
+            # In groups without topics, a message in a chain of replies has a thread id, too.
             form = {name: value for name, value in form.items() if name != "message_thread_id"}
             return await self.post(http, method, form, files)
         return answer, body
 
 
 def address(event: Event, chat: str) -> dict[str, str]:
-    """Return the address of a message: the chat, the thread, and the message that it replies to."""
+    """Return a message's destination: the chat, the thread, and the message it replies to."""
     form = {"chat_id": event.prediction.named("telegram_chat", CHATS) or chat}
     if thread := event.prediction.named("telegram_thread", ID):
         form["message_thread_id"] = thread
@@ -187,7 +187,7 @@ def answering(message: int) -> str:
 
 
 def keyboard(buttons: dict[str, str]) -> dict[str, str]:
-    """Return what puts buttons, by their labels, under a message."""
+    """Return the parameter that puts buttons, by label, under a message."""
     row = [{"text": label, "callback_data": value} for label, value in buttons.items()]
     return {"reply_markup": to_json({"inline_keyboard": [row]})} if row else {}
 
@@ -198,7 +198,7 @@ def is_misshapen(output: Output) -> bool:
 
 
 def request(parts: list[Part], text: str) -> tuple[str, dict[str, str]]:
-    """Choose the method, and what it takes beside address and files."""
+    """Return the method, and its parameters except the destination and files."""
     if not parts:
         return "sendMessage", {"text": text, "link_preview_options": '{"is_disabled":true}'}
     caption = {"caption": cut(text, LONGEST_CAPTION, utf16=True)} if text else {}
@@ -215,7 +215,7 @@ def request(parts: list[Part], text: str) -> tuple[str, dict[str, str]]:
 
 
 def with_links(text: str, links: list[str], least: int = 0) -> str:
-    """Join a text and links; the text gives way to these, but for so many characters."""
+    """Return a text followed by links; the text is cut for them, but to no less than `least`."""
     tail = ""
     for one in links:
         tail += f"\n{one}" if len(tail) + len(one) < LONGEST_MESSAGE - least else ""
@@ -223,19 +223,19 @@ def with_links(text: str, links: list[str], least: int = 0) -> str:
 
 
 def clean(text: str) -> str:
-    """Keep a name from being a mention, by an invisible joiner."""
+    """Prevent mentions: put an invisible joiner after each @."""
     return text.replace("@", "@\N{WORD JOINER}")
 
 
 def link(output: Output) -> str:
-    """Link a result where it is kept, or else where it was made."""
+    """Return the link to a result: where it is kept, else the provider's URL."""
     return output.link(LONGEST_LINK) or "(a result that has no address)"
 
 
-# --- what Telegram says ---
+# --- Telegram's updates ---
 
 Whole = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-"""A number; Telegram's have 52 bits at most."""
+"""A whole number; Telegram's ids have 52 bits at most."""
 
 
 class Chat(msgspec.Struct):
@@ -281,7 +281,7 @@ class Message(msgspec.Struct, rename={"by": "from"}):
 
     @property
     def slash(self) -> int:
-        """How long the command is that begins the message; 0 where none does."""
+        """Length of the command at the start of the message; 0 if there is none."""
         first = next(iter(self.entities or self.caption_entities), None)
         if first is None or first.type != "bot_command" or first.offset:
             return 0
@@ -289,13 +289,13 @@ class Message(msgspec.Struct, rename={"by": "from"}):
 
     @property
     def command(self) -> tuple[str, str]:
-        """The name of that command, and the bot that it names."""
+        """The name of that command, and the bot that it addresses."""
         name, _, bot = self.words[1 : self.slash].partition("@")
         return name.lower(), bot.lower()
 
     @property
     def picture(self) -> File | None:
-        """The picture in it, or in what it replies to."""
+        """The picture in it, or in the message that it replies to."""
         small = [photo for photo in self.photo if photo.file_size <= MOST_PICTURE]
         if small:
             return small[-1]

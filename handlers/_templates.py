@@ -1,4 +1,4 @@
-"""Templates and conditions over what a call brought: values by their places in body and headers."""
+"""Templates and conditions over a call: its values, by their places in body and headers."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ BRACES = {"{{": "{", "}}": "}"}
 LONGEST_NAME = 200
 LARGEST = 2**53
 LEFT_OUT: Any = object()
-"""What is not there."""
+"""Stands for a missing value."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Message:
 
 
 def word(value: Any) -> str:
-    """Return a JSON value as a pattern or a text has it: true, not True."""
+    """Return a JSON value as text for a pattern or a template: true, not True."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -38,9 +38,9 @@ def unfit(detail: str) -> Problem:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value is: `issue.title` and `items.0.id` in the body, `header:ce-id` in the headers.
+    """Where a value is: `issue.title` or `items.0.id` in the body, `header:ce-id` in the headers.
 
-    Raises ValueError for what is no such place.
+    Raises ValueError for a malformed place.
     """
 
     text: str
@@ -71,25 +71,25 @@ class Place:
 
 @dataclass(frozen=True)
 class Template:
-    """A text with places in braces; one that is a place alone keeps the kind of its value."""
+    """A text with places in braces; a template of one place only keeps its value's JSON type."""
 
     parts: tuple[str | Place, ...]
 
     @property
     def fixed(self) -> str | None:
-        """Return the text, where it is the same for every call."""
+        """The text if it is the same for every call, else None."""
         texts = [part for part in self.parts if isinstance(part, str)]
         return "".join(texts) if len(texts) == len(self.parts) else None
 
     def fill(self, message: Message) -> Any:
-        """Return what a call makes of it; raise Problem where that has no such text."""
+        """Return the value for a call, LEFT_OUT if it has none; raise Problem if it is unfit."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Place):
             value = scalar(self.parts[0], message)
             return LEFT_OUT if value is None else value
         return "".join(self._texts(message))
 
     def name(self, what: str, message: Message, longest: int = LONGEST_NAME) -> str:
-        """Return what identifies something; raise Problem where a call leaves a part empty."""
+        """Return a name or key; raise Problem if the call leaves a part of it empty."""
         texts = self._texts(message)
         joined = "".join(texts)
         if not all(texts) or len(joined) > longest or not joined.isprintable():
@@ -122,7 +122,7 @@ Values: TypeAlias = Mapping[str, Template | int | float]
 
 
 def filled(values: Values, message: Message) -> dict[str, Any]:
-    """Return values of which those are left out that a call does not have."""
+    """Return the values for a call, without those that the call does not have."""
     found = {
         name: value.fill(message) if isinstance(value, Template) else value
         for name, value in values.items()
@@ -132,7 +132,7 @@ def filled(values: Values, message: Message) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Condition:
-    """What must be so: the value at a place, or one of a list there, fits one of the patterns."""
+    """A condition: the value at a place, or an item of a list there, must match a pattern."""
 
     place: Place
     patterns: tuple[str, ...]
@@ -144,11 +144,11 @@ class Condition:
         return any(fnmatchcase(each, pattern) for each in words for pattern in self.patterns)
 
 
-# --- as a file says them ---
+# --- reading them from a file ---
 
 
 def name_of(value: Any) -> Template:
-    """Read a template of a name, which is never empty."""
+    """Return the template of a name; raise ValueError if it is empty."""
     found = template(value)
     if not found.parts:
         raise ValueError("must not be empty")
@@ -170,7 +170,7 @@ def value_of(value: Any) -> Template | int | float:
 
 def template(value: Any) -> Template:
     if not isinstance(value, str):
-        raise ValueError("must be a text in quotes")  # noqa: TRY004 - said of a file
+        raise ValueError("must be a text in quotes")  # noqa: TRY004 - about a file's content
     return Template(tuple(parts_of(value)))
 
 

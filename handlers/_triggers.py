@@ -1,4 +1,4 @@
-"""The file of triggers: who is let in by each, what their calls order, and when."""
+"""The file of triggers: the proof of each, the order that a call makes, and its conditions."""
 
 import re
 import tomllib
@@ -15,12 +15,12 @@ from ._templates import Condition, Template, Values, conditions, key_of, name_of
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?", re.ASCII)
 KEYS = {"standard": "{header:webhook-id}", "github": "{header:x-github-delivery}"}
-"""What is the same when a sender repeats a call, where the proof says it."""
+"""By proof: the key that is the same when a sender repeats a call, if the proof defines one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trigger:
-    """What a call orders."""
+    """One trigger: its proof, its conditions, and the order that a call makes."""
 
     proof: Proof
     key: Template
@@ -37,14 +37,14 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Book:
-    """What the file of recipes says, as far as triggers can be held against it at the start."""
+    """The parts of the recipes file that triggers are checked against at the start."""
 
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options by name, for each."""
+    """The options of each recipe, by name."""
     allow: Any = None
 
     def allows(self, person: Template, place: Template) -> bool:
-        """Return whether an order could be allowed; what differs by call is checked then."""
+        """Return whether an order could be allowed; values that vary by call are checked later."""
         if not isinstance(self.allow, list | None) or not self.recipes:
             return True
         entries = [entry for entry in self.allow or [] if isinstance(entry, dict)]
@@ -58,14 +58,14 @@ class Book:
 
 
 def read_triggers(read: read_settings) -> dict[str, Trigger]:
-    """Read the file that TRIGGERS names; what is wrong with it goes to the settings' problems."""
+    """Read the file that TRIGGERS names; add its problems to the settings' problems."""
     book = read_book(read.text("RECEIVER_RECIPES", "the file of recipes", default=""))
     tables = read.tables("TRIGGERS", "the file of triggers, as triggers.toml")
     return {name: read_trigger(name, table, read, book) for name, table in tables.items()}
 
 
 def read_book(path: str) -> Book:
-    """Read the recipes; the receiver itself reports what is wrong with their file."""
+    """Read the recipes; the receiver itself reports problems in their file."""
     try:
         found = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -115,7 +115,7 @@ def read_key(kind: str, table: Table) -> Template:
 
 
 def read_values(table: Table, names: Mapping[str, Any] | None = None) -> Values:
-    """Read templates; `names` are those that there are, where that is known."""
+    """Read templates; `names` are the known names, if given."""
     known = table.keys() if names is None else names
     found = {name: table.take(name, value_of, None) for name in known}
     table.end()

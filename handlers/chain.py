@@ -2,10 +2,11 @@
 
 The texts in CHAIN_INPUT are Templates, at any depth:
 {"prompt": "make it night", "image_urls": ["{urls}"], "strength": 0.4}. "{urls}" alone in a list
-becomes an item for each result. RECEIVER_MAX_CHAIN holds above CHAIN_DEPTH.
+becomes an item for each result. RECEIVER_MAX_CHAIN limits CHAIN_DEPTH.
 
-The next one has the parent's id as its `parent_id` and is never submitted twice for one event. It
-gets results by address, which `save` makes last: those that `save` flagged are not passed on.
+The next prediction has the parent's id as its `parent_id` and is never submitted twice for one
+event. It gets results by address, which stays valid if `save` runs; results that `save` flagged are
+not passed on.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ def decode(text: str) -> dict[str, Any]:
 
 
 def parse(value: Any) -> Any:
-    """Make a Template of every text but `EACH` in a list, which stays as it is."""
+    """Replace every text by a Template, except `EACH` in a list."""
     if isinstance(value, dict):
         return {key: parse(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -75,7 +76,7 @@ async def chain(event: Event, ctx: Context) -> None:
 
 
 def usable(outputs: list[Output]) -> list[Output]:
-    """Return the results that a provider can fetch; raise Skip or Dead where there is none."""
+    """Return the results that a provider can fetch; raise Skip or Dead if there is none."""
     files = [output for output in outputs if output.url]
     if not files:
         raise Skip("no result has an address")

@@ -1,14 +1,14 @@
 """Run a program on every event. Use: `COMMAND="python3 my_script.py" receiver serve command`.
 
-COMMAND is split as a shell does; no shell runs it. The event is the JSON on its standard input, and
-RECEIVER_EVENT_ID, RECEIVER_DELIVERY_KEY (the same over retries) and RECEIVER_ATTEMPT are in its
-environment; beside them only PATH, HOME, LANG, LC_ALL, TMPDIR, TZ and what COMMAND_ENV names, so
-none of the receiver's secrets.
+COMMAND is split as by a shell, but no shell runs it. The event is JSON on its standard input. Its
+environment has RECEIVER_EVENT_ID, RECEIVER_DELIVERY_KEY (the same for all retries) and
+RECEIVER_ATTEMPT, and otherwise only PATH, HOME, LANG, LC_ALL, TMPDIR, TZ and the variables that
+COMMAND_ENV names, so none of the receiver's secrets.
 
-Exit status 0 is done, 65 (EX_DATAERR) gives up, and 75 (EX_TEMPFAIL), like any other and like a
-signal, is tried again. The last 4,000 characters of what it prints are kept with the attempt.
-It runs in a process group of its own, which is ended by SIGTERM, and by SIGKILL 2 seconds later, if
-it takes too long, if the attempt is stopped, or if it leaves others behind who hold its output.
+Exit status 0 means done, 65 (EX_DATAERR) gives up; 75 (EX_TEMPFAIL), any other status and a signal
+are retried. The last 4,000 characters of its output are kept with the attempt.
+It runs in its own process group, which is ended by SIGTERM, and 2 seconds later by SIGKILL, if it
+takes too long, if the attempt is stopped, or if it leaves processes that hold its output open.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ from receiver import Context, Dead, Event, Retry, on, read_settings
 
 NAMES = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"]
 GRACE = 2.0  # seconds from SIGTERM to SIGKILL
-LINGER = 0.5  # seconds in which output may still come when the program itself has ended
+LINGER = 0.5  # seconds to wait for more output after the program has ended
 LONGEST_OUTPUT = 4_000
 MOST_BYTES = 4 * LONGEST_OUTPUT
 LONGEST_LINE = 300
 ENDINGS: dict[int, type[Dead | Retry] | None] = {
     0: None,
     os.EX_DATAERR: Dead,
-    os.EX_TEMPFAIL: Retry,  # as is whatever is not here
+    os.EX_TEMPFAIL: Retry,  # as for any other status
 }
 
 
@@ -55,7 +55,7 @@ def arguments(text: str) -> list[str]:
         name, *others = shlex.split(text)
     except ValueError:
         raise ValueError("must be a program and its arguments, with every quote closed") from None
-    # As a text, since there is no folder where COMMAND_DIR is wrong itself.
+    # `str`, since FOLDER is None if COMMAND_DIR is wrong itself.
     program = shutil.which(Path(str(FOLDER), name) if "/" in name else name)
     if program is None:
         raise ValueError(f"cannot be run: {name!r} is not a program")
@@ -94,7 +94,7 @@ async def run(event: Event, ctx: Context) -> None:
         try:
             status = await program.wait()
         finally:
-            ctx.note(tail.text())  # now, as a stopped attempt does not wait for what follows
+            ctx.note(tail.text())  # now, as a stopped attempt may not get to the last lines
             await program.clear(tail)
         check_status(status, tail.text())
     finally:
@@ -103,7 +103,7 @@ async def run(event: Event, ctx: Context) -> None:
 
 
 class Tail(asyncio.Protocol):
-    """Keeps the end of an output, and reads on, so that the program can always write."""
+    """Keeps the end of an output, but reads all of it, so that the program can always write."""
 
     def __init__(self) -> None:
         self.kept = b""
@@ -122,14 +122,14 @@ class Tail(asyncio.Protocol):
 class Program:
     """A process and its group.
 
-    A plain Popen closes our files in it, which those of uvloop's loop do not.
+    Popen closes our open files in the process, which uvloop's subprocesses do not.
     """
 
     def __init__(self, event: Event, ctx: Context, output: Any) -> None:
         with tempfile.TemporaryFile() as given:  # unlike a pipe, it needs no reader
             given.write(written(event))
             given.seek(0)
-            self.process = subprocess.Popen(  # noqa: S603 - it is the operator's own
+            self.process = subprocess.Popen(  # noqa: S603 - the operator's own command
                 ARGUMENTS,
                 stdin=given,
                 stdout=output,
@@ -152,19 +152,19 @@ class Program:
         return self.process.returncode if await within(TIMEOUT, self.ended.wait()) else None
 
     async def clear(self, tail: Tail) -> None:
-        """End what is left of the group: by SIGTERM, then by SIGKILL."""
+        """End the remaining processes of the group: by SIGTERM, then by SIGKILL."""
         cleared = False
         try:
             cleared = self.ended.is_set() and await within(LINGER, tail.ended.wait())
             if not cleared:
                 self._signal(signal.SIGTERM)
                 await within(GRACE, asyncio.gather(self.ended.wait(), tail.ended.wait()))
-        finally:  # also if even this wait is stopped: nothing else comes back to it
+        finally:  # also if this wait is cancelled: nothing else would kill them
             if not cleared:
                 self._signal(signal.SIGKILL)
 
     def _signal(self, what: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # on macOS the latter
+        with suppress(ProcessLookupError, PermissionError):  # the latter on macOS
             os.killpg(self.process.pid, what)
 
 

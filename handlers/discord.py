@@ -4,9 +4,9 @@ Use: `DISCORD_TOKEN=… DISCORD_CHANNEL=123… receiver serve save discord`, or
 `DISCORD_WEBHOOK=https://discord.com/api/webhooks/… receiver serve save discord`.
 
 A prediction's metadata may name another channel as `discord_channel` and the message to answer as
-`discord_message` (both for bots), and a thread as `discord_thread`. Discord knows a bot's repeats
-for some minutes; a webhook's message whose answer was lost on its way may come twice. What was
-ordered in Discord is answered by `discord-in`.
+`discord_message` (both for bots), and a thread as `discord_thread`. Discord detects a bot's repeats
+for some minutes; a webhook's message may be posted twice if Discord's answer was lost. Orders from
+Discord are answered by `discord-in`.
 """
 
 import logging
@@ -76,7 +76,7 @@ async def discord(event: Event, ctx: Context) -> None:
 
 
 async def post(event: Event, ctx: Context, first: int, outputs: list[Output]) -> list[str]:
-    """Post some outputs; return which of them could only be linked, and why."""
+    """Post some outputs; return those that could only be linked, with the reasons."""
     found = await fetch_results(event, ctx, first, outputs, MOST_BYTES)
     more = of_a_bot(event, ctx, first) if IS_BOT else {}
     message = found.message(event, TEMPLATE) | more
@@ -86,7 +86,7 @@ async def post(event: Event, ctx: Context, first: int, outputs: list[Output]) ->
 
 
 def of_a_bot(event: Event, ctx: Context, first: int) -> dict[str, Any]:
-    """Add what only bots may: a nonce against repeats, and a reply to a message."""
+    """Return the fields that only bots may send: a nonce against repeats, and a reply."""
     nonce = sha256(f"{ctx.idempotency_key}/{first}".encode()).hexdigest()[:25]
     message = event.prediction.named("discord_message", ID)
     answers = {"message_id": message, "fail_if_not_exists": False}
@@ -96,7 +96,7 @@ def of_a_bot(event: Event, ctx: Context, first: int) -> dict[str, Any]:
 
 def place(event: Event) -> tuple[str, dict[str, str]]:
     thread = event.prediction.named("discord_thread", ID)
-    if IS_BOT:  # for whom a thread is a channel
+    if IS_BOT:  # for a bot, a thread is a channel
         channel = thread or event.prediction.named("discord_channel", ID) or CHANNEL
         return f"{URL}/channels/{channel}/messages", {}
     return WEBHOOK.reveal(), {"wait": "true"} | ({"thread_id": thread} if thread else {})

@@ -4,11 +4,11 @@ Use: `DISCORD_PUBLIC_KEY=… DISCORD_APPLICATION=… DISCORD_TOKEN=… receiver 
 with recipes. `receiver chat discord` registers them as commands; the application's Interactions
 Endpoint URL is `/in/discord`.
 
-An order is stored before Discord is answered. Its pictures replace the first answer, by the
-interaction's token, which lives for 15 minutes and sometimes for none; else as the bot, in the
-same message or a new one; at last in a direct message. Failures are shown to the asker alone. An
-edit can be made twice, and Discord knows a bot's repeats for some minutes, so no picture comes
-twice; the text of a failure may.
+An order is stored before Discord is answered. Its pictures replace the first answer with the
+interaction's token, which is valid for 15 minutes or sometimes not at all; else as the bot, in the
+same message or a new one; else in a direct message. Only the person who ordered sees failures. An
+edit may safely be repeated, and Discord detects a bot's repeats for some minutes, so no picture is
+posted twice; the text of a failure may be.
 """
 
 import asyncio
@@ -58,14 +58,14 @@ from ._discord import (
     shortened,
 )
 
-EPOCH = 1_420_070_400_000  # milliseconds: ids of Discord count from then
-LIVES = 900  # seconds: after them nothing answers an interaction
-LOOKS = (0.5, 2, 5)  # seconds before each look for the first answer, which is a message by then
-ALONE = 64  # the flag of what only the asker sees
+EPOCH = 1_420_070_400_000  # milliseconds: the time that ids of Discord count from
+LIVES = 900  # seconds in which an interaction can be answered
+LOOKS = (0.5, 2, 5)  # seconds before each try to read the first answer, once it is a message
+ALONE = 64  # the flag of a message that only the person sees
 PING, COMMAND, BUTTON = 1, 2, 3
 MESSAGE, UNCHANGED = 4, 6
 PICTURE = 11
-MAY_CANCEL = 0x8 | 0x20 | 0x2000  # administrators, and who manages the server or its messages
+MAY_CANCEL = 0x8 | 0x20 | 0x2000  # administrators, and managers of the server or its messages
 CDN = {"cdn.discordapp.com", "media.discordapp.net"}
 WORDS = Template("{prompt:.1000}\n{text:.1500}")
 LONGEST = 2000
@@ -130,7 +130,7 @@ async def discord(call: Call, door: Door) -> Reply:
 
 
 def ephemeral(text: str) -> Reply:
-    """Answer the asker alone."""
+    """Return an answer that only the person sees."""
     return Reply.json({"type": MESSAGE, "data": text_message(text) | {"flags": ALONE}})
 
 
@@ -150,7 +150,7 @@ def who_of(given: Interaction) -> chat.Who:
 
 
 def extras(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
-    """Return what an order brings along for its answer."""
+    """Return the metadata and private values that the later answer needs."""
     private = {
         "token": given.token,
         "labels": chat.labels(door, recipe),
@@ -180,7 +180,7 @@ async def on_command(given: Interaction, door: Door) -> Reply:
 
 
 def attachment_url(data: Data, option: Option) -> str:
-    """Return the address of an attachment: anybody can fetch it, for a day."""
+    """Return the URL of an attachment, which needs no key and is valid for a day."""
     file = data.resolved.attachments.get(str(option.value))
     parts = urlsplit(file.url if file else "")
     ours = urlsplit(URL)
@@ -204,11 +204,11 @@ async def on_button(given: Interaction, door: Door) -> Reply:
 
 
 async def delete_message(given: Interaction, message: Message, door: Door) -> None:
-    """Delete the message of a button; by the press's token where the bot is not."""
+    """Delete the message of a button; by the press's token if the bot cannot."""
     message_url = f"{URL}/channels/{given.channel_id}/messages/{message.id}"
     answer = await door.http.delete(message_url, headers=BOT)
     if not answer.is_success:
-        await asyncio.sleep(LOOKS[0])  # the token is good when the press has been answered
+        await asyncio.sleep(LOOKS[0])  # the token works only after the press was answered
         check(await door.http.delete(original_url(given.token), headers=AGENT), given.token)
 
 
@@ -223,7 +223,7 @@ async def acknowledge(given: Interaction, door: Door, prediction: Prediction) ->
 
 
 async def find_message(given: Interaction, door: Door, prediction_id: str) -> None:
-    """Record which message the answer is, for when its token is dead."""
+    """Record the id of the answer's message, for the time after its token expires."""
     for seconds in LOOKS:
         await asyncio.sleep(seconds)
         answer = await door.http.get(original_url(given.token), headers=AGENT)
@@ -248,7 +248,7 @@ def original_url(token: str) -> str:
 
 
 async def follow_up(http: httpx.AsyncClient, token: str, text: str) -> None:
-    """Send to the asker alone, as long as the token lives."""
+    """Send to the person alone, as long as the token is valid."""
     answer = await http.post(
         webhook_url(token), json=text_message(text) | {"flags": ALONE}, headers=AGENT
     )
@@ -259,14 +259,14 @@ async def follow_up(http: httpx.AsyncClient, token: str, text: str) -> None:
 
 
 class Place(msgspec.Struct):
-    """Where an answer goes, by which ways."""
+    """The destination of an answer, and the ways to reach it."""
 
     user: str
     channel: str
     reply: str
-    """The id of the first answer; empty where it is not known."""
+    """The id of the first answer; empty if unknown."""
     token: str
-    """Empty once it is emptied."""
+    """Empty if the private values were emptied."""
 
 
 @on("*", name="discord-in", metadata={"answered_by": "discord-in"}, timeout=600, after="save")
@@ -291,7 +291,7 @@ async def answer(event: Event, ctx: Context) -> None:
 async def post(
     event: Event, ctx: Context, place: Place, first: int, outputs: list[Output]
 ) -> list[str]:
-    """Show some outputs; return which of them could only be linked, and why."""
+    """Post some outputs; return those that could only be linked, with the reasons."""
     most_bytes = min(MOST_BYTES, ctx.private.get("most_bytes") or MOST_BYTES)
     found = await fetch_results(event, ctx, first, outputs, most_bytes)
     if event.prediction.flagged:
@@ -314,7 +314,7 @@ async def post(
 
 
 async def edit_first(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> bool:
-    """Replace the first answer by a result: by the token, or as the bot; return whether it was."""
+    """Replace the first answer by a result: by the token, or as the bot; return if it succeeded."""
 
     async def edit(url: str, headers: dict[str, str]) -> bool:
         response = await send(ctx.http, "PATCH", url, message, found.files, headers)
@@ -333,7 +333,7 @@ async def edit_first(ctx: Context, place: Place, message: dict[str, Any], found:
 
 
 async def post_new(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
-    """Post a new message: where it was asked for, or else directly."""
+    """Post a new message: where it was ordered, or else directly."""
     nonce = sha256(f"{ctx.idempotency_key}/{found.first}".encode()).hexdigest()[:25]
     mention = f"<@{place.user}>\n" if not found.first else ""
     message = message | {
@@ -361,7 +361,7 @@ async def direct_url(http: httpx.AsyncClient, user: str) -> str:
 
 
 async def notify(event: Event, ctx: Context, place: Place) -> bool:
-    """Send the asker alone why there is no picture: by the token, or directly.
+    """Send the person alone the reason for a missing picture: by the token, or directly.
 
     Return whether the token was good.
     """

@@ -1,14 +1,14 @@
 """POST every event to a URL. Use: `FORWARD_URL=… FORWARD_SECRET=whsec_… receiver serve forward`.
 
-FORWARD_HOSTS names hosts (by comma, with a port where the URL has one) that a submit may have its
-own event sent to, by `reply_to`: always as Standard Webhooks, and to public addresses only.
+FORWARD_HOSTS names the hosts (by comma, with a port if the URL has one) that a submit may name as
+`reply_to`, to receive its own event: always as Standard Webhooks, and to public addresses only.
 
 FORWARD_FORMAT is standard (Standard Webhooks), or CloudEvents 1.0: cloudevents (all in the body) or
-cloudevents-binary (all but the data in headers); these also go unsigned. Several secrets, separated
-by blanks, sign side by side while one replaces another.
+cloudevents-binary (all but the data in headers); these may be sent unsigned. Several secrets,
+separated by blanks, all sign each event, so that one can replace another.
 
-The id is the same over retries, so the other side can tell a repeat. 410 ends a delivery; any other
-answer that is no 2xx is tried again, when Retry-After says so.
+The id is the same for all retries, so the receiving service can detect repeats. 410 ends a
+delivery; any other answer except a 2xx is retried, after the time in Retry-After if given.
 """
 
 import base64
@@ -31,8 +31,8 @@ def signers(text: str) -> list[Webhook]:
 
 
 def signer(secret: str) -> Webhook:
-    """Read a secret that every library of Standard Webhooks reads as the same key."""
-    # Some services write the version of the signature before it.
+    """Read a secret that every library of Standard Webhooks decodes to the same key."""
+    # Some services put the version of the signature before it.
     encoded = secret.removeprefix("v1,").removeprefix("whsec_")
     try:
         key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
@@ -137,7 +137,7 @@ def structured(event: Event, key: str) -> tuple[dict[str, str], Any]:
 
 
 def binary(event: Event, key: str) -> tuple[dict[str, str], Any]:
-    # Headers are ASCII; what is not is written as its UTF-8 in percent, as the binding says.
+    # Headers are ASCII; other characters are percent-encoded UTF-8, as the HTTP binding specifies.
     headers = {
         f"ce-{name}": quote(value, safe=PRINTABLE) for name, value in attributes(event, key).items()
     }

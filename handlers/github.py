@@ -2,9 +2,10 @@
 
 Use: `GITHUB_TOKEN=… GITHUB_REPOSITORY=owner/name receiver serve github`.
 
-The event is {type, time, event_id, delivery, channel, prediction, left_out}. GitHub takes 64 KB, so
-the largest of the prediction's input, metadata and output go where there is more; `left_out` names
-them. `delivery` is the same over retries: if an answer was lost on its way, it tells a repeat.
+The event is {type, time, event_id, delivery, channel, prediction, left_out}. GitHub accepts 64 KB:
+of a larger event, the largest of the prediction's input, metadata and output are left out;
+`left_out` names them. `delivery` is the same for all retries: it identifies a repeat after a lost
+answer.
 """
 
 import re
@@ -17,10 +18,10 @@ import msgspec
 
 from receiver import Context, Dead, Event, Retry, expect, on, read_settings
 
-MOST_BYTES = 65_000  # of 65,535, as GitHub does not say how it counts
+MOST_BYTES = 65_000  # of 65,535, as GitHub does not specify how it counts
 LONGEST_TYPE = 100
 LONGEST_MESSAGE = 200
-LEAST_WAIT = 60.0  # what GitHub asks for where it names no time
+LEAST_WAIT = 60.0  # seconds, GitHub's minimum if it names no time
 LIMITED = {403, 429}
 FINAL = frozenset(range(300, 500)) - {408, 409, 425, 429}
 MAY_GO = ("input", "metadata", "output")
@@ -75,7 +76,7 @@ async def github(event: Event, ctx: Context) -> None:
 
 
 def fitting(event: Event, delivery: str) -> bytes:
-    """Return the body; while it is too large, leave out the largest part."""
+    """Return the body; while it is too large, leave out the largest remaining part."""
     prediction = msgspec.to_builtins(event.prediction)
     payload: dict[str, Any] = {
         "type": event.type,
@@ -124,7 +125,7 @@ def message(answer: httpx.Response) -> str:
 
 
 def wait(answer: httpx.Response) -> float | None:
-    """Return the seconds that a rate limit asks to wait; None for any other refusal."""
+    """Return the seconds to wait after a rate limit; None for any other refusal."""
     retry_after, remaining, reset = (
         answer.headers.get(name, "")
         for name in ("retry-after", "x-ratelimit-remaining", "x-ratelimit-reset")

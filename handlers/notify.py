@@ -2,11 +2,11 @@
 
 Use: `NOTIFY_URLS="discord://… mailto://…" receiver serve notify` (needs the extra `notify`).
 
-NOTIFY_URLS holds the services, as https://appriseit.com/services writes it, separated by blanks.
+NOTIFY_URLS holds addresses of services as in https://appriseit.com/services, separated by blanks.
 
-Results are attached where a service takes them; else, and if one is gone or too large, the text
-ends with their addresses. What is longer than a service takes comes in parts. Each service is a
-step of its own: if one fails, the others are notified all the same, and only once.
+Results are attached if the service accepts attachments; otherwise, or if one is gone or too large,
+the text ends with their addresses. A text that is too long for a service is sent in parts. Each
+service is a separate step: if one fails, the others are still notified, and only once.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ CAPTURED: ContextVar[list[str] | None] = ContextVar("CAPTURED", default=None)
 
 
 class LogCapture(logging.Handler):
-    """Captures what apprise logs and prints none of it: it may quote addresses, and so tokens."""
+    """Captures apprise's log and prints none of it: it may quote addresses, and so tokens."""
 
     def emit(self, record: logging.LogRecord) -> None:
         messages = CAPTURED.get()
@@ -60,13 +60,13 @@ LOGGER = logging.getLogger("apprise")
 LOGGER.handlers, LOGGER.propagate = [LogCapture()], False
 LOGGER.setLevel(logging.WARNING)
 for name in ("urllib3", "oauthlib", "requests_oauthlib"):
-    logging.getLogger(name).setLevel(logging.WARNING)  # below that they log whole addresses
+    logging.getLogger(name).setLevel(logging.WARNING)  # below that, they log whole addresses
 
 
 @dataclass(frozen=True)
 class Service:
     name: str
-    """Its place and kind: `url(privacy=True)` leaves headers, paths and parameters in."""
+    """Its number and kind only: `url(privacy=True)` would show headers, paths and parameters."""
     step: str
     plugin: NotifyBase
 
@@ -77,7 +77,7 @@ class Letter:
     text: str
     kind: NotifyType
     results: list[tuple[Path | None, str]]
-    """A file, if there is one, and the line that stands for it where it is not attached."""
+    """Per result, a file if there is one, and the line for the text if it is not attached."""
 
 
 def service(place: int, url: str) -> Service:
@@ -103,7 +103,7 @@ def bundle(text: str) -> str:
 
 
 with read_settings() as read:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # what apprise sends by reads them
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # apprise's HTTP client reads them
         read.parsed(name, "whom to trust, where it is not certifi's list", bundle, default="")
     SERVICES = read.parsed("NOTIFY_URLS", "at least one address as apprise writes it", services)
     TITLE = read.template("NOTIFY_TITLE", "a Template", default="{model} {type}")
@@ -129,7 +129,7 @@ async def notify(event: Event, ctx: Context) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """Return the words of our own errors; of others, which may quote an address, only the type."""
+    """Return the text of our own errors; of others, which may quote an address, only the type."""
     return str(error) if isinstance(error, Dead | Retry) else type(error).__name__
 
 
@@ -145,7 +145,7 @@ async def write(event: Event, ctx: Context) -> Letter:
 
 
 async def fetch_result(ctx: Context, number: int, output: Output) -> tuple[Path | None, str]:
-    """Fetch a result to attach; the message is sent also without it."""
+    """Fetch a result to attach; if that fails, the message is sent without it."""
     if output.stored and output.stored.flagged:
         return None, f"result {number} is left out: {tame(output.stored.flagged)}"
     line = tame(output.address) or f"result {number} has no address"
@@ -167,7 +167,7 @@ def tame(text: str) -> str:
 
 
 def send(service: Service, letter: Letter) -> None:
-    """Send to one service; it blocks, and so runs as a plain step, in a thread."""
+    """Send to one service; it blocks, so it is a plain step, which runs in a thread."""
     attach = service.plugin.attachment_support
     failure = try_service(service, letter, attach=attach)
     if failure == TOO_LARGE and attach:
@@ -178,7 +178,7 @@ def send(service: Service, letter: Letter) -> None:
 
 
 def try_service(service: Service, letter: Letter, *, attach: bool) -> int | None:
-    """Send; return None, or the HTTP status of a failure, or 0 where that is not known."""
+    """Send; return None, or the HTTP status of a failure, 0 if that is unknown."""
     files = [str(path) for path, _ in letter.results if path and attach]
     lines = [line for path, line in letter.results if not (path and attach)]
     body = "\n".join([letter.text, *(line for line in lines if line not in letter.text)]).strip()

@@ -1,16 +1,16 @@
 """Keep every result before its URL expires. Use: `SAVE_URL=s3://bucket/art receiver serve save`.
 
-A store finds its credentials in the environment (AWS_…, GOOGLE_…, AZURE_…; AWS_ENDPOINT_URL for
-what speaks S3 elsewhere). SAVE_NAME has all fields of a Template, and number, sha256, extension:
-`{sha256}.{extension}` keeps equal results once, and
+A store reads its credentials from the environment (AWS_…, GOOGLE_…, AZURE_…; AWS_ENDPOINT_URL for
+other servers with the S3 API). SAVE_NAME has all fields of a Template, and number, sha256,
+extension: `{sha256}.{extension}` keeps equal results once, and
 `{provider}/{date:%Y-%m}/{id}-{number}.{extension}` sorts them into folders.
 
-A file never replaces another: if its name is taken by one with other content, it gets the start of
-its digest into its name. The same file again, by a retry or a replay, is not written again.
+A file never replaces another: if its name is taken by a file with other content, the start of its
+digest is added to its name. The same file, after a retry or a replay, is not written again.
 
-Where a result is kept, and what it was, is recorded as `output[…].stored`. A picture that is all
-black, as content filters leave it, is kept and reported: `flagged` there, and in the metadata. What
-SAVE_TYPES does not name is left out, and noted with the attempt.
+The place, digest, size and type of a result are recorded as `output[…].stored`. An all-black
+picture, as content filters produce, is kept and reported: `flagged` there, and in the metadata. A
+result of a type that SAVE_TYPES does not name is not kept, and is noted with the attempt.
 """
 
 import asyncio
@@ -52,13 +52,13 @@ except ModuleNotFoundError as error:
     ) from error
 
 FAMILIES = {"application", "audio", "font", "image", "model", "text", "video"}
-CLOUDS = ("AWS_", "AZURE_", "GOOGLE_")  # what a store reads by itself, as it is written
+CLOUDS = ("AWS_", "AZURE_", "GOOGLE_")  # variables that a store reads by itself, unchanged
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 SOON = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}  # the delivery is retried anyway
 
 
 def place(text: str) -> tuple[Path | ObjectStore, str]:
-    """Open a folder or a store, without a request; return it and how its addresses begin."""
+    """Open a folder or a store, without a request; return it and the start of its addresses."""
     if text[0] == text[-1] and text[0] in "\"'":
         raise ValueError("must come without quotes")
     if "://" in text and not text.startswith("file:"):
@@ -83,7 +83,7 @@ def store(url: str) -> ObjectStore:
         server = os.environ.get(variable, "")
         if server and not re.fullmatch(r"https?://[^\s\"']+", server):
             raise ValueError(f"needs {variable} to be an address, as http://minio:9000")
-        # The operator wrote http://, which is consent enough.
+        # By writing http://, the operator has allowed it.
         if server.startswith("http://") and "AWS_ALLOW_HTTP" not in os.environ:
             options = {"allow_http": True}
     try:
@@ -134,7 +134,7 @@ with read_settings() as read:
 STORE, ADDRESS = PLACE
 BASE = (PUBLIC_URL or ADDRESS).rstrip("/")
 MOST_PIXELS = 64_000_000
-DARKEST_LIGHT = 9  # of 255: JPEG does not keep black quite black
+DARKEST_LIGHT = 9  # of 255: black pixels in a JPEG may be slightly lighter
 LONGEST_FIELD = 100  # bytes
 LONGEST_PART = 240  # bytes, of the 255 that file systems take
 MOST_AT_ONCE = 8 * 1024 * 1024  # bytes that one request may carry, from memory
@@ -154,7 +154,7 @@ async def save(event: Event, ctx: Context) -> None:
             found = await ctx.once(f"save/{number}", partial(keep, event, ctx, number))
         except Unwanted as error:
             unwanted.append(f"output {number}: {error}")
-        except Dead as error:  # the others are wanted all the same
+        except Dead as error:  # the other outputs are still wanted
             lost.append(f"output {number}: {error}")
         else:
             kept += 1
@@ -197,7 +197,7 @@ def name_of(event: Event, number: int, file: Fetched) -> str:
 
 
 def clean(text: str) -> str:
-    """Make a field a harmless part of a name, in any script: no folders, nothing hidden."""
+    """Return a field as a safe part of a name, in any script: no folders, no hidden files."""
     text = unicodedata.normalize("NFC", text)
     cleaned = re.sub("\0+", "-", "".join(char if is_plain(char) else "\0" for char in text))
     return shorten(cleaned.strip("."), LONGEST_FIELD) or "_"
@@ -210,7 +210,7 @@ def is_plain(char: str) -> bool:
 
 
 def fitting(part: str, more: str = "") -> str:
-    """Return a part of a name that every file system takes; `more` goes before its ending."""
+    """Return a part of a name that every file system accepts; `more` goes before its extension."""
     part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]+', "-", part).rstrip(". ") or "_"
     path = PurePosixPath(f"_{part}" if RESERVED.match(part) else part)
     ending = shorten(path.suffix, 20)
@@ -222,7 +222,7 @@ def shorten(text: str, most_bytes: int) -> str:
 
 
 async def put(name: str, file: Fetched) -> str:
-    """Store a file, whole or not at all, and return its name; no other file is replaced."""
+    """Store a file completely or not at all; return its name; no other file is replaced."""
     folder, slash, last = name.rpartition("/")
     by_content = f"{folder}{slash}{fitting(last, f'-{file.sha256[:12]}')}"
     for candidate in (name, by_content):
@@ -236,7 +236,7 @@ async def put(name: str, file: Fetched) -> str:
 
 
 def write(folder: Path, path: Path, file: Fetched) -> bool:
-    """Write into the folder; False: another file has the name."""
+    """Write into the folder; return False if another file has the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     copy = path.with_name(f".saving-{secrets.token_hex(8)}")
     try:
@@ -248,7 +248,7 @@ def write(folder: Path, path: Path, file: Fetched) -> bool:
             return False
     finally:
         copy.unlink(missing_ok=True)
-    # Have file and folders on the disk before the step is remembered as done.
+    # The file and its folders must be on the disk before the step is remembered as done.
     for made in (path, *path.parents):
         sync(made)
         if made == folder.parent:
@@ -257,12 +257,12 @@ def write(folder: Path, path: Path, file: Fetched) -> bool:
 
 
 def link(copy: Path, path: Path) -> None:
-    """Name a file; FileExistsError where that is taken."""
+    """Link a file to its name; raise FileExistsError if that is taken."""
     try:
         os.link(copy, path)
     except FileExistsError:
         raise
-    except OSError:  # no hard links here, and so no way to check and rename in one step
+    except OSError:  # no hard links here, so the check and the renaming are two steps
         if path.exists():
             raise FileExistsError(path) from None
         copy.rename(path)
@@ -282,19 +282,19 @@ def digest(path: Path) -> str:
 
 
 async def send(store: ObjectStore, name: str, file: Fetched) -> bool:
-    """Upload into the store; False: another file has the name."""
+    """Upload into the store; return False if another file has the name."""
 
     async def upload(mode: Any) -> None:
         kind = {"Content-Type": file.content_type}
         await obstore.put_async(store, name, file.path, attributes=kind, mode=mode)
 
-    # No store can create only if absent by an upload in parts: for large files we look first.
+    # An upload in parts cannot be "create only if absent": for large files we check first.
     if file.size <= MOST_AT_ONCE:
         try:
             await upload("create")
         except AlreadyExistsError:
             pass
-        except BaseError as error:  # not all that speak S3 know how to create
+        except BaseError as error:  # not all S3 servers support "create only if absent"
             if not isinstance(error, NotSupportedError) and "NotImplemented" not in str(error):
                 raise
         else:
@@ -307,7 +307,7 @@ async def send(store: ObjectStore, name: str, file: Fetched) -> bool:
 
 
 async def digest_in(store: ObjectStore, name: str, size: int) -> str | None:
-    """Return the digest of the stored file, `another size`, or None where there is none."""
+    """Return the digest of the stored file, `another size`, or None if there is none."""
     try:
         found = await obstore.get_async(store, name)
     except (FileNotFoundError, NotFoundError):
@@ -321,15 +321,15 @@ async def digest_in(store: ObjectStore, name: str, size: int) -> str | None:
 
 
 def is_black(file: Fetched) -> bool:
-    """Return whether a picture is all black; only a file small for its pixels can be."""
+    """Return whether a picture is all black; only a file small for its pixel count can be."""
     try:
         with Image.open(file.path, formats=("PNG", "JPEG", "WEBP")) as image:
             pixels = image.width * image.height
             if file.size > max(pixels / 10, 4096) or pixels > MOST_PIXELS:
                 return False
-            if getattr(image, "n_frames", 1) > 1:  # a film may begin in the dark
+            if getattr(image, "n_frames", 1) > 1:  # an animation may begin with black
                 return False
             image.draft("L", (image.width // 8, image.height // 8))  # JPEG: an eighth is enough
             return not any(image.convert("L").histogram()[DARKEST_LIGHT:])
-    except Exception:  # noqa: BLE001 - no picture, or one made to break its reader
+    except Exception:  # noqa: BLE001 - no picture, or one crafted to break its reader
         return False

@@ -3,8 +3,8 @@
 Use: `SLACK_TOKEN=xoxb-… SLACK_CHANNEL=C0123456789 receiver serve save slack`.
 
 A prediction's metadata may name another channel as `slack_channel`, and as `slack_thread` the `ts`
-of the message to answer. Slack cannot tell a repeat: a message whose answer was lost on its way may
-come twice. What was ordered in Slack is answered by `slack-in`.
+of the message to answer. Slack does not detect repeats: a message may be posted twice if Slack's
+answer was lost. Orders from Slack are answered by `slack-in`.
 """
 
 from functools import partial

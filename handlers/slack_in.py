@@ -3,10 +3,10 @@
 Use: `SLACK_SIGNING_SECRET=… SLACK_TOKEN=xoxb-… receiver serve save slack-in`, with recipes.
 `receiver chat slack` prints the manifest of an app that calls `/in/slack`.
 
-An order is stored before Slack is answered. Its pictures are uploaded where it was asked for; if
-the bot is not in there, they are linked by the command's response_url, which lives for 30 minutes,
-or at last sent to the asker directly. Failures are shown to the asker alone. A message that was
-posted just before a crash is found again by its files; one without files may come twice.
+An order is stored before Slack is answered. Its pictures are uploaded where it was ordered. If the
+bot is not a member there, they are linked by the command's response_url, which is valid for 30
+minutes, or else sent to the person directly. Only that person sees failures. A message that was
+posted just before a crash is found again by its files; one without files may be posted twice.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs each respon
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """The asker, the place, and how to answer."""
+    """The person who ordered, the place, and how to answer."""
 
     team: str
     channel: str
@@ -102,7 +102,7 @@ class Origin(msgspec.Struct, frozen=True):
     thread: str = ""
     response_url: str = ""
     is_pressed: bool = False
-    """Asked by a button: response_url then stands for the button's message, which must stay."""
+    """Ordered by a button: response_url then edits the button's message, which must stay."""
 
     @property
     def who(self) -> chat.Who:
@@ -111,12 +111,12 @@ class Origin(msgspec.Struct, frozen=True):
 
     @property
     def hook(self) -> str:
-        """The response_url, if it is one that can be asked."""
+        """The response_url if it is an allowed address, else ''."""
         is_sound = re.fullmatch(r"[!-~]{1,2000}", self.response_url)
         return self.response_url if is_sound and self.response_url.startswith(HOOKS) else ""
 
     def extras(self, door: Door, recipe: str) -> dict[str, Any]:
-        """Return the metadata and private values by which an order is answered later."""
+        """Return the metadata and private values that the later answer needs."""
         metadata = {"answered_by": "slack-in", "slack_channel": self.channel}
         if self.thread:
             metadata["slack_thread"] = self.thread
@@ -128,7 +128,7 @@ class Origin(msgspec.Struct, frozen=True):
     async def notify(
         self, http: httpx.AsyncClient, text: str, buttons: dict[str, str], *, replace: bool = False
     ) -> None:
-        """Notify the asker alone: by the response_url, in the place, or at last directly."""
+        """Notify the person alone: by the response_url, else in the place, else directly."""
         message = ephemeral(text, buttons) | {"replace_original": replace}
         if self.hook:
             answer = await http.post(self.hook, json=message)
@@ -144,7 +144,7 @@ class Origin(msgspec.Struct, frozen=True):
             await SLACK.call(http, "chat.postMessage", channel=await self.direct(http), **form)
 
     async def direct(self, http: httpx.AsyncClient) -> str:
-        """Return the conversation between the asker and the bot."""
+        """Return the channel of direct messages between the person and the bot."""
         response = await SLACK.call(http, "conversations.open", users=self.user)
         return str(response.channel["id"])
 
@@ -179,7 +179,7 @@ async def slack(call: Call, door: Door) -> Reply:
         return await on_button(read_as(Payload, decoded(form["payload"])), door)
     if "command" in form:
         return await on_command(read_as(Slash, form), door)
-    return Reply.empty()  # ssl_check, and other kinds that we do not know
+    return Reply.empty()  # ssl_check, and unknown types
 
 
 def decoded(text: str) -> Any:
@@ -194,7 +194,7 @@ def read_as(kind: Any, value: Any) -> Any:
 
 
 async def on_command(given: Slash, door: Door) -> Reply:
-    """Order by a slash command; only the asker sees the answer."""
+    """Order by a slash command; only the person who typed it sees the answer."""
     origin = Origin(given.team_id, given.channel_id, given.user_id, "", given.response_url)
     try:
         name = given.command.removeprefix("/").lower()
@@ -218,7 +218,7 @@ async def on_message(call: Call, door: Door) -> Reply:
     if envelope.type != "event_callback" or not is_for_us(envelope.event):
         return Reply.empty()
     message: UserMessage = read_as(UserMessage, envelope.event)
-    # In a direct message an answer needs no thread.
+    # An answer to a direct message needs no thread.
     thread = message.thread_ts or ("" if envelope.event["type"] == "message" else message.ts)
     team = envelope.team_id or ""
     origin = Origin(team, message.channel, message.user, thread)
@@ -270,7 +270,7 @@ async def on_button(payload: Payload, door: Door) -> Reply:
 
 
 async def remove(door: Door, origin: Origin, ts: str) -> None:
-    """Delete the message of a button, though it may be where the bot is not."""
+    """Delete the message of a button, by the response_url if the bot is not a member there."""
     try:
         await SLACK.call(door.http, "chat.delete", channel=origin.channel, ts=ts)
     except Dead:
@@ -286,7 +286,7 @@ async def order(
     files: list[dict[str, Any]] | None = None,
     at: float | None = None,
 ) -> Prediction:
-    """Order; a picture that is attached goes to the option that takes one."""
+    """Order; an attached picture goes to the first option that takes one."""
     options = dict(command.options)
     urls = [str(file.get("url_private_download", "")) for file in files or []]
     wanted = chat.picture_option(door, command.recipe, options)
@@ -356,7 +356,7 @@ async def show(
     links: list[str],
     buttons: dict[str, str],
 ) -> None:
-    """Post where it was asked for; else by the response_url, which takes links; else directly."""
+    """Post where it was ordered; else links by the response_url; else directly."""
     if ctx.attempt > 1 and await SLACK.is_posted(ctx.http, files):
         return
     filled = WORDS.fill(event, escape, {"person": origin.user})
@@ -376,7 +376,7 @@ async def show(
 async def post_links(
     event: Event, ctx: Context, origin: Origin, text: str, buttons: dict[str, str]
 ) -> bool:
-    """Post links for all to see by the response_url; return whether Slack took that."""
+    """Post links that all can see by the response_url; return whether Slack accepted them."""
     outputs = [output for output in event.prediction.output or [] if output.url]
     if not origin.hook or not all(output.link(2900) for output in outputs):
         return False

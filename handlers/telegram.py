@@ -1,10 +1,10 @@
-"""Post every outcome to a Telegram chat: pictures and films as such, the rest as documents.
+"""Post every outcome to a Telegram chat: pictures and videos as such, the rest as documents.
 
 Use: `TELEGRAM_TOKEN=123:… TELEGRAM_CHAT=-100123… receiver serve save telegram`.
 
 A prediction's metadata may name another chat as `telegram_chat`, the message to answer as
-`telegram_message` and a forum's topic as `telegram_thread`. Telegram cannot tell a repeat: a
-message whose answer was lost on its way may come twice. What was ordered in Telegram is answered by
+`telegram_message` and a forum's topic as `telegram_thread`. Telegram does not detect repeats: a
+message may be posted twice if Telegram's answer was lost. Orders from Telegram are answered by
 `telegram-in`.
 """
 
@@ -47,13 +47,13 @@ async def telegram(event: Event, ctx: Context) -> None:
 
 
 async def post(event: Event, ctx: Context) -> str:
-    """Send all messages, each of them once; return what could only be linked, and why."""
+    """Send all messages, each once; return the outputs that could only be linked, and why."""
     parts, links = await TELEGRAM.parts(event, ctx)
     lost = ctx.noted
     filled = event.prediction.warning(clean) + TEMPLATE.fill(event, clean).strip()
     text = with_links(filled or event.type, links, len(event.type))
     form = address(event, CHAT)
-    # Links go into a text of their own: one may be longer than a caption.
+    # Links go into a separate text message: one may be longer than a caption.
     for key, some in TELEGRAM.messages(parts, bool(links)).items():
         await ctx.once(key, partial(TELEGRAM.deliver, ctx.http, form, some, text))
         text = ""

@@ -4,10 +4,10 @@ Use: `TELEGRAM_TOKEN=123:… receiver serve save telegram-in`, with recipes. `re
 sets the webhook `/in/telegram` and the menu of commands. Without a public address:
 `TELEGRAM_POLL=1`, after `receiver chat telegram --poll`.
 
-An order is stored before Telegram is answered. Pictures come as the reply to the message; where the
-bot may not write any more, to the asker directly. Telegram has no messages for one person in a
-group: failures are sent directly if the asker has begun a chat with the bot, else as a reply.
-Telegram cannot tell a repeat: a message whose answer was lost on its way may come twice.
+An order is stored before Telegram is answered. Pictures are sent as the reply to the message; if
+the bot may no longer write there, to the person directly. Telegram has no messages for one person
+in a group: failures are sent directly if the person has begun a chat with the bot, else as a reply.
+Telegram does not detect repeats: a message may be sent twice if Telegram's answer was lost.
 """
 
 import hmac
@@ -59,7 +59,7 @@ from ._telegram import (
 
 SECRET = "x-telegram-bot-api-secret-token"  # noqa: S105 - the name of a header
 UPDATES = ["message", "callback_query"]
-WAIT = 50  # seconds that a poll waits for news
+WAIT = 50  # seconds that a poll waits for updates
 LONGEST_ALERT = 200
 WORDS = Template("{prompt:.500}\n{text:.3000}")
 people = partial(chat.read_ids, r"\d{1,20}", "must be ids of people, digits, by comma")
@@ -104,16 +104,16 @@ async def telegram(call: Call, door: Door) -> Reply:
 
 
 async def on_message(message: Message, door: Door) -> Reply:
-    """Order by a message; the response is a method call, whose result goes nowhere."""
+    """Order by a message; the response is a method call, whose result is not sent to us."""
     user = message.by
     if user is None or user.is_bot or message.via_bot or not await is_for_us(message, door):
         return Reply.empty()
     who = who_of(user, message.chat)
     name, text = message.command[0], message.words[message.slash :]
-    if name == "start":  # what may follow it is a link's, and no recipe's
+    if name == "start":  # text after it comes from a link, not for a recipe
         name, text = "help", ""
     try:
-        is_other = name and not is_recipe(name, door)  # help, or an unknown one
+        is_other = name and not is_recipe(name, door)  # help, or an unknown command
         command = door.command(name + text) if is_other else chat.read(door, text, name)
         if command.help:
             return text_reply(message, command.help)
@@ -137,7 +137,7 @@ async def on_message(message: Message, door: Door) -> Reply:
 
 
 async def is_for_us(message: Message, door: Door) -> bool:
-    """Return whether a message is a command for us, a reply to us, or sent to us alone."""
+    """Return whether a message is a command for the bot, a reply to it, or sent to it alone."""
     name, bot = message.command
     if bot:
         return bot == (await own_name(door)).lower()
@@ -158,7 +158,7 @@ NAMES: dict[str, str] = {}
 
 
 async def own_name(door: Door) -> str:
-    """Return the bot's name, which is asked for once."""
+    """Return the bot's name, which is requested once."""
     if "me" not in NAMES:
         try:
             NAMES["me"] = (await TELEGRAM.call(door.http, "getMe"))["username"]
@@ -173,7 +173,7 @@ def who_of(user: User, where: Chat) -> chat.Who:
 
 
 def extras(message: Message, door: Door, recipe: str) -> dict[str, Any]:
-    """Return what an order brings along for its answer."""
+    """Return the metadata and private values that the later answer needs."""
     metadata: dict[str, Any] = {
         "answered_by": "telegram-in",
         "telegram_chat": str(message.chat.id),
@@ -185,7 +185,7 @@ def extras(message: Message, door: Door, recipe: str) -> dict[str, Any]:
 
 
 async def picture(door: Door, file: File) -> str:
-    """Fetch a picture; its address holds our token and must not be passed on."""
+    """Fetch a picture; its URL contains our token and must not be passed on."""
     try:
         found = await TELEGRAM.call(door.http, "getFile", file_id=file.file_id)
     except (Dead, Retry, httpx.HTTPError) as error:
@@ -197,7 +197,7 @@ async def picture(door: Door, file: File) -> str:
 
 
 async def acknowledge(message: Message, door: Door, prediction: Prediction) -> None:
-    """Acknowledge an order once, by a message that is deleted in the end."""
+    """Acknowledge an order once, by a message that is deleted after the outcome."""
     if prediction.status in chat.FINAL or "telegram_acknowledgement" in prediction.metadata:
         return
     if not chat.is_first(prediction.id):
@@ -230,7 +230,7 @@ def text_reply(message: Message, text: str) -> Reply:
 
 
 async def on_button(query: Query, door: Door) -> Reply:
-    """Act on a button; only the presser sees the answer."""
+    """Act on a button; only the person who pressed it sees the answer."""
     if query.message is None:
         return alert(query, "This is too old.")
     where = query.message.chat
@@ -268,7 +268,7 @@ def alert(query: Query, text: str, *, loud: bool = True) -> Reply:
 
 
 async def poll(door: Door) -> AsyncGenerator[Call, Reply]:
-    """Poll for updates; the next poll confirms those that were answered."""
+    """Poll for updates; the next poll confirms the answered ones."""
     offset = 0
     while True:
         params = {"offset": offset, "timeout": WAIT, "allowed_updates": UPDATES}
@@ -277,13 +277,13 @@ async def poll(door: Door) -> AsyncGenerator[Call, Reply]:
             kind = {"content-type": "application/json"}
             reply = yield Call(body=body, headers=kind, at=time.time())
             if reply.status >= httpx.codes.INTERNAL_SERVER_ERROR:
-                return  # it is begun anew in a moment, with the same update
+                return  # the source is restarted in a moment, with the same update
             offset = int(update["update_id"]) + 1
             await chat.best_effort(door, do(door, reply))
 
 
 async def do(door: Door, reply: Reply) -> None:
-    """Make the call that an answer is."""
+    """Make the method call that a reply contains."""
     if reply.body and reply.status == httpx.codes.OK:
         form = msgspec.json.decode(reply.body, type=dict[str, Any])
         await TELEGRAM.call(door.http, form.pop("method"), **form)
@@ -307,13 +307,13 @@ async def answer(event: Event, ctx: Context) -> None:
 
 
 async def show(event: Event, ctx: Context, user: str) -> None:
-    """Send all messages, each of them once."""
+    """Send all messages, each once."""
     parts, links = await TELEGRAM.parts(event, ctx, flagged=bool(event.prediction.flagged))
     labels = ctx.private.get("labels", [])
     buttons = chat.result_buttons(ctx.sign, event.prediction.id, labels, chat.DELETE)
     filled = event.prediction.warning(clean) + WORDS.fill(event, clean).strip()
     text, markup = with_links(filled or event.type, links, len(event.type)), keyboard(buttons)
-    # Albums take no buttons: these are under a text then.
+    # Albums have no buttons: these then go under a text message.
     for key, some in TELEGRAM.messages(parts, bool(links) or len(parts) > 1).items():
         form = address(event, user) | markup
         await ctx.once(key, partial(send, ctx, form, user, some, text))
@@ -321,7 +321,7 @@ async def show(event: Event, ctx: Context, user: str) -> None:
 
 
 async def send(ctx: Context, form: dict[str, str], user: str, parts: list[Any], text: str) -> None:
-    """Send a message where it was asked for, or else directly."""
+    """Send a message where it was ordered, or else directly."""
     try:
         await TELEGRAM.deliver(ctx.http, form, parts, text)
     except Dead as refused:
@@ -333,7 +333,7 @@ async def send(ctx: Context, form: dict[str, str], user: str, parts: list[Any], 
 
 
 async def notify(event: Event, ctx: Context, user: str) -> None:
-    """Send the asker why there is no picture: directly, or if that fails, as a reply."""
+    """Send the person the reason for a missing picture: directly, or else as a reply."""
     text = chat.failure_text(event)
     buttons = keyboard(chat.result_buttons(ctx.sign, event.prediction.id, []))
     form = address(event, user) | buttons

@@ -1,7 +1,7 @@
 """Order by a signed request at `/in/trigger/{name}`: from GitHub, n8n, cron, a shop, or a script.
 
-Use: `TRIGGERS=triggers.toml RECEIVER_RECIPES=recipes.toml receiver serve trigger-in`. The file has
-a table for each:
+Use: `TRIGGERS=triggers.toml RECEIVER_RECIPES=recipes.toml receiver serve trigger-in`. The file
+TRIGGERS has a table for each trigger:
 
     [drawn]
     proof = "github"                  # or standard, hmac, bearer
@@ -11,10 +11,10 @@ a table for each:
     options = { prompt = "{issue.title}, as a poster" }
     person = "github:{sender.login}"
 
-A call is ordered once, however often it comes: `key` says what is the same then, where the proof
-does not. Person and place are `trigger:drawn` unless the file says otherwise, and the recipes'
-`[[allow]]` must name them. CloudEvents 1.0 are unwrapped: a place in a template is in the JSON of
-the event itself, and its attributes are `header:ce-id` and so on.
+A repeated call orders only once: `key` is the part that repeats have in common, if the proof does
+not define it. Person and place are `trigger:drawn` unless the file sets them, and the recipes'
+`[[allow]]` must name them. CloudEvents 1.0 are unwrapped: a place in a template is in the event's
+JSON data, and the event's attributes are `header:ce-id` and so on.
 """
 
 import base64
@@ -65,28 +65,28 @@ async def order(call: Call, door: Door) -> Reply:
 
 
 def opened(call: Call) -> Message:
-    """Read a proved call; raise Problem for what is no JSON."""
+    """Read a proved call; raise Problem for malformed content."""
     kind = call.header("content-type").partition(";")[0].strip().lower()
     return OPENED.get(kind, as_json)(call)
 
 
 def as_json(call: Call) -> Message:
-    # CloudEvents writes what is not ASCII in its headers in percent.
+    # CloudEvents percent-encodes non-ASCII characters in its headers.
     headers = {n: unquote(v) if n.startswith("ce-") else v for n, v in call.headers.items()}
     return Message(headers, call.json() if call.body else {})
 
 
 def as_form(call: Call) -> Message:
-    if call.body.lstrip()[:1] in {b"{", b"["}:  # curl calls whatever it sends a form
+    if call.body.lstrip()[:1] in {b"{", b"["}:  # curl sends all data with a form's content type
         return as_json(call)
     form = call.form()
-    if "x-github-event" in call.headers and "payload" in form:  # GitHub does so unless told
+    if "x-github-event" in call.headers and "payload" in form:  # GitHub's default
         return Message(call.headers, decoded(form["payload"]))
     return Message(call.headers, form)
 
 
 def as_event(call: Call) -> Message:
-    """Unwrap a CloudEvent that is all in the body; its attributes go where headers have them."""
+    """Unwrap a CloudEvent that is entirely in the body; its attributes become `ce-` headers."""
     event = call.json(dict[str, Any])
     missing = [n for n in REQUIRED if not isinstance(event.get(n), str) or not event[n]]
     if missing or event.get("specversion") != "1.0":

@@ -1,4 +1,4 @@
-"""An attempt: call the handler of one delivery within its time-out, and report how that ended."""
+"""An attempt: call the handler of one delivery within its time-out, and report the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENDINGS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
     (BaseException, "error"),
     (Skip, "skip"),
 )
-"""Of several errors that were raised together the first of these decides."""
+"""The order of precedence if several errors are raised together."""
 
 
 def _kind_of(error: BaseException) -> FailureKind:
@@ -47,7 +47,7 @@ _ORDER: Final = [kind for _, kind in _ENDINGS]
 
 
 def _decisive(error: BaseException) -> BaseException:
-    """Return the one error of a group (as a TaskGroup raises) that decides about the delivery."""
+    """Return the error of a group (as a TaskGroup raises) that decides the delivery's state."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     found = sorted(_leaves(error), key=lambda leaf: _ORDER.index(_kind_of(leaf)))
@@ -71,7 +71,7 @@ _UNRUN: Final = (
 
 
 def _check_ran(result: Any) -> None:
-    """Raise TypeError where a handler returned a coroutine or generator, which nothing runs."""
+    """Raise TypeError if a handler returned a coroutine or generator, which nothing runs."""
     if result is None:
         return
     several = isinstance(result, list | tuple | set | frozenset | dict)
@@ -87,8 +87,8 @@ def _check_ran(result: Any) -> None:
 class Attempt:
     """One run of one handler.
 
-    `ended` is set when the handler has really returned: that may be after `run`, as a thread
-    cannot be stopped and a coroutine may refuse to be.
+    `ended` is set when the handler has really returned. That may be after `run` returns: a thread
+    cannot be stopped, and a coroutine may ignore its cancellation.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Attempt:
         self._tools = tools
         self._timeout = min(handler.timeout, timeout or handler.timeout)
         self.is_bounded = self._timeout < handler.timeout
-        """Whether a time-out is that of the drain or of the store, and not the handler's own."""
+        """Whether a time-out is due to the drain, the request or the store, not to the handler."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.note = ""
@@ -158,7 +158,7 @@ class Attempt:
             error = self._charge.error or RuntimeError("the handler cancelled itself")
         else:
             error = task.exception() or self._charge.error
-        # What the handler has made a task of has begun by now.
+        # Coroutines that the handler made tasks of have started by now.
         if error is None and (left := context.unawaited()):
             error = TypeError(f"the handler did not await ctx.{', ctx.'.join(sorted(left))}")
         if error is None:
@@ -172,7 +172,7 @@ class Attempt:
         return Failure(kind=kind, reason=reason, after=getattr(error, "after", None))
 
     def _without_private(self, error: BaseException, reason: str) -> BaseException:
-        """Return an error for logs and traces; one that quotes private content is replaced."""
+        """Return the error for logs and traces; replace one that quotes private content."""
         safe = plain_error(error)
         if self._private:
             text = "".join(traceback.format_exception(safe))
@@ -182,7 +182,7 @@ class Attempt:
 
 
 def plain_error(error: BaseException) -> BaseException:
-    """Return an error that logs and traces can print: a handler's own may raise from its words."""
+    """Return an error that logs and traces can print: `str` of a handler's own may raise."""
     try:
         traceback.format_exception(error)
         repr(error)

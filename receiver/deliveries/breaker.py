@@ -1,12 +1,12 @@
 """The circuit breaker of a handler: a run of failures makes its deliveries wait, as a pause does.
 
-    closed ──a run of failures──▶ open ──after a while──▶ one delivery is probed
+    closed ──a run of failures──▶ open ──after a wait───▶ one delivery is probed
       ▲                            ▲                        │        │
       └────────it succeeds─────────┼────────────────────────┘        │
                                    └─────it fails: twice as long─────┘
 
-Pending deliveries stay in their rows, whole; attempts are not spent on a service that is down. The
-state is in the store, so that all processes obey it and one of them tries.
+Pending deliveries stay in their rows unchanged; no attempts are spent on a service that is down.
+The state is in the store, so that all processes obey it and only one of them probes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from receiver.store.breakers import Breakers, BreakerState
 log = structlog.get_logger("receiver")
 
 _FRESH: Final = 1.0
-"""Seconds for which what was read of the breakers is used."""
+"""Seconds for which the cached breakers are used."""
 _FEWEST_DELIVERIES: Final = 3
-"""A run of failures must be of so many deliveries: one that is poison says nothing of others."""
+"""Different deliveries that a run of failures needs: one may fail always, and the others not."""
 _MARGIN: Final = 10.0
 """Seconds beyond a handler's time-out in which its probe may still be settled."""
 
@@ -36,14 +36,14 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When a handler's breaker trips, and for how long."""
 
     failures: int | None = 20
-    """In a row; None: never."""
+    """Failures in a row that trip it; None: it never trips."""
     first_wait: float = 15.0
     longest_wait: float = 300.0
-    """Seconds before a probe; each that fails doubles them."""
+    """Limits of the seconds before a probe; each failed probe doubles the wait."""
 
 
 class BreakerCache:
-    """The breakers of all handlers, as this process read them a moment ago."""
+    """The breakers of all handlers, as this process last read them."""
 
     def __init__(self, breakers: Breakers, clock: Callable[[], float]) -> None:
         self._breakers = breakers
@@ -56,11 +56,11 @@ class BreakerCache:
     async def of(self, name: str) -> BreakerState:
         now = self._clock()
         if not self._is_fresh(now):
-            async with self._reading:  # one reads for all the attempts that end meanwhile
+            async with self._reading:  # one read serves all attempts that end meanwhile
                 while not self._is_fresh(now):
                     forgotten = self._forgotten
                     found = await self._breakers.all()
-                    if forgotten == self._forgotten:  # else it may be older than what we were told
+                    if forgotten == self._forgotten:  # else a breaker has changed meanwhile
                         self._found, self._read_at = found, now
         return self._found.get(name) or BreakerState(name)
 
@@ -78,7 +78,7 @@ class BreakerCache:
 
 
 class BreakerPermit(msgspec.Struct, frozen=True):
-    """How many deliveries may be claimed now; None are: look again in so many seconds."""
+    """How many deliveries may be claimed now; if 0, ask again in `wait` seconds."""
 
     most: int
     wait: float = 0.0
@@ -86,7 +86,7 @@ class BreakerPermit(msgspec.Struct, frozen=True):
 
 
 class HandlerBreaker:
-    """Lets one handler's deliveries through, or makes them wait."""
+    """The breaker of one handler: allows its deliveries, or makes them wait."""
 
     def __init__(
         self,
@@ -104,24 +104,24 @@ class HandlerBreaker:
         self._policy = policy
         self._clock = clock
         self._failed: list[str] = []
-        """The deliveries of the present run of failures, one for each."""
+        """The failed deliveries of the current run of failures, one item per failure."""
         self._probe: str | None = None
-        """The delivery that is our probe, empty before there is one; None: the probe is not ours,
-        as far as the store may know."""
+        """The delivery that is our probe, empty before it is claimed; None: in the store, the probe
+        is not ours."""
         self._probe_ends = 0.0
-        """When it is over in any case."""
+        """When the probe ends at the latest, in Unix seconds."""
         self._owes_probe = False
-        """Whether the probe is over and the store does not know it yet."""
+        """Whether the probe has ended and that is not stored yet."""
 
     async def ask(self, room: int, nap: float) -> BreakerPermit:
-        """Return how many deliveries may be begun. Raises StoreUnavailable."""
+        """Return how many deliveries may start. Raises StoreUnavailable."""
         if self._owes_probe:
             await self.give_back()
         found = await self._known.of(self._name)
         now = self._clock()
         state = found.state(now)
         if state != "paused" and self._policy.failures is None:
-            state = "running"  # though another process, or an earlier one, has a breaker
+            state = "running"  # even if another process, or an earlier one, has set a breaker
         match state:
             case "running":
                 return BreakerPermit(room)
@@ -133,26 +133,26 @@ class HandlerBreaker:
                 if is_ours:
                     return BreakerPermit(1, is_probe=True)
                 self._probe = None
-        # Our probe may end, another process may let them go, or the time for one may come.
+        # Our probe may end, another process may close the breaker, or a probe may become due.
         return BreakerPermit(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
-        """End a probe that found nothing out; where the store is away, `ask` does it later."""
+        """End a probe without a result; if the store is unavailable, `ask` does it later."""
         if self._probe is not None:
             self._owes_probe = True
             await self._breakers.end_probe(self._name)
             self._probe, self._owes_probe = None, False
 
     def began(self, delivery: str) -> None:
-        """Record which delivery the probe is."""
+        """Note which delivery is the probe."""
         self._probe = delivery
 
     def is_calm(self) -> bool:
-        """Return whether there is nothing that a success would change."""
+        """Return whether a success would change nothing: no failure, probe or open breaker."""
         return not self._failed and self._probe is None and not self._known.is_open(self._name)
 
     async def record(self, delivery: str, failure: Failure | None) -> None:
-        """Record how an attempt ended; a breaker that cannot be set stays as it is."""
+        """Record how an attempt ended; if the store is unavailable, the breaker stays as it is."""
         is_probe = delivery == self._probe
         try:
             if failure is None or failure.kind == "skip":
@@ -160,7 +160,7 @@ class HandlerBreaker:
             elif _is_trouble(failure):
                 await self._troubled(delivery, failure)
             elif is_probe:
-                await self.give_back()  # it says nothing of the others
+                await self.give_back()  # this failure is no sign that other deliveries fail
             if is_probe:
                 self._probe = None
         except StoreUnavailable:
@@ -199,7 +199,7 @@ class HandlerBreaker:
 
 
 def _is_trouble(failure: Failure) -> bool:
-    """Tell what speaks against the handler from what it decided about its event."""
+    """Return whether a failure counts for the breaker: not Dead, nor a Retry with `after`."""
     return failure.kind in {"error", "timeout", "lost"} or (
         failure.kind == "retry" and failure.after is None
     )

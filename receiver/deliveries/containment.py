@@ -1,8 +1,8 @@
-"""Keep what a handler's code does inside its attempt, on an event loop that it shares with us.
+"""Containment: a handler's code cannot end the event loop that it shares with the receiver.
 
 SystemExit or KeyboardInterrupt in any task or callback ends a whole event loop, as do `loop.stop()`
-and the cancellation of all tasks. In a task of a handler they become an error of that task; a
-callback that ends the loop is charged to the attempts that run, and `run` turns the loop again.
+and the cancellation of all tasks. In a handler's task they become an error of that task; if a
+callback ends the loop, the running attempts are charged with it, and `run` restarts the loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENDS_A_LOOP: Final = (SystemExit, KeyboardInterrupt)
 
 
 class Charge:
-    """What went wrong around one attempt, beside what its handler returned or raised."""
+    """The first error charged to an attempt, in addition to what its handler raised."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -41,14 +41,14 @@ class Charge:
 _charge: Final[contextvars.ContextVar[Charge | None]] = contextvars.ContextVar(
     "receiver_charge", default=None
 )
-"""Set in all that a handler's attempt runs, its tasks, callbacks and thread included."""
+"""Set in all code that an attempt runs, its tasks, callbacks and thread included."""
 _running: Final[set[Charge]] = set()
-"""Of the attempts that run on the event loop now."""
+"""The charges of the attempts that run on the event loop now."""
 
 
 @contextlib.contextmanager
 def charged(charge: Charge, *, on_loop: bool) -> Iterator[contextvars.Context]:
-    """Return the context to run an attempt in."""
+    """Yield the context to run an attempt in."""
     context = contextvars.copy_context()
     context.run(_charge.set, charge)
     if on_loop:
@@ -60,14 +60,14 @@ def charged(charge: Charge, *, on_loop: bool) -> Iterator[contextvars.Context]:
 
 
 def contained(error: BaseException) -> Exception:
-    """Turn what would end more than an attempt into an error."""
+    """Return the error, or a RuntimeError instead if it would end more than an attempt."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     return RuntimeError(f"{type(error).__name__}: {described(error)}")
 
 
 def described(error: BaseException) -> str:
-    """Return an error's own words; one that cannot say what it is has a type all the same."""
+    """Return the message of an error; '' if its `__str__` raises."""
     try:
         return str(error)
     except BaseException:  # noqa: BLE001 - a handler's class may raise SystemExit here
@@ -75,7 +75,7 @@ def described(error: BaseException) -> str:
 
 
 class _Contained(Coroutine[Any, Any, T]):
-    """A handler's coroutine that ends with an error instead of ending the event loop."""
+    """A handler's coroutine that raises an error instead of ending the event loop."""
 
     def __init__(self, inner: Coroutine[Any, Any, T], charge: Charge) -> None:
         self._inner = inner
@@ -106,7 +106,7 @@ class _Contained(Coroutine[Any, Any, T]):
 
 
 class _OwnTask(asyncio.Task[Any]):
-    """A task of the receiver's, which no handler's code can cancel."""
+    """A task of the receiver, which no handler's code can cancel."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         charge = _charge.get()
@@ -117,7 +117,7 @@ class _OwnTask(asyncio.Task[Any]):
 
 
 class _Factory:
-    """Makes the tasks of a loop: those of handlers contained, all others as before or our own."""
+    """A task factory: handlers' tasks are contained, others are protected or as before."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, owned: bool) -> None:
         self._before = loop.get_task_factory()
@@ -138,13 +138,13 @@ class _Factory:
 
 
 def contain(loop: asyncio.AbstractEventLoop, *, owned: bool = False) -> None:
-    """Contain the tasks of handlers on this loop; `owned` protects all other tasks from them."""
+    """Contain the handlers' tasks on this loop; `owned` protects all other tasks from them."""
     if not isinstance(loop.get_task_factory(), _Factory):
         loop.set_task_factory(_Factory(loop, owned=owned))
 
 
 class _Program:
-    """The program of ours that this process runs, if it runs one."""
+    """The receiver's own program that this process runs, if any."""
 
     loop: asyncio.AbstractEventLoop | None = None
     thread: int | None = None
@@ -156,18 +156,18 @@ _KEPT: Final = (
     "shutdown_default_executor",
     "shutdown_asyncgens",
 )
-"""What no handler may ask of a loop that it shares: all that runs would go on with the result."""
+"""Methods of the loop that no handler may call: they would change it for all other code."""
 
 
 def is_program(loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether this process runs a program of ours on this loop, and no other program."""
+    """Return whether this process runs the receiver's own program on this loop."""
     return loop is _Program.loop
 
 
 def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """Run a program of ours to its end on a loop of its own, whatever handlers do to the loop."""
+    """Run the receiver's own program to its end on its own loop, whatever handlers do to it."""
     contain(loop, owned=True)
-    for name in _KEPT:  # a handler's factory would make our tasks, and its executor do our work
+    for name in _KEPT:  # else a handler's factory and executor would run the receiver's tasks
         setattr(loop, name, partial(_keep, name))
     asyncio.set_event_loop(loop)
     _Program.loop, _Program.thread = loop, threading.get_ident()
@@ -191,9 +191,9 @@ def _turn(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> None:
         cause = "loop.stop()"
     except _ENDS_A_LOOP as error:
         if main.done():
-            return  # its own end, which its result tells
+            return  # the program's own end: the task's result raises it
         cause = contained(error).args[0]
-    if not main.done():  # charged now: a handler that has just returned is judged next
+    if not main.done():  # charge now: a handler that has just returned is judged next
         _interrupted(cause)
 
 
@@ -223,10 +223,10 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _begin_as_child() -> None:
-    """Keep nothing of the parent's in a child that a handler forks; a server's own may need it.
+    """Drop the parent's state in a child that a handler forks; a server's own child may need it.
 
-    Signals are the child's own, and none of them reaches the parent's loop. A callback that forks
-    comes back to the loop in both: there the child ends.
+    Signals to the child have their default effect and do not reach the parent's loop. A callback
+    that forks returns to the loop in both processes: there the child exits.
     """
     if _Program.loop is None and _charge.get() is None:
         return
@@ -244,15 +244,15 @@ os.register_at_fork(after_in_child=_begin_as_child)
 
 
 def take_back(parent: int) -> None:
-    """Be in order again after a handler's code has run.
+    """Restore the process after a handler's code has run.
 
-    A child ends here: deliveries and connections are its parent's. The numbers of the standard
-    streams are taken, as a connection that got one of them would be sent what is printed.
+    A forked child exits here: deliveries and connections belong to its parent. A closed standard
+    stream is opened again, as a connection with its number would be sent what is printed.
     """
     if os.getpid() != parent:
         os._exit(0)
     for stream in range(3):
         try:
-            os.get_inheritable(stream)  # the cheapest question: this is asked at every step
+            os.get_inheritable(stream)  # the cheapest check: it runs at every step
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free

@@ -1,4 +1,4 @@
-"""The context of a handler: what it may fetch, submit, remember and note, awaited or blocking."""
+"""The context of a handler: its methods fetch, submit, remember and note, async or blocking."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ T = TypeVar("T")
 
 _LONGEST_NOTE: Final = 4000
 _LARGEST_ADDITION: Final = 256 * 1024
-"""Bytes of metadata, as of those that a prediction is submitted with."""
+"""Limit of metadata in bytes, the same as at submit."""
 _LARGEST_STEP: Final = 1024 * 1024
 _ASK_AGAIN: Final = 0.5
-"""Seconds between two tries while the store is away."""
+"""Seconds between two tries while the store is unavailable."""
 DEEPEST_CHAIN: Final = 10
 
 
-if TYPE_CHECKING:  # what a method gives: awaited in an async handler, itself in a plain one
+if TYPE_CHECKING:  # results of methods: awaited in an async handler, plain in a plain one
 
     class _Fetched(Fetched, frozen=True, kw_only=True):
         def __await__(self) -> Generator[Any, None, Fetched]: ...
@@ -69,7 +69,7 @@ if TYPE_CHECKING:  # what a method gives: awaited in an async handler, itself in
 
 
 class Memory(Protocol):
-    """Where the results of sub-steps, and what handlers find, are kept: the store, or a test."""
+    """Where results of sub-steps and annotations are kept: in the store, or in a test."""
 
     async def recall(self, delivery_id: str, key: str) -> str | None: ...
     async def remember(self, delivery_id: str, key: str, result: str) -> str: ...
@@ -81,7 +81,7 @@ Submit: TypeAlias = Callable[[SubmitRequest], Awaitable[Prediction]]
 
 
 class Tools(msgspec.Struct, frozen=True):
-    """What every attempt of every handler may use."""
+    """The connections and functions that all attempts share."""
 
     memory: Memory
     submit: Submit
@@ -90,25 +90,25 @@ class Tools(msgspec.Struct, frozen=True):
     """The guarded client, for `ctx.fetch`."""
     seals: Seals
     guarding: Mapping[str, Guarding] = {}
-    """The providers, by name, that give some of their results only to who has our key."""
+    """The providers, by name, that require our key for some of their results."""
     deepest: int = DEEPEST_CHAIN
-    """Predictions that may lead to one that a handler submits."""
+    """Most predictions in a row that may precede one that a handler submits."""
 
 
 class _Shared(httpx.AsyncBaseTransport):
-    """Sends by a client that others use too, and that stays open."""
+    """A transport that sends through a shared client, which stays open."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         answer = await self._client.send(request, stream=True, follow_redirects=False)
-        self._client.cookies.clear()  # they belong to the attempt that asked
+        self._client.cookies.clear()  # they belong to the attempt that sent the request
         return answer
 
 
 def lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
-    """Make a client over another's connections that can be changed and closed at will."""
+    """Return a client over another's connections that may be changed and closed freely."""
     return httpx.AsyncClient(
         transport=_Shared(client),
         headers=client.headers,
@@ -119,7 +119,7 @@ def lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
 
 
 class Context:
-    """What a handler gets beside the event; made anew for every attempt.
+    """The second argument of a handler, after the event; a new one for every attempt.
 
     In a handler that is a plain function (run in a thread), `fetch`, `once`, `submit`,
     `record_stored` and `annotate` are called as they are and block; in an async one they are
@@ -130,13 +130,13 @@ class Context:
         self.attempt = claim.attempt
         """1 for the first."""
         self.idempotency_key = claim.id if not claim.round else f"{claim.id}.{claim.round}"
-        """The same over all retries; another after a replay, which means to do it again."""
+        """The same for all retries; a new one after a replay, which intends to do it again."""
         self.private = tools.seals.unseal(claim.private)
-        """What was kept for handlers alone (`private=`); empty once all of them have ended."""
+        """Values kept for handlers alone (`private=`); empty once all deliveries have ended."""
         self.sign = tools.seals.sign
         """Sign a text for a purpose, as `Door.sign` does."""
         self.open = tools.seals.open
-        """Return what was signed; raise Unproved."""
+        """Return the signed text; raise Unproved."""
         self.noted = ""
         self.store_is_away = False
         """Whether the handler waits for the store."""
@@ -147,14 +147,14 @@ class Context:
         self._loop = asyncio.get_running_loop()
         self._folder: Path | None = None
         self._made: dict[Coroutine[Any, Any, Any], str] = {}
-        """The coroutines that methods returned, with the names of these."""
+        """The coroutines that methods returned, with the names of the methods."""
         self._submits = 0
 
-    # Made when they are asked for: two clients cost more than all else of an attempt.
+    # Created on first use: two clients cost more than everything else in an attempt.
 
     @cached_property
     def log(self) -> Any:
-        """A structlog logger that knows the ids."""
+        """A structlog logger with the handler's name and the ids as fields."""
         return structlog.get_logger("handler").bind(
             handler=self._claim.handler,
             delivery=self._claim.id,
@@ -166,14 +166,14 @@ class Context:
     def http(self) -> httpx.AsyncClient:
         """An httpx.AsyncClient, unguarded: for addresses that you chose yourself.
 
-        Its headers, cookies and settings are this attempt's own; its connections are shared, and
+        Its headers, cookies and settings belong to this attempt; its connections are shared, and
         stay open when it is closed.
         """
         return lent(self._tools.http)
 
     @cached_property
     def guarded(self) -> httpx.AsyncClient:
-        """The same for addresses that others chose: it connects to public ones only."""
+        """The same for untrusted addresses: it connects to public addresses only."""
         made = lent(self._tools.results)
         made.follow_redirects = False
         return made
@@ -181,7 +181,7 @@ class Context:
     def fetch(
         self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT
     ) -> _Fetched:
-        """Download an output, guarded; gives a Fetched whose file lives as long as the attempt."""
+        """Download an output, guarded; return a Fetched, whose file the attempt's end deletes."""
         guarding = self._tools.guarding.get(self._claim.event.prediction.provider)
         url = output if isinstance(output, str) else output.url
         fetched: _Fetched = self._call(
@@ -216,9 +216,9 @@ class Context:
     def once(self, key: str, step: Callable[[], Any]) -> Any:
         """Run a sub-step and remember its JSON result, so that a retry does not run it again.
 
-        A result that is no JSON, or more than 1 MiB of it, is remembered, and given, as None.
-        A crash after the step and before its result is stored repeats it: give the step
-        `idempotency_key` where the other side can tell a repeat.
+        A result that is not JSON, or larger than 1 MiB, is remembered and returned as None.
+        A crash between the end of the step and the storing of its result repeats the step: send
+        `idempotency_key` along if the other service can detect repeats.
         """
         return self._call("once", lambda: self._once(key, step))
 
@@ -231,11 +231,11 @@ class Context:
         metadata: dict[str, Any] | None = None,
         mode: Mode = "queue",
     ) -> _Submitted:
-        """Submit the next prediction; gives it as soon as the provider took it or it waits.
+        """Submit the next prediction; return it when the provider has accepted it or it is queued.
 
-        The n-th submit of a delivery is the same over retries: it is never submitted twice.
-        Raises Dead where too many predictions have led to this one: a circle of handlers would cost
-        money for ever.
+        The n-th submit of a delivery is the same in all retries: it is never submitted twice.
+        Raises Dead if too many predictions precede this one: handlers in a circle would cost money
+        forever.
         """
         self._submits += 1
         parent = self._claim.event.prediction
@@ -256,10 +256,10 @@ class Context:
         return submitted
 
     def record_stored(self, place: int, stored: Stored) -> Any:
-        """Say where the output at this place (from 0) is kept: later handlers and the API see it.
+        """Record where the output at this place (from 0) is kept, for later handlers and the API.
 
-        It is on the prediction once this returns, as `output[place].stored`. Raises IndexError
-        where there is no such output.
+        It is stored in the prediction when this returns, as `output[place].stored`. Raises
+        IndexError if there is no such output.
         """
         outputs = self._claim.event.prediction.output or []
         if not 0 <= place < len(outputs):
@@ -271,9 +271,9 @@ class Context:
         )
 
     def annotate(self, /, **metadata: Any) -> Any:
-        """Add JSON values to the prediction's metadata, in place of what has their names.
+        """Add JSON values to the prediction's metadata; they replace values of the same names.
 
-        Raises ValueError where all of one prediction's would be more than 256 KiB.
+        Raises ValueError if the prediction's whole metadata would exceed 256 KiB.
         """
         self._noted_metadata |= msgspec.json.decode(msgspec.json.encode(metadata))
         all_of_it = {**self._claim.event.prediction.metadata, **self._noted_metadata}
@@ -283,7 +283,7 @@ class Context:
         return self._call("annotate", lambda: self._insist(self._tools.memory.annotate, addition))
 
     def note(self, text: str) -> None:
-        """Keep a text (its last 4,000 characters) with this attempt, in place of an earlier one."""
+        """Keep a text (its last 4,000 characters) with this attempt; it replaces an earlier one."""
         self.noted = clean(text)[-_LONGEST_NOTE:]
 
     @property
@@ -291,14 +291,14 @@ class Context:
         return self._claim.event.prediction.id
 
     def unawaited(self) -> set[str]:
-        """Name the methods whose results the handler did not await: nothing of them has run."""
+        """Return the names of methods whose results were not awaited, so that nothing ran."""
         left = [made for made in self._made if inspect.getcoroutinestate(made) == CORO_CREATED]
         for made in left:
             made.close()
         return {self._made[made] for made in left}
 
     def _call(self, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Return something to await on the loop, and the result itself in a thread."""
+        """Return a coroutine on the event loop; in a thread, wait for the result and return it."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -315,17 +315,17 @@ class Context:
         try:
             text = _bounded("the result", msgspec.json.encode(result), _LARGEST_STEP).decode()
         except (TypeError, ValueError, RecursionError):
-            # Failing now would run the step again, which is what must not be.
+            # An error here would run the step again in the next attempt, which must not happen.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
             text = "null"
         kept = await self._insist(self._tools.memory.remember, self._claim.id, key, text)
         return msgspec.json.decode(kept)
 
     async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
-        """Retry while the store is away, which is no failure of the handler's.
+        """Retry while the store is unavailable, which is not the handler's failure.
 
-        Once the attempt is over, a thread that still runs gets the error: nothing else would end
-        its wait.
+        After the end of the attempt, a thread that still runs gets the error: nothing else would
+        end its wait.
         """
         while True:
             try:
@@ -345,7 +345,7 @@ class Context:
         return self._folder
 
     def end(self) -> None:
-        """Remove what was fetched, and end waits for the store: the attempt is over."""
+        """Delete fetched files and stop waiting for the store: the attempt is over."""
         self._is_over = True
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -356,7 +356,7 @@ async def _await(make: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _either(step: Callable[[], Any]) -> Any:
-    """Run a step that may be plain or async; a plain one in a thread, as it may block."""
+    """Run a plain or async step; a plain one runs in a thread, as it may block."""
     if inspect.iscoroutinefunction(step):
         return await step()
     value = await in_thread(step)
@@ -366,9 +366,9 @@ async def _either(step: Callable[[], Any]) -> Any:
 async def in_thread(
     function: Callable[..., T], *args: Any, ended: asyncio.Event | None = None
 ) -> T:
-    """Run a function in a thread of its own, which nobody waits for when the process ends.
+    """Run a function in its own thread, which the end of the process does not wait for.
 
-    A pool would join its threads at exit, and one hanging handler would hold up every stop.
+    A pool would join its threads at exit, and one hanging handler would block every stop.
     `ended` is set when the function has really returned, even if the wait for it was cancelled.
     """
     loop = asyncio.get_running_loop()
@@ -379,7 +379,7 @@ async def in_thread(
     def run() -> None:
         try:
             result = context.run(function, *args)
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
+        except BaseException as error:  # noqa: BLE001 - any error goes to the caller
             take_back(process)
             pass_on(future.set_exception, contained(error))
         else:
@@ -387,7 +387,7 @@ async def in_thread(
             pass_on(future.set_result, result)
 
     def pass_on(settle: Callable[[Any], None], value: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits any more
             loop.call_soon_threadsafe(finish, settle, value)
 
     def finish(settle: Callable[[Any], None], value: Any) -> None:
@@ -407,5 +407,5 @@ def _bounded(what: str, encoded: bytes, most: int = _LARGEST_ADDITION) -> bytes:
 
 
 def clean(text: str) -> str:
-    """Spell out what no database takes: NUL, and halves of characters, as in odd file names."""
+    """Escape characters that no database stores: NUL, and lone surrogates, as in file names."""
     return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""The facade of `deliveries`: the worker and the replayer of one run, and its handlers.
+"""The facade of `deliveries`: the worker, the replayer and the handlers of one run.
 
-Everything about an event after its prediction has ended. How a handler's next prediction is
-submitted is not known here: `submit` does it.
+It does everything for an event after its prediction has ended, except to submit a handler's next
+prediction: `submit` does that.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Deliveries:
         self.replayer = Replayer(store.replays, registry, runtime)
 
     async def exchange(self, registry: Registry) -> None:
-        """Run these handlers from now on; attempts under way go on as they began."""
+        """Run these handlers from now on; attempts under way continue unchanged."""
         self.registry.become(registry)
         self._runtime.telemetry.expect((), registry.handlers)
         self._announce()
@@ -100,16 +100,16 @@ class Deliveries:
             log.info("source.registered", plugin=source.name, place=source.place)
 
     def replays(self) -> Replayer | Leader:
-        """Return what works on replays: with several processes, only the leader does."""
+        """Return the task that runs replays; with several processes, only the leader runs them."""
         if self._runtime.single_process:
             return self.replayer
         return self._runtime.leader(self.replayer, self._store.leases)
 
     @asynccontextmanager
     async def running(self, *, handlers: bool) -> AsyncIterator[None]:
-        """Run handlers until the block is left; without `handlers` only those of a drain.
+        """Run handlers until the block ends; without `handlers`, only in drains and requests.
 
-        An attempt that is cut short by an error in the block counts: it may be what causes it.
+        An attempt that an error in the block cuts short counts: it may have caused the error.
         """
         is_asked_to_stop = False
         try:
@@ -121,7 +121,7 @@ class Deliveries:
             await self.worker.stop(asked=is_asked_to_stop)
 
     def lend(self, *, guarded: bool = False) -> httpx.AsyncClient:
-        """Return a client over the connections of handlers; guarded: to public addresses only."""
+        """Return a client that uses the handlers' connections; guarded: public addresses only."""
         client = lent(self._results if guarded else self._http)
         client.follow_redirects = client.follow_redirects and not guarded
         return client
@@ -129,14 +129,14 @@ class Deliveries:
     async def fetch(
         self, output: Output, folder: Path, *, max_bytes: int, seconds: float
     ) -> Fetched:
-        """Download an output, guarded, into a new file below `folder`; raise as `fetch` does."""
+        """Download an output into a new file below `folder`, guarded; raise as `fetch` does."""
         return await fetch(self._results, output, folder, max_bytes=max_bytes, seconds=seconds)
 
     async def send(self, url: str, seconds: float) -> int | None:
-        """Send a POST without a body; return the status, or None where none came in that time.
+        """Send a POST without a body; return the status, or None if none came within `seconds`.
 
-        The rest of the answer is not read. Raises httpx.HTTPError, or TimeoutError where it could
-        not even be written in so many seconds.
+        The rest of the answer is not read. Raises httpx.HTTPError, or TimeoutError if the request
+        could not be written within `seconds`.
         """
         is_written = False
 
@@ -159,12 +159,12 @@ class Deliveries:
             raise TimeoutError(f"it could not be sent within {seconds:g} s") from None
 
     async def close(self) -> None:
-        """Close the connections of handlers, as the last of all."""
+        """Close the connections of handlers; call it last."""
         for client in (self._results, self._http):
             await client.aclose()
 
     async def check_reply_to(self, url: str) -> None:
-        """Raise a Problem unless an event may be sent there, and there is a handler that does."""
+        """Raise a Problem unless a handler sends events to `reply_to`, and this URL is allowed."""
         if not any(handler.reply_to for handler in self.registry.handlers.values()):
             raise Problem(403, "reply-to-refused", "reply_to: no handler here takes it")
         await check_reply_to(url, self._hosts, allow_private=self._allow_private)

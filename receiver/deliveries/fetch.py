@@ -1,8 +1,8 @@
-"""The guarded download: the one way from a provider's URL to bytes on our disk.
+"""The guarded download: the only way from a provider's URL to a file on our disk.
 
-A result's URL is text from outside. It is fetched only from public addresses, within a size and a
-time. What comes must be what was promised: the provider and the server say what a result is, and
-its bytes show it. A picture that is an error page, or empty, is no picture, whatever the status.
+A result's URL is untrusted. It is fetched only from public addresses, within a size and a time
+limit. The first bytes must match the content type that the provider and the server state: an error
+page or an empty file is refused as a picture, whatever the status.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ TIMEOUT: Final = 120.0
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """A downloaded output; its file goes when the attempt ends: move or copy it to keep it."""
+    """A downloaded output; the end of the attempt deletes its file: move or copy it to keep it."""
 
     path: Path
     size: int
-    """Bytes."""
+    """In bytes."""
     sha256: str
     """Hex digest of the content."""
     content_type: str
-    """As the first bytes show it; as was promised where they show nothing."""
+    """The type that the first bytes show; if they show none, the promised type."""
     file_name: str = ""
-    """As the provider, or the end of the URL, names it."""
+    """The name that the provider gives, or the last part of the URL's path."""
 
     @property
     def extension(self) -> str:
-        """The usual end of such a file's name, without a dot; `bin` for a type we do not know."""
+        """The usual file extension for this type, without a dot; `bin` for an unknown type."""
         return extension_of(self.content_type, self.file_name)
 
     def read(self) -> bytes:
@@ -53,7 +53,7 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotThere(Dead):
-    """The result is gone, or has been made so lately that its store does not have it yet."""
+    """The result is gone, or is so new that its server does not have it yet."""
 
 
 async def fetch_soon(
@@ -65,7 +65,7 @@ async def fetch_soon(
     seconds: float,
     authorization: str | None = None,
 ) -> Fetched:
-    """Fetch as `fetch` does, and again a moment later if the result is not there yet."""
+    """Fetch as `fetch` does; if the result is not there yet, try again after each pause."""
     try_it = partial(
         fetch,
         client,
@@ -94,9 +94,9 @@ async def fetch(
 ) -> Fetched:
     """Download one output into a new file below `folder`.
 
-    `authorization` goes to the address itself, and not where that redirects to another host.
-    Raises Dead where trying again cannot help (a forbidden address, too large, gone, not a URL, not
-    what was promised) and httpx.HTTPError or TimeoutError where it may.
+    `authorization` is sent to the URL itself, but not to another host that it redirects to.
+    Raises Dead if a retry cannot help (a forbidden address, too large, gone, not a URL, not the
+    promised type), and httpx.HTTPError or TimeoutError if it may.
     """
     output = Output(url=output) if isinstance(output, str) else output
     url = output.url
@@ -118,7 +118,7 @@ async def fetch(
         raise Dead(f"will not fetch: {error}") from error
 
 
-# UnicodeError: a host name that no name system knows how to spell.
+# UnicodeError: a host name that cannot be encoded.
 _UNFIT: Final = (
     ForbiddenAddress,
     UnknownEncoding,
@@ -127,11 +127,11 @@ _UNFIT: Final = (
     UnicodeError,
 )
 _GONE: Final = frozenset({400, 401, 403, 404, 410})
-"""A result that has expired, in the words of different stores."""
+"""Statuses by which different servers answer for an expired result."""
 _NOT_YET: Final = frozenset({403, 404})
-"""What a store or a CDN also says of a file that has only just been made."""
+"""Statuses by which a server or a CDN also answers for a file that was just created."""
 _PAUSES: Final = (0.2, 1.0)
-"""Seconds before it is asked again."""
+"""Seconds before each further try."""
 
 
 async def _take(answer: httpx.Response, folder: Path, promised: str, max_bytes: int) -> Fetched:
@@ -152,12 +152,12 @@ def _last_name(url: str) -> str:
 
 
 async def _whole(answer: httpx.Response, declared: int) -> AsyncIterator[bytes]:
-    """Return the content in pieces; not every transport notices that some of it never came."""
+    """Yield the content; raise if some is missing, which not every transport detects."""
     came = 0
     async for piece in pieces(answer):
         came += len(piece)
         yield piece
-    # What is compressed has its own end, and `pieces` looks for it.
+    # `pieces` checks that compressed content is complete.
     if came < declared and "content-encoding" not in answer.headers:
         raise httpx.RemoteProtocolError(f"{came} bytes came of {declared}", request=answer.request)
 

@@ -1,4 +1,4 @@
-"""Types of files: what their first bytes show, what was promised, and how their names end."""
+"""File types: by the first bytes, by the announced content types, and by the file extension."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ENDINGS: Final = frozenset(
         *("usd", "usda", "usdc", "yaml", "yml"),
     }
 )
-"""What the name of a file may end with, however vague its type is; no program among them."""
+"""File extensions that are kept if the content type is vague; none is of a program."""
 
 
 def extension_of(content_type: str, file_name: str) -> str:
-    """Return the usual end of such a file's name, without a dot; `bin` for an unknown type.
+    """Return the usual file extension for a type, without a dot; `bin` for an unknown type.
 
-    It does not depend on the machine's own table of types. A type that says little, as that of
-    a ZIP file, gives way to the end of the file's own name if that is one we know.
+    It does not depend on the machine's own table of types. For a vague type, such as a ZIP file's,
+    it is the extension of the file's own name if that is a known one.
     """
     ending = file_name.rpartition(".")[2].lower()
     if content_type in _VAGUE and ending in _ENDINGS:
@@ -39,7 +39,7 @@ def extension_of(content_type: str, file_name: str) -> str:
 
 
 def kind_of(head: bytes, promises: Sequence[str]) -> str:
-    """Name the type of what came, or raise Dead where a promise of a family is broken."""
+    """Return the content type; raise Dead if the bytes contradict a promised family of types."""
     families = [promise for promise in promises if promise.startswith(_FAMILIES)]
     shown = sniff(head) or ("text/plain" if _is_plain(_text(head)) else None)
     for promise in families:
@@ -63,7 +63,7 @@ def _keeps(shown: str, promise: str) -> bool:
 
 
 def _called(shown: str | None, announced: str) -> str:
-    """Say what the bytes show; where they leave something open, in the words of the promise."""
+    """Return the type that the bytes show, or the announced type if that is more specific."""
     if shown is None or announced.endswith(f"+{shown.partition('/')[2]}"):
         return announced
     other = _EITHER.get(shown, "")
@@ -80,10 +80,10 @@ _EITHER: Final = {
     "video/3gpp": "audio/3gpp",
     "audio/ogg": "video/ogg",
 }
-"""Containers whose first bytes do not tell whether they hold sound only, by both their names."""
+"""Containers whose first bytes do not show whether they hold only audio: video and audio type."""
 _CONTAINERS: Final = frozenset({*_EITHER, *_EITHER.values(), "video/quicktime"})
 _MOVING: Final = frozenset({"image/gif", "image/apng", "image/webp"})
-"""Pictures that may be animated, and so pass for a video."""
+"""Images that may be animated, and so are accepted as a video."""
 _WRITTEN: Final = frozenset(
     {
         "image/svg+xml",
@@ -97,21 +97,21 @@ _WRITTEN: Final = frozenset(
         "audio/x-scpls",
     }
 )
-"""Pictures and lists of sounds that are written as text."""
+"""Image and playlist formats that are text."""
 
 
 def _bytes_where(fits: Callable[[int], bool]) -> bytes:
-    """Write a class of a regular expression: the bytes that fit."""
+    """Return a character class of a regular expression that matches the bytes that fit."""
     return b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if fits(byte)) + b"]"
 
 
-# Frames of sound begin with eleven or twelve bits that are set, as other things do too: what comes
-# next must be a bit rate and a sampling rate that exist (ISO 11172-3 and 13818-7).
+# Audio frames begin with eleven or twelve set bits, as other data may: the next bits must be an
+# existing bit rate and sampling rate (ISO 11172-3 and 13818-7).
 _MPEG_RATES: Final = _bytes_where(lambda byte: 0 < byte >> 4 < 15 and byte >> 2 & 3 != 3)  # noqa: PLR2004 - bits
 _AAC_RATES: Final = _bytes_where(lambda byte: byte >> 2 & 15 < 13)  # noqa: PLR2004 - bits
 
 HEAD: Final = 512
-"""Bytes that are looked at."""
+"""Bytes at the start of a file that are examined."""
 _SIGNATURES: Final = (
     (rb"\x89PNG\r\n\x1a\n.{25}.{0,400}acTL", "image/apng"),
     (rb"\x89PNG\r\n\x1a\n", "image/png"),
@@ -145,7 +145,7 @@ _SIGNATURES: Final = (
     (rb"\x1f\x8b\x08", "application/gzip"),
     (rb"%PDF-", "application/pdf"),
 )
-# Atomic, as comments after comments could be taken apart in more ways than there is time for.
+# Atomic groups: backtracking over many comments would take too long.
 _COMMENTS: Final = r"(?>(?:<!--.*?-->\s*)*)"
 _BEFORE: Final = r"(?>(?:<\?xml.*?\?>\s*)?)" + _COMMENTS
 _MARKUP: Final = (
@@ -167,7 +167,7 @@ _NOT_WRITTEN: Final = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def sniff(head: bytes) -> str | None:
-    """Name the type that the first 512 bytes of a file show; None where they show none."""
+    """Return the type that the first 512 bytes of a file show; None if they show none."""
     for signature, kind in _SIGNATURES:
         if re.match(signature, head, re.DOTALL):
             return kind
@@ -177,12 +177,12 @@ def sniff(head: bytes) -> str | None:
 
 
 def _text(head: bytes) -> str:
-    """Read the head as text, without what may stand before it; '' where it is none.
+    """Return the head as text, without a BOM and leading blanks; '' if it is not text.
 
-    A page in an old encoding has odd letters, and is a page all the same.
+    Undecodable bytes are replaced: a page in an old encoding is still a page.
     """
     encoding = next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8")
-    # The incremental decoder keeps back a letter that is cut in half at the end.
+    # The incremental decoder leaves out a character that is cut off at the end.
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     return "" if _NOT_WRITTEN.search(text) else text.lstrip("\ufeff \t\r\n\f\v")
 

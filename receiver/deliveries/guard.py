@@ -1,7 +1,7 @@
 """The SSRF guard: an HTTP transport that connects to public addresses only.
 
-The name is resolved once, and the connection made to the address that was checked, so a name that
-answers differently the second time gains nothing. Every redirect is checked again.
+The name is resolved once, and the connection goes to the checked address, so a name that resolves
+differently the second time has no effect. Every redirect is checked again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST_PORT: Final = 65535
 
 
 class ForbiddenAddress(httpx.RequestError):
-    """The URL leads to an address that a stranger has no business to make us call."""
+    """The URL leads to an address that is not public, or to no valid port."""
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
@@ -38,7 +38,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             return await self._inner.handle_async_request(request)
         host = request.url.raw_host.decode("ascii")
         address = await self._public_address(request, host)
-        # The name stays in the Host header and in TLS; only the connection goes by address.
+        # The name stays in the Host header and in TLS; only the connection uses the address.
         pinned = httpx.Request(
             request.method,
             request.url.copy_with(host=address),
@@ -68,9 +68,9 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the open internet's.
+    """Return whether an IP address is public.
 
-    An IPv6 address that only carries an IPv4 address is judged as that one.
+    An IPv6 address that contains an IPv4 address is judged as the IPv4 address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -85,17 +85,17 @@ def is_public(address: str) -> bool:
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is given out; older Pythons call some of the rest global."""
+"""All allocated global IPv6 addresses; older Pythons call some of the rest global."""
 _SPECIAL: Final = ipaddress.IPv4Network("192.0.0.0/24")
-"""IETF protocol assignments, where one cloud keeps its metadata; older Pythons know a part."""
+"""IETF protocol assignments: one cloud has its metadata there; older Pythons know only a part."""
 
 
 def guarded_client(
     *, allow_private: bool, instead: httpx.AsyncBaseTransport | None = None
 ) -> httpx.AsyncClient:
-    """Make the client for results; it reads no proxy settings, as a proxy would connect for us.
+    """Return the client for results; it uses no proxy, which would connect without the guard.
 
-    `instead` stands in for the network and its guard, in tests.
+    `instead` replaces the network and the guard, in tests.
     """
     return httpx.AsyncClient(
         transport=instead

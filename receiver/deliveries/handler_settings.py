@@ -1,4 +1,4 @@
-"""Settings of handlers: declared where they are used, read from the environment by one reader."""
+"""Settings of handlers: declared in the handler's file, read from the environment."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _HEADER: Final = r"[!-~]+"
 
 
 class read_settings:  # noqa: N801 - used like a function
-    """Read a handler's settings, and refuse all that are wrong at once.
+    """Read a handler's settings, and report all wrong ones at once.
 
         with read_settings() as read:
-            URL = read.url("SHOP_URL", "the address that hears of orders")
+            URL = read.url("SHOP_URL", "the address that receives orders")
             TOKEN = read.secret("SHOP_TOKEN", "a key from the shop's admin pages")
             MAX_BYTES = read.size("SHOP_MAX_BYTES", "the largest picture", default="8MB")
 
-    Each takes the name, what it is, and the default as text; without a default it must be set.
-    Blanks, line ends and a pair of quotes around a value are no part of it: some env files keep
-    them. At its end the block raises a HandlerError with a
-    line for every problem; no line quotes a secret.
+    Each method takes the name, a description, and the default as text; a setting without a default
+    is required. Blanks, line ends and a pair of quotes around a value are removed: some env files
+    keep them. At its end the block raises a HandlerError with a line for every problem; no line
+    quotes a secret.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None) -> None:
@@ -49,7 +49,7 @@ class read_settings:  # noqa: N801 - used like a function
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         self._is_open = False
-        # What fails within the block fails most likely for want of what could not be read.
+        # An error within the block is most likely due to a setting that could not be read.
         if self._reader.problems and isinstance(error, Exception | None):
             raise HandlerError("\n".join(self._reader.problems)) from error
 
@@ -62,17 +62,17 @@ class read_settings:  # noqa: N801 - used like a function
         if not isinstance(default, str | None):
             raise HandlerError(f"{_place()}the default of {name} must be a text, not {default!r}")
         told = self._reader.get(name, parse, None, as_text=default, says=says, at=_place())
-        return cast("T", told)  # None only beside a problem, and so never after the block
+        return cast("T", told)  # None only if there is a problem, which the block then raises
 
     def refuse(self, problem: str) -> None:
-        """Add a problem that lies in how settings go together."""
+        """Add a problem of settings that do not fit together."""
         self._reader.problems.append(f"{_place()}{problem}")
 
     def text(self, name: str, says: str, *, default: str | None = None) -> str:
         return self.parsed(name, says, str, default=default)
 
     def matching(self, name: str, says: str, pattern: str, *, default: str | None = None) -> str:
-        """Read what must match a regular expression (ASCII) as a whole."""
+        """Read a text that must match a regular expression (ASCII) as a whole."""
 
         def parse(text: str) -> str:
             if text and not re.fullmatch(pattern, text, re.ASCII):
@@ -84,14 +84,14 @@ class read_settings:  # noqa: N801 - used like a function
     def secret(
         self, name: str, says: str, pattern: str = _HEADER, *, default: str | None = None
     ) -> Secret:
-        """Read what no log shows; it must fit into a header unless `pattern` allows more."""
+        """Read a secret that no log shows; it must fit into a header unless `pattern` is wider."""
         what = "whole, on one line, and without blanks and quotes" if pattern == _HEADER else says
         return self.parsed(name, says, lambda text: _secret(text, pattern, what), default=default)
 
     def tables(self, name: str, says: str) -> dict[str, Table]:
         """Read a TOML file that a setting names: its tables by name.
 
-        What is refused in them is told with the problems of the other settings.
+        Problems in the tables are reported with those of the other settings.
         """
         path = self.text(name, says)
         whole = read_file(path, name, self._reader.problems) if path else None
@@ -100,7 +100,7 @@ class read_settings:  # noqa: N801 - used like a function
         return {} if whole is None else whole.other_tables()
 
     def size(self, name: str, says: str, *, default: str | None = None) -> int:
-        """Read a number of bytes, as 8000000, 8MB or 8MiB."""
+        """Read a number of bytes, such as 8000000, 8MB or 8MiB."""
         return self.parsed(name, says, _size, default=default)
 
     def whole(self, name: str, says: str, *, default: str | None = None) -> int:
@@ -123,9 +123,9 @@ class read_settings:  # noqa: N801 - used like a function
     def url(self, name: str, says: str, *, default: str | None = None, secure: bool = False) -> str:
         """Read an http(s) URL.
 
-        `secure`: the root of an API that gets secrets. It must be https or on this machine, and
-        comes without a slash at its end.
-        What it may hold beside host and path (a user, a query) may be secret: no problem quotes it.
+        `secure`: the root of an API that gets secrets. It must be https or on this machine, and is
+        returned without a slash at its end.
+        No problem quotes the URL: its user or query may be secret.
         """
         return self.parsed(name, says, lambda text: _url(text, secure=secure), default=default)
 
@@ -196,7 +196,7 @@ def _fits(text: str, *, secure: bool) -> bool:
 
 
 def _place() -> str:
-    """Name the file and line of a handler that called us."""
+    """Return the file and line of the handler that called this module."""
     frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
     while frame.f_code.co_filename == __file__ and frame.f_back:
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The worker of one handler: claims what it has room for, runs it, and settles each end."""
+"""The worker of one handler: claims as many deliveries as it has room for, runs, settles them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ T = TypeVar("T")
 _CUT_SHORT: Final = Failure(kind="retry", after=0.0)
 """Counts neither for nor against a handler's breaker."""
 _TO_GIVE_BACK: Final = 0.25
-"""Seconds beyond its time that a request waits for what runs to be given back."""
+"""Seconds beyond its time that a request waits until unfinished deliveries are given back."""
 _GOOD: Final = frozenset({"done", "skip"})
-"""Results of attempts that are no failures."""
+"""Results of attempts that are not failures."""
 
 
 class HandlerWorker:
-    """Everything that happens for one handler."""
+    """Claims, runs and settles the deliveries of one handler."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class HandlerWorker:
         pace: Timing,
         followers: Sequence[str],
     ) -> None:
-        """Make one; `followers` are handlers that wait for this one's deliveries to end."""
+        """Create a worker; `followers` are handlers that wait for this one's deliveries to end."""
         self._handler = handler
         self._store = store
         self._tools = tools
@@ -65,9 +65,9 @@ class HandlerWorker:
         self._taking = asyncio.Lock()
         self._is_retired = False
         self._settling = 0
-        """How many attempts have ended and wait to be settled; they take no place any more."""
+        """Attempts that have ended and wait to be settled; up to `concurrency` take no place."""
         self._full = False
-        """Whether more may be due than there was room for."""
+        """Whether more deliveries may be due than there was room for."""
         self.attempts = 0
         self.cut_short = 0
 
@@ -76,13 +76,13 @@ class HandlerWorker:
         return self._running.names()
 
     def change(self, handler: Handler, policy: Policy, followers: Sequence[str]) -> None:
-        """Run another handler of the same name from the next attempt on."""
+        """Run a new handler of the same name from the next attempt on."""
         self._handler, self._policy, self._followers = handler, policy, followers
         self._breaker.timeout = handler.timeout
         self._is_retired = False
 
     def retire(self) -> None:
-        """Begin no further attempt."""
+        """Start no further attempt."""
         self._is_retired = True
 
     async def run(self) -> NoReturn:
@@ -91,7 +91,7 @@ class HandlerWorker:
             await repeat(self._take, self._awake, longest=self._pace.nap, handler=name)
 
     async def shut_down(self, seconds: float) -> None:
-        """Wait for what runs; what is still running then is cancelled."""
+        """Wait for running deliveries up to `seconds`, then cancel the rest."""
         await self._running.wait(seconds)
         await self._running.cancel()
         with contextlib.suppress(StoreUnavailable):
@@ -101,7 +101,7 @@ class HandlerWorker:
         return self._handler.may_run_within(seconds)
 
     async def drain(self, until: float, seconds: float) -> None:
-        """Start what is due, again and again, until nothing is or it is too late to begin."""
+        """Start due deliveries until there are none, or too little time is left for an attempt."""
         loop = asyncio.get_running_loop()
         timeout = self._handler.timeout
         last_start = until - (timeout if timeout < seconds else seconds / 5)
@@ -116,7 +116,7 @@ class HandlerWorker:
         await self._running.wait(max(until - loop.time(), 0.0) + _TO_GIVE_BACK)
 
     async def run_now(self, event: str, until: float) -> bool:
-        """Run the delivery of an event, if it is due; return whether it was."""
+        """Run the delivery of an event if it is due; return whether it was started."""
         clock = asyncio.get_running_loop().time
         if clock() >= until:
             return False
@@ -129,7 +129,7 @@ class HandlerWorker:
         return True
 
     async def _take(self, until: float | None = None, only: tuple[str, ...] = ()) -> float:
-        """Start as many deliveries as there is room for; give the seconds until the next look."""
+        """Start as many deliveries as there is room for; return the seconds until the next poll."""
         async with self._taking:
             return await self._take_alone(until, only)
 
@@ -146,7 +146,7 @@ class HandlerWorker:
             self._running.start(self._deliver(claim, until), claim.id)
         self._full = len(found.claims) == passage.most
         if self._full:
-            # The end of an attempt wakes us, but for one that has ended while we claimed.
+            # The end of an attempt wakes this worker, except one that ended during the claim.
             is_free = self._room() > 0 and not passage.is_probe
             return 0.0 if is_free else self._pace.nap
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
@@ -176,7 +176,7 @@ class HandlerWorker:
         return found
 
     def _room(self) -> int:
-        """Return how many may begin: as many again as run may wait to be settled."""
+        """Return the number of free places; up to `concurrency` unsettled attempts take none."""
         most = self._handler.concurrency
         return most - len(self._running) + min(self._settling, most)
 
@@ -201,7 +201,7 @@ class HandlerWorker:
             try:
                 failure = self._spent(claim) or await attempt.run()
             except asyncio.CancelledError:
-                self._runtime.telemetry.interrupted(claim)  # it is given back when all have ended
+                self._runtime.telemetry.interrupted(claim)  # `Worker.stop` gives it back
                 raise
             if failure and failure.kind == "timeout" and attempt.is_bounded:
                 await self._give_back(claim)
@@ -210,10 +210,10 @@ class HandlerWorker:
                     await self._end(claim, attempt, failure, policy, started, span)
             else:
                 await self._end(claim, attempt, failure, policy, started, span)
-                await self._breaker.record(claim.id, failure)  # late: it may wait for the disk
+                await self._breaker.record(claim.id, failure)  # last: it may wait for the disk
         if failure and failure.kind == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
-            await attempt.ended.wait()  # it still takes up its place
+            await attempt.ended.wait()  # it still takes a place
 
     async def _end(
         self,
@@ -224,7 +224,7 @@ class HandlerWorker:
         started: float,
         span: Span,
     ) -> None:
-        """Settle an attempt, and tell of its end."""
+        """Settle an attempt, and report its end: to workers, logs, traces and `attempts`."""
         chance = self._runtime.random()
         decision = decide(claim.attempt, failure, policy, chance) if failure else DONE
         result = failure.kind if failure else "done"
@@ -243,7 +243,7 @@ class HandlerWorker:
         if result not in _GOOD:
             span.fail(attempt.error or result)
         self.attempts += 1
-        # A retry may be due before the next look, and an end makes followers due.
+        # A retry may be due before the next poll, and an end makes followers due.
         again = [claim.handler] if decision.state == "pending" else self._followers
         self._runtime.wakeups.wake("handler", *again)
         self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
@@ -253,7 +253,7 @@ class HandlerWorker:
             await self._empty(claim.event.prediction.id)
 
     async def _give_back(self, claim: Claim) -> None:
-        """Make a delivery pending again whose attempt we have cut short: it does not count."""
+        """Make a delivery pending again after we cut its attempt short: that does not count."""
         self.cut_short += 1
         self._runtime.telemetry.interrupted(claim)
         lost = await self._insist(
@@ -263,21 +263,21 @@ class HandlerWorker:
         await self._breaker.record(claim.id, _CUT_SHORT)
 
     async def _empty(self, prediction_id: str) -> None:
-        """Empty what only handlers see, if this was the last of them; retention does it too.
+        """Empty the private values if this was the last delivery; retention does it too.
 
-        In a transaction of its own: of two that end at once, the later one sees both at their end.
+        It is a separate transaction: if two deliveries end at once, the later one sees both ended.
         """
         with contextlib.suppress(StoreUnavailable):
             await self._store.private.empty_after(prediction_id)
 
     def _spent(self, claim: Claim) -> Failure | None:
-        """Refuse a claim beyond the policy: the process died over this delivery again and again."""
+        """Return a failure if the process died in every attempt that the policy allows."""
         lost = Failure(kind="lost", reason="its process died during every attempt")
         over = decide(claim.attempt - 1, lost, self._policy, 0.0).state == "dead"
         return lost if over else None
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Retry until it is stored: the handler has run, so its end must be settled."""
+        """Retry until it is stored: the handler has run, so its result must be settled."""
         while True:
             try:
                 return await write()

@@ -1,4 +1,4 @@
-"""Handlers: what `on` registers, checked where it is written, and which events it wants."""
+"""Handlers: the decorator `on`, which checks and registers a function, and event filters."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 TYPES: Final = ("succeeded", "failed", "canceled")
 _PREFIX: Final = "prediction."
 _LONGEST_NAME: Final = 300
-"""Characters: longer ones could not be named to the API."""
+"""Characters: the API could not take a longer name."""
 TIMEOUT: Final = 60.0
-"""Seconds for one attempt, unless a handler says otherwise."""
+"""Default seconds for one attempt."""
 
 
 class Retry(Exception):
-    """A policy for `on(retry=…)`, or, raised by a handler, the wish to be tried again.
+    """A policy for `on(retry=…)`, or, raised by a handler, a request to be tried again.
 
     Shapes: `retry=Retry(attempts=8, base=1, cap=600)`; `raise Retry(after=30)`,
-    `raise Retry("rate limited", after=30)`. Times are seconds. What is not given is the default.
+    `raise Retry("rate limited", after=30)`. Times are seconds. Omitted values have their defaults.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Retry(Exception):
         self.cap = cap
 
     def policy(self, default: Policy) -> Policy:
-        """Fill what is not given from `default`."""
+        """Return the policy; values that are not given come from `default`."""
         return Policy(
             attempts=default.attempts if self.attempts is None else self.attempts,
             base=default.base if self.base is None else self.base,
@@ -83,10 +83,10 @@ def _check_number(name: str, value: object, *, least: float, whole: bool = False
 
 @dataclass(frozen=True, kw_only=True)
 class Handler:
-    """One registered function with the events it wants and the way it is run."""
+    """One registered function, the events it wants, and how it is run."""
 
     name: str
-    """Stored with deliveries: it must stay the same over releases."""
+    """Stored with deliveries: it must stay the same across releases."""
     function: Callable[..., Any]
     types: frozenset[str]
     """Full event types."""
@@ -104,17 +104,17 @@ class Handler:
     takes_context: bool
     """False: it is called with the event alone."""
     after: tuple[str, ...] = ()
-    """Handlers whose deliveries of the same event are to end first, however they end."""
+    """Handlers whose deliveries of the same event must end first, in any state."""
     inline: bool | None = None
-    """Whether it runs within the callback's request, where RECEIVER_AFTER says so; None: if its
-    timeout fits in there, or was left as it is."""
+    """Whether it runs within the callback's request if RECEIVER_AFTER enables that; None: if its
+    timeout fits in there, or is the default."""
     provider_glob: str = "*"
-    """What `provider` was made of."""
+    """The source of the pattern `provider`."""
     reply_to: re.Pattern[str] | None = None
-    """Where it is given: only predictions that were submitted with such a `reply_to`."""
+    """If set, it gets only events of predictions that were submitted with a matching `reply_to`."""
 
     def may_run_within(self, seconds: float) -> bool:
-        """Return whether to begin it in a request that waits for so long at most."""
+        """Return whether it may start in a request that waits for `seconds` at most."""
         if self.inline is not None:
             return self.inline
         return self.timeout <= seconds or self.timeout == TIMEOUT
@@ -127,7 +127,7 @@ class Handler:
         metadata: Mapping[str, Any],
         reply_to: str | None = None,
     ) -> str | None:
-        """Return why this handler does not want an event; None: it does."""
+        """Return why this handler does not want an event; None if it does."""
         if event_type not in self.types:
             return f"type is {event_type}"
         if not self.provider.match(provider):
@@ -160,13 +160,13 @@ def on(
 
     `types` are succeeded, failed, canceled or * (none given: *); `provider`, `model` and the values
     of `metadata` are shell globs. `timeout` is seconds per attempt, `concurrency` attempts at once.
-    `after` names handlers that are to be through with the same event first, if they want it too;
-    however they end, and for a day at most. With `reply_to`, a glob too, it gets only the events of
-    predictions that were submitted with such an address to reply to. `inline` says whether it
-    runs within the callback's request where RECEIVER_AFTER has handlers run there; else it does if
-    its timeout fits in that time, or was left as it is.
+    `after` names handlers whose deliveries of the same event must end first, in any state, if they
+    want it too; it waits for a day at most. With `reply_to`, also a glob, it gets only the events
+    of predictions that were submitted with a matching `reply_to`. `inline` sets whether it runs
+    within the callback's request if RECEIVER_AFTER runs handlers there; by default it does if its
+    timeout fits in that time, or is the default.
     The function takes the event, or the event and a Context, and stays callable as it was.
-    Raises HandlerError with file and line for anything unknown or unfit.
+    Raises HandlerError with file and line for an unknown parameter or an invalid value.
     """
     frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -277,7 +277,7 @@ def _glob(name: str, pattern: object) -> re.Pattern[str]:
 
 
 def _takes_context(function: Callable[..., Any]) -> bool:
-    """Return whether the function wants (event, ctx) or (event); TypeError: neither."""
+    """Return whether the function takes (event, ctx), not (event); TypeError if neither."""
     if not callable(function):
         raise TypeError(f"a handler must be a function, not {function!r}")
     name = called(function)

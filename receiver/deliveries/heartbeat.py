@@ -1,4 +1,4 @@
-"""Heartbeat: a thread that renews the claims of this process, and reports a blocked event loop."""
+"""The heartbeat: a thread that renews this process's claims and reports a blocked event loop."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ log = structlog.get_logger("receiver")
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """How long things take here, in seconds."""
+    """The intervals and time limits of the workers, in seconds."""
 
     lease: float = 30.0
-    """A claim lasts so long without being renewed; as often, the claims of others are looked at."""
+    """Until a claim expires if not renewed; also the interval of looking for expired claims."""
     beat: float = 5.0
-    """Between renewals; a loop that does not turn for so long is reported."""
+    """Between two renewals; an event loop that is blocked for this long is reported."""
     stuck: float = 60.0
-    """A loop that has not turned for this and the time-out of what it runs never will again."""
+    """A loop blocked for this plus the longest time-out of its running handlers is stuck."""
     nap: float = 5.0
-    """Between two looks for what is due, where nobody wakes a handler's worker."""
+    """Between two polls for due deliveries when no wake-up comes."""
     drain: float = 5.0
-    """Running handlers get this to end when we stop."""
+    """For running handlers to end when the process stops."""
 
 
 TIMING: Final = Timing()
 _LAST_LINE: Final = 1.0
-"""Seconds to say where the loop is stuck, before the process ends."""
+"""Seconds to log where the loop is stuck, before the process ends."""
 _MOST_FRAMES: Final = 20
 
 
 class Heartbeat:
-    """A thread that renews our claims, also while a handler blocks the loop, and reports that.
+    """A thread that renews claims, also while a handler blocks the loop, and logs a blocked loop.
 
-    A loop that is stuck ends a program of ours, which is all that can be done: the attempt is lost
-    and counts, and the supervisor starts us again. Another's program is only told of it.
+    If the loop is stuck in a process that runs our own program, the process ends, as nothing else
+    helps: the attempt is lost and counts, and the supervisor starts the program again. In another
+    program it is only logged.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Heartbeat:
             self._thread.join()
 
     def renew(self) -> list[str]:
-        """Keep the claims of what runs; name its handlers."""
+        """Renew the claims of running deliveries; return the names of their handlers."""
         running = self._running()
         ids = [delivery_id for held in running.values() for delivery_id in held]
         if ids:
@@ -85,7 +86,7 @@ class Heartbeat:
         return list(running)
 
     def _beat(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        silent = 0.0  # counted in beats: a process that was frozen for hours has missed one
+        silent = 0.0  # counted in beats: a process that was frozen for hours has missed only one
         while True:
             running = self.renew()
             self._turned.clear()
@@ -108,7 +109,7 @@ class Heartbeat:
         self, loop: asyncio.AbstractEventLoop, thread: int, seconds: float, running: list[str]
     ) -> None:
         if is_program(loop):
-            end = threading.Timer(_LAST_LINE, os._exit, (1,))  # even if nobody reads the log
+            end = threading.Timer(_LAST_LINE, os._exit, (1,))  # even if writing the log blocks
             end.daemon = True
             end.start()
         frame = sys._current_frames().get(thread)  # noqa: SLF001 - the documented name

@@ -1,4 +1,4 @@
-"""Find and import handlers: files, modules, or installed names (entry points)."""
+"""The import of handlers: from files, modules, or installed names (entry points)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST_LINE: Final = 120
 def load(names: Sequence[str]) -> Registry:
     """Import every named file, module or installed entry point, and collect its handlers.
 
-    Raises HandlerError for all that cannot be found, read or registered.
+    Raises one HandlerError for all names that cannot be found, read or registered.
     """
     registry, problems = look(names)
     if problems:
@@ -40,15 +40,15 @@ def load(names: Sequence[str]) -> Registry:
 
 
 def look(names: Sequence[str]) -> tuple[Registry, list[str]]:
-    """Load what can be loaded; tell also all problems.
+    """Load the handlers that can be loaded; return them and all problems.
 
-    Files that belong together are named in one call: each call runs them anew, so that the handlers
-    of one which another imports would be others.
+    Files that import each other must be named in one call: each call runs its files again, so a
+    handler that is imported from an earlier call's file would be another object.
     """
     registry = Registry()
     problems = []
     for name in filter(_is_path, names):
-        forget(Path(name))  # an app that is made again reads its handlers' settings again
+        forget(Path(name))  # an app that is created again reads its handlers' settings again
     for name in names:
         try:
             found = _found_in(name)
@@ -64,9 +64,9 @@ def look(names: Sequence[str]) -> tuple[Registry, list[str]]:
 
 
 def reload(names: Sequence[str]) -> Registry:
-    """Load all anew, with the files that they import.
+    """Load all handlers again, with the files that they import.
 
-    Raises HandlerError, and then what was loaded before is as it was.
+    Raises HandlerError; the modules that were loaded before are then restored.
     """
     folder = None if all(map(_is_path, names)) else Path.cwd()
     before = loaded.forget_all(folder)
@@ -78,12 +78,12 @@ def reload(names: Sequence[str]) -> Registry:
 
 
 def loaded_files(names: Sequence[str]) -> set[Path]:
-    """Return the files that these names, and what they import, have brought along."""
+    """Return the files that were loaded for these names, imported ones included."""
     return loaded.files(None if all(map(_is_path, names)) else Path.cwd())
 
 
 def register(handlers: Sequence[str | Callable[..., Any] | Registered]) -> Registry:
-    """Return a registry of names as in RECEIVER_HANDLERS, decorated functions and handlers.
+    """Return a registry of names (as in RECEIVER_HANDLERS), decorated functions and handlers.
 
     Raises HandlerError.
     """
@@ -98,9 +98,9 @@ def register(handlers: Sequence[str | Callable[..., Any] | Registered]) -> Regis
 
 
 def _found_in(name: str) -> list[Registered]:
-    """Return the handlers that a module has: decorated in it, imported by it by their names.
+    """Return the handlers that are decorated in a module, or that it imports by name.
 
-    A package has those of its modules too that are imported.
+    For a package, those of its imported modules are included.
     """
     module = _import(name)
     modules = [module, *(inside_of(module) if hasattr(module, "__path__") else ())]
@@ -117,7 +117,7 @@ def _listed(value: object) -> list[Registered]:
         return []
     try:
         listed = getattr(inspect.unwrap(value), "__globals__", {}).get(LISTED, [])
-    except Exception:  # noqa: BLE001 - an object that answers oddly is no handler
+    except Exception:  # noqa: BLE001 - an object whose attributes raise is no handler
         return []
     return [handler for handler in listed if handler.function is value]
 
@@ -141,17 +141,17 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         near = meant(name, _names_here()) if error.name == name else ""
         raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}{near}") from error
-    except BaseException as error:  # a file may end in sys.exit()
+    except BaseException as error:  # a file may call sys.exit()
         raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}") from error
 
 
 def _names_here() -> list[str]:
-    """Name what could have been meant: what is installed, and what lies in this folder."""
+    """Return names to suggest: installed handlers, and files in the working folder."""
     return [*installed_names(), *(file.stem for file in Path.cwd().glob("*.py"))]
 
 
 def _syntax(name: str, error: SyntaxError) -> str:
-    """Say where an error of syntax is, with its line and a mark below, as Python does."""
+    """Return the text of a syntax error: its place, its line, and a mark below it."""
     if not error.filename or error.filename.startswith("<") or not error.lineno:
         return f"{name}: cannot be loaded: {_where(error)}{error!r}"
     line, column = (error.text or "").rstrip(), error.offset or 1
@@ -163,7 +163,7 @@ def _syntax(name: str, error: SyntaxError) -> str:
 
 
 def _nearby(filename: str) -> str:
-    """Name a file from the working folder, if it lies there."""
+    """Return a file's path relative to the working folder if it is in there, else as given."""
     path = Path(filename)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
 
@@ -182,7 +182,7 @@ _LOADERS: Final = {__file__, handlers.__file__, importlib.__file__, loaded.__fil
 
 
 def _where(error: BaseException) -> str:
-    """Name the innermost file and line of an error outside this program."""
+    """Return the innermost file and line of an error outside the import machinery."""
     place = ""
     trace = error.__traceback__
     while trace is not None:

@@ -1,8 +1,8 @@
-"""Modules that were loaded from users' files: each folder is a package of its own in here.
+"""Modules loaded from users' files: each folder is a subpackage of this module.
 
-So a file may have any name, its neighbours are those in its folder, and no two folders share
-theirs. A module's name says where it is from, so that another process (multiprocessing's) which
-imports it by that name, as pickle does, finds the same file.
+So a file may have any name, and its imports find the files in its own folder only. A module's name
+contains its folder's path, so that another process (multiprocessing's) which imports it by that
+name, as pickle does, finds the same file.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from types import ModuleType
 from typing import Any, Final
 
 __path__: list[str] = []
-"""Makes a package of this module; what is in it is found below."""
+"""Makes this module a package; `_Finder` finds its contents."""
 _KEPT: Final = sys.stdlib_module_names | {"receiver"}
-"""Names that mean what they mean everywhere, whatever files are called."""
+"""Top-level names that always mean the same module, even if a user's file has the name."""
 _BUILT_IN: Final = "receiver_handlers"
 _NEVER: Final = _KEPT | {_BUILT_IN, "__main__"}
-"""What is not forgotten, wherever it lies."""
+"""Top-level names that are not forgotten, wherever their files are."""
 _INSTALLED: Final = {"site-packages", "dist-packages"}
 _DEPTH: Final = __name__.count(".") + 2
-"""The parts of a folder's name."""
+"""The number of parts in the module name of a folder."""
 _names: Final[dict[Path, str]] = {}
-"""Files that were loaded by their paths, links followed."""
+"""Module names of the files that were loaded by path, by resolved path."""
 
 
 def load_file(path: Path) -> ModuleType:
     """Import a Python file, or the package in a folder, once until it is forgotten.
 
-    Raises ImportError where it is neither, and whatever it raises itself.
+    Raises ImportError if it is neither, and any error of the file itself.
     """
     path = path.parent if path.name == "__init__.py" else path
     real = path.resolve()
@@ -50,7 +50,7 @@ def load_file(path: Path) -> ModuleType:
     while (base / "__init__.py").is_file():
         base, inside = base.parent, [base.name, *inside]
     if str(base) not in sys.path:
-        sys.path.append(str(base))  # for what imports by name in another way
+        sys.path.append(str(base))  # for imports by name that do not use `_import`
     package = f"{__name__}.{os.fsencode(base).hex()}"
     name = ".".join((package, *inside))
     importlib.import_module(name.rpartition(".")[0])
@@ -75,10 +75,10 @@ def load_file(path: Path) -> ModuleType:
 
 
 def forget_all(folder: Path | None) -> dict[str, ModuleType]:
-    """Let the next load run all of users' files anew; return the modules, for `remember`.
+    """Make the next load run all users' files again; return the modules, for `remember`.
 
-    Those of the built-in handlers too, which read their settings' files anew then; with a folder,
-    also what was imported by name from there.
+    This includes the built-in handlers, which then read their settings files again, and, with a
+    folder, the modules that were imported by name from there.
     """
     importlib.invalidate_caches()  # a file may be newer than the list of its folder
     found = {name: module for name, module in list(sys.modules.items()) if _is_users(name, folder)}
@@ -88,13 +88,13 @@ def forget_all(folder: Path | None) -> dict[str, ModuleType]:
 
 
 def remember(modules: Mapping[str, ModuleType], folder: Path | None) -> None:
-    """Put back what was forgotten, in place of what was loaded since."""
+    """Restore forgotten modules, in place of those that were loaded since."""
     forget_all(folder)
     sys.modules.update(modules)
 
 
 def files(folder: Path | None) -> set[Path]:
-    """Return the files of users that are loaded."""
+    """Return the users' files that are loaded."""
     found = [
         getattr(module, "__file__", None)
         for name, module in list(sys.modules.items())
@@ -115,7 +115,7 @@ def _is_users(name: str, folder: Path | None) -> bool:
 
 
 def forget(path: Path) -> None:
-    """Let the next load of a file or package run it anew."""
+    """Make the next load of a file or package run it again."""
     path = path.parent if path.name == "__init__.py" else path
     name = _names.pop(path.resolve(), None)
     for known in list(sys.modules) if name else ():
@@ -124,7 +124,7 @@ def forget(path: Path) -> None:
 
 
 def short_name(module: str) -> str:
-    """Name a module as its file is called; one that was not loaded here by its whole name."""
+    """Return a module's file name without `.py`; its full name if it was not loaded here."""
     return module.rpartition(".")[2] if module.startswith(f"{__name__}.") else module
 
 
@@ -135,7 +135,7 @@ def inside_of(module: ModuleType) -> list[ModuleType]:
 
 
 class _Finder:
-    """Finds folders by their names, and files in them."""
+    """A finder of folders by their module names, and of the files in them."""
 
     @staticmethod
     def find_spec(
@@ -157,7 +157,7 @@ sys.meta_path.insert(0, _Finder)
 
 
 class _Loader(SourceFileLoader):
-    """Runs a file so that its imports look for neighbours first, as a script's do."""
+    """A loader of files whose imports look in their own folder first, as a script's do."""
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
@@ -171,7 +171,7 @@ def _import(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """Import as `import` does; a neighbour of the importing file by its place in here."""
+    """Import as `import` does; a file beside the importing one by its module name in here."""
     package = None if level or globals is None else _package_with(name, globals)
     if package is None:
         return builtins.__import__(name, globals, locals, fromlist or (), level)
@@ -180,14 +180,14 @@ def _import(
 
 
 def _package_with(name: str, importing: Mapping[str, Any]) -> str | None:
-    """Name the package that has a neighbour of this name for a module."""
+    """Return the package in here that has a file of this name beside the importing module."""
     top = name.partition(".")[0]
     if top in _KEPT:
         return None
     package = importing.get("__package__") or ""
     for candidate in dict.fromkeys([package, ".".join(package.split(".")[:_DEPTH])]):
         whole = f"{candidate}.{top}"
-        # A file called as something that is installed means that, not itself.
+        # In a file with the name of an installed module, that name means the installed one.
         if whole == importing.get("__name__") or candidate not in sys.modules:
             continue
         spec = PathFinder.find_spec(whole, sys.modules[candidate].__path__)

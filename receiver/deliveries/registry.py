@@ -1,4 +1,4 @@
-"""The handlers of one app, and its plugins' ways in: by name, checked against each other."""
+"""The registry: the handlers, routes and sources of one app, by name, checked together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from receiver.model.text import meant
 from receiver.model.values import Recipients
 from receiver.settings.reader import misspelled_of_handlers
 
-if TYPE_CHECKING:  # else it would bring the store along, which a handler's file has no use for
+if TYPE_CHECKING:  # else it would import the store, which a handler's file does not need
     from receiver.store.inbox import CurrentState
 
 
@@ -30,44 +30,44 @@ ENTRY_POINTS: Final = "receiver.handlers"
 
 
 def installed_names() -> frozenset[str]:
-    """Return the short names of installed handlers, whether they are used here or not."""
+    """Return the entry point names of installed handlers, used by this app or not."""
     return frozenset(point.name for point in entry_points(group=ENTRY_POINTS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
-    """What becomes of an event at one handler."""
+    """Whether one handler runs for an event, and if not, why."""
 
     handler: str
     runs: bool
     reason: str | None
-    """Why it does not run."""
+    """Why it does not run; None if it runs."""
     after: tuple[str, ...]
     """The handlers it waits for."""
 
 
 Registered: TypeAlias = Handler | PluginRoute | PluginSource
-"""What a handler file may hold."""
+"""An object that a handler file may register."""
 
 
 @dataclass
 class Registry:
-    """The handlers of one app, and its plugins' ways in, each by name."""
+    """The handlers, routes and sources of one app, each by name."""
 
     handlers: dict[str, Handler] = field(default_factory=dict)
     routes: dict[str, PluginRoute] = field(default_factory=dict)
     sources: dict[str, PluginSource] = field(default_factory=dict)
 
     def all(self) -> list[Registered]:
-        """Return all that was registered."""
+        """Return all handlers, routes and sources."""
         return [*self.handlers.values(), *self.routes.values(), *self.sources.values()]
 
     def become(self, other: Registry) -> None:
-        """Hold what another holds from now on."""
+        """Replace the contents by those of another registry."""
         self.handlers, self.routes, self.sources = other.handlers, other.routes, other.sources
 
     def add(self, registered: Registered) -> None:
-        """Add one, or raise HandlerError."""
+        """Add a handler, route or source; raise HandlerError if it clashes with another."""
         match registered:
             case Handler():
                 self._add_handler(registered)
@@ -95,14 +95,14 @@ class Registry:
         self.handlers[handler.name] = handler
 
     def _leads_to(self, names: Sequence[str], goal: str) -> bool:
-        """Return whether handlers wait for another, directly or through others."""
+        """Return whether handlers wait for `goal`, directly or through others."""
         known = [self.handlers[name] for name in names if name in self.handlers]
         return goal in names or any(self._leads_to(found.after, goal) for found in known)
 
     def waiting(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Of handlers that want one event, give those that wait, and for which others of them."""
+        """Return those of an event's handlers that wait, and for which others of them."""
         found = {}
-        known = self.handlers  # in development others may be put in their place meanwhile
+        known = self.handlers  # in development a reload may replace them meanwhile
         for name in names:
             after = known[name].after if name in known else ()
             if after and (awaited := tuple(other for other in after if other in names)):
@@ -117,7 +117,7 @@ class Registry:
         metadata: Mapping[str, Any],
         reply_to: str | None,
     ) -> list[Explained]:
-        """Say of every handler whether it wants such an event, and if not, why."""
+        """Return for every handler whether it wants such an event, and if not, why."""
         refusals = {
             name: handler.refuses(event_type, provider, model, metadata, reply_to)
             for name, handler in self.handlers.items()
@@ -131,13 +131,13 @@ class Registry:
         ]
 
     def warnings(self, providers: Collection[str]) -> list[str]:
-        """Say what is likely a mistake, among these providers."""
+        """Return a text for each likely mistake; `providers` are the names that exist."""
         found = [
             f"handler {name} is to run after {other}, which is not a handler here: it will not wait"
             f"{meant(other, self.handlers)}"
             for name, handler in self.handlers.items()
             for other in handler.after
-            # An installed one that is not used here is no mistake: `slack-in` alone has no `save`.
+            # An installed one that is not used here is no mistake: `slack-in` may lack `save`.
             if other not in self.handlers and other not in installed_names()
         ]
         found += [
@@ -192,18 +192,18 @@ def _add_way(kind: str, known: dict[str, W], way: W) -> None:
 
 
 def handlers_of(function: Callable[..., Any]) -> list[Handler]:
-    """Return the handlers among what was registered for a function."""
+    """Return the handlers that were registered for a function."""
     return [one for one in registered_of(function) if isinstance(one, Handler)]
 
 
 def registered_of(function: Callable[..., Any]) -> list[Registered]:
-    """Return what was registered for a function, for apps that name functions instead of files."""
-    # What another decorator wraps was written where the innermost function was.
+    """Return what was registered for a function, for apps that pass functions instead of files."""
+    # A function that another decorator wraps is listed in the innermost function's module.
     listed = getattr(inspect.unwrap(function), "__globals__", {}).get(LISTED, [])
-    # An object's method is made anew each time that it is named.
+    # Each access to an object's method creates a new object, so methods are compared by equality.
     is_it = function.__eq__ if inspect.ismethod(function) else partial(operator.is_, function)
     found: list[Registered] = [one for one in listed if is_it(one.function) is True]
-    if not found:  # an object has no such place, and a function may be decorated in another one
+    if not found:  # an object has no globals, and a function may be decorated in another module
         found = [
             one
             for module in list(sys.modules.values())

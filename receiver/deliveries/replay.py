@@ -1,7 +1,7 @@
-"""Replays in bulk: count the deliveries, then redeliver them in small steps.
+"""Bulk replays: count the deliveries, then redeliver them in small steps.
 
-Fresh events come first: a step is small, the walk rests as long as it worked, and it waits while
-much of what it redelivered has not begun.
+New events have priority: each step is small, is followed by a pause as long as the step, and waits
+while many redelivered deliveries have not started.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from receiver.store.replays import Candidate, CountedReplay, Replays, ReplayStep
 log = structlog.get_logger("receiver")
 
 _PAGE: Final = 200
-"""Events that are counted in one turn of the event loop."""
+"""Events counted in one query."""
 _STEP: Final = 100
 """Events redelivered in one transaction."""
 _MOST_DUE: Final = 500
-"""Deliveries of one replay that are due and not begun, beyond which it waits."""
+"""Deliveries of one replay that may be due and not started; from this number on it waits."""
 _LONGEST_WAIT: Final = 5.0
-"""Seconds after which it goes on all the same: one slow handler must not hold up all others."""
+"""Seconds after which it continues anyway: one slow handler must not hold up all others."""
 _LOOK: Final = 0.05
 _NAP: Final = 2.0
-"""Seconds between two looks for replays that another process was told to start."""
+"""Seconds between two polls for replays that were started through another process."""
 
 
 class Replayer:
-    """Counts replays, and works on those that were started, in one process of all."""
+    """Counts replays, and runs the started ones, in one process at a time."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class Replayer:
         self.at_work = True
 
     async def count(self, wanted: Selection) -> Replay:
-        """Count what is wanted as it is now, and keep that as a replay that may be started."""
-        # One at a time: a count may read all there is, and others want to read too.
+        """Count the selected deliveries now; store the count as a replay that may be started."""
+        # One at a time: a count may read every event, and other requests need to read too.
         async with self._counting:
             counted = await self._count(wanted)
         await self._replays.create(counted)
@@ -94,7 +94,7 @@ class Replayer:
         )
 
     async def start(self, replay_id: str) -> bool:
-        """Let a counted replay begin; False: it is none."""
+        """Start a counted replay; return False if there is no such counted replay."""
         if not await self._replays.start(replay_id):
             return False
         log.info("replay.started", **await self._counts(replay_id))
@@ -102,14 +102,14 @@ class Replayer:
         return True
 
     async def cancel(self, replay_id: str) -> bool:
-        """Stop a replay; False: it has ended, or is none."""
+        """Stop a replay; return False if it has ended or is unknown."""
         if not await self._replays.cancel(replay_id, self._clock()):
             return False
         log.info("replay.ended", **await self._counts(replay_id))
         return True
 
     async def run(self) -> NoReturn:
-        """Work on what was started, for as long as the app runs."""
+        """Run started replays, as long as the app runs."""
         with self._runtime.wakeups.listen("role", self.name) as awake:
             await repeat(self._work, awake, longest=_NAP)
 
@@ -117,7 +117,7 @@ class Replayer:
         return 0.0 if await self.step() else _NAP
 
     async def step(self) -> bool:
-        """Go one step on with each replay; return whether there is any."""
+        """Run one step of each running replay; return whether there is any."""
         running = await self._replays.running()
         for replay in running:
             await self._step(replay)
@@ -159,7 +159,7 @@ class Replayer:
 
 
 class _Selector:
-    """Says what of an event's deliveries is wanted."""
+    """Selects the deliveries of an event that a replay redelivers."""
 
     def __init__(self, wanted: Selection, registry: Registry) -> None:
         self._wanted = wanted
@@ -174,13 +174,13 @@ class _Selector:
     def recipients(
         self, known: CurrentState, event_type: str, states: Mapping[str, str]
     ) -> Recipients:
-        """Name the handlers to which an event would be redelivered, and what they wait for."""
+        """Return the handlers that an event would be redelivered to, and what they wait for."""
         if not self._takes(known):
             return Recipients()
         wanted = self._wanted
         if wanted.state is not None:
-            # Deliveries that there are, in the order of registration; of strangers there is nobody
-            # to make any of them.
+            # Existing deliveries, in the order of registration; those of handlers that are not
+            # registered are left out, as no process could run them.
             names = [name for name in self._registry.handlers if states.get(name) == wanted.state]
         else:
             busy = {"pending", "running"}
@@ -188,8 +188,8 @@ class _Selector:
             names = [name for name in matching if states.get(name) not in busy]
         if wanted.handler is not None:
             names = [name for name in names if name == wanted.handler]
-        # They wait for each other only: other handlers of the event are done with it, or
-        # ends without looking for those who came later.
+        # They wait only for each other: the event's other handlers have ended, or may end
+        # without releasing deliveries that came later.
         return Recipients(tuple(names), self._registry.waiting(names))
 
     def _takes(self, known: CurrentState) -> bool:

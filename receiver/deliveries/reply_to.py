@@ -1,6 +1,7 @@
-"""The allow list of `reply_to`: a host of FORWARD_HOSTS, at a public address.
+"""The check of `reply_to`: it must name a host of FORWARD_HOSTS, at a public address.
 
-It is looked at when a prediction is submitted, to refuse at once; what sends the event looks again.
+It runs when a prediction is submitted, to refuse at once; the handler that sends the event checks
+again.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from receiver.deliveries.guard import is_public
 from receiver.model.errors import Problem
 
 _PATIENCE: Final = 5.0
-"""Seconds for a name server; what it does not say in time is seen when the event is sent."""
+"""Seconds for name resolution; if it takes longer, only the sending of the event checks."""
 
 
 async def check_reply_to(url: str, hosts: Collection[str], *, allow_private: bool) -> None:
-    """Raise a Problem where no event may be sent."""
+    """Raise a Problem if no event may be sent to this URL."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

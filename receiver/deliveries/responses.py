@@ -19,10 +19,10 @@ _LONGEST: Final = 200
 def expect(
     answer: httpx.Response, *, final: Container[int] = _FINAL, after: float | None = None
 ) -> httpx.Response:
-    """Return a 2xx; raise Dead for a status in `final` and Retry for any other.
+    """Return a 2xx answer; raise Dead for a status in `final` and Retry for any other.
 
-    By default every 3xx and 4xx is final but 408, 423, 425 and 429. The next attempt comes when
-    `after` (seconds) or else the answer's Retry-After says, or by the handler's policy.
+    By default every 3xx and 4xx is final except 408, 423, 425 and 429. The next attempt comes after
+    `after` seconds, else after the answer's Retry-After, else by the handler's policy.
     """
     if answer.is_success:
         return answer
@@ -32,5 +32,5 @@ def expect(
         raise Dead(reason)
     if after is None:
         after = seconds_of(answer.headers.get("retry-after", ""), time.time())
-    # At once would be as often as the policy allows within a second: that is what backoff is for.
+    # A delay of 0 would spend all attempts within a second: the policy's backoff prevents that.
     raise Retry(reason, after=after or None)

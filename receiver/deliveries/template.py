@@ -15,8 +15,8 @@ from receiver.model.values import Event, Output
 def cut(text: str, longest: int, *, partial: str = "", utf16: bool = False) -> str:
     """Shorten a text to `longest` characters, with … as the last one.
 
-    `partial` is a regular expression of what must not be left at the end, as half of an escape.
-    `utf16`: some services count what UTF-16 writes in two units as two characters.
+    `partial` is a regular expression of text to remove at the end, such as half of an escape.
+    `utf16`: count UTF-16 units, as some services do, instead of characters.
     """
     raw = text.encode("utf-16-le", "surrogatepass") if utf16 else b""
     if max(len(text), len(raw) // 2) <= longest:
@@ -31,7 +31,7 @@ def _urls(event: Event) -> list[str]:
 
 
 def _address(output: Output) -> str | None:
-    """Name where a browser gets a result; a data URI is no address for people."""
+    """Return the address where a browser finds a result; a data URI does not count."""
     return output.address or (output.stored.url if output.stored else None)
 
 
@@ -59,7 +59,7 @@ _FIELDS: Final[dict[str, Callable[[Event], Any]]] = {
 }
 _CONVERSIONS: Final = frozenset({None, "r", "s", "a"})
 _LONGEST_NUMBER: Final = 5
-"""Digits: what is filled to a million places is a mistake that takes all memory."""
+"""Digits of a number in a format: a width of millions is a mistake and takes all memory."""
 _SAMPLES: Final = ("text", 1, 1.5)
 _INSIDE: Final = frozenset({"input", "metadata"})
 _NAME: Final = re.compile(r"(\w+)(?:\[([^\[\]{}]+)\])?")
@@ -69,10 +69,10 @@ class Template:
     """A text like `{model}: {prompt:.80} {metadata[order]} {date:%Y-%m-%d}`.
 
     Fields: id, event, type, provider, model, prompt, input[…], metadata[…], code, error, url, urls,
-    text, date (UTC), seconds (from submit to end), and whatever `more` names. What an event does
-    not have is empty. `url` is where the first result is kept, if it is kept where a browser can
-    get it, and the provider's own otherwise. A format is Python's, without fields inside it.
-    Raises ValueError for a field that there is not, or a format that does not suit it.
+    text, date (UTC), seconds (from submit to end), and those that `more` names. A field without a
+    value is empty. `url` is the address where the first result is kept if a browser can open it,
+    else the provider's URL. A format is Python's, without fields inside it.
+    Raises ValueError for an unknown field, or for a format that does not suit it.
     """
 
     def __init__(self, text: str, more: Sequence[str] = ()) -> None:
@@ -100,7 +100,7 @@ class Template:
     def fill(
         self, event: Event, clean: Callable[[str], str] = str, more: Mapping[str, Any] | None = None
     ) -> str:
-        """Fill the fields in; `clean` is applied to what each of them brings."""
+        """Return the text with its fields filled in; `clean` is applied to each field's value."""
         return _Filling(event, clean, more or {}).format(self._text)
 
 
@@ -112,7 +112,7 @@ def _formats(form: str) -> bool:
     """Return whether a format suits a text, a number or a date, at a sensible width."""
     if any(len(number) > _LONGEST_NUMBER for number in re.findall(r"\d+", form)):
         return False
-    for sample in () if "%" in form else _SAMPLES:  # a date takes whatever has a % in it
+    for sample in () if "%" in form else _SAMPLES:  # a date accepts any format with a %
         with contextlib.suppress(ValueError):
             format(sample, form)
             return True
@@ -136,6 +136,6 @@ class _Filling(string.Formatter):
             value = json.dumps(value, ensure_ascii=False)
         try:
             text = format("" if value is None else value, format_spec)
-        except ValueError:  # a format for numbers, and this event has a text there
+        except ValueError:  # the format is for numbers, and this event's value is a text
             text = str(value)
         return self._clean(text)

@@ -1,9 +1,9 @@
-"""Plugins' own ways in: routes at `/in/<name>`, and sources that are polled.
+"""Routes and sources of plugins: routes are served at `/in/<name>`, and sources poll.
 
     @route("slack", proof=prove)
     async def slack(call: Call, door: Door) -> Reply: ...
 
-What is registered here is served by `http`; a way in without a proof is an error at start.
+`http` serves what is registered here; a route without a proof is an error at start.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ _LARGEST: Final = 64 * 1024 * 1024
 _MOST_FIELDS: Final = 1000
 _STATUSES: Final = range(200, 600)
 LONGEST: Final = 1_000_000
-"""Bytes of a body, where a route says nothing else."""
+"""Default limit of a body, in bytes."""
 TIMEOUT: Final = 2.5
-"""Seconds: chat platforms give up, and ask again, after three."""
+"""Seconds: chat platforms give up after three, and repeat the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What came in: at a route, or found by a source. Nothing of it is parsed yet."""
+    """A call that a route received or a source found; nothing of it is parsed yet."""
 
     method: str = "POST"
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    """By their names in lower case; what comes twice is joined by a comma."""
+    """Values by names in lower case; the values of a repeated header are joined by a comma."""
     body: bytes = b""
     at: float = 0.0
-    """Unix seconds."""
+    """When it came, in Unix seconds."""
     client: str = ""
-    """The address it came from."""
+    """The client's address."""
     rest: str = ""
-    """What follows the route's name in the path, for a route that takes it."""
+    """The path after the route's name, for a route with `rest`."""
 
     def header(self, name: str, default: str = "") -> str:
-        """Return a header, whatever the case of its name."""
+        """Return a header; its name is case-insensitive."""
         return self.headers.get(name.lower(), default)
 
     @overload
@@ -74,9 +74,9 @@ class Call:
     @overload
     def json(self, kind: type[T]) -> T: ...
     def json(self, kind: Any = Any) -> Any:
-        """Decode the body as JSON; a caller whose body does not fit is answered 400.
+        """Decode the body as JSON; the caller is answered 400 if it does not fit `kind`.
 
-        A compressed one is answered 415; the mark that some programs put before it is passed over.
+        A compressed body is answered 415; a BOM before the JSON is ignored.
         """
         refuse_coding(self.header("content-encoding"))
         try:
@@ -87,7 +87,7 @@ class Call:
             raise Problem(400, "invalid-json", "the body is not JSON") from None
 
     def form(self) -> dict[str, str]:
-        """Decode the body as a form; a caller whose body is none is answered 400."""
+        """Decode the body as a form; the caller is answered 400 if it is not one."""
         try:
             text = self.body.decode("ascii")
             pairs = parse_qsl(
@@ -104,7 +104,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer; `Reply.json`, `Reply.text` and `Reply.empty` make the usual ones."""
+    """An answer; `Reply.json`, `Reply.text` and `Reply.empty` create the usual ones."""
 
     status: int = 200
     body: bytes = b""
@@ -113,7 +113,7 @@ class Reply:
     def __post_init__(self) -> None:
         if self.status not in _STATUSES:
             raise ValueError(f"status must be a number from 200 to 599, not {self.status!r}")
-        memoryview(self.body)  # TypeError for what are no bytes
+        memoryview(self.body)  # TypeError unless it is bytes
         for name, value in self.headers.items():
             if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise ValueError(f"{name!r} is not a header that can be sent")
@@ -142,23 +142,23 @@ class Reply:
 Proof: TypeAlias = Callable[..., Awaitable[None] | None]
 """Takes the call, or the call and a Door; returns nothing, or raises Unproved."""
 Answer: TypeAlias = Callable[[Call, Any], Coroutine[Any, Any, Reply]]
-"""The second is a Door, which `http` makes."""
+"""Takes the call and a Door, which `http` creates."""
 Generate: TypeAlias = Callable[[Any], AsyncGenerator[Call | None, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PluginRoute:
-    """A plugin's way in, served at `/in/<name>`."""
+    """A plugin's route, served at `/in/<name>`."""
 
     name: str
     function: Answer
     proof: Proof
     proof_takes_door: bool
     longest: int
-    """Bytes of a body."""
+    """Limit of a body, in bytes."""
     methods: tuple[str, ...]
     rest: bool
-    """It is served at `/in/<name>/…` too."""
+    """Whether it is served at `/in/<name>/…` too."""
     timeout: float
     """Seconds for the proof, and again for the answer."""
     place: str
@@ -167,7 +167,7 @@ class PluginRoute:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginSource:
-    """What a plugin polls, in one process at a time."""
+    """A plugin's source of calls, polled in one process at a time."""
 
     name: str
     function: Generate
@@ -190,11 +190,11 @@ def route(
 ) -> Callable[[A], A]:
     """Register an async function of a Call and a Door, which returns a Reply, at `/in/<name>`.
 
-    `proof` is asked first, with the raw bytes and headers, and with the Door too if it takes one;
-    it returns nothing, or raises Unproved.
-    `longest` is in bytes; `rest` serves `/in/<name>/…` too, as `call.rest`. What takes longer than
-    `timeout` seconds is answered 503, so that the caller says it again.
-    Raises HandlerError with file and line for anything unknown or unfit.
+    `proof` is called first, with the raw bytes and headers, and with the Door if it takes one; it
+    returns nothing, or raises Unproved.
+    `longest` limits the body in bytes; `rest` serves `/in/<name>/…` too, as `call.rest`. A call
+    that takes longer than `timeout` seconds is answered 503, so that the caller repeats it.
+    Raises HandlerError with file and line for an unknown parameter or an invalid value.
     """
     frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
     place, listed = _caller(frame)
@@ -227,10 +227,10 @@ def route(
 def source(name: str, **unknown: object) -> Callable[[G], G]:
     """Register an async generator function of a Door, which polls and yields calls.
 
-    It has proved what it yields: by its own connection and key. `reply = yield call` has the route
-    of the same name answer it; what is answered 500 or more is to be yielded again. It runs in one
-    process at a time, for as long as the receiver does; after an error, or its end, it is begun
-    anew. Raises HandlerError with file and line.
+    Its calls need no proof: its own connection and key prove them. `reply = yield call` passes the
+    call to the route of the same name; a call that is answered 500 or more must be yielded again.
+    It runs in one process at a time, as long as the receiver runs; after an error, or its end, it
+    is started again. Raises HandlerError with file and line.
     """
     frame = sys._getframe(1)  # noqa: SLF001 - see above
     place, listed = _caller(frame)
@@ -250,13 +250,13 @@ def source(name: str, **unknown: object) -> Callable[[G], G]:
 
 
 def refuse_bare(place: str, decorator: str, given: object) -> None:
-    """Raise HandlerError where a decorator was written without its parentheses."""
+    """Raise HandlerError if a decorator was written without its parentheses."""
     if callable(given):
         raise HandlerError(f"{place}: a decorator needs its parentheses: {decorator}")
 
 
 def _caller(frame: FrameType) -> tuple[str, list[Any]]:
-    """Return the file and line that decorate, and the list of what is registered there."""
+    """Return the file and line of a decorator, and the list of its module's registrations."""
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return place, frame.f_globals.setdefault(LISTED, [])
 
@@ -279,12 +279,12 @@ def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
 
 
 def called(function: object) -> str:
-    """Return the name of a function as in its file; of anything else its repr."""
+    """Return the qualified name of a function, or the repr of another object."""
     return getattr(function, "__qualname__", None) or repr(function)
 
 
 def check_bound(function: Callable[..., Any]) -> None:
-    """Raise TypeError for a method that is decorated in its class: it has no object yet."""
+    """Raise TypeError for a method that is decorated in its class: it is not bound to an object."""
     try:
         [*names] = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -294,7 +294,7 @@ def check_bound(function: Callable[..., Any]) -> None:
 
 
 def takes(function: Callable[..., Any], number: int) -> bool:
-    """Return whether a function can be called with so many positional parameters alone."""
+    """Return whether a function can be called with `number` positional arguments alone."""
     try:
         inspect.signature(function).bind(*[None] * number)
     except (TypeError, ValueError):

@@ -1,8 +1,8 @@
 """The worker of a process: one worker for each handler, and what they share.
 
-Their queue is the store's: in the rows themselves on SQLite, beside them on PostgreSQL. The workers
-of two handlers share nothing but the process, so a handler that fails, hangs or is slow fills its
-own only. Waking is a hint; the rows are the truth, and each worker also looks by itself.
+The queue is in the store: in the delivery rows on SQLite, beside them on PostgreSQL. Two handlers
+share only the process, so a handler that fails, hangs or is slow delays only its own deliveries.
+A wake-up is a hint; the rows decide, and each worker also polls them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BREAKER: Final = BreakerPolicy()
 
 
 class Worker:
-    """Runs what is pending for the registered handlers until it is stopped."""
+    """Runs pending deliveries of the registered handlers until it is stopped."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Worker:
         self._known = BreakerCache(store.breakers, runtime.monotonic)
         self._workers = {name: self._make(name) for name in registry.handlers}
         self._retired: dict[str, HandlerWorker] = {}
-        """Of handlers that are gone; their attempts under way go on."""
+        """Workers of handlers that were removed; their attempts under way continue."""
         self._runs_by_itself = False
         self._tasks = TaskSet()
         self._timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
         self._heartbeat = Heartbeat(store, runtime, self._running, self._timeouts, pace)
         self._beaten = 0
-        """How many need the heartbeat."""
+        """Drains under way that need the heartbeat."""
 
     def _make(self, name: str) -> HandlerWorker:
         handler = self._registry.handlers[name]
@@ -82,7 +82,7 @@ class Worker:
         return [other for other, given in handlers if name in given.after]
 
     async def start(self, *, by_itself: bool = True) -> None:
-        """Begin to work; where not `by_itself`, only when `drain` or `run_now` ask for it."""
+        """Start to work; if not `by_itself`, only when `drain` or `run_now` is called."""
         self._runs_by_itself = by_itself
         if not by_itself:
             return
@@ -97,7 +97,7 @@ class Worker:
     async def exchange(self) -> None:
         """Run the handlers that the registry has now, each from its next attempt on.
 
-        Attempts under way go on as they began, and keep their places and their claims.
+        Attempts under way continue unchanged, and keep their places and claims.
         """
         handlers = self._registry.handlers
         for name in self._workers.keys() - handlers.keys():
@@ -119,20 +119,20 @@ class Worker:
 
     @property
     def attempts(self) -> int:
-        """How many attempts have ended here."""
+        """Attempts that have ended in this process."""
         return sum(worker.attempts for worker in self._workers.values())
 
     @property
     def cut_short(self) -> int:
-        """How many attempts were given back here, as the time of their drain was over."""
+        """Attempts of this process that were given back because their time was over."""
         return sum(worker.cut_short for worker in self._workers.values())
 
     async def drain(self, names: Collection[str], until: float, seconds: float) -> None:
-        """Run what is due to these handlers, until nothing is, or until then by the loop's clock.
+        """Run due deliveries of these handlers until there are none, or until `until`.
 
-        An attempt that is still running then is given back. So that this is rare none is begun that
-        its handler's timeout would not let end, or, where that is longer than the whole drain of so
-        many `seconds`, in the last fifth of it.
+        That is a time of the loop's clock; an attempt that is still running then is given back. To
+        make this rare, no attempt starts later than its handler's timeout before `until`, or, if
+        that is as long as the whole drain of `seconds`, none starts in its last fifth.
         """
         workers = [worker for name, worker in self._workers.items() if name in names]
         async with self._beating():
@@ -141,18 +141,18 @@ class Worker:
     async def run_now(self, event: str, names: Collection[str], seconds: float) -> None:
         """Run one event's deliveries to those of these handlers that may run within a request.
 
-        What has not ended after so many seconds is given back.
+        A delivery that has not ended after `seconds` is given back.
         """
         until = asyncio.get_running_loop().time() + seconds
         workers = [self._workers[name] for name in names if name in self._workers]
         chosen = [worker for worker in workers if worker.may_run_within(seconds)]
-        # The end of one may make others due that waited for it.
+        # The end of a delivery may make others due that waited for it.
         while any(await asyncio.gather(*(worker.run_now(event, until) for worker in chosen))):
             pass
 
     @asynccontextmanager
     async def _beating(self) -> AsyncIterator[None]:
-        """Renew claims meanwhile, where nothing else does."""
+        """Renew claims until the block ends, unless the worker already does."""
         if self._runs_by_itself:
             yield
             return
@@ -167,17 +167,18 @@ class Worker:
                 self._heartbeat.stop()
 
     async def reclaim(self) -> None:
-        """Make pending again what a process that is gone had claimed."""
+        """Make the deliveries pending again that a dead process had claimed."""
         lost = await self._store.reclaim(self._runtime.owner, self._runtime.clock())
         self._runtime.telemetry.lost(lost)
         self._runtime.wakeups.wake("handler", *(one.handler for one in lost))
         await self._store.attempts.publish([(one.delivery, one.number) for one in lost])
 
     async def stop(self, *, asked: bool = True) -> None:
-        """Claim no more, let running handlers end for a while, give back the rest.
+        """Claim no more, wait `Timing.drain` for running handlers, and give back the rest.
 
-        If the process stops by an error, a running handler may have caused it. Its claim is kept
-        then, to be found lost: the attempt counts, and a handler that ends every process ends dead.
+        If an error stops the process (not `asked`), a running handler may have caused it. Its claim
+        is then kept, to be found lost: the attempt counts, and a delivery that ends every process
+        becomes dead.
         """
         await self._tasks.cancel()
         workers = [*self._workers.values(), *self._retired.values()]
@@ -185,7 +186,7 @@ class Worker:
         self._heartbeat.stop()
         if not asked:
             return
-        with contextlib.suppress(StoreUnavailable):  # then the next start will find them
+        with contextlib.suppress(StoreUnavailable):  # the next start will find them
             lost = await self._store.release(self._runtime.owner, self._runtime.clock())
             self._runtime.telemetry.lost(lost)
 
@@ -199,11 +200,11 @@ class Worker:
         await repeat(self._reclaim_once, longest=self._pace.lease)
 
     async def _reclaim_once(self) -> None:
-        self._heartbeat.renew()  # in case we were frozen: what still runs here is not lost
+        self._heartbeat.renew()  # if the process was frozen: its running deliveries are not lost
         await self.reclaim()
 
     def look_again(self) -> None:
-        """Look again at deliveries and breakers: one was set by hand, or the clock stepped."""
+        """Read deliveries and breakers again: a breaker was set by hand, or the clock stepped."""
         self._known.forget()
         self._runtime.wakeups.wake_all("handler")
 

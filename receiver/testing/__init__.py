@@ -1,4 +1,4 @@
-"""What a handler author needs in tests: events, one run of a handler, and a whole receiver.
+"""Tools for tests of handlers: events, one run of a handler, and a whole receiver.
 
 `run` calls a handler once, without a database or a network:
 
@@ -12,8 +12,8 @@ def test_announces_the_picture() -> None:
     assert result.state == "done"
 ```
 
-`Kit` is the real receiver on a temporary database, among providers that say what they are told to.
-pytest gives one by the fixture `receiver_kit`, which this package brings along:
+`Kit` is the real receiver with a temporary database and emulated providers.
+The pytest fixture `receiver_kit`, which this package installs, creates one:
 
 ```python
 def test_announces_once(receiver_kit: Callable[..., Kit]) -> None:
@@ -22,7 +22,7 @@ def test_announces_once(receiver_kit: Callable[..., Kit]) -> None:
     assert delivered.delivery.state == "done"
 ```
 
-With `chats=True` there are a Slack, a Discord and a Telegram, too:
+With `chats=True`, Slack, Discord and Telegram are emulated too:
 
 ```python
 def test_replies_once(receiver_kit: Callable[..., Kit]) -> None:

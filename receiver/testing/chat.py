@@ -1,4 +1,4 @@
-"""Emulated chats in a test: signed messages to the receiver, and what people see."""
+"""Emulated chats in a test: signed messages to the receiver, and the messages people see."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UPDATES: Final = ("message", "callback_query")
 
 @dataclass(frozen=True)
 class Said:
-    """The result of a message in a chat, read anew at each access."""
+    """The result of a message in a chat, read again at each access."""
 
     board: Board
     exchange: Exchange | None
@@ -32,18 +32,18 @@ class Said:
 
     @property
     def messages(self) -> list[Message]:
-        """What has been posted since, and is shown now to this person or to all."""
+        """The messages of others posted since, as shown now to this person or to all."""
         new = self.board.messages[self.since :]
         return [one for one in new if one.author != self.person and one.is_for(self.person)]
 
     @property
     def ephemerals(self) -> list[Message]:
-        """Those that only this person sees."""
+        """The messages that only this person sees."""
         return [one for one in self.messages if one.only_for]
 
     @property
     def replies(self) -> list[Message]:
-        """Those of the bot that all can see."""
+        """The bot's messages that all can see."""
         return [one for one in self.messages if one.author == BOT and not one.only_for]
 
     @property
@@ -52,7 +52,7 @@ class Said:
 
     @property
     def reply(self) -> Message:
-        """The only reply; ValueError, which has them all, where there is none or are several."""
+        """The only reply; ValueError, which lists all messages, unless there is exactly one."""
         __tracebackhide__ = True
         if len(replies := self.replies) == 1:
             return replies[0]
@@ -60,7 +60,7 @@ class Said:
 
 
 class ChatEdge(httpx.AsyncBaseTransport):
-    """Routes requests to the emulated chats, to pictures of providers, and else to the test's."""
+    """A transport to the emulated chats, to providers' pictures, and else to the test's own."""
 
     def __init__(self, chats: EmulatedChats, others: httpx.AsyncBaseTransport) -> None:
         self._chats, self._others = chats, others
@@ -75,7 +75,7 @@ class ChatEdge(httpx.AsyncBaseTransport):
 
 
 def emulated_chats(receiver: str, secret_key: str, now: Callable[[], float]) -> EmulatedChats:
-    """Emulate the platforms for a receiver; Telegram's webhook is set already."""
+    """Return emulated platforms for a receiver; Telegram's webhook is set already."""
     chats = EmulatedChats(receiver, CHATS, now)
     secret = telegram_secret(secret_key)
     chats.chats.telegram.webhook = Webhook(f"{receiver}/in/telegram", secret, _UPDATES)
@@ -83,12 +83,12 @@ def emulated_chats(receiver: str, secret_key: str, now: Callable[[], float]) -> 
 
 
 def telegram_secret(secret_key: str) -> str:
-    """Return the secret of Telegram's webhook, which follows from the receiver's secret key."""
+    """Return the secret of Telegram's webhook, which is derived from the receiver's secret key."""
     return Seals([secret_key]).secrets("telegram-webhook")[0]
 
 
 def button_of(message: Message, label: str) -> Button:
-    """Return the button with this label; ValueError where there is none."""
+    """Return the button with this label; raise ValueError if there is none."""
     found = [button for button in message.buttons if button.label == label]
     if not found:
         raise ValueError(f"no button {label!r} in {[one.label for one in message.buttons]}")

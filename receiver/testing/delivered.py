@@ -1,4 +1,4 @@
-"""What became of an event, as a test reads it."""
+"""The result of an event, as a test reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivered:
-    """The result of an event, read anew at each access."""
+    """The result of an event, read again at each access."""
 
     kit: Kit
     prediction_id: str
@@ -35,13 +35,13 @@ class Delivered:
 
     @property
     def deliveries(self) -> dict[str, Delivery]:
-        """By the names of their handlers."""
+        """The event's deliveries, by handler."""
         found = self.kit.get(f"/v1/deliveries?prediction={self.prediction_id}&limit=100", _Page)
         return {delivery.handler: delivery for delivery in found.data}
 
     @property
     def delivery(self) -> Delivery:
-        """The only one; ValueError, which says why, where there is none, or there are several."""
+        """The only delivery; ValueError, which gives the reason, unless there is exactly one."""
         __tracebackhide__ = True
         deliveries = [*self.deliveries.values()]
         if len(deliveries) == 1:
@@ -51,12 +51,12 @@ class Delivered:
 
     @property
     def children(self) -> list[Prediction]:
-        """The predictions that its handlers submitted, the first one first."""
+        """The predictions that its handlers submitted, oldest first."""
         found = self.kit.get("/v1/predictions?limit=100", Predictions).data
         return [child for child in reversed(found) if child.parent_id == self.prediction_id]
 
     def _why_none(self) -> str:
-        """Return for every handler why it does not run for the event."""
+        """Return a text with the reason of every handler for not running."""
         path = f"/v1/predictions/{self.prediction_id}/explain"
         explained = self.kit.get(path, Explanation)
         whys = [f"{one.handler} ({one.reason or 'it runs'})" for one in explained.handlers]

@@ -1,4 +1,4 @@
-"""Stand-ins for the network: what answers `ctx.http`, and what `ctx.fetch` finds."""
+"""Replacements of the network: answers for `ctx.http`, and files for `ctx.fetch`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Answer: TypeAlias = Callable[[httpx.Request], httpx.Response]
 
 
 def responding(http: Answer | None) -> httpx.AsyncBaseTransport:
-    """Answer by a function; without one, every request fails to connect."""
+    """Return a transport that answers by a function; without one, no request can connect."""
     return httpx.MockTransport(http or _no_answer)
 
 
 def serving_files(files: Mapping[str, bytes]) -> httpx.AsyncBaseTransport:
-    """Find these contents by their URLs, and nothing else."""
+    """Return a transport that serves these contents by URL, and else answers 404."""
 
     def find(request: httpx.Request) -> httpx.Response:
         content = files.get(str(request.url))

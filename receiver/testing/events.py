@@ -23,7 +23,7 @@ def make_event(
     raw: Any = None,
     reply_to: str | None = None,
 ) -> Event:
-    """Make the event of a prediction that has ended; texts in `output` are URLs."""
+    """Return the event of an ended prediction; texts in `output` are URLs."""
     prediction_id = new_id("pred", NOW)
     succeeded = type == "succeeded"
     code: ErrorCode = "canceled" if type == "canceled" else error[0]

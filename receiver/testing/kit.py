@@ -51,14 +51,14 @@ _SETTINGS: Final = {
 }
 _MAX_STEPS: Final = 100
 _POLL_SECONDS: Final = 0.005
-"""Seconds between two looks at a prediction that is being submitted."""
+"""Seconds between two reads of a prediction that is being submitted."""
 _DRAIN: Final = "/v1/drain?seconds=60"
 
 
 def blocking(
     work: Callable[Concatenate[Kit, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Kit, P], T]:
-    """Make a method that blocks: the kit's own loop does the work."""
+    """Return a method that blocks while the kit's own loop runs the work."""
 
     @wraps(work)
     def do(kit: Kit, /, *given: P.args, **named: P.kwargs) -> T:
@@ -68,15 +68,15 @@ def blocking(
 
 
 class Kit:
-    """Runs handlers as a receiver does, step by step: nothing happens that a test did not ask for.
+    """A receiver that runs handlers step by step: only what a test asks for happens.
 
-    `handlers` are decorated functions, or names as `receiver serve` takes them. `http` answers what
-    `ctx.http` sends and `files` is what `ctx.fetch` finds, by URL; `online` lets both out to the
-    network instead, this machine included. `settings` are environment variables of the receiver
-    and of the handlers that are named.
-    With `chats` there are a Slack, a Discord and a Telegram, and handlers that are named find
-    their accounts there in the environment: `says` and `presses` are what people do in them.
-    All methods block, and raise AssertionError where the expected does not happen.
+    `handlers` are decorated functions, or names as `receiver serve` takes them. `http` answers the
+    requests of `ctx.http`, and `files` has the contents for `ctx.fetch`, by URL, and answers
+    `ctx.guarded` too; `online` lets all use the network instead, this machine included. `settings`
+    are environment variables of the receiver, and of handlers given by name. With `chats`, Slack,
+    Discord and Telegram are emulated, and handlers given by name find their accounts in the
+    environment: `says` and `presses` act as people in the chats.
+    All methods block, and raise AssertionError if the expected does not happen.
     """
 
     def __init__(
@@ -136,17 +136,17 @@ class Kit:
 
     @property
     def answers(self) -> bool:
-        """False once it is closed, and to its own loop, which cannot wait for itself."""
+        """Whether it can be asked: not after `close`, and not by its own loop's thread."""
         return self._loop.is_running() and threading.current_thread() is not self._thread
 
-    # --- what may happen to an event ---
+    # --- events, calls and chats ---
 
     @blocking
     async def deliver(self, event: Event, times: int = 1) -> Delivered:
-        """Submit what the event is about, have it end so, and run what that makes due.
+        """Submit the event's prediction, let it end as in the event, and run due deliveries.
 
-        The provider reports it `times` times: by callback, or on its stream (Oxen.ai). The event
-        that handlers see has ids and times of its own.
+        The provider reports the end `times` times: by callback, or on its stream (Oxen.ai). The
+        event that handlers receive has its own ids and times.
         """
         delivered = await self._submit_and_end(event, times)
         await self._drain()
@@ -172,9 +172,9 @@ class Kit:
 
     @blocking
     async def crash_after_run(self, event: Event) -> Delivered:
-        """Kill the receiver when a handler has returned and that is not stored; start it again.
+        """Kill the receiver after a handler has returned and before that is stored; start it again.
 
-        Whatever the handler did is done, and it runs once more.
+        The handler's effects remain, and it runs once more.
         """
         delivered = await self._submit_and_end(event)
         returned = self._hold.hold(self._loop)
@@ -196,7 +196,7 @@ class Kit:
         headers: Mapping[str, str] | None = None,
         method: str = "POST",
     ) -> httpx.Response:
-        """Call a plugin's route, as `/in/shop`, without a key; then run what is due."""
+        """Call a plugin's route, such as `/in/shop`, without a key; then run due work."""
         answer = await self._life.anonymous.request(method, path, content=body, headers=headers)
         await self._drain()
         return answer
@@ -209,7 +209,7 @@ class Kit:
 
     @blocking
     async def finish(self, child: Prediction, event: Event) -> Delivered:
-        """End a prediction that a handler submitted as an event did."""
+        """End a prediction that a handler submitted, as in the event; run due deliveries."""
         if child.provider_id is None:
             child = await self._until_submitted(child.id)
         emulated = self._emulated(child.provider_id)
@@ -219,7 +219,7 @@ class Kit:
 
     @blocking
     async def move(self, seconds: float) -> None:
-        """Move the clock, and run what is due then."""
+        """Move the clock, and run the work that is then due."""
         self.clock.move(seconds)
         await self._drain()
 
@@ -242,7 +242,7 @@ class Kit:
         files: Mapping[str, bytes] | None = None,
         finish: bool = True,
     ) -> Said:
-        """Send a message in a chat; run all that follows, until the pictures are there.
+        """Send a message in a chat; run everything that follows, until the pictures are posted.
 
         With `finish=False` it returns when the receiver has answered: `finish_all` does the rest.
         """
@@ -270,7 +270,7 @@ class Kit:
 
     @blocking
     async def repeat(self, said: Said, times: int = 1) -> Said:
-        """Repeat what the platform sent, so many times at once; run all that follows."""
+        """Repeat the platform's request `times` times at once; run all that follows."""
         exchange = said.exchange
         if exchange is None:
             raise ValueError("this message sent no request, so there is nothing to repeat")
@@ -281,24 +281,24 @@ class Kit:
         return Said(said.board, exchanges[-1] if exchanges else None, said.person, since)
 
     def finish_all(self, event: Event | None = None) -> None:
-        """End all predictions, with pictures or as an event did, and run what is due."""
+        """End all predictions, with pictures or as in the event, and run due work."""
         self.do(self._finish_all(event))
 
     @property
     def chats(self) -> Chats:
-        """The chat platforms: what they show, and how their tokens die."""
+        """The emulated chat platforms: their messages, and `kill_tokens`."""
         if self._chats is None:
             raise ValueError("this kit has no chats: receiver_kit(…, chats=True)")
         return self._chats.chats
 
     def get(self, path: str, kind: type[T]) -> T:
-        """Read what the API answers; `kind` is what it is to be."""
+        """Return the API's answer, decoded as `kind`."""
         return msgspec.json.decode(self.do(self._call("GET", path)), type=kind)
 
-    # --- how ---
+    # --- internals ---
 
     def _emulate_chats(self) -> EmulatedChats:
-        """Put the chat platforms where handlers send and fetch."""
+        """Emulate the chat platforms, and route handlers' requests and downloads to them."""
         found = emulated_chats(URL, self._settings["RECEIVER_SECRET_KEY"], self.clock)
         if self._http is not None and self._results is not None:
             self._http, self._results = (
@@ -327,7 +327,7 @@ class Kit:
     async def _finish_all(self, event: Event | None) -> None:
         for _ in range(_MAX_STEPS):
             await self._drain()
-            # What the receiver's own loop is submitting, beside the drain, comes in a moment.
+            # The receiver may be submitting outside the drain: that ends in a moment.
             is_coming = bool(await self._with_status("submitting"))
             working = await self._with_status("processing")
             if is_coming and not working:
@@ -344,14 +344,14 @@ class Kit:
         return msgspec.json.decode(content, type=Predictions).data
 
     async def _submit_and_end(self, event: Event, times: int = 1) -> Delivered:
-        """Submit the prediction of an event, and have its provider report that end."""
+        """Submit the prediction of an event, and let its provider report the event's end."""
         delivered, emulated = await self._submit(event)
         if emulated is not None:
             await self._report_end(emulated, event, delivered.prediction_id, times)
         return delivered
 
     async def _submit(self, event: Event) -> tuple[Delivered, Emulated | None]:
-        """Submit the prediction of an event; None where it ended without its provider."""
+        """Submit the prediction of an event; None if it ends without its provider."""
         prediction = event.prediction
         code = prediction.error.code if prediction.error else None
         self._providers.faults.replace(refusals_of(prediction))
@@ -381,7 +381,7 @@ class Kit:
         return emulated
 
     def _end_at_provider(self, emulated: Emulated, event: Event | None) -> None:
-        """End it at its provider, without a callback; without an event, with pictures."""
+        """End a prediction at its provider, without a callback; without an event, with pictures."""
         if event is not None and event.type == "prediction.canceled":
             self._providers.cancel(emulated)
         else:
@@ -417,7 +417,7 @@ class Kit:
         raise AssertionError("polling did not find the outcome")
 
     async def _until_submitted(self, prediction_id: str) -> Prediction:
-        """Return a prediction once it is submitted: by a drain, or by the submitter at work."""
+        """Return a prediction once it is submitted: by a drain, or by the running submitter."""
         await self._drain()
         found, ends = await self._read(prediction_id), time.monotonic() + PATIENCE
         while found.status in {Status.QUEUED, Status.SUBMITTING} and time.monotonic() < ends:
@@ -436,7 +436,7 @@ class Kit:
         return msgspec.json.decode(content, type=Prediction)
 
     async def _drain(self) -> None:
-        """Run what is due, and what that makes due."""
+        """Run all due work, and the work that becomes due by it."""
         await self._call("POST", _DRAIN)
 
     async def _call(self, method: str, path: str, **more: Any) -> bytes:
@@ -464,7 +464,7 @@ class Kit:
         return life
 
     async def _crash(self) -> None:
-        """Start a new receiver on a copy of the database; what the old one still writes is lost."""
+        """Start a new receiver on a copy of the database; later writes of the old one are lost."""
         old, before = self._life, self._database()
         image = Path(self._folder.name, f"receiver{self._lives + 1}.db")
         with closing(sqlite3.connect(before)) as source, closing(sqlite3.connect(image)) as target:
@@ -477,12 +477,12 @@ class Kit:
         return Path(self._folder.name, f"receiver{self._lives}.db")
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the loop of the receiver, and wait for it."""
+        """Run a coroutine in the loop of the receiver, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * PATIENCE)
 
 
 def _handlers(given: tuple[Callable[..., Any] | str, ...]) -> list[Registered]:
-    """Return what files hold first, as `serve` has it, then what was registered for functions."""
+    """Return the handlers of names first, as `serve` does, then those of functions."""
     named = load([item for item in given if isinstance(item, str)]).all()
     functions = [item for item in given if not isinstance(item, str)]
     return [*named, *(one for item in functions for one in registered_of(item))]

@@ -1,4 +1,4 @@
-"""One run of the receiver in a test, and a hold on handlers that return."""
+"""Parts of the test kit: a clock, one run of the receiver, and a hold on returning handlers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ API_KEY: Final = "api-key-of-a-test"
 
 
 class Clock:
-    """The wall clock, plus the seconds by which it was moved."""
+    """The wall clock, plus the seconds by which a test moved it."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -47,7 +47,7 @@ class Life:
         self.anonymous = make(base_url=base)
 
     async def start(self) -> None:
-        """Start the app; raise what keeps it from starting."""
+        """Start the app; raise the error that prevents the start."""
         ready = asyncio.Event()
         self._task = asyncio.create_task(self._run(ready))
         waiting = asyncio.create_task(ready.wait())
@@ -68,7 +68,7 @@ class Life:
 
 
 class ReturnHold:
-    """Holds back the results of handlers that have returned, until it is released."""
+    """Holds back the results of returned handlers until it is released."""
 
     def __init__(self) -> None:
         self._held: Future[None] | None = None
@@ -93,7 +93,7 @@ class ReturnHold:
         return replace(handler, function=on_loop if handler.is_async else in_thread)
 
     def hold(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Hold handlers that return from now on; return what is done when one has."""
+        """Hold handlers that return from now on; return a future that is done when one has."""
         self._loop = loop
         self._held = Future()
         self._returned = loop.create_future()

@@ -23,14 +23,14 @@ _ELSEWHERE: Final = tuple(
 )
 """Folders of code that is not the test author's own."""
 _IDS: Final = {"delivery", "event_id", "prediction", "request"}
-"""Fields that differ each time."""
+"""Fields that differ in each run."""
 _PRINTED: Final = {"handler", "attempt", "result", "state", "reason"}
 """Fields of an attempt that are printed: a test knows the others itself."""
 
 
 @contextmanager
 def warnings_only() -> Iterator[None]:
-    """Print warnings and errors as plain text; change nothing where structlog is set up already."""
+    """Print only warnings and errors, as plain text; no change if structlog is configured."""
     if structlog.is_configured():
         yield
         return
@@ -55,14 +55,14 @@ def _drop_info(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableM
 
 
 class _Short:
-    """Renders an event as one line; a traceback follows the first time that it occurs."""
+    """A renderer of events as one line; a traceback is added only when it first occurs."""
 
     def __init__(self) -> None:
         self._attempts: set[str] = set()
         self._errors: set[str] = set()
 
     def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        """Return the text; drop an attempt that ended as one before."""
+        """Return the text; drop an attempt that ended like an earlier one."""
         trace, name = event.pop("exception", ""), event.pop("event")
         wanted = _PRINTED if name == "handler.attempt" else event.keys() - _IDS
         fields = {key: value for key, value in event.items() if key in wanted}

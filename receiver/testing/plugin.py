@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def receiver_kit() -> Iterator[Callable[..., Kit]]:
-    """Make receivers for handlers, as `Kit` does; they are stopped when the test ends.
+    """Create receivers for handlers, as `Kit` does; they are stopped when the test ends.
 
-    Log lines below a warning are not printed, unless structlog is set up by then.
+    Log lines below a warning are not printed, unless structlog is configured already.
     """
-    from receiver.testing.kit import Kit  # noqa: PLC0415 - paid for by the tests that use it
+    from receiver.testing.kit import Kit  # noqa: PLC0415 - only tests that use it pay for it
     from receiver.testing.logs import warnings_only  # noqa: PLC0415 - the same
 
     with warnings_only(), ExitStack() as kits:

@@ -1,4 +1,4 @@
-"""Endings and faults of the emulator that make a given event happen."""
+"""Endings and faults of the emulator that cause a given event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FAILURES: Final[dict[ErrorCode, Failure]] = {
 
 
 def ending_of(event: Event) -> Ending:
-    """Return the ending that makes an event of success or failure."""
+    """Return the ending that causes an event of success or failure."""
     prediction = event.prediction
     if prediction.output is not None:
         return Ending(output=_made(prediction.output))
@@ -33,7 +33,7 @@ def ending_of(event: Event) -> Ending:
 
 
 def refusals_of(prediction: Prediction) -> list[Rule]:
-    """Return the rules that refuse the submit, where that is how the prediction fails."""
+    """Return the rules that refuse or drop the submit, if the prediction fails that way."""
     error = prediction.error
     if error is None:
         return []

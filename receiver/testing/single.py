@@ -29,23 +29,23 @@ _SEALS: Final = Seals(["the-secret-key-of-nothing-but-a-test"])
 
 @dataclass
 class Result:
-    """How a run ended, and what the handler did by its context."""
+    """How a run ended, and what the handler did with its context."""
 
     state: Literal["pending", "done", "skipped", "dead"]
-    """As the delivery's state would be; `pending` means it would be tried again."""
+    """The state that the delivery would have; `pending`: it would be tried again."""
     reason: str = ""
     error: BaseException | None = None
-    """What the handler raised, other than Retry, Skip or Dead."""
+    """The exception that the handler raised, unless Retry, Skip or Dead."""
     submitted: list[Prediction] = field(default_factory=list)
-    """The predictions it chained."""
+    """The predictions that it submitted."""
     stored: dict[int, Stored] = field(default_factory=dict)
-    """What it gave to `ctx.record_stored`, by the place of the output."""
+    """The values passed to `ctx.record_stored`, by the place of the output."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What it added to the prediction's metadata."""
+    """The values added to the prediction's metadata."""
     note: str = ""
-    """What it gave to `ctx.note`."""
+    """The text passed to `ctx.note`."""
     steps: dict[str, str] = field(default_factory=dict)
-    """What `ctx.once` remembered, as JSON: give it to the next run to try a retry."""
+    """The results that `ctx.once` remembered, as JSON: pass it to the next run to test a retry."""
 
 
 def run(
@@ -60,8 +60,8 @@ def run(
 ) -> Result:
     """Run a decorated handler once, as dispatch would, without a database or a network.
 
-    `files` is what `ctx.fetch` finds, by URL; `http` answers what `ctx.http` sends; `steps` are
-    the sub-steps that an earlier attempt has done; `private` is what it finds in `ctx.private`.
+    `files` has the contents for `ctx.fetch`, by URL; `http` answers the requests of `ctx.http`;
+    `steps` are the results of an earlier attempt's sub-steps; `private` becomes `ctx.private`.
     """
     found = next(iter(handlers_of(handler)), None)
     if found is None:
@@ -75,7 +75,7 @@ def run(
 
 
 class _StandIn:
-    """Stands in for the store, the network and the submitter of one run."""
+    """A replacement of the store, the network and the submitter for one run."""
 
     def __init__(
         self,
