@@ -192,9 +192,10 @@ async def act(
         if label is None:
             raise Problem(404, "unknown-recipe", "this button is not offered any more")
         recipe = offered[label].recipe
-    # A result that could only be sent directly is still of the place where it was ordered.
-    is_sent_on = who.is_direct and is_theirs and prediction.order and prediction.order.place
-    place = prediction.order.place if is_sent_on and prediction.order else who.place
+    place = who.place
+    if who.is_direct and is_theirs and prediction.order is not None:
+        # It could only be sent directly, and is still an order of the place where it was made.
+        place = prediction.order.place or place
     return await door.press(
         prediction.id, label, key=key, person=who.person, place=place, **more(recipe)
     )

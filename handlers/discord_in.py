@@ -105,10 +105,10 @@ def prove(call: Call) -> None:
     except InvalidSignature:
         raise Unproved("bad_signature") from None
     try:
-        given = msgspec.json.decode(call.body, type=Interaction)
+        asked = msgspec.json.decode(call.body, type=Interaction)
     except msgspec.MsgspecError:
         return  # the route answers what is wrong with the body
-    if given.type != PING and call.at - ((int(given.id) >> 22) + EPOCH) / 1000 > LIVES:
+    if asked.type != PING and call.at - ((int(asked.id) >> 22) + EPOCH) / 1000 > LIVES:
         raise Unproved("stale")
 
 

@@ -264,9 +264,10 @@ class Kit:
         The platform is that of the message, unless `on` names it.
         """
         boards = self.chats.boards.items()
-        on = on or next((name for name, board in boards if message in board.messages), "slack")
-        work = self.chats.people[on].presses(message, button_of(message, label), person)
-        return self.do(self._chat(on, person, work, finish=finish))
+        there: list[Platform] = [name for name, board in boards if message in board.messages]
+        platform = on or (there or ["slack"])[0]
+        work = self.chats.people[platform].presses(message, button_of(message, label), person)
+        return self.do(self._chat(platform, person, work, finish=finish))
 
     @blocking
     async def repeat(self, said: Said, times: int = 1) -> Said:
