@@ -1,4 +1,4 @@
-"""The client of the command line, set up by RECEIVER_URL and RECEIVER_API_KEY."""
+"""The client of the command line, configured by RECEIVER_URL and RECEIVER_API_KEY."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from receiver.settings.tls import trusted
 __all__ = ["Client", "ClientError"]
 
 _NONE: Final = 0.0
-"""No retries: a command reports at once that there is not a receiver."""
+"""Seconds for retries: none, so that a command reports a missing receiver at once."""
 
 
 class Client:
-    """Calls a running receiver; every method gives decoded JSON or raises ClientError.
+    """A client of a running receiver: `get` and `post` return decoded JSON or raise ClientError.
 
-    To make one may raise SettingsError.
+    Creating one may raise SettingsError.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class Client:
             return self._receiver.call("POST", path, body, headers)
 
     def follow(self, after: int | None, **wanted: Any) -> Iterator[Message]:
-        """Return every message of the live stream, as `Receiver.changes` does."""
+        """Yield every message of the live stream, as `Receiver.changes` does."""
         with self._hinting():
             yield from self._receiver.changes(after, **wanted)
 
     def place(self) -> int | None:
-        """Return where the live stream is now; None where there is none to be had."""
+        """Return the current place of the live stream, or None if the stream is not available."""
         with suppress(ClientError):
             return self._receiver.place()
         return None
 
     def wait(self, name: str, after: int | None, changed: Callable[[Status], None]) -> None:
-        """Wait for the end of a prediction; call `changed` with each status from that place on."""
+        """Wait until a prediction ends; call `changed` with each status after the place `after`."""
         with self._hinting():
             self._receiver.wait(name, after=after, changed=changed)
 
@@ -87,7 +87,7 @@ class Client:
 
     @contextmanager
     def _hinting(self) -> Iterator[None]:
-        """Add to an error what to do about it on a command line."""
+        """Add to a ClientError a hint for the user of the command line."""
         try:
             yield
         except ClientError as error:

@@ -1,4 +1,4 @@
-"""`receiver init`: the files of a project to start from."""
+"""`receiver init`: write the files of a new project."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FILES: Final = (
     *("my_handlers.py", "test_my_handlers.py", ".env", "requirements.txt", "Dockerfile"),
     *("compose.yaml", ".gitignore", ".dockerignore"),
 )
-"""What is written; the texts are in `project/`, without the dot and with `.txt` behind the name."""
+"""The files to write; in `project/` their names have no dot in front, and `.txt` at the end."""
 _PRIVATE: Final = 0o600
 _PLAIN: Final = 0o644
 _PICTURE: Final = 'fal fal-ai/nano-banana prompt="a lighthouse"'
@@ -55,7 +55,7 @@ def _text(name: str, keys: Mapping[str, str]) -> str:
 
 
 def next_commands(home: Path) -> tuple[str, str]:
-    """Return what serves the project in a folder, and what submits to it, from where one stands."""
+    """Return the commands that serve a project and submit to it, as run from this folder."""
     there = f"cd {shlex.quote(str(home))} && " if home.resolve() != Path.cwd() else ""
     called = program(home.absolute())
     return (

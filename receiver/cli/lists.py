@@ -1,4 +1,4 @@
-"""Read lists of a running receiver page by page, and complete ids that are given in part."""
+"""Lists of a running receiver, read page by page, and the completion of partial ids."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ Row: TypeAlias = Mapping[str, Any]
 
 _LARGEST_PAGE: Final = 100
 _MOST_LOOKS: Final = 5
-"""The most incomplete pages that are read (--all: every one); each costs a long search."""
+"""How many incomplete pages are read at most (--all: no limit); each costs a long search."""
 _DIGITS: Final = {"pred": 32, "dlv": 40, "rep": 32}
 _LISTS: Final = {"pred": "predictions", "dlv": "deliveries", "rep": "replays"}
 _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)
 
 
 def connected() -> closing[Client]:
-    """Return a client of the receiver that the environment names, to close it again.
+    """Return a client of the receiver that the environment names, as a context manager.
 
-    Where that has no RECEIVER_API_KEY, `.env` is read too: a URL from there gets a key from there.
+    `.env` is read only if the environment has no RECEIVER_API_KEY, so that the environment's key is
+    never sent to a URL from `.env`.
     """
     from receiver.cli.client import Client
     from receiver.cli.environment import read_env_file
@@ -39,7 +40,7 @@ def connected() -> closing[Client]:
 
 
 def at(*parts: str, **params: Any) -> str:
-    """Return a path of /v1, with what is given of its parameters."""
+    """Return a path of /v1, with the parameters that are not None."""
     path = "/".join(("/v1", *(quote(part, safe="") for part in parts)))
     given = {name: value for name, value in params.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
@@ -56,7 +57,7 @@ def show_list(
     wide: bool,
     change: Callable[[Row], Row] = lambda row: row,
 ) -> None:
-    """Print what a list of the receiver has; `change` makes the rows of a table."""
+    """Print a list of the receiver; `change` turns an item into a row of the table."""
     notices: list[str] = []
     with connected() as client:
         if prediction := params.get("prediction"):
@@ -76,7 +77,7 @@ def show_rows(
     as_json: bool = False,
     wide: bool = False,
 ) -> None:
-    """Print rows as JSON lines, or as a table; `more` are columns of a wide one."""
+    """Print rows as JSON lines or as a table; `more` are extra columns of a wide table."""
     if as_json:
         for row in rows:
             print_plainly(row)
@@ -96,10 +97,10 @@ def rows(
     limit: int | None,
     notice: Callable[[str], None],
 ) -> Iterator[Row]:
-    """Return the rows of a list, up to a limit; None: all of them.
+    """Yield the rows of a list, up to `limit`; None: all of them.
 
-    A page that is not full comes of a receiver that has looked through many for those that are
-    wanted. `notice` is called where there may be more.
+    The receiver returns an incomplete page when it has searched many rows for those that match.
+    `notice` is called if there may be more.
     """
     size = _LARGEST_PAGE if limit is None else min(limit, _LARGEST_PAGE)
     returned = looks = 0
@@ -123,11 +124,11 @@ def rows(
 
 
 def whole_id(client: Client, part: str, kind: str = "pred") -> str:
-    """Return the id of a prediction, a delivery (dlv) or a replay (rep) that begins so.
+    """Return the whole id of a prediction, a delivery (dlv) or a replay (rep) from its beginning.
 
-    What an event or a delivery is called, its prediction is called too, but for what is before the
-    `_`. Raises ReceiverError where no id begins so, or several do. What cannot be one stays as it
-    is: the receiver says so.
+    The id of an event or a delivery selects its prediction: their digits begin alike. A `part` that
+    cannot be an id is returned unchanged, and the receiver refuses it. Raises ReceiverError if no
+    id begins with the digits, or several do.
     """
     if not _PART.fullmatch(part):
         return part
@@ -146,15 +147,15 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
 
 
 def change(client: Client, part: str, verb: str) -> Any:
-    """Post an action for the prediction whose id begins so."""
+    """Post the action `verb` for the prediction whose id begins with `part`."""
     return client.post(at("predictions", whole_id(client, part), verb))
 
 
 def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
-    """Return the delivery that is named by a part of its id, or of its prediction's or event's.
+    """Return the id of a delivery from the beginning of its id, or of its prediction's or event's.
 
-    Where that is several, one that is dead, skipped or waiting is meant, and `handler` says which.
-    Raises ReceiverError where it does not.
+    Of several deliveries, those that are done or running are left out, and `handler` selects one.
+    Raises ReceiverError if that leaves none or several.
     """
     if handler is None and (not _PART.fullmatch(part) or len(part) == len("dlv_") + _DIGITS["dlv"]):
         return part

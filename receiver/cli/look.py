@@ -1,4 +1,4 @@
-"""Commands that show what a running receiver has, and what happens there."""
+"""Commands that show the data of a running receiver, and its live stream."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def list_(
 
 @command()
 def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None:
-    """Show one prediction and its deliveries, by its id or that of its event or a delivery."""
+    """Show one prediction and its deliveries, by its id or the id of its event or a delivery."""
     from receiver.cli.show import show
 
     with connected() as client:
@@ -83,9 +83,9 @@ def model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="The provider's own name for it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show how a provider describes a model: its inputs and, at some, its price.
+    """Show a provider's description of a model: its inputs and, at some providers, its price.
 
-    It is the provider's own JSON, with or without --json.
+    The output is the provider's own JSON, with or without --json.
     """
     with connected() as client:
         found = client.get(at("models", provider, *name.split("/")))
@@ -113,9 +113,9 @@ def tail(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Follow live what happens: changes of predictions, events, attempts of handlers.
+    """Show live changes of predictions, events, and attempts of handlers.
 
-    After a lost connection it continues, and no change of a prediction is missed.
+    After a lost connection it reconnects, and no change of a prediction is missed.
     """
     from itertools import islice
 
@@ -236,7 +236,7 @@ def explain(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which handlers run for an event, and why the others do not."""
+    """Show which handlers run for an event, and why the others do not."""
     with connected() as client:
         found = client.get(at("predictions", whole_id(client, name), "explain", type=kind))
     if as_json:
@@ -271,9 +271,9 @@ def costs(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show costs in dollars, of the last thirty days unless you say otherwise.
+    """Show costs in dollars, by default those of the last thirty days.
 
-    `unknown` counts predictions whose cost is not known.
+    `unknown` is the number of predictions whose cost is not known.
     """
     with connected() as client:
         found = client.get(at("costs", since=since, until=until, by=by))

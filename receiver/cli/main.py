@@ -1,4 +1,4 @@
-"""The command line: run a receiver, or look at one that runs."""
+"""The entry point of the command line, with a fast path for a plain `receiver serve`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HIGHEST_PORT = 65535
 
 
 class Plain(NamedTuple):
-    """What a plain `receiver serve` is given."""
+    """The arguments of a plain `receiver serve`."""
 
     handlers: Sequence[str] = ()
     host: str | None = None
@@ -22,9 +22,9 @@ class Plain(NamedTuple):
 
 
 def main() -> None:
-    """Run a command; a plain `receiver serve` starts without what only terminals need.
+    """Run a command; a plain `receiver serve` does not load the command-line parser.
 
-    To load typer and what it needs, and to make all commands, takes a third of a cold start.
+    Loading typer and its dependencies and creating all commands takes a third of a cold start.
     """
     given = plain(sys.argv[1:])
     if given is None:
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def plain(arguments: Sequence[str]) -> Plain | None:
-    """Read a `serve` as servers start it; None: the commands' own parser is to read it."""
+    """Parse a `serve` as servers start it; return None if typer must parse the arguments."""
     command, *words = arguments or ("",)
     given = Plain()
     handlers = []

@@ -1,8 +1,7 @@
 """Print text and JSON, with unprintable characters escaped.
 
-Whatever is shown comes through here, where all that does not show by itself is spelled out, on a
-terminal and in a pipe alike: what a pipe carries is often read on a terminal in the end. JSON
-means the same with its characters escaped.
+They are escaped in a pipe too, as its content is often shown on a terminal in the end. JSON has the
+same meaning with its characters escaped.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from receiver.model.text import spelled, spelled_json
 
 
 def program(folder: Path | None = None) -> str:
-    """Return how this program is called again, from this folder or another."""
+    """Return the command that calls this program from this folder, or from `folder`."""
     called = Path(sys.argv[0])
     if called.name == "__main__.py":
         return f"{_called(Path(sys.executable), folder)} -m receiver"
@@ -29,9 +28,9 @@ def program(folder: Path | None = None) -> str:
 
 
 def _called(file: Path, folder: Path | None) -> str:
-    """Name an executable: by its name alone where the shell finds it by that."""
+    """Return the name of an executable if the shell finds it by that, else its path."""
     found = shutil.which(file.name)
-    if found is not None and os.path.abspath(found) == str(file):  # noqa: PTH100 - links stay
+    if found is not None and os.path.abspath(found) == str(file):  # noqa: PTH100 - keeps links
         return file.name
     near = os.path.relpath(file, folder or Path.cwd())
     return shlex.quote(near if not near.startswith("../..") else str(file))
@@ -40,7 +39,7 @@ def _called(file: Path, folder: Path | None) -> str:
 def print_line(
     text: str, *, lines: bool = False, err: bool = False, colour: str | None = None
 ) -> None:
-    """Print a line, which may quote others; only of what is all ours may line ends be kept."""
+    """Print a text on one line; `lines` keeps its line ends, for texts that are all our own."""
     text = "\n".join(map(spelled, text.split("\n"))) if lines else spelled(text)
     typer.secho(text, err=err, fg=colour)
 

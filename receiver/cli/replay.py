@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _LOOK: Final = 0.5
-"""Seconds between two looks at a replay under way."""
+"""Seconds between two polls of a running replay."""
 
 
 def moment(text: str, now: float | None = None) -> str:
-    """Read a time: RFC 3339, or how long ago, as 24h or 7d."""
+    """Return a time as RFC 3339; `text` is RFC 3339, or an age such as 24h or 7d."""
     found = _DURATION.fullmatch(text)
     if found is None:
         return _rfc3339(text)
@@ -53,7 +53,7 @@ def replay_all(
     yes: bool,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
-    """Count a replay, and start it with `yes` or if the user confirms; return the replay."""
+    """Count a replay; start it with `yes` or if the user confirms, else cancel it. Return it."""
     from rich.progress import Progress
 
     count = client.post(at("replays"), dict(wanted))
@@ -97,7 +97,7 @@ def _confirm(question: str) -> bool:
 
 
 def _cancel(client: Client, path: str) -> Any:
-    """Cancel it, unless it has just ended by itself."""
+    """Cancel a replay, and return it; one that is already done is returned as it is."""
     try:
         return client.post(f"{path}/cancel")
     except ReceiverError:

@@ -1,4 +1,4 @@
-"""The server, on its own: as `receiver serve` runs it but for development."""
+"""The server of `receiver serve` without the options for development."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Final
 from receiver.asgi import import_app
 
 _SWITCH: Final = 0.0005
-"""Seconds between offers of the interpreter lock: the writing thread needs it often and briefly,
-and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
+"""Seconds after which a busy thread offers the interpreter lock: the writing thread needs it often
+and briefly, and with Python's 5 ms each of its steps would wait that long for the event loop."""
 _COLLECT: Final = 10_000
-"""New objects between two collections of the youngest; Python's 700 suits small programs."""
+"""New objects between two garbage collections; Python's 700 suits small programs."""
 
 
 def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch: bool) -> None:
-    """Serve until a signal; raise ReceiverError where that cannot be."""
+    """Serve until a signal arrives; raise ReceiverError if the server cannot start."""
     import_app()
     from receiver.app import create_app, migrate
     from receiver.cli import environment
@@ -31,7 +31,7 @@ def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch:
     settings = environment.settings(handlers, dev=False)
     with listening(where.host, where.port) as sockets:
         app = create_app(settings, dispatch=dispatch)
-        if settings.mode != "serverless":  # there it is a step of the deployment
+        if settings.mode != "serverless":  # there the deployment migrates
             asyncio.run(migrate(settings))
         sys.setswitchinterval(_SWITCH)
         spare_the_collector()
@@ -39,7 +39,7 @@ def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch:
 
 
 def spare_the_collector() -> None:
-    """Keep what start-up made out of every collection, and collect less often."""
+    """Exclude the objects made so far from garbage collection, and collect less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT, 20, 20)

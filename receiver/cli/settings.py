@@ -19,7 +19,7 @@ _LINK: Final = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 
 def settings(*, as_json: bool) -> None:
-    """Print every setting with its default and what it is, or each as JSON."""
+    """Print every setting with its default and its description, as text or as JSON lines."""
     if as_json:
         for row in _rows():
             print_plainly(row)

@@ -1,8 +1,8 @@
-"""Tables of what commands list: one line a row.
+"""Tables for the commands that list: one line per row.
 
-On a terminal they fit its width, from 80 characters on: times are ages, ids are cut to what is
-still theirs alone (every command takes such a part), long words end in an ellipsis. In a pipe, and
-with `--wide`, nothing is cut.
+On a terminal a table fits its width, if that is 80 characters or more: times are shown as ages, ids
+are cut as far as they stay unique (every command accepts such a part), long texts end in an
+ellipsis. In a pipe, and with `--wide`, nothing is cut.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COLOURED: Final = {"status", "state", "runs"}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)", re.ASCII)
 _ID: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{14,40}", re.ASCII)
 _SHORT_ID: Final = 14
-"""Digits that an id keeps at least: those of its time."""
+"""Length of the shortest cut id, in characters: its time is among them."""
 _NARROWEST: Final = 80
 _GAP: Final = "  "
 _AGES: Final = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -47,12 +47,12 @@ _HEADS: Final = {"created_at": "age"}
 
 
 def shown(text: Any, style: str = "") -> Text:
-    """Make others' words fit for rich: nothing in them is markup, and nothing acts."""
+    """Return untrusted text for rich: without markup, and with unprintable characters escaped."""
     return Text(spelled(str(text)), style)
 
 
 def plain_cell(value: Any) -> str:
-    """Return a value of a table as words."""
+    """Return a value of a table as text."""
     if isinstance(value, dict) and "code" in value:  # an error
         value = f"{value.get('code')}: {value.get('message')}"
     elif isinstance(value, dict):
@@ -65,15 +65,15 @@ def plain_cell(value: Any) -> str:
 
 
 def age(text: str, now: datetime | None = None) -> str:
-    """Return how long ago a time was, as 3m, or how far it is, as in 3m; other words as they are.
+    """Return a past time as its age (`3m`), a future one as `in 3m`, other text unchanged.
 
-    Only the largest unit is said.
+    Only the largest unit is shown.
     """
     if not _TIME.fullmatch(text):
         return text
     try:
         passed = ((now or datetime.now(UTC)) - datetime.fromisoformat(text)).total_seconds()
-    except ValueError:  # the thirteenth month
+    except ValueError:  # such as a 13th month
         return text
     seconds = round(abs(passed))
     size, unit = next((pair for pair in _AGES if seconds >= pair[0]), _AGES[-1])
@@ -131,7 +131,7 @@ def _head(name: str) -> str:
 
 
 def _short_ids(column: list[str]) -> list[str]:
-    """Cut the ids of a column, as far as no two of them become one."""
+    """Cut the ids of a column as far as they stay distinct."""
     ids = {text for text in column if _ID.fullmatch(text)}
     for digits in range(_SHORT_ID, max(map(len, ids), default=0)):
         if len({_cut(text, digits) for text in ids}) == len(ids):
@@ -155,7 +155,7 @@ def _needed(widths: Sequence[int]) -> int:
 
 
 def _squeezed(widths: Sequence[int], room: int, whole: Collection[int]) -> list[int]:
-    """Narrow the widest columns until all fit, but those that stay whole."""
+    """Narrow the widest columns until all fit in `room`; those in `whole` keep their width."""
     widths = [width if place in whole else min(width, room) for place, width in enumerate(widths)]
     able = [place for place in range(len(widths)) if place not in whole]
     while able and _needed(widths) > room:

@@ -1,4 +1,4 @@
-"""Follow what happens at a running receiver, through reconnects, line by line."""
+"""`receiver tail`: the live stream of a running receiver, one line per message."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from receiver.cli.tables import STATES, age, shown
 
 
 def follow(client: Client, after: int | None, **wanted: Any) -> Iterator[dict[str, Any]]:
-    """Return every message from a place on, with its place as `seq`; make lost connections again.
+    """Yield every message after a place, with its own place as `seq`; reconnect after a loss.
 
-    `wanted` is what `Receiver.changes` takes. Raises ClientError where the receiver refuses for
+    `wanted` are arguments of `Receiver.changes`. Raises ClientError if the receiver refuses for
     good.
     """
     for message in client.follow(after, **wanted):
@@ -32,7 +32,7 @@ def _content(body: bytes) -> dict[str, Any]:
 
 
 def show(console: Console, message: Mapping[str, Any]) -> None:
-    """Print a message as one line, coloured where there are colours."""
+    """Print a message as one line, coloured if the terminal has colours."""
     console.print(_line(message), soft_wrap=True)
 
 
@@ -60,7 +60,7 @@ def _line(message: Mapping[str, Any]) -> Text:
 
 
 def _attempt(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> Iterator[Text]:
-    """Yield whose attempt has ended, and if it failed, why and when the next one is due."""
+    """Yield handler and number of the attempt; if it failed, the reason and the next due time."""
     yield shown(f"{delivery.get('handler')} #{delivery.get('number')}", "bold")
     if delivery.get("reason"):
         style = STATES.get(str(delivery.get("state")), "yellow")

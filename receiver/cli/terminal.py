@@ -18,11 +18,11 @@ from receiver.model.errors import ReceiverError
 
 _WAIT: Final = 20
 _TIMEOUT: Final = 70.0
-"""More than the longest answer that a platform waits for."""
+"""Seconds; longer than a platform waits for any answer."""
 
 
 class Terminal:
-    """Sends the lines that a person types, and prints what is new in the chat."""
+    """An emulated chat in the terminal: sends typed lines, prints new and changed messages."""
 
     def __init__(self, emulator: str, platform: str, person: str, place: str) -> None:
         self._at = f"{emulator}/_emulator/chat/{platform}"
@@ -33,12 +33,12 @@ class Terminal:
         self._seen: dict[str, str] = {}
         """The last text of each message."""
         self._buttons: list[tuple[str, int]] = []
-        """Messages and the places of their buttons, by the numbers that are shown."""
+        """The message id and index of each button; the button shown as number n is entry n - 1."""
 
     def run(self, linger: float) -> None:
-        """Run until the input ends, and there was no message for so many seconds.
+        """Run until the input ends; if it is piped, until no message has come for `linger` seconds.
 
-        Raises ReceiverError where no emulator answers.
+        Raises ReceiverError if no emulator answers.
         """
         version = self._look({})["version"]
         threading.Thread(target=self._read, daemon=True).start()
@@ -51,7 +51,7 @@ class Terminal:
                 self._show(one)
 
     def _until(self, linger: float) -> Iterator[str | dict[str, Any]]:
-        """Yield typed lines, and views of the chat, as they come."""
+        """Yield typed lines and views of the chat as they arrive."""
         is_open = True
         while True:
             try:
@@ -73,7 +73,7 @@ class Terminal:
         self._news.put(None)
 
     def _watch(self, version: int) -> None:
-        """Poll the emulator for what is shown, and queue each change."""
+        """Poll the emulator for the view of the chat, and queue each changed view."""
         try:
             while True:
                 view = self._look({"after": str(version), "wait": str(_WAIT)})
@@ -146,7 +146,7 @@ class Terminal:
         return private + "\n".join(filter(None, [text, *files]))
 
     def _numbered(self, message: dict[str, Any]) -> str:
-        """Return the buttons of a message, with numbers that stay theirs."""
+        """Return the buttons of a message, each with a number that never changes."""
         labels = []
         for place, button in enumerate(message["buttons"]):
             if (message["id"], place) not in self._buttons:

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and reading of what is given as NAME=VALUE."""
+"""Arguments and options that several commands share, and the parsing of NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ OfMetadata = Annotated[
 ]
 
 _PROSE: Final = ("prompt", "text")
-"""Inputs whose names end so are always text, also where it looks like JSON."""
+"""Endings of the names of inputs whose values are text even if they look like JSON."""
 
 
 def texts(words: Iterable[str] | None) -> dict[str, str]:
-    """Read NAME=VALUE."""
+    """Parse NAME=VALUE; each value is text."""
     return dict(map(_split, words or ()))
 
 
 def metadata_filter(words: Iterable[str] | None) -> dict[str, str]:
-    """Read NAME=VALUE as the parameters of a list."""
+    """Parse NAME=VALUE into the query parameters of a list."""
     return {f"metadata.{name}": value for name, value in texts(words).items()}
 
 
 def inputs(words: Iterable[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE, NAME=@FILE and NAME:=JSON; a value may be JSON, but a prompt is text."""
+    """Parse NAME=VALUE, NAME=@FILE and NAME:=JSON; a VALUE may be JSON, but a prompt is text."""
     return dict(_pair(text, _guessed) for text in words or ())
 
 
 def metadata(words: Iterable[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE and NAME:=JSON."""
+    """Parse NAME=VALUE and NAME:=JSON."""
     return dict(_pair(text, lambda _, value: value) for text in words or ())
 
 
@@ -97,7 +97,7 @@ def _file(path: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """Return JSON unparsed, so that numbers keep all their digits; None where it is not JSON."""
+    """Return JSON unparsed, so that numbers keep all their digits; None if it is not JSON."""
     import msgspec
 
     try:

@@ -1,6 +1,6 @@
-"""`receiver doctor`: check what a receiver depends on; each finding has its fix.
+"""`receiver doctor`: check what a receiver depends on; each problem has its fix.
 
-It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
+It runs in the environment of the receiver, whether or not a receiver is running. It writes nothing,
 submits nothing and costs nothing. All checks run at once, each with a time limit, and none stops
 the others.
 """
@@ -53,7 +53,7 @@ from receiver.settings.tls import check as check_tls
 __all__ = ["Finding", "examine", "worst"]
 
 _LONGEST: Final = 10.0
-"""Seconds for one check."""
+"""Time limit of one check, in seconds."""
 
 Check: TypeAlias = Callable[[], Findings | Awaitable[Findings]]
 
@@ -76,7 +76,7 @@ async def examine(
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
         keys = _secret_keys(settings)
         echoes = Echoes(prober, Tokens(keys)) if keys else None
-        # Asked once for several checks, which wait for it.
+        # Each is run once; several checks await its result.
         database = asyncio.create_task(_inspect(settings, broken))
         local_echoes = asyncio.create_task(_echo_here(echoes, caller))
         checks: list[tuple[str, Check]] = [
@@ -95,7 +95,7 @@ async def examine(
             ("handlers", partial(_check_handlers, settings, database)),
         ]
         results = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
-        # Last: the other checks have read the clocks.
+        # Last: the other checks have compared the clocks by now.
         clocks = partial(_with_database, database, check_clocks, prober.skews)
         results.append(await _bounded("clock", clocks))
     return [
@@ -134,14 +134,14 @@ async def _echo_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | No
 async def _with_database(
     database: Awaitable[DatabaseState], check: Callable[..., Findings], *given: object
 ) -> Findings:
-    """Run a check that needs what was read of the database."""
+    """Run a check on the state of the database."""
     return check(await database, *given)
 
 
 async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]) -> Findings:
     registry, problems = await asyncio.to_thread(_load, settings.handlers)
     fix = "fix it: `receiver serve` would not start"
-    # One line each: what follows is the source, whose place the first line names.
+    # Only the first line, which names the place in the source; the next lines quote it.
     findings = [fail(text.partition("\n")[0], fix) for text in problems]
     findings += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
     findings += [
@@ -162,7 +162,7 @@ _CORRECT: Final = "correct the name, or give the doctor the handlers that `recei
 
 
 def _secret_keys(settings: Settings) -> list[str]:
-    """Return the secret keys; in development, the one that `serve --dev` made here."""
+    """Return the secret keys; if none is set, in development the one that `serve --dev` made."""
     if settings.secret_keys or not settings.dev:
         return [key.reveal() for key in settings.secret_keys]
     with contextlib.suppress(OSError):
@@ -171,6 +171,6 @@ def _secret_keys(settings: Settings) -> list[str]:
 
 
 def _load(names: Sequence[str]) -> tuple[Registry, list[str]]:
-    """Load the handlers as `serve` does; what they print meanwhile goes to stderr."""
+    """Load the handlers as `serve` does; their output on stdout is redirected to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         return load_and_check(names)

@@ -1,4 +1,4 @@
-"""Check chat platforms that orders come from: the token, the commands, the webhook."""
+"""Check the chat platforms for orders: the token, the commands, the webhook."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def check_telegram(env: Mapping[str, str], settings: Settings, prober: Pro
         return [fail("RECEIVER_PUBLIC_URL is not set, and Telegram calls us there", fix)]
     url = "" if polls else chats.address(settings, "telegram")
     if hook["url"] != url:
-        # Another program may have put the bot's token into the path.
+        # Only the host: another program may have put the bot's token into the path.
         found = f"at {urlsplit(hook['url']).hostname}" if hook["url"] else "not set"
         text = f"the webhook is {found}, but should be {url or 'not set'}"
         findings.append(fail(text, again))
@@ -110,7 +110,7 @@ CHECKS: Final[Mapping[str, Check]] = {
 async def check_chat(
     platform: str, env: Mapping[str, str], settings: Settings, prober: Prober
 ) -> Findings:
-    """Check a platform that orders come from; without its handler nothing is asked of it."""
+    """Check a chat platform; without its handler in the settings, send it nothing."""
     names = {f"{platform}-in", f"receiver_handlers.{platform}_in"}
     if not names & set(settings.handlers):
         return []

@@ -1,7 +1,7 @@
-"""Look at the database, beside a running receiver or without one: writes nothing.
+"""Read-only checks of the database, whether or not a receiver is running.
 
-A SQLite file that is open elsewhere is read beside that; one that is not is read without the files
-that SQLite would make for it. A server is told that we only read.
+A SQLite file that is in use (it has a `-wal` file) is opened read-only; any other is opened as
+immutable, so that SQLite creates no files beside it. PostgreSQL is read in a read-only transaction.
 """
 
 from __future__ import annotations
@@ -29,61 +29,61 @@ from receiver.store.postgres import address
 from receiver.store.schema import migrations
 
 LATEST: Final = len(migrations("sqlite"))
-"""The schema that this program makes and needs."""
+"""The schema version that this program creates and needs."""
 OVERDUE: Final = 300.0
-"""Seconds past its time after which something counts as overdue."""
+"""Seconds past its due time after which a delivery or prediction counts as overdue."""
 _TIMEOUT: Final = 6.0
-"""Seconds for a look at the database."""
+"""Time limit of reading the database, in seconds."""
 _MEGABYTE: Final = 1024 * 1024
 _FULL: Final = 64 * _MEGABYTE
 _LOW: Final = 1024 * _MEGABYTE
 SKEWED: Final = 2.0
 WRONG: Final = 60.0
-"""Seconds by which two clocks may differ before it is worth a warning, and before it does harm."""
+"""Seconds of difference between two clocks above which we warn (SKEWED) or fail (WRONG)."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found of a database file."""
+    """The state of a SQLite database file."""
 
     exists: bool
     writable: bool
-    """Both the file and its folder."""
+    """Whether both the file and its folder can be written."""
     free: int
-    """Bytes left on its disk."""
+    """Bytes free on its disk."""
     version: int = 0
-    """Of the schema."""
+    """The schema's version."""
     backlog: Backlog | None = None
     trouble: str | None = None
     """Why it cannot be read."""
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """A PostgreSQL database, as its server describes it."""
+    """The state of a PostgreSQL database."""
 
     release: str
     replica: bool
     read_only: bool = False
-    """Transactions take no writes, as hosts set it for a database that is full."""
+    """Whether transactions are read-only by default; hosts set this if the disk is full."""
     skew: float
     """Seconds by which its clock is ahead of ours."""
     free_connections: int
     version: int | None
-    """Of the schema; None: there is none yet."""
+    """The schema's version; None: there is no schema yet, or it cannot be read."""
     may_create: bool
-    """It lets our role make a schema."""
+    """Whether our role may create a schema."""
     closed: list[str]
-    """Tables of ours that our role may not fully use."""
+    """Our tables that our role may not read and write."""
     is_pooled: bool = False
-    """We reach it through a pooler in transaction mode."""
+    """Whether the connection goes through a pooler in transaction mode."""
     backlog: Backlog | None = None
 
 
 DatabaseState: TypeAlias = File | Server | Finding | None
-"""A finding where it could not be read; None where another check reports why."""
+"""A Finding if the database could not be read; None if another check reports why."""
 
 
 async def inspect_database(settings: Settings) -> DatabaseState:
-    """Look at the database of the settings, for some seconds at most."""
+    """Return the state of the configured database, or a Finding if it cannot be read in time."""
     try:
         async with asyncio.timeout(_TIMEOUT):
             if settings.sqlite_path is None:
@@ -98,9 +98,9 @@ async def inspect_database(settings: Settings) -> DatabaseState:
 
 
 def inspect_file(path: str) -> File:
-    """Look at a file; never raises for what is wrong with it."""
+    """Return the state of a file; errors in reading it are in `trouble`, not raised."""
     folders = Path(path).absolute().parents
-    folder = next(above for above in folders if above.exists())  # the others will be made in it
+    folder = next(above for above in folders if above.exists())  # missing folders are created in it
     there = Path(path).exists()
     facts: dict[str, Any] = {
         "exists": there,
@@ -166,15 +166,15 @@ async def _inspect_server(settings: Settings) -> Server | Finding:
         )
     except StoreUnusable as error:
         return fail(*str(error).rsplit("; ", 1))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
-        from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
+    except Exception as error:  # noqa: BLE001 - any error here is about the server
+        from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - loaded only when used
 
         text = what_to_do(error, address.read(settings.database_url))
         return fail(*text.rsplit("; ", 1))
 
 
 async def _query_server(settings: Settings) -> Server:
-    from receiver.store.postgres import sessions  # noqa: PLC0415 - paid for when used
+    from receiver.store.postgres import sessions  # noqa: PLC0415 - loaded only when used
 
     access = sessions.Access(pooled=settings.database_pooled)
     way = sessions.Sessions(settings.database_url, access)
@@ -205,7 +205,7 @@ async def _read_server(connection: Any, *, is_pooled: bool) -> Server:
     return Server(version=version, is_pooled=is_pooled, **facts)
 
 
-# --- what it means ---
+# --- findings ---
 
 
 def check_database(state: DatabaseState, settings: Settings) -> Findings:
@@ -321,7 +321,7 @@ def check_backlog(state: DatabaseState) -> Findings:
 
 
 def check_pending(state: DatabaseState, registry: Registry) -> Iterator[Finding]:
-    """Find deliveries that no handler of ours will ever run."""
+    """Warn of pending deliveries whose handler is not registered here."""
     backlog = _backlog(state)
     pending: Mapping[str, int] = backlog.of_handlers() if backlog else {}
     for name in sorted(pending.keys() - registry.handlers.keys()):
@@ -332,9 +332,9 @@ def check_pending(state: DatabaseState, registry: Registry) -> Iterator[Finding]
 
 
 def check_clocks(state: DatabaseState, skews: Mapping[str, float]) -> Findings:
-    """Compare our clock with the nearest of the providers' and with the database server's.
+    """Compare our clock with the closest of the providers' and with the database server's.
 
-    `skews` are seconds by which providers' clocks are ahead: where one agrees, ours is right.
+    `skews` are seconds by which providers' clocks are ahead; if one of them agrees, ours is right.
     """
     nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
     findings = [_compare(skews[name], f"the clock of {name}") for name in nearest]

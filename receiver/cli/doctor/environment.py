@@ -1,6 +1,6 @@
 """Check the environment: unknown names, invalid values, weak secrets.
 
-A secret is never shown, not in part.
+No secret is shown, not even in part.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ _PLACEHOLDERS: Final = (
     "supersecret", "super-secret", "mysecret", "my-secret", "not-so-secret", "unsafe", "insecure",
 )  # fmt: skip
 _FEWEST: Final = 8
-"""Different characters; 32 random hexadecimal digits have fewer once in 10^9 times."""
+"""Fewest different characters; 32 random hexadecimal digits have fewer once in 10^9 cases."""
 SHORTEST_API_KEY: Final = 16
 _SHORTEST_HIDDEN: Final = 6
-"""Shorter ones occur in ordinary words. No check quotes a secret; this is a second safeguard."""
+"""Characters; shorter secrets are not hidden, as they occur in ordinary words.
+
+No check quotes a secret: hiding is a second safeguard.
+"""
 
 
 def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
@@ -69,7 +72,7 @@ def check_secrets(caller: Caller, settings: Settings) -> Findings:
         *_shared(_named(settings)),
         *_closed(caller, settings),
     ]
-    if findings or not (settings.secret_keys or settings.dev):  # what is missing was reported
+    if findings or not (settings.secret_keys or settings.dev):  # the missing key was reported
         return findings
     text = "made up by --dev"
     if settings.secret_keys:
@@ -78,7 +81,7 @@ def check_secrets(caller: Caller, settings: Settings) -> Findings:
 
 
 def _ours(settings: Settings) -> dict[str, tuple[Secret, ...]]:
-    """Return the secrets that the operator makes, by their settings."""
+    """Return the secrets that the operator generates, by the names of their settings."""
     return {
         "RECEIVER_SECRET_KEY": settings.secret_keys,
         "RECEIVER_API_KEYS": settings.api_keys,
@@ -99,7 +102,7 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
 
 
 def _placeholders(settings: Settings) -> Iterator[Finding]:
-    """Check providers' keys, which we did not make, only for placeholders."""
+    """Find providers' keys that look like placeholders; providers made the others strong."""
     for name, given in settings.providers.items():
         if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
             text = f"the key of {name} looks like a placeholder"

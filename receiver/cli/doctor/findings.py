@@ -1,4 +1,4 @@
-"""What a check has found: one line, fit for a terminal and for a script."""
+"""Findings of the checks: one line each, for terminals and scripts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Finding(msgspec.Struct, frozen=True):
 
     level: Level
     name: str
-    """What was looked at."""
+    """What was checked, such as `database` or `provider fal`."""
     says: str
     fix: str = ""
-    """How to fix it; empty where nothing is wrong."""
+    """How to fix it; empty if nothing is wrong."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.says}" + (f"; {self.fix}" if self.fix else "")
@@ -28,7 +28,7 @@ Findings: TypeAlias = list[Finding]
 
 
 def ok(says: str, *, name: str = "") -> Finding:
-    """Make a finding that all is well; without a name it gets that of its check."""
+    """Return a finding that all is well; without a name, it gets the name of its check."""
     return Finding("ok", name, says)
 
 

@@ -1,7 +1,7 @@
 """Check over the network: the receiver at RECEIVER_URL, the public URL, and the providers.
 
 Nothing is submitted and nothing costs money. An answer is trusted as our receiver's only if it is
-signed with our secret key; before that no API key is sent there.
+signed with our secret key; until then no API key is sent there.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from receiver.providers.transport import read_capped
 from receiver.settings import Caller, Settings, advice
 
 _PATIENCE: Final = 5.0
-"""Seconds for one request."""
+"""Time limit of one request, in seconds."""
 _LARGEST_ANSWER: Final = 1024 * 1024
 _PROBLEM: Final = "urn:receiver:problem:"
 _SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
 """A proxy that parses JSON and writes it again changes these bytes."""
 _LARGE: Final = 1536 * 1024
-"""Bytes of a callback with pictures inside; some proxies take a million at most."""
+"""Bytes of a callback that contains pictures; some proxies accept a million at most."""
 
 
 REQUEST_ERRORS: Final = (*BROKEN, Unreadable)
-"""The errors that a request may end in."""
+"""The errors that `Prober.send` raises."""
 
 
 class Trouble(NamedTuple):
-    """What is wrong with an answer, or why there is none."""
+    """A problem with an answer, or the reason why there is none."""
 
     says: str
     fix: str
     absent: bool = False
-    """Nothing that could be a receiver is there."""
+    """Whether it shows that no receiver is there."""
 
 
 _NO_ANSWER: Final = Trouble(
@@ -61,7 +61,7 @@ _NO_ANSWER: Final = Trouble(
 
 
 class Prober:
-    """An HTTP client with bounds of time and size, which compares clocks."""
+    """An HTTP client with limits on time and size, which compares clocks."""
 
     def __init__(self, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
         self._client = client
@@ -86,7 +86,7 @@ class Prober:
 
     def _compare(self, who: str, date: str, now: float) -> None:
         try:
-            # The date has whole seconds: on average it is half of one behind.
+            # The date is in whole seconds: on average it is half a second behind.
             self.skews[who] = parsedate_to_datetime(date).timestamp() + 0.5 - now
         except (TypeError, ValueError, OverflowError):
             return
@@ -96,14 +96,14 @@ class Prober:
 
 
 class Echoes:
-    """Checks that our receiver answers at a URL, and that bodies arrive there unchanged."""
+    """A check that our receiver answers at a URL, and that bodies arrive there unchanged."""
 
     def __init__(self, prober: Prober, tokens: Tokens) -> None:
         self._prober = prober
         self._tokens = tokens
 
     async def by_each_key(self, base: str) -> list[Trouble | None]:
-        """Send an echo signed by each secret key, newest first; None: all is well."""
+        """Send an echo signed with each secret key, newest first; return its trouble or None."""
         now = self._prober.clock()
         tokens = self._tokens.echoes(now)
         return await asyncio.gather(*(self._echo(base, t, _SMALL, now) for t in tokens))
@@ -179,11 +179,11 @@ _REFUSALS: Final = {
     ),
     405: ("the proxy changes POST to another method", "let it pass the method unchanged"),
 }
-"""What a receiver's own refusal of an echo means, by its status."""
+"""The meaning and fix of a receiver's own refusal of an echo, by its status."""
 
 
 def _refused(answer: ProviderResponse) -> Trouble:
-    """Return what an answer other than an echo means."""
+    """Return the trouble that an answer other than an echo shows."""
     kind = error_body(answer.body).get("type")
     ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
     text = f"HTTP {answer.status}"
@@ -207,7 +207,7 @@ _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a
 
 
 EchoResults: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
-"""The result for each secret key, newest first; None where there is no key."""
+"""The result for each secret key, newest first; None if there is no key."""
 
 
 async def check_receiver(
@@ -240,7 +240,7 @@ async def _look_inside(caller: Caller, settings: Settings, prober: Prober) -> Fi
     keys = {
         number: key.reveal()
         for number, key in enumerate(settings.api_keys, 1)
-        if key.reveal().isascii() and key.reveal().isprintable()  # as it travels in a header
+        if key.reveal().isascii() and key.reveal().isprintable()  # else no header can hold it
     }
     ready, *answers = await asyncio.gather(
         get("/readyz"), *(get("/v1/deliveries?limit=1", key) for key in keys.values())
@@ -264,7 +264,7 @@ _LOCKED: Final = "check its balance and mails; once it is unlocked, submits go o
 
 
 def _locked(ready: ProviderResponse) -> list[str]:
-    """Return the providers that have locked the account of a receiver."""
+    """Return the names of the providers that have locked the receiver's account."""
     names = error_body(ready.body).get("locked")
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -274,7 +274,7 @@ def _is_absent(troubles: Sequence[Trouble | None]) -> bool:
 
 
 def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
-    """Turn the results for each key into findings; none where all is well."""
+    """Return the findings for the results of all keys; none if all is well."""
     bad = [(number, trouble) for number, trouble in enumerate(troubles, 1) if trouble is not None]
     if len(bad) == len(troubles):
         return [fail(trouble.says, trouble.fix) for _, trouble in bad[:1]]
@@ -293,7 +293,7 @@ def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Find
 async def check_public_url(
     settings: Settings, broken: Collection[str], echoes: Echoes | None, here: EchoResults
 ) -> Findings:
-    """Check the way that callbacks take; `here` is the result at RECEIVER_URL."""
+    """Check the URL of callbacks; `here` is the result at RECEIVER_URL."""
     if "RECEIVER_PUBLIC_URL" in broken:
         return []
     url = settings.public_url
@@ -363,7 +363,7 @@ def check_any_key(settings: Settings) -> Findings:
 
 
 async def check_provider(provider: Provider, settings: Settings, prober: Prober) -> Findings:
-    """Try its key, and fetch its public keys, if it has any."""
+    """Test a provider's API key, and fetch its public keys, if it publishes any."""
     given = settings.providers[provider.name]
     if given.key is None:
         return [ok("off, as it has no key")]
