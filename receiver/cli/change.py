@@ -1,4 +1,4 @@
-"""Commands that change what a running receiver is to do: redeliver, pause, erase."""
+"""Commands that change data or handlers of a running receiver: redeliver, pause, erase."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def retry(
         str | None, typer.Option(help="Which handler, where ID is a prediction's.")
     ] = None,
 ) -> None:
-    """Try a dead or skipped delivery again, or a waiting one now."""
+    """Retry a dead or skipped delivery, or a pending one at once."""
     with connected() as client:
         name = delivery_to_retry(client, delivery_id, handler)
         print_value(client.post(at("deliveries", name, "retry")))
@@ -98,7 +98,7 @@ def replays(
 
 @command()
 def pause(name: _HandlerName) -> None:
-    """Start no more deliveries of a handler; they stay pending until `resume`."""
+    """Pause a handler: no new attempt starts; its deliveries stay pending until `resume`."""
     with connected() as client:
         print_value(client.post(at("handlers", name, "pause")))
 

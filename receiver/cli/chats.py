@@ -1,4 +1,4 @@
-"""Set chat platforms up: their commands, one for each recipe, and the address that they call."""
+"""Set up chat platforms: their commands, one for each recipe, and the URL that they call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCOPES: Final = (
     "im:history",
     "im:write",
 )
-"""What the bot may do in Slack."""
+"""The bot's OAuth scopes in Slack."""
 URLS: Final = {
     "SLACK_URL": "https://slack.com/api",
     "DISCORD_URL": "https://discord.com/api/v10",
@@ -36,16 +36,16 @@ UPDATES: Final = ("message", "callback_query")
 AGENT: Final = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
 _TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture": 11}
 _MAX_OPTIONS: Final = 25
-"""Options of a command in Discord, and choices of an option."""
+"""Discord's limit of options for a command, and of choices for an option."""
 _MAX_DESCRIPTION: Final = 100
-"""Characters of a description, and of a choice in Discord."""
+"""Limit of characters of a description, and of a choice in Discord."""
 _MAX_TEXT: Final = 6000
-"""Characters of a text in Discord."""
+"""Discord's limit of characters of a text option."""
 _PATIENCE: Final = 30.0
 
 
 def of(env: Mapping[str, str], name: str) -> str:
-    """Return a setting of a chat's handlers; raise ReceiverError where it must be set."""
+    """Return a setting of a chat's handlers; raise ReceiverError if it has no value or default."""
     found = env.get(name, "").strip() or URLS.get(name, "")
     if not found:
         raise ReceiverError(f"{name} is not set")
@@ -53,14 +53,14 @@ def of(env: Mapping[str, str], name: str) -> str:
 
 
 def address(settings: Settings, platform: str) -> str:
-    """Return where a platform calls us."""
+    """Return the URL at which a platform calls us; raise ReceiverError without a public URL."""
     if not settings.public_url:
         raise ReceiverError("RECEIVER_PUBLIC_URL is not set: chat platforms call us there")
     return f"{settings.public_url}/in/{platform}"
 
 
 def secret(settings: Settings) -> str:
-    """Return what Telegram is to send with each update."""
+    """Return the secret that Telegram must send with each update."""
     return Seals([key.reveal() for key in settings.secret_keys]).secrets("telegram-webhook")[0]
 
 
@@ -99,7 +99,7 @@ def slack_manifest(book: RecipeBook, url: str, name: str) -> dict[str, Any]:
 
 
 def discord_commands(book: RecipeBook) -> list[dict[str, Any]]:
-    """Return a command for each recipe, as Discord wants them."""
+    """Return a command for each recipe, in Discord's format."""
     return [
         {
             "name": recipe.name,
@@ -121,7 +121,7 @@ def _option(name: str, option: Option) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "type": _TYPES[option.kind], "description": about}
     if option.required:
         found["required"] = True
-    # What Discord does not offer, it lets people type, and the recipe says what is wrong.
+    # If Discord does not offer the choices, people type one, and the recipe checks it.
     is_short = all(len(str(each)) <= _MAX_DESCRIPTION for each in option.choices)
     few = len(option.choices) <= _MAX_OPTIONS
     if option.choices and option.kind != "boolean" and few and is_short:
@@ -132,7 +132,7 @@ def _option(name: str, option: Option) -> dict[str, Any]:
 
 
 def telegram_commands(book: RecipeBook) -> list[dict[str, str]]:
-    """Return the menu of commands; a recipe whose name Telegram does not take is left out."""
+    """Return the menu of commands; a recipe whose name Telegram does not accept is left out."""
     found = [
         {"command": recipe.name, "description": _about(recipe)}
         for recipe in book.recipes.values()
@@ -149,14 +149,14 @@ def _about(recipe: Recipe) -> str:
 
 
 def show_manifest(name: str, *, dev: bool) -> str:
-    """Return Slack's manifest as JSON, which Slack takes as it is."""
+    """Return the manifest for Slack as JSON."""
     settings = chat_settings(dev=dev)
     manifest = slack_manifest(settings.recipes, address(settings, "slack"), name)
     return json.dumps(manifest, indent=2)
 
 
 def register_in_discord(guild: str, *, dev: bool) -> str:
-    """Overwrite the commands, of one server or of all; return what was done."""
+    """Replace the commands of one server (`guild`) or of all; return a summary."""
     settings, env = chat_settings(dev=dev), os.environ
     application, url = of(env, "DISCORD_APPLICATION"), address(settings, "discord")
     where = f"/guilds/{guild}" if guild else ""
@@ -171,7 +171,7 @@ def register_in_discord(guild: str, *, dev: bool) -> str:
 
 
 def set_telegram_up(*, poll: bool, dev: bool) -> str:
-    """Set the webhook, or remove it, and the menu of commands; return what was done."""
+    """Set the menu of commands, and set or (`poll`) remove the webhook; return a summary."""
     settings, env = chat_settings(dev=dev), os.environ
     token = of(env, "TELEGRAM_TOKEN")
     bot = f"{of(env, 'TELEGRAM_URL')}/bot{token}"
@@ -190,7 +190,7 @@ def set_telegram_up(*, poll: bool, dev: bool) -> str:
 def _send(
     method: str, url: str, body: Any, headers: dict[str, str] | None = None, *, token: str = ""
 ) -> None:
-    """Send a request; raise ReceiverError, which never quotes the `token` of its URL."""
+    """Send a request; raise ReceiverError, whose text never contains the `token` of the URL."""
     try:
         answer = httpx.request(
             method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()

@@ -1,7 +1,7 @@
-"""The demo: emulated providers, a receiver and a listener for what it forwards, on one screen.
+"""The demo: emulated providers, a receiver and a server for forwarded events, on one screen.
 
-Everything that moves is real: three servers on loopback sockets, the built-in handlers, a database.
-Only the providers are emulated, and only the screen is for show.
+The three servers on loopback sockets, the built-in handlers and the database are real; only the
+providers and Slack are emulated.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("openrouter", "google/veo-3.1", {"prompt": "waves on a beach", "duration": 4}, ""),
 )
 _CHAT: Final = "/imagine a lighthouse on the moon"
-"""Typed in the emulated Slack."""
+"""The command that is typed in the emulated Slack."""
 _RECIPES: Final = """\
 [imagine]
 about = "A picture from words"
@@ -99,12 +99,12 @@ PROOFS: Final = {
     "openrouter webhook": "the secret of the workspace at OpenRouter",
     "oxen sse": "our own connection to Oxen.ai's stream",
 }
-"""What proves an outcome, by its way."""
+"""What proves an outcome, by its provider and channel."""
 _MARKS: Final = {"done": "✓", "skipped": "-", "dead": "✗"}
 
 
 def run(folder: str | None, seconds: float, console: Console | None = None) -> int:
-    """Run the demo to its end; return the exit code: 0 if all came out as it should."""
+    """Run the demo; return the exit code: 0 if every prediction and delivery ended in time."""
     console = console or Console()
     home = Path(folder or tempfile.mkdtemp(prefix="receiver-demo-"))
     with ExitStack() as stack:
@@ -116,7 +116,7 @@ def run(folder: str | None, seconds: float, console: Console | None = None) -> i
 
 
 class _Stage:
-    """What the screen shows: rows by prediction id, the feed, and what was forwarded."""
+    """The state that the screen shows: predictions, their deliveries, the feed and counts."""
 
     def __init__(self, client: Client, url: str, emulator: str, feed: _Feed, sink: _Sink) -> None:
         self.client = client
@@ -158,12 +158,12 @@ class _Stage:
         self.duplicates = sum(row["times"] for row in found)
 
     def came_by(self) -> Counter[str]:
-        """Count the outcomes by what proved them."""
+        """Count the outcomes by their proof."""
         ways = [f"{one['provider']} {one['channel']}" for one in self.predictions]
         return Counter(PROOFS.get(way, "a poll, as no callback came") for way in ways)
 
     def look(self) -> bool:
-        """Read everything through the API; True when nothing is left to happen."""
+        """Read predictions and deliveries from the API; return whether all have ended."""
         self.predictions = self.client.get("/v1/predictions?limit=50")["data"][::-1]
         rows = self.client.get("/v1/deliveries?limit=100")["data"]
         self.deliveries = {}
@@ -265,7 +265,7 @@ def _print_summary(console: Console, home: Path, stage: _Stage, *, done: bool) -
 
 
 class _Feed(io.TextIOBase):
-    """Takes the receiver's JSON log lines and keeps the last few, in words."""
+    """A stream for the receiver's JSON log that keeps the last few lines as readable text."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=_FEED)
@@ -296,7 +296,7 @@ def _feed_line(line: Mapping[str, Any]) -> str | None:
 
 
 class _Sink:
-    """Receives what `forward` sends, and verifies it by Standard Webhooks."""
+    """A server that receives events from `forward` and verifies them by Standard Webhooks."""
 
     def __init__(self, secret: str) -> None:
         self._webhook = Webhook(secret)

@@ -39,12 +39,12 @@ log = structlog.get_logger("receiver")
 _PICTURE: Final = 0.8
 """Seconds that an emulated picture takes."""
 _LOOK: Final = 1000
-"""Milliseconds between two looks at the files; mostly the system reports a change before."""
+"""Milliseconds between two checks of the files; mostly the system reports a change earlier."""
 _SETTLE: Final = 0.2
-"""Seconds in which a file that an editor replaces is there again."""
+"""Seconds to wait for a missing file, which an editor may be replacing."""
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
 _RECIPES: Final = Path(__file__).with_name("project") / "recipes.toml.txt"
-"""What there is to order among emulated providers where nothing else is set."""
+"""The recipes for emulated providers if RECEIVER_RECIPES is not set."""
 _CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
 
 
@@ -59,13 +59,13 @@ def serve(
     reloads: bool,
     tries: bool,
 ) -> None:
-    """Run the receiver until a signal comes; `emulate` includes `dev`.
+    """Run the receiver until a signal arrives; `emulate` includes `dev`.
 
-    Raises ReceiverError with what is wrong, before anything is started.
+    Raises ReceiverError, with the problem, before anything is started.
     """
     if dev or emulate:
         os.environ["RECEIVER_DEV"] = "1"
-    sys.dont_write_bytecode = True  # what is edited twice in a second would come from there
+    sys.dont_write_bytecode = True  # stale for a file that is edited twice in a second
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(host, port))
         url, emulator = url_of(sockets[0]), ""
@@ -78,9 +78,9 @@ def serve(
             os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
             settings = _among_emulated(settings, url, emulator)
         logs.configure(settings.log_format, settings.log_level)
-        for name in ("uvicorn", "watchfiles"):  # our own lines and the banner say it
+        for name in ("uvicorn", "watchfiles"):  # our log and the banner contain it
             logging.getLogger(name).setLevel(logging.WARNING)
-        registry = load(settings.handlers)  # first: a wrong name leaves no database behind
+        registry = load(settings.handlers)  # first, so that a wrong name creates no database
         app = create_app(settings, registry.all(), dispatch=dispatch)
         asyncio.run(migrate(settings))
         watch = _Watch(app, settings)
@@ -100,10 +100,10 @@ def serve(
 
 
 def _among_emulated(settings: Settings, receiver: str, providers: str) -> Settings:
-    """Return settings by which nothing reaches a real provider, nor mixes with what came of one.
+    """Return settings that use only emulated providers, and a database of their own.
 
-    The secrets stay, so that commands find their key; what is emulated has a database of its own,
-    as an emulated provider would say of real predictions that it does not know them.
+    The secrets are kept, so that commands find their key. The database is separate because an
+    emulated provider would report real predictions as unknown.
     """
     kept = {
         name: value for name, value in os.environ.items() if not name.endswith("_ALLOWED_SOURCES")
@@ -119,7 +119,7 @@ def _among_emulated(settings: Settings, receiver: str, providers: str) -> Settin
 
 
 class _Server(Server):
-    """A server that does something of its own while it runs."""
+    """A server that runs a task, `started`, from its startup to its shutdown."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ def _banner(
 
 
 def _dashboard(settings: Settings, url: str) -> str:
-    """Return where it is and what signs in; a key that was made up is nowhere else to be seen."""
+    """Return the dashboard's URL and how to sign in; a generated key is shown nowhere else."""
     keys = "a key of RECEIVER_API_KEYS"
     if not settings.api_keys:
         keys = development.with_secrets(settings).api_keys[-1].reveal()
@@ -180,7 +180,7 @@ def _chat(emulator: str) -> str:
 
 
 def _submit(settings: Settings, url: str) -> str:
-    """Return a command that works in another terminal, in this folder."""
+    """Return a submit command for another terminal in this folder, or how to enable a provider."""
     on = [name for name in DECLARED if settings.providers[name].key is not None]
     if not on:
         return f"--emulate; or set one of {', '.join(each.key for each in DECLARED.values())}"
@@ -194,7 +194,7 @@ def _print_banner(lines: Sequence[tuple[str, str]]) -> None:
     width = shutil.get_terminal_size().columns
     for name, text in lines:
         shown = spelled(text)
-        is_copied = name in {"Chat", "Dashboard", "Try"}  # and so never cut
+        is_copied = name in {"Chat", "Dashboard", "Try"}  # never cut, as it is copied
         if not is_copied and len(shown) > width - 12:
             shown = f"{shown[: width - 13]}…"
         typer.secho(f"  {name:<9} ", nl=False, err=True, bold=_BOLD)
@@ -221,9 +221,9 @@ def _try(settings: Settings, url: str) -> None:
 
 
 class _Watch:
-    """Loads handlers, recipes and prices anew when a file of theirs changes.
+    """A watcher that reloads handlers, recipes and prices when one of their files changes.
 
-    What cannot be loaded changes nothing.
+    If a reload fails, the earlier ones stay in use.
     """
 
     def __init__(self, app: Starlette, settings: Settings) -> None:
@@ -231,27 +231,27 @@ class _Watch:
         self._settings = settings
         self._names = settings.handlers
         self._is_broken = False
-        """Whether what was loaded last is not what runs: then any file may be the cure."""
+        """Whether the last reload failed: then all Python files beside them are watched too."""
         self._seen = self._stamps()
-        """The files as they were when they were loaded."""
+        """The time and size of each file when it was loaded; None: it did not exist."""
 
     async def run(self) -> None:
         while True:
             try:
                 await self._changed()
-            except (OSError, RuntimeError):  # as many folders are watched as the system allows
+            except (OSError, RuntimeError):  # for example, too many watched folders
                 await asyncio.sleep(_LOOK / 1000)
             if None in self._stamps().values():
                 await asyncio.sleep(_SETTLE)
             before = self._stamps()
             if before != self._seen:
                 await self._reload()
-                # What changed while it was read is read again.
+                # A file that changed during the reload is reloaded in the next round.
                 after = self._stamps()
                 self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
 
     async def _changed(self) -> None:
-        """Wait until a file is not as it was seen."""
+        """Wait until a file differs from its entry in `_seen`."""
         from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
 
         folders = {place.parent for file in self._seen for place in (file, file.resolve())}
@@ -274,13 +274,13 @@ class _Watch:
             registry = await asyncio.to_thread(reload, self._names)
         except (HandlerError, SettingsError) as error:
             self._is_broken = True
-            log.error("handlers.kept", exception=str(error))  # noqa: TRY400 - where, not how
+            log.error("handlers.kept", exception=str(error))  # noqa: TRY400 - no traceback
             return
         self._is_broken = False
         for problem in registry.warnings(NAMES):
             log.warning("settings.warning", problem=problem)
         settings = replace(self._settings, recipes=read.recipes, prices=read.prices)
-        with suppress(StoreUnavailable):  # which has said so itself
+        with suppress(StoreUnavailable):  # which is logged already
             await self._app.state.exchange(registry, settings)
         recipes = list(settings.recipes.recipes)
         log.info("handlers.reloaded", handlers=list(registry.handlers), recipes=recipes)

@@ -1,4 +1,4 @@
-"""Emulated providers and chat platforms: by themselves, or beside a receiver for development."""
+"""Emulated providers and chat platforms: alone, or beside a receiver in development."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from receiver.settings import tls
 
 RECEIVER: Final = "http://127.0.0.1:8000"
 EMULATOR: Final = "http://127.0.0.1:8001"
-"""Where the emulator of a receiver is that listens at its usual port."""
+"""The address of the emulator beside a receiver at its default port."""
 _PORT: Final = 8001
 _LONGEST_START: Final = 10.0
 
 
 def emulate(host: str, port: int, seconds: float, shape: str, receiver: str) -> None:
-    """Serve them until a signal comes; print what a receiver needs to use them."""
+    """Serve the emulator until a signal arrives; print the settings of a receiver that uses it."""
     tls.require(os.environ)
     options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
     logs.configure(None, "info")
@@ -45,7 +45,7 @@ def emulate(host: str, port: int, seconds: float, shape: str, receiver: str) -> 
 
 
 def environment(providers: str, receiver: str) -> dict[str, str]:
-    """Return the settings of a receiver among emulated providers; any key will do there."""
+    """Return the settings of a receiver with emulated providers, which accept any key."""
     return {
         **{declared.key: "emulated" for declared in DECLARED.values()},
         "RECEIVER_PUBLIC_URL": receiver,
@@ -55,9 +55,9 @@ def environment(providers: str, receiver: str) -> dict[str, str]:
 
 
 def chats_of(emulator: str, env: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings of those chat platforms for which the environment has no account."""
+    """Return the settings of emulated chat platforms, but not of those with an account in `env`."""
     given = {name.partition("_")[0] for name in env if name.endswith(("_TOKEN", "_WEBHOOK"))}
-    # No webhook is set there, so updates are polled.
+    # The emulated Telegram has no webhook set, so updates are polled.
     found = {**chat_settings_for(emulator), "TELEGRAM_POLL": "1"}.items()
     return {name: value for name, value in found if name.partition("_")[0] not in given}
 
@@ -66,7 +66,7 @@ def chats_of(emulator: str, env: Mapping[str, str]) -> dict[str, str]:
 def emulated(seconds: float, receiver: str = "") -> Iterator[str]:
     """Serve the emulator on a free port until the block is left; yield its address.
 
-    For a receiver at its usual port that is 8001, where `receiver chat` looks first.
+    For a receiver at its default port it is 8001 if that is free: the default of `receiver chat`.
     """
     with _near(receiver) as sockets:
         own = url_of(sockets[0])

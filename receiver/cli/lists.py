@@ -126,9 +126,9 @@ def rows(
 def whole_id(client: Client, part: str, kind: str = "pred") -> str:
     """Return the whole id of a prediction, a delivery (dlv) or a replay (rep) from its beginning.
 
-    The id of an event or a delivery selects its prediction: their digits begin alike. A `part` that
-    cannot be an id is returned unchanged, and the receiver refuses it. Raises ReceiverError if no
-    id begins with the digits, or several do.
+    `part` may also be of the id of the prediction's event or delivery, which has the same digits.
+    A `part` that cannot be of an id is returned unchanged, and the receiver refuses it. Raises
+    ReceiverError if no id begins with the digits, or several do.
     """
     if not _PART.fullmatch(part):
         return part

@@ -1,4 +1,4 @@
-"""Commands for who operates a receiver: what is wrong, what is set, a copy of the database."""
+"""Commands for operators: diagnosis, settings, backup, the wake-up URL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def doctor(
     ] = False,
     dev: Dev = False,
 ) -> None:
-    """Check settings, database, providers and more; say what is wrong and how to fix it.
+    """Check settings, database, providers and more; report what is wrong and how to fix it.
 
     Exits 1 if anything would not work.
     """
@@ -51,7 +51,7 @@ def doctor(
                 level = typer.style(f"{finding.level:4}", fg=_COLOURS[finding.level])
                 typer.echo(f"{level}  {spelled(str(finding))}")
         sys.stdout.flush()
-        # A name server that does not answer would keep a thread, and so the process.
+        # A thread that waits for a name server would keep the process alive.
         exit_after(LINGER, codes[worst(found)])
         return codes[worst(found)]
 
@@ -71,12 +71,12 @@ def backup(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Copy the SQLite database of a receiver, which may be running meanwhile."""
+    """Copy the SQLite database of a receiver, even while it is running."""
     from receiver.cli.environment import environment
     from receiver.settings import Settings
     from receiver.store.sqlite.backup import back_up
 
-    settings = Settings.read(environment(dev=True))  # no secret is needed for it
+    settings = Settings.read(environment(dev=True))  # dev: needs no secret
     if settings.sqlite_path is None:
         raise ReceiverError(
             f"{settings.database} is PostgreSQL's to back up: pg_dump --format=custom "
@@ -92,7 +92,7 @@ def backup(
 
 @command("wake-url")
 def wake_url(dev: Dev = False) -> None:
-    """Print a URL that runs what is due when POSTed to, for schedulers that send no key."""
+    """Print a URL that runs due work on each POST, for schedulers that send no key."""
     from receiver.cli.environment import settings
     from receiver.predictions.tokens import Tokens
 

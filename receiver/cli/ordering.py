@@ -1,4 +1,4 @@
-"""Recipes and orders on the command line: list, explain, and read the words of an order."""
+"""Recipes and orders on the command line: list, explain, and parse the words of an order."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def book_of(client: Client) -> RecipeBook:
 
 
 def listed(client: Client) -> Iterator[dict[str, Any]]:
-    """Return the recipes as rows of a table."""
+    """Yield the recipes as rows of a table."""
     for row in client.get("/v1/recipes")["data"]:
         price = None if row["price"] is None else f"${row['price']:g}"
         yield {**row, "price": price, "options": " ".join(row["options"]["properties"])}
 
 
 def explained(client: Client, name: str) -> str:
-    """Return how a recipe is ordered, as text."""
+    """Return a text that explains how to order by a recipe."""
     return help_text(book_of(client), name)
 
 
 def options_of(client: Client, name: str, words: Sequence[str]) -> dict[str, Any]:
-    """Return the options that the words of a command mean; raise ReceiverError."""
+    """Parse the words of an order into the recipe's options; raise ReceiverError."""
     recipe = find(book_of(client), name)
     options = read_words(recipe, words_of(words))
     return {each: _sent(recipe, each, value) for each, value in options.items()}
 
 
 def _sent(recipe: Recipe, name: str, value: Any) -> Any:
-    """Return a value as it is sent: a picture of this machine as a data URI."""
+    """Return a value to send: a picture given as @FILE becomes a data URI."""
     is_picture = recipe.options[name].kind == "picture"
     is_file = is_picture and isinstance(value, str) and value.startswith("@")
     return file(value[1:]) if is_file else value

@@ -1,4 +1,4 @@
-"""Commands that make predictions, and cancel them."""
+"""Commands that submit, order and cancel predictions, and list recipes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def submit(
     of: _Metadata = None,
     key: _Key = None,
 ) -> None:
-    """Submit a prediction; exits 1 if it has failed.
+    """Submit a prediction; exits 1 if it failed or was canceled.
 
     With --wait, progress is printed on stderr; Ctrl-C leaves the prediction running.
     """
@@ -57,7 +57,7 @@ def submit(
         "metadata": metadata(of),
         "mode": "sync" if sync else "queue",
     }
-    if wait and sync:  # or else the first answer is that of the provider
+    if wait and sync:  # else the submit itself waits for the outcome
         headers["Prefer"] = "wait=1"
 
     with connected() as client:
@@ -89,7 +89,7 @@ def order(
     of: _Metadata = None,
     key: _Key = None,
 ) -> None:
-    """Order by a recipe; exits 1 if it has failed.
+    """Order by a recipe; exits 1 if the prediction failed or was canceled.
 
     With --wait, progress is printed on stderr; Ctrl-C leaves the prediction running.
     """
@@ -107,7 +107,7 @@ def order(
 
 
 def _keyed(key: str | None) -> dict[str, str]:
-    """Return the header of a key that was given."""
+    """Return the Idempotency-Key header, if a key is given; raise ReceiverError for a bad one."""
     if key is None:
         return {}
     if not key or not (key.isascii() and key.isprintable()):
@@ -120,7 +120,7 @@ def _keyed(key: str | None) -> dict[str, str]:
 def _submit(
     client: Any, path: str, body: Any, headers: Mapping[str, str], *, wait: bool
 ) -> NoReturn:
-    """Submit, print the prediction as it is then or at its end, and exit: 1 if it has failed."""
+    """Submit, print the prediction (with `wait` at its end), and exit: 1 if failed or canceled."""
     from receiver.cli import waiting
 
     place = client.place() if wait else None

@@ -1,4 +1,4 @@
-"""The program `receiver`: its commands by panel, and one line for an error that ends one."""
+"""The Typer app of `receiver`: commands in panels, and the error message that ends one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 F = TypeVar("F", bound=Callable[..., Any])
 
 PANELS: Final = ("Run", "Predict", "Look", "Change", "Operate")
-"""What commands are for: the titles of `--help`, in their order."""
+"""The titles of the panels of `--help`, in their order."""
 
 
 class _Commands(TyperGroup):
-    """The commands, which end with one line where the receiver, or something here, refuses."""
+    """The commands in the order of their panels; a ReceiverError ends one with its message."""
 
     def list_commands(self, _: Any) -> list[str]:
         return sorted(self.commands, key=self._place)
@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
 
 
 class _Program(typer.Typer):
-    """The commands, on whatever terminal they find."""
+    """The app, made safe against odd encodings, TERMINAL_WIDTH and arguments."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -47,7 +47,7 @@ class _Program(typer.Typer):
         if not os.environ.get("TERMINAL_WIDTH", "0").isdecimal():
             del os.environ["TERMINAL_WIDTH"]  # typer would raise
         for text in sys.argv[1:]:
-            if any("\udc80" <= char <= "\udcff" for char in text):  # as Python reads other bytes
+            if any("\udc80" <= char <= "\udcff" for char in text):  # bytes that are not UTF-8
                 print_line(f"receiver: {text!r} is not UTF-8", err=True, colour=typer.colors.RED)
                 sys.exit(2)
         return super().__call__(*args, **kwargs)
@@ -63,7 +63,7 @@ main = _Program(
 
 
 def panel(title: str) -> Callable[..., Callable[[F], F]]:
-    """Return what declares a command under a title of `--help`."""
+    """Return a decorator that declares a command in a panel of `--help`."""
     return partial(main.command, rich_help_panel=title)
 
 
@@ -87,7 +87,7 @@ def options(
 
 @contextmanager
 def failing(*kinds: type[Exception]) -> Iterator[None]:
-    """End the command with one line, and with 1, where something refuses."""
+    """On a ReceiverError or one of `kinds`, print it and end the command with exit code 1."""
     caught: tuple[type[Exception], ...] = (ReceiverError, *kinds)
     try:
         yield
@@ -97,14 +97,14 @@ def failing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def print_error(error: Exception) -> None:
-    """Print why a command ends."""
+    """Print the error that ends a command."""
     is_ours = isinstance(error, SettingsError | HandlerError)
     hint = _hint() if isinstance(error, HandlerError) else ""
     print_line(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
 
 
 def _hint() -> str:
-    """Return a hint where a handler was named as a module and lies here as a file."""
+    """Return a hint if a handler is named like a module but is a file in this folder."""
     for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
         if name.isidentifier() and Path(f"{name}.py").is_file():
             return f" ({name}.py is here: name it with its ending)"

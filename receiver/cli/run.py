@@ -130,7 +130,7 @@ def drain(
     seconds: Annotated[float, typer.Option(help="Stop after this many seconds.", min=1)] = 25.0,
     dev: Dev = False,
 ) -> None:
-    """Run what is due (deliveries, submits, polls), then exit: for cron."""
+    """Run due deliveries, submits and polls, then exit: for cron."""
     import asyncio
 
     import_app()
@@ -174,7 +174,7 @@ def emulate(
         str, typer.Option(help="The address of the receiver that chat platforms call.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Serve the providers, Slack, Discord and Telegram here, for tests and demos.
+    """Serve emulated providers, Slack, Discord and Telegram, for tests and demos.
 
     It prints the settings with which a receiver uses them (`serve --emulate` sets them itself).
     `receiver chat` opens a chat. A word in a prompt decides what happens to its prediction:
@@ -184,12 +184,13 @@ def emulate(
     - [refuse] the submit is refused, as the balance is used up
     - [slow] it takes ten times as long; [fast] it takes no time; [never] it never ends
     - [text] the model answers in words
-    - [lose_callback] nobody is told; [repeat_callback] it is told three times
-    - [delay_callback] it is told late; [early_callback] before the submit is answered
-    - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] the same, but billed
-    - [lock_account] fal has locked the account; [reserve_money] Eachlabs waits for another's end
+    - [lose_callback] no callback is sent; [repeat_callback] it is sent three times
+    - [delay_callback] it is sent late; [early_callback] it is sent before the submit is answered
+    - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] no answer, but billed
+    - [lock_account] fal has locked the account
+    - [reserve_money] Eachlabs refuses a submit while another prediction runs
     - [break_poll] every poll fails; [large_output] pictures come as data URIs
-    - [wrong_signature] and [stale_timestamp] callbacks that prove nothing
+    - [wrong_signature] and [stale_timestamp] the callback's signature is wrong or too old
     """
     import msgspec
 
@@ -204,7 +205,7 @@ def demo(
     folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
     seconds: Annotated[float, typer.Option(help=_PICTURE)] = 1.5,
 ) -> None:
-    """Show on one screen how it works: emulated providers, their outcomes, handlers."""
+    """Show on one screen how a receiver works: emulated providers, outcomes, handlers."""
     from receiver.cli.demo import run
 
     with failing(OSError):
@@ -213,7 +214,7 @@ def demo(
 
 
 chat = typer.Typer()
-"""`receiver chat` opens the terminal; its own commands set platforms up."""
+"""`receiver chat` opens a chat in the terminal; its subcommands set up chat platforms."""
 main.add_typer(chat, name="chat", rich_help_panel="Run")
 
 
@@ -238,7 +239,7 @@ def chat_terminal(
 ) -> None:
     """Chat with the handlers of a `receiver serve --emulate`, as on Slack, Discord or Telegram.
 
-    Type `/imagine a lighthouse`; a number presses that button; Ctrl-D exits.
+    Type `/imagine a lighthouse`; a number presses the button with that number; Ctrl-D exits.
     """
     if ctx.invoked_subcommand is not None:
         return

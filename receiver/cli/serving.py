@@ -15,7 +15,7 @@ _SWITCH: Final = 0.0005
 """Seconds after which a busy thread offers the interpreter lock: the writing thread needs it often
 and briefly, and with Python's 5 ms each of its steps would wait that long for the event loop."""
 _COLLECT: Final = 10_000
-"""New objects between two garbage collections; Python's 700 suits small programs."""
+"""New objects between two collections of the youngest generation; 700 suits small programs."""
 
 
 def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch: bool) -> None:

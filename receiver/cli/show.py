@@ -16,7 +16,7 @@ from receiver.model.values import plain
 Content = Mapping[str, Any]
 
 _LONGEST_DATA: Final = 80
-"""Characters of a data URI that are shown whole."""
+"""Characters of the longest data URI that is shown whole."""
 _LABEL: Final = 10
 _STEPS: Final = {
     "created_at": "created",
@@ -28,7 +28,7 @@ _WEB: Final = ("http://", "https://")
 
 
 def show(prediction: Content, deliveries: Sequence[Content], *, wide: bool) -> None:
-    """Print a prediction with its deliveries; long values are cut where that is a terminal."""
+    """Print a prediction with its deliveries; long values are cut on a terminal."""
     console = Console(highlight=False)
     cuts = console.is_terminal and not wide
     width = max(console.width, 80)
@@ -57,7 +57,7 @@ def show(prediction: Content, deliveries: Sequence[Content], *, wide: bool) -> N
 
 
 def addresses(prediction: Content) -> Iterator[str]:
-    """Return where each result is, as it is kept or else as it was made; or its words."""
+    """Yield the URL of each output, if possible an http(s) one of the stored copy; or its text."""
     for output in prediction.get("output") or ():
         kept, made = (output.get("stored") or {}).get("url"), output.get("url")
         web = next((url for url in (kept, made) if str(url or "").startswith(_WEB)), None)
@@ -85,7 +85,7 @@ def _facts(prediction: Content) -> Iterator[tuple[str, str]]:
 
 
 def _timeline(prediction: Content, deliveries: Sequence[Content]) -> Iterator[Text]:
-    """Return a line for each thing that happened, in their order."""
+    """Yield a line for each step of the prediction and each attempt, in order of time."""
     end = str(prediction.get("status"))
     channel = f"by {prediction['channel']}" if prediction.get("channel") else ""
     happened = [
@@ -106,7 +106,7 @@ def _timeline(prediction: Content, deliveries: Sequence[Content]) -> Iterator[Te
 
 
 def _since(begun: str, at: str) -> str:
-    """Return how long after the first thing one happened."""
+    """Return the time since the first step, as +1.2 s."""
     try:
         seconds = (datetime.fromisoformat(at) - datetime.fromisoformat(begun)).total_seconds()
     except (ValueError, TypeError):
@@ -115,7 +115,7 @@ def _since(begun: str, at: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    """Return a value as it is, but of a long data URI only what it holds."""
+    """Return a value as text; of a long data URI, only its media type and length."""
     text = str(value)
     if text.startswith("data:") and len(text) > _LONGEST_DATA:
         return f"{text.partition(',')[0][:_LONGEST_DATA]},… ({len(text):,} characters: see --json)"

@@ -39,7 +39,7 @@ _COLOURED: Final = {"status", "state", "runs"}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)", re.ASCII)
 _ID: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{14,40}", re.ASCII)
 _SHORT_ID: Final = 14
-"""Length of the shortest cut id, in characters: its time is among them."""
+"""Minimum number of digits of a cut id: those of its time."""
 _NARROWEST: Final = 80
 _GAP: Final = "  "
 _AGES: Final = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))

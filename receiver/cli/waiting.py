@@ -16,21 +16,21 @@ from receiver.model.values import Status
 
 _ORDER: Final[tuple[str, ...]] = tuple(Status)
 _INTERRUPTED: Final = 130
-"""What a shell has for a program that Ctrl-C has ended."""
+"""The exit code that shells report for a program that Ctrl-C ended."""
 
 
 def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
-    """Wait for the end of a prediction, and print its statuses on stderr; return it as it is then.
+    """Wait until a prediction ends, print each status on stderr, and return the prediction.
 
-    `after` is where the live stream was before the submit. Ctrl-C ends only the waiting, as does a
-    receiver that does not answer.
+    `after` is the place of the live stream before the submit. Ctrl-C, or a receiver that does not
+    answer, ends only the wait, not the prediction.
     """
     name = str(prediction["id"])
     goes_on = f"{name} goes on: `receiver show {name}` shows it, `receiver cancel {name}` ends it"
     try:
         return _wait(client, prediction, name, after)
     except KeyboardInterrupt:
-        print_line("", err=True)  # behind the terminal's ^C
+        print_line("", err=True)  # after the terminal's ^C
         print_line(goes_on, err=True)
         raise typer.Exit(_INTERRUPTED) from None
     except ReceiverError as error:
@@ -48,13 +48,13 @@ def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | No
         if status not in passed:
             print_line(f"{name}  {status}", err=True)
         if status == first or status not in passed:
-            passed.clear()  # what came up to the answer to the submit
+            passed.clear()  # the stream has reached the answer to the submit
 
     client.wait(name, after, changed)
     return client.get(at("predictions", name))
 
 
 def print_addresses(prediction: dict[str, Any]) -> None:
-    """Print on stderr where the results of a prediction are."""
+    """Print the URLs or texts of a prediction's outputs on stderr."""
     for address in addresses(prediction):
         print_line(address, err=True)

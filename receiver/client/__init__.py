@@ -4,7 +4,7 @@
         prediction = receiver.submit("fal", "fal-ai/nano-banana", {"prompt": "a lighthouse"})
         print(receiver.wait(prediction.id).output)
 
-It needs httpx and msgspec, nothing else of the receiver but its values.
+It needs only httpx, msgspec and `receiver.model`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ T = TypeVar("T")
 
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _TIMEOUT: Final = 90.0
-"""Seconds; an answer may be asked to wait for 60."""
+"""Seconds; a request may ask the receiver to wait for 60."""
 
 
 class Receiver(Operations):
-    """A receiver that runs elsewhere; every call blocks. One may be shared by threads."""
+    """A blocking client of a receiver; threads may share one."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Receiver(Operations):
         sleep: Callable[[float], None] = time.sleep,
         **options: Any,
     ) -> None:
-        """Make one; nothing is sent yet.
+        """Create a client; nothing is sent yet.
 
-        `key` is one of RECEIVER_API_KEYS. While the receiver is away or says "later" (429, 503), a
-        call is repeated where that is safe; its waits come to `patience` seconds at most.
+        `key` is one of RECEIVER_API_KEYS. While the receiver is unreachable or answers 429 or 503,
+        a call is repeated if that is safe; its waits add up to `patience` seconds at most.
         `options` are httpx.Client's (`proxy`, `verify`, …). Raises ClientError.
         """
         self.url = url.rstrip("/")
@@ -80,7 +80,7 @@ class Receiver(Operations):
     verify = staticmethod(verify)
 
     def run(self, steps: Steps[T]) -> T:
-        """Take the steps of one call."""
+        """Execute the steps of one call, and return its result."""
         with closing(_Driver(self._http, self._sleep)) as driver:
             step = advance(steps, None)
             while not isinstance(step, Done):
@@ -88,7 +88,7 @@ class Receiver(Operations):
             return step.value  # type: ignore[no-any-return] # what the generator returns
 
     def iterate(self, steps: Steps[Any]) -> Iterator[Any]:
-        """Take the steps of a call that never ends, and yield what they emit."""
+        """Execute the steps of an endless call, and yield the values that they emit."""
         with closing(_Driver(self._http, self._sleep)) as driver:
             step = advance(steps, None)
             while not isinstance(step, Done):
@@ -100,7 +100,7 @@ class Receiver(Operations):
 
 
 class AsyncReceiver(Operations):
-    """A receiver that runs elsewhere, or in this process; every call is awaited.
+    """An asynchronous client of a receiver, which may also run in this process.
 
     In process: `AsyncReceiver("http://receiver", key, transport=httpx.ASGITransport(app))`.
     """
@@ -115,10 +115,10 @@ class AsyncReceiver(Operations):
         sleep: Callable[[float], Awaitable[None]] | None = None,
         **options: Any,
     ) -> None:
-        """Make one, as `Receiver` does."""
+        """Create a client, as `Receiver` does."""
         self.url = url.rstrip("/")
         self._patience = patience
-        from asyncio import sleep as for_real  # noqa: PLC0415 - one that blocks needs no asyncio
+        from asyncio import sleep as for_real  # noqa: PLC0415 - a Receiver needs no asyncio
 
         self._sleep = sleep or for_real
         if isinstance(transport, httpx.ASGITransport):  # it would wait for the end of a stream
@@ -139,7 +139,7 @@ class AsyncReceiver(Operations):
     verify = staticmethod(verify)
 
     async def run(self, steps: Steps[T]) -> T:
-        """Take the steps of one call."""
+        """Execute the steps of one call, and return its result."""
         async with aclosing(_AsyncDriver(self._http, self._sleep)) as driver:
             step = advance(steps, None)
             while not isinstance(step, Done):
@@ -147,7 +147,7 @@ class AsyncReceiver(Operations):
             return step.value  # type: ignore[no-any-return] # what the generator returns
 
     async def iterate(self, steps: Steps[Any]) -> AsyncIterator[Any]:
-        """Take the steps of a call that never ends, and yield what they emit."""
+        """Execute the steps of an endless call, and yield the values that they emit."""
         async with aclosing(_AsyncDriver(self._http, self._sleep)) as driver:
             step = advance(steps, None)
             while not isinstance(step, Done):
@@ -159,7 +159,7 @@ class AsyncReceiver(Operations):
 
 
 def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what both kinds of httpx's clients are made with."""
+    """Return the arguments of either httpx client; raise ClientError for a bad URL or key."""
     try:
         base = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
@@ -169,13 +169,13 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ClientError("unfit", "the key must be printable ASCII, as it travels in a header")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # Without TLS the certificates are not read, which takes longer than all else here.
+    # Without TLS, do not load the certificates: that takes longer than all the rest here.
     verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if base.scheme == "http" else True
     return {
         "base_url": base,
         "timeout": _TIMEOUT,
         "verify": verify,
-        "trust_env": base.host not in _HERE,  # a proxy has no way to this machine
+        "trust_env": base.host not in _HERE,  # a proxy cannot reach this machine
         **options,
         "headers": {**headers, **options.get("headers", {})},
     }
@@ -194,7 +194,7 @@ def _request(http: httpx.Client | httpx.AsyncClient, step: Request) -> httpx.Req
 
 
 class _Driver:
-    """Takes the steps of one call by a client that blocks."""
+    """The executor of one call's steps, with a blocking client."""
 
     def __init__(self, http: httpx.Client, sleep: Callable[[float], None]) -> None:
         self._http = http
@@ -230,7 +230,7 @@ class _Driver:
 
 
 class _AsyncDriver:
-    """Takes the steps of one call by a client that is awaited."""
+    """The executor of one call's steps, with an asynchronous client."""
 
     def __init__(self, http: httpx.AsyncClient, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._http = http

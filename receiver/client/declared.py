@@ -1,6 +1,6 @@
-"""Declarations of operations: one generator of steps is a method of both clients.
+"""Decorators that make a generator of steps a method of both clients.
 
-Where the client is a Receiver the method blocks, where it is an AsyncReceiver it is awaited.
+The method of a Receiver blocks, that of an AsyncReceiver is awaited.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Messages: TypeAlias = Generator[Message, None, None]
 
 
 class _Declared(Generic[P, T]):
-    """A method that returns steps, and what makes it one of a client."""
+    """A descriptor that makes a method of a client from one that returns steps."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
         self._steps = steps

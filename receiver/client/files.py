@@ -1,4 +1,4 @@
-"""A local file as an input: a data URI, which providers take in the place of a URL."""
+"""A local file as an input: a data URI, which providers accept in place of a URL."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from receiver.client.steps import ClientError
 from receiver.model.extensions import type_of
 
 LARGEST: Final = 3_000_000
-"""Bytes: in base64, with the rest of a submit, it fits RECEIVER_MAX_BODY_BYTES (4 MiB)."""
+"""Bytes; in base64, with the rest of a submit, they fit RECEIVER_MAX_BODY_BYTES (4 MiB)."""
 
 
 def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
     """Return a file as a data URI, for an input like `image_url`.
 
-    Its type is that of its name's ending, unless `content_type` is given. Raises ClientError where
-    it cannot be read, is larger than 3 MB, or its type is not known.
+    Its media type follows from its name's ending, unless `content_type` is given. Raises
+    ClientError if the file cannot be read, is larger than 3 MB, or its type is not known.
     """
     kind = content_type or type_of(Path(path).name)
     if kind is None:

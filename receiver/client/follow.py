@@ -24,7 +24,7 @@ from receiver.model.values import Announcement
 
 PATH: Final = "/v1/events/stream"
 SILENCE: Final = 45.0
-"""Seconds without a byte after which a stream is lost: keep-alives come every 15."""
+"""Seconds without a byte after which a stream counts as lost: keep-alives come every 15."""
 ENDS: Final = "succeeded,failed,canceled"
 OPEN: Final = "stream.open"
 OK: Final = 200
@@ -41,7 +41,7 @@ class Message(msgspec.Struct, frozen=True):
     """One message of the stream."""
 
     seq: int
-    """Its place: give it as `after` to go on behind it."""
+    """Its place in the stream: pass it as `after` to continue after it."""
     type: str
     """As in `prediction.succeeded`, or `stream.gap`."""
     body: bytes
@@ -49,11 +49,10 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def content(self) -> Announcement | Change | DeliveryChange | Gap:
-        """The event, for the end of a prediction; the change, for any other status; or the gap.
+        """The decoded body. Raises ClientError.
 
-        For the end of a handler's attempt, what became of the delivery.
-
-        After a gap the lists say what happened meanwhile. Raises ClientError.
+        For the end of a prediction an Announcement, for any other status a Change, for the end of
+        a handler's attempt a DeliveryChange, or a Gap: the lists contain what happened in it.
         """
         try:
             return msgspec.json.decode(self.body, type=_kind(self.type))
@@ -66,14 +65,14 @@ def _kind(name: str) -> type[Announcement | Change | DeliveryChange | Gap]:
 
 
 class Frames:
-    """Parses server-sent events from the chunks of a stream."""
+    """A parser of server-sent events from the chunks of a stream."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
     def feed(self, chunk: bytes) -> Iterator[Message]:
-        """Return the messages that a chunk completes."""
+        """Yield the messages that a chunk completes."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.rstrip(b"\r").partition(b":")
@@ -90,9 +89,10 @@ class Frames:
 def follow(
     params: Mapping[str, str], after: int | None, told: Callable[[str], None], url: str
 ) -> Steps[NoReturn]:
-    """Yield every message after a place, for ever; after a loss it goes on where it was.
+    """Emit every message after a place, for ever; after a lost connection, resume there.
 
-    `told` is called with each loss. Raises ClientError where the receiver refuses for good.
+    `told` is called with the reason of each loss. Raises ClientError for an answer 4xx, other than
+    408 and 429.
     """
     pause = pauses()
     last = "" if after is None else str(after)

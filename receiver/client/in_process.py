@@ -1,6 +1,6 @@
-"""A transport that calls an ASGI app of this process, and streams its answer.
+"""An httpx transport that calls an ASGI app in this process, and streams its answer.
 
-httpx's own waits for the end of an answer, which a live stream does not have.
+httpx's own transport waits for the end of an answer, but a live stream has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CLIENT: Final = ("127.0.0.1", 123)
 
 
 class InProcess(httpx.AsyncBaseTransport):
-    """Calls an app whose lifespan runs in this event loop."""
+    """A transport to an app whose lifespan runs in this event loop."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
@@ -57,7 +57,7 @@ class InProcess(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of an answer, as it comes."""
+    """The body of an answer, streamed."""
 
     def __init__(
         self, messages: asyncio.Queue[Any], gone: asyncio.Event, task: asyncio.Task[None]
@@ -74,9 +74,9 @@ class _Body(httpx.AsyncByteStream):
         raise httpx.RemoteProtocolError("the app ended in the middle of its answer")
 
     async def aclose(self) -> None:
-        """Hang up, and see the app through to its end."""
+        """Disconnect, and wait until the app has ended."""
         self._gone.set()
-        with contextlib.suppress(Exception):  # the app's own, which it has logged
+        with contextlib.suppress(Exception):  # the app has logged its error
             await self._task
 
 

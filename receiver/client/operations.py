@@ -1,6 +1,6 @@
 """Every operation of /openapi.json, declared once for both clients.
 
-Each method is a generator of steps, of which its decorator makes a method of both clients.
+Each method returns a generator of steps; its decorator makes it a method of both clients.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from receiver.model.values import Announcement, Mode, Prediction, Status
 T = TypeVar("T")
 
 _LONGEST_POLL: Final = 20
-"""Seconds that one request waits for an end: proxies cut what is silent for half a minute."""
+"""Seconds that one request waits for an end: proxies cut a connection that is silent for 30."""
 _SHORT_POLL: Final = 1
-"""The same where each status is wanted."""
+"""The same if every status is to be reported."""
 _KEPT_ALIVE: Final = 20.0
-"""Seconds without a byte after which a wait polls: a proxy may hold a stream back."""
+"""Seconds without a byte after which a wait polls: a proxy may buffer the stream."""
 _ANY: Final[type[Any]] = Any
 _SLACK: Final = 30.0
-"""Seconds beyond those that a request may take."""
+"""Seconds without an answer after which a drain counts as lost, beyond its own duration."""
 
 
 def ignore(_: str) -> None:
@@ -76,11 +76,11 @@ class Operations:
         key: str | None = None,
         wait: int | None = None,
     ) -> Steps[Prediction]:
-        """Submit a prediction, once, however often that has to be sent.
+        """Submit a prediction once, even if the request has to be repeated.
 
-        `key` is its Idempotency-Key: without one it is made, and a lost answer is asked for again
-        by it. Give your own (an order's number, say) where your program may die over this.
-        `wait`: answer when the prediction has ended, or after so many seconds, 60 at most.
+        `key` is its Idempotency-Key. By default one is generated, which covers repeats in this
+        call; give your own (an order's number, say) if your program may crash during the call.
+        `wait`: return when the prediction has ended, or after this many seconds, 60 at most.
         """
         body = {
             "provider": provider,
@@ -94,7 +94,7 @@ class Operations:
 
     @operation
     def get(self, prediction_id: str, *, wait: int | None = None) -> Steps[Prediction]:
-        """Read a prediction as it stands; with `wait` when it has ended, or after that time."""
+        """Return a prediction; with `wait`, when it has ended or after that many seconds."""
         return self._read(prediction_id, wait)
 
     @operation
@@ -106,10 +106,10 @@ class Operations:
         after: int | None = None,
         changed: Callable[[Status], None] | None = None,
     ) -> Steps[Prediction]:
-        """Wait until a prediction has ended, or for so long; return it as it stands then.
+        """Wait until a prediction has ended, or for `seconds`; return its state then.
 
-        It reads the live stream, and polls where there is none. `changed` is called with each
-        status; also those from `after` on, a place that `place` returned before the submit.
+        It reads the live stream, and polls if there is none. `changed` is called with each status,
+        also with earlier ones since `after`, a place that `place` returned before the submit.
         """
         until = inf if seconds is None else time.monotonic() + seconds
         watch = _Watch(after, changed or ignore)
@@ -122,7 +122,7 @@ class Operations:
                     return found
             left = until - time.monotonic()
             found = yield from self._read(prediction_id, max(1, int(min(left, longest))))
-            if not has_stream or found.status in TERMINAL:  # else the stream has the rest
+            if not has_stream or found.status in TERMINAL:  # else the stream reports it
                 watch.see(found.status)
             if found.status in TERMINAL or time.monotonic() >= until:
                 return found
@@ -141,8 +141,8 @@ class Operations:
     ) -> Steps[Page[Prediction]]:
         """List predictions, newest first; `cursor` is the `next_cursor` of the page before.
 
-        `model` and the values of `metadata` are shell globs. By them a page may hold fewer than
-        `limit`; its `next_cursor` is None where there are no more.
+        `model` and the values of `metadata` are shell globs. With them a page may have fewer items
+        than `limit`; only the last page has None as `next_cursor`.
         """
         params = _query(
             metadata,
@@ -167,7 +167,7 @@ class Operations:
 
     @operation
     def erase(self, prediction_id: str) -> Steps[Prediction]:
-        """Erase what a prediction was about; its ids, status and times stay."""
+        """Erase the input, metadata and outputs of a prediction; its ids, status and times stay."""
         return self._send(Prediction, "POST", _at("predictions", prediction_id, "erase"))
 
     @operation
@@ -190,7 +190,7 @@ class Operations:
 
     @operation
     def recipes(self) -> Steps[Page[OfferedRecipe]]:
-        """List recipes: what there is to order, with a JSON Schema of the options."""
+        """List recipes, each with a JSON Schema of its options."""
         return self._send(Page[OfferedRecipe], "GET", "/v1/recipes")
 
     @operation
@@ -206,9 +206,10 @@ class Operations:
         key: str | None = None,
         wait: int | None = None,
     ) -> Steps[Prediction]:
-        """Order by a recipe, once, however often that has to be sent; `key` and `wait` as above.
+        """Order by a recipe once, even if the request has to be repeated.
 
-        With `person` or `place` the recipes' allow lists hold, and their limits.
+        `key` and `wait` are as in `submit`. With `person` or `place`, the recipes' allow lists and
+        limits apply.
         """
         body = {"options": dict(options), "metadata": dict(metadata or {})}
         body |= _without_none(person=person, place=place, reply_to=reply_to)
@@ -219,7 +220,7 @@ class Operations:
 
     @operation
     def place(self) -> Steps[int | None]:
-        """Return where the live stream is now: `after`, for what happens from now on."""
+        """Return the current place of the live stream, to pass as `after` for later messages."""
         request = Request(method="HEAD", path=PATH)
         answer = yield from exchange(request, self.url, self._patience)
         place = answer.headers.get("last-event-id", "")
@@ -235,10 +236,10 @@ class Operations:
         metadata: Mapping[str, str] | None = None,
         told: Callable[[str], None] = ignore,
     ) -> Steps[NoReturn]:
-        """Follow the ends of predictions, for ever, from a place on (0: all; None: from now on).
+        """Yield the ends of predictions, for ever, after a place (0: all; None: from now on).
 
-        Lost connections are made again, and go on without a gap or a repeat; where that is not
-        possible there is a `stream.gap`. `told` is called with each loss.
+        After a lost connection it resumes without a gap or a repeat; if that is not possible, it
+        yields a `stream.gap`. `told` is called with the reason of each loss.
         """
         params = _query(metadata, type=ENDS, provider=provider, prediction=prediction)
         return follow(params, after, told, self.url)
@@ -255,10 +256,10 @@ class Operations:
         deliveries: bool = False,
         told: Callable[[str], None] = ignore,
     ) -> Steps[NoReturn]:
-        """Follow every change of a status, as `events` does; `type` names statuses.
+        """Yield every change of a status, as `events` does; `type` selects statuses.
 
-        With `deliveries` also the ends of handlers' attempts, live: those that fell into a lost
-        connection are not repeated.
+        With `deliveries`, also the ends of handlers' attempts; those during a lost connection are
+        not repeated.
         """
         params = _query(metadata, type=type, provider=provider, prediction=prediction)
         params |= _query(deliveries="true" if deliveries else None)
@@ -290,7 +291,7 @@ class Operations:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Steps[Page[Delivery]]:
-        """List deliveries, newest first: what is pending, done and dead."""
+        """List deliveries, newest first."""
         given = _query(
             state=state, handler=handler, prediction=prediction, limit=limit, cursor=cursor
         )
@@ -298,21 +299,21 @@ class Operations:
 
     @operation
     def retry(self, delivery_id: str) -> Steps[Delivery]:
-        """Try a dead or skipped delivery again, or a waiting one at once."""
+        """Retry a dead or skipped delivery, or a pending one at once."""
         return self._send(Delivery, "POST", _at("deliveries", delivery_id, "retry"))
 
     @operation
     def drain(
         self, seconds: int = 25, *, method: Literal["POST", "GET"] = "POST"
     ) -> Steps[Drained]:
-        """Run what is due, and return when that is done or the time is over."""
+        """Run due work; return when it is done, or after `seconds`."""
         return self._send(
             Drained, method, "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _SLACK
         )
 
     @operation
     def handlers(self) -> Steps[Page[HandlerState]]:
-        """List handlers: what is pending for each, and its state."""
+        """List handlers, each with its state and the number of pending deliveries."""
         return self._send(Page[HandlerState], "GET", "/v1/handlers")
 
     @operation
@@ -325,7 +326,7 @@ class Operations:
         """Resume a handler: its deliveries run again."""
         return self._send(HandlerState, "POST", _at("handlers", handler, "resume"))
 
-    # --- many at once, and what reached nobody ---
+    # --- bulk replays, discarded outcomes, costs ---
 
     @operation
     def count_replay(self, wanted: Selection) -> Steps[Replay]:
@@ -335,7 +336,7 @@ class Operations:
 
     @operation
     def start_replay(self, replay_id: str) -> Steps[Replay]:
-        """Begin a replay that was counted; asking twice is asking once."""
+        """Start a replay that was counted; a second call changes nothing."""
         return self._send(Replay, "POST", _at("replays", replay_id, "start"))
 
     @operation
@@ -345,7 +346,7 @@ class Operations:
 
     @operation
     def get_replay(self, replay_id: str) -> Steps[Replay]:
-        """Read how far a replay is."""
+        """Return a replay with its progress."""
         return self._send(Replay, "GET", _at("replays", replay_id))
 
     @operation
@@ -365,7 +366,7 @@ class Operations:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Steps[Page[DiscardedItem]]:
-        """List what came and reached no handler, the latest first."""
+        """List outcomes and calls that reached no handler, latest first."""
         given = _query(
             kind=kind, provider=provider, prediction=prediction, limit=limit, cursor=cursor
         )
@@ -379,9 +380,9 @@ class Operations:
         until: date | None = None,
         by: Sequence[str] = ("day",),
     ) -> Steps[CostReport]:
-        """Return what was spent from one day of UTC up to before another, by groups.
+        """Return the costs from one UTC day up to before another, by groups.
 
-        `by` is of day, provider, model, recipe, key and metadata.NAME.
+        `by` contains some of day, provider, model, recipe, key and metadata.NAME.
         """
         given = _query(since=since, until=until, by=by)
         return self._send(CostReport, "GET", "/v1/costs", given)
@@ -395,27 +396,27 @@ class Operations:
 
     @operation
     def ready(self) -> Steps[Readiness]:
-        """Return whether the database takes writes; raise ClientError (503) where not."""
+        """Return whether the database takes writes; raise ClientError (503) if not."""
         return self._send(Readiness, "GET", "/readyz")
 
     @operation
     def metrics(self) -> Steps[str]:
-        """Read what was counted and what is pending, in the format of Prometheus."""
+        """Return the metrics, in the format of Prometheus."""
         return self._text("/metrics")
 
     @operation
     def about(self) -> Steps[str]:
-        """Read what it says of itself, in a few lines."""
+        """Return the receiver's description of itself, a few lines of text."""
         return self._text("/")
 
     @operation
     def openapi(self) -> Steps[dict[str, Any]]:
-        """Read the description for programs."""
+        """Return the OpenAPI document."""
         return self._send(dict[str, Any], "GET", "/openapi.json")
 
     @operation
     def docs(self) -> Steps[str]:
-        """Read the description for people, as HTML."""
+        """Return the documentation of the API as HTML."""
         return self._text("/docs")
 
     @operation
@@ -429,7 +430,7 @@ class Operations:
         """Send any request, and return the JSON of the answer as it is."""
         return self._send(_ANY, method, path, body=body, headers=headers)
 
-    # --- how ---
+    # --- internals ---
 
     def _send(
         self,
@@ -499,7 +500,7 @@ class Operations:
     def _handle_message(
         self, prediction_id: str, message: Message, watch: _Watch
     ) -> Steps[Prediction | None]:
-        """Handle a message; return the prediction where it has ended."""
+        """Handle a message; return the prediction if it has ended."""
         is_begun, watch.after = watch.after is not None, message.seq
         content = None if message.type == OPEN else message.content
         if isinstance(content, Change):
@@ -508,7 +509,7 @@ class Operations:
         if isinstance(content, Announcement):
             found = content.prediction
         elif is_begun and message.type == OPEN:
-            return None  # all that happened since is still to come
+            return None  # later messages report all changes since
         else:
             found = yield from self._read(prediction_id)
         watch.see(found.status)
@@ -516,7 +517,7 @@ class Operations:
 
 
 class _Watch:
-    """Reports each status of a prediction once, and keeps the place in the stream."""
+    """The state of a wait: reports each new status once, and keeps the place in the stream."""
 
     def __init__(self, after: int | None, changed: Callable[[Status], None]) -> None:
         self.after = after
@@ -535,7 +536,7 @@ def _at(*parts: str) -> str:
 
 
 def _headers(key: str | None, wait: int | None) -> dict[str, str]:
-    """Return the headers of what is done once; a key that is not given is made."""
+    """Return the headers of a submit; without a key, one is generated. Raises ClientError."""
     key = os.urandom(16).hex() if key is None else key
     if not key or not (key.isascii() and key.isprintable()):
         raise ClientError("unfit", f"key must be printable ASCII and not empty, not {key[:40]!r}")

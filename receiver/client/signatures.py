@@ -16,7 +16,7 @@ from receiver.client.steps import ClientError
 from receiver.model.values import Channel, Event, EventType, Prediction
 
 _TOLERANCE: Final = 300
-"""Seconds by which the clocks may differ, and in which what was overheard can be sent again."""
+"""Seconds by which the clocks may differ; within them, a captured request can be replayed."""
 _KEY_BYTES: Final = range(24, 65)
 
 
@@ -39,10 +39,10 @@ def verify(
     *,
     clock: Callable[[], float] = time.time,
 ) -> Event:
-    """Return the event that `forward` has sent, or raise ClientError: answer that with a 401.
+    """Return the event that `forward` sent, or raise ClientError: answer that with a 401.
 
-    `secret` is FORWARD_SECRET (several by blanks, while one replaces another), `body` the bytes as
-    they came. An event may come twice: take it once by its `id`.
+    `secret` is FORWARD_SECRET (during a rotation several, separated by blanks), `body` the bytes as
+    received. An event may arrive twice: use its `id` to process it once.
     """
     given = {name.lower(): value for name, value in headers.items()}
     name, at = given.get("webhook-id", ""), given.get("webhook-timestamp", "")
@@ -78,7 +78,7 @@ def _unverified(reason: str) -> ClientError:
 
 
 def _keys(secret: str) -> list[bytes]:
-    """Read the secrets; raise ClientError where one could not have signed anything."""
+    """Return the keys of the secrets; raise ClientError if one is not valid or there are none."""
     keys = []
     for text in secret.split():
         encoded = text.removeprefix("v1,").removeprefix("whsec_")

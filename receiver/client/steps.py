@@ -1,7 +1,7 @@
 """Requests, answers and retries as values (sans-IO): a driver does the I/O.
 
-A call is a generator of steps. A driver does each step, blocking or awaited, and hands
-the result back in; an httpx.RequestError is thrown in where there is none.
+A call is a generator of steps. A driver does each step, blocking or awaited, and sends the result
+into the generator; if there is none, it throws in the httpx.RequestError.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ PREFIX: Final = "urn:receiver:problem:"
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 10.0
 _LATER: Final = frozenset({429, 503})
-"""Nothing was done, and nothing will be before Retry-After."""
+"""Statuses that mean that nothing was done: repeat the request after Retry-After."""
 _LOST: Final = frozenset({502, 504})
-"""From something in between: nobody knows what was done."""
+"""Statuses of a proxy: it is not known whether the receiver handled the request."""
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _LONGEST_QUOTE: Final = 200
 
 
 class ClientError(ReceiverError):
-    """The receiver refused or could not be reached; the message is fit for a terminal.
+    """The failure of a call: the receiver refused it or could not be reached.
 
     `type` is the problem's, as in `not-found`; or `unreachable` (no answer), `no-receiver`
-    (something else did), `unverified` (what came is not from it) or `unfit` (never sent).
+    (another server answered), `unverified` (an event is not from the receiver) or `unfit` (wrong
+    arguments; nothing was sent). The message is fit for a terminal.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class ClientError(ReceiverError):
         self.type = type
         self.detail = detail
         self.status = status
-        """HTTP's; None where there was no answer."""
+        """The HTTP status; None if there was no answer."""
         self.retry_after = retry_after
-        """Seconds after which it is worth asking again, where the receiver says so."""
+        """Seconds to wait before a repeat, if the answer specifies them."""
         self.prediction_id = prediction_id
-        """The prediction that holds the Idempotency-Key, where that is the problem."""
+        """The prediction that has the Idempotency-Key already, if that is the problem."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,16 +64,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     content: bytes | None = None
     silence: float | None = None
-    """Seconds without a byte after which the answer is lost; None: as the client has it."""
+    """Seconds without a byte after which the request fails; None: the client's own timeout."""
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether to send it twice does what sending it once does."""
+        """Whether sending it twice has the same effect as sending it once."""
         return self.method in {"GET", "HEAD"} or "Idempotency-Key" in self.headers
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to a request; that of a stream which was opened has no content yet."""
+    """The answer to a request; that of an opened stream has no content yet."""
 
     status: int
     headers: httpx.Headers
@@ -80,19 +81,19 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Sleep(msgspec.Struct, frozen=True):
-    """A step: wait for so many seconds."""
+    """A step: wait."""
 
     seconds: float
 
 
 class OpenStream(msgspec.Struct, frozen=True):
-    """A step: send this, and leave the body of a good answer to ReadChunk."""
+    """A step: send this; the body of a successful answer is left to ReadChunk."""
 
     request: Request
 
 
 class ReadChunk(msgspec.Struct, frozen=True):
-    """A step: read the next chunk of the stream; b"" where it has ended."""
+    """A step: read the next chunk of the stream; b"" when it has ended."""
 
 
 class Emit(msgspec.Struct, frozen=True):
@@ -112,7 +113,7 @@ Steps: TypeAlias = Generator[Step, Any, T]
 
 
 def advance(steps: Steps[Any], found: Any) -> Step | Done:
-    """Send in the result of a step, and return the next."""
+    """Send the result of a step into the generator, and return the next step."""
     try:
         return steps.send(found)
     except StopIteration as end:
@@ -120,7 +121,7 @@ def advance(steps: Steps[Any], found: Any) -> Step | Done:
 
 
 def advance_with_error(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
-    """Throw in the error of a step, and return the next."""
+    """Throw the error of a step into the generator, and return the next step."""
     try:
         return steps.throw(error)
     except StopIteration as end:
@@ -136,15 +137,15 @@ def pauses() -> Iterator[float]:
 
 
 def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
-    """Send a request until it is answered, as long as a repeat is safe and patience lasts.
+    """Send a request, and repeat it until it succeeds, while that is safe and `patience` lasts.
 
-    `patience` is how many seconds the waits between repeats may come to. Raises ClientError.
+    `patience` limits the sum of the waits between repeats, in seconds. Raises ClientError.
     """
     pause = pauses()
     while True:
         try:
             answer = yield request
-        except httpx.LocalProtocolError as error:  # nor would it ever be sent
+        except httpx.LocalProtocolError as error:  # a repeat would fail as well
             raise ClientError("unfit", f"this cannot be sent: {error}") from error
         except httpx.RequestError as error:
             detail = str(error) or type(error).__name__
@@ -166,7 +167,7 @@ def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
 
 
 def refusal(answer: Answer, url: str) -> ClientError | None:
-    """Return the error that an answer is; None: all is well."""
+    """Return the error that an answer reports; None if it is a success."""
     if answer.status < 300:  # noqa: PLR2004 - where HTTP's good answers end
         return None
     retry_after = answer.headers.get("retry-after", "")
@@ -189,7 +190,7 @@ def refusal(answer: Answer, url: str) -> ClientError | None:
 
 
 def read(answer: Answer, kind: type[T], url: str) -> T:
-    """Read the JSON of an answer; raise ClientError where it is not what a receiver says."""
+    """Return the decoded JSON of an answer; raise ClientError if it is not a receiver's."""
     try:
         return msgspec.json.decode(answer.content, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

@@ -110,7 +110,7 @@ CHECKS: Final[Mapping[str, Check]] = {
 async def check_chat(
     platform: str, env: Mapping[str, str], settings: Settings, prober: Prober
 ) -> Findings:
-    """Check a chat platform; without its handler in the settings, send it nothing."""
+    """Check a chat platform; return no findings if its handler is not in RECEIVER_HANDLERS."""
     names = {f"{platform}-in", f"receiver_handlers.{platform}_in"}
     if not names & set(settings.handlers):
         return []

@@ -63,7 +63,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     release: str
     replica: bool
     read_only: bool = False
-    """Whether transactions are read-only by default; hosts set this if the disk is full."""
+    """Whether transactions are read-only by default; hosts set this if a database is full."""
     skew: float
     """Seconds by which its clock is ahead of ours."""
     free_connections: int

@@ -102,7 +102,7 @@ def _guessable(settings: Settings) -> Iterator[Finding]:
 
 
 def _placeholders(settings: Settings) -> Iterator[Finding]:
-    """Find providers' keys that look like placeholders; providers made the others strong."""
+    """Find providers' keys that look like placeholders; their strength is not checked."""
     for name, given in settings.providers.items():
         if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
             text = f"the key of {name} looks like a placeholder"
