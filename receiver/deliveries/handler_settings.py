@@ -19,9 +19,6 @@ from receiver.settings.toml import Table, read_file
 
 T = TypeVar("T")
 
-_HEADER: Final = r"[!-~]+"
-"""What fits into a header."""
-
 
 class read_settings:  # noqa: N801 - used like a function
     """Read a handler's settings, and report all wrong ones at once.
@@ -82,11 +79,10 @@ class read_settings:  # noqa: N801 - used like a function
         return self.parsed(name, says, parse, default=default)
 
     def secret(
-        self, name: str, says: str, pattern: str = _HEADER, *, default: str | None = None
+        self, name: str, says: str, pattern: str = r"[!-~]+", *, default: str | None = None
     ) -> Secret:
         """Read a secret that no log shows; it must fit into a header unless `pattern` is wider."""
-        what = "whole, on one line, and without blanks and quotes" if pattern == _HEADER else says
-        return self.parsed(name, says, lambda text: _secret(text, pattern, what), default=default)
+        return self.parsed(name, says, lambda text: _secret(text, pattern, says), default=default)
 
     def tables(self, name: str, says: str) -> dict[str, Table]:
         """Read a TOML file that a setting names: its tables by name.
@@ -161,9 +157,9 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _secret(text: str, pattern: str, what: str) -> Secret:
+def _secret(text: str, pattern: str, says: str) -> Secret:
     if text and not re.fullmatch(pattern, text, re.ASCII):
-        raise ValueError(f"must be {what}")
+        raise ValueError(f"must be whole, on one line, without blanks and quotes: {says}")
     return Secret(text)
 
 

@@ -18,6 +18,7 @@ from receiver.http.listening import listening
 from receiver.testing.chat import telegram_secret
 from tests.cli.running import SECRET, receiver
 from tests.emulator.serving import FAST
+from tests.handlers.parts import serving
 from tests.handlers.talking import RECIPES
 
 PUBLIC: Final = "https://hooks.example"
@@ -66,7 +67,7 @@ async def test_discords_commands_are_those_of_the_recipes(
 ) -> None:
     env = platforms.env
     [(level, says)] = await doctor(env, "discord")
-    assert (level, "/imagine" in says) == ("warn", True)
+    assert (level, "no commands for all servers" in says) == ("ok", True)
     for guild in ("", "290926798626357999"):
         done = receiver("chat", "discord", *["--guild", guild] * bool(guild), cwd=tmp_path, **env)
         assert done.returncode == 0, done.stderr
@@ -113,8 +114,32 @@ async def test_telegrams_webhook_menu_and_poll(tmp_path: Path, platforms: Platfo
     assert "503" in (await doctor(env, "telegram"))[0][1]
     assert receiver("chat", "telegram", "--poll", cwd=tmp_path, **env).returncode == 0
     assert telegram.webhook.url == ""
-    polled = await doctor({**env, "TELEGRAM_POLL": "1"}, "telegram")
+    polled = await doctor({**env, "TELEGRAM_POLL": "On", "RECEIVER_PUBLIC_URL": ""}, "telegram")
     assert [level for level, _ in polled] == ["ok"]
+    telegram.webhook.url = "https://old.example/123:another-bots-token"
+    for more in ({}, {"TELEGRAM_POLL": "1"}):
+        [(level, says), _] = await doctor({**env, **more}, "telegram")
+        assert (level, "at old.example, but" in says, "token" in says) == ("FAIL", True, False)
+
+
+@pytest.mark.parametrize("platform", ["discord", "telegram"])
+def test_without_an_address_nothing_is_set_up(
+    tmp_path: Path, platforms: Platforms, platform: str
+) -> None:
+    chats = platforms.chats
+    chats.discord.commands, chats.telegram.commands = {}, []
+    done = receiver("chat", platform, cwd=tmp_path, **platforms.env | {"RECEIVER_PUBLIC_URL": ""})
+    assert (done.returncode, "RECEIVER_PUBLIC_URL is not set" in done.stderr) == (1, True)
+    assert (chats.discord.commands, chats.telegram.commands) == ({}, [])
+
+
+def test_no_error_shows_the_token_of_a_bot(tmp_path: Path, platforms: Platforms) -> None:
+    token = platforms.env["TELEGRAM_TOKEN"]
+    with serving((404, {}, f"Cannot POST /bot{token}/setMyCommands".encode())) as proxy:
+        env = platforms.env | {"TELEGRAM_URL": proxy.url}
+        done = receiver("chat", "telegram", cwd=tmp_path, **env)
+    assert "HTTP 404: Cannot POST /bot…/setMyCommands" in done.stderr
+    assert token not in done.stderr
 
 
 @pytest.mark.anyio

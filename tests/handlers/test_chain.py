@@ -288,8 +288,8 @@ def test_what_could_never_be_submitted_ends_dead_and_costs_nothing(
         ({"input": {"a": "{"}}, "chain"),
         ({"metadata": "[1]"}, "CHAIN_METADATA must be a JSON object"),
         ({"metadata": "{"}, "CHAIN_METADATA must be a JSON object"),
-        ({"depth": "-1"}, "CHAIN_DEPTH must be a number"),
-        ({"depth": "deep"}, "CHAIN_DEPTH must be a number"),
+        ({"depth": "-1"}, "CHAIN_DEPTH must be a whole number"),
+        ({"depth": "deep"}, "CHAIN_DEPTH must be a whole number"),
     ],
 )
 def test_senseless_settings_cannot_be_loaded(chain: Any, more: dict[str, Any], said: str) -> None:

@@ -15,7 +15,7 @@ from receiver.emulator.chats.discord.interactions import EPOCH
 from receiver.emulator.chats.discord.people import signed
 from receiver.testing import Kit, make_event
 from tests.conftest import Disk, Start
-from tests.handlers.chat import keeping
+from tests.handlers.chat import KEPT, keeping
 from tests.handlers.parts import built_in
 from tests.handlers.talking import (
     PNG,
@@ -31,6 +31,7 @@ from tests.handlers.talking import (
     talking,
 )
 from tests.journey.parts import eventually
+from tests.receiving import eventually as eventually_there
 from tests.receiving import hangs
 
 STAMP: Final = "1700000000"
@@ -102,6 +103,15 @@ async def test_what_discord_signs_is_taken_and_nothing_else(start: Start, discor
         ping = await call(station, "/in/discord", b'{"type":1}', proof(VECTORS[b'{"type":1}']))
         assert ping.json() == {"type": 1}
         assert station.count("predictions") == 1
+
+
+@pytest.mark.anyio
+async def test_a_command_is_stale_when_its_token_is(start: Start, discord: str) -> None:
+    async with start(discord, clock=lambda: AT + 1000, others=nowhere(), **RECIPES) as station:
+        [(body, good)] = [each for each in VECTORS.items() if b'"type":2' in each[0]]
+        assert (await call(station, "/in/discord", body, proof(good))).status_code == 401
+        rejections = "SELECT reason FROM callbacks WHERE verdict = 'rejected'"
+        await eventually_there(lambda: station.rows(rejections) == [("stale",)])
 
 
 def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
@@ -265,6 +275,10 @@ def test_a_picture_that_is_flagged_is_hidden_until_it_is_asked_for(receiver_kit:
     assert [one.name.startswith("SPOILER_") for one in reply.files] == [True]
     assert "image" not in json.dumps(reply.raw["embeds"])
     assert "flagged: all black" in reply.text
+    settings = RECIPES | {"DISCORD_MAX_BYTES": "1"}
+    kit = receiver_kit(keeping, built_in("discord_in"), chats=True, settings=settings)
+    linked = kit.says("/imagine a lighthouse", on="discord").reply
+    assert (linked.files, f"||<{KEPT}>||" in linked.text) == ([], True)
 
 
 @pytest.mark.parametrize("minutes", [0, 16])

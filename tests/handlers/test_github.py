@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import pytest
@@ -205,8 +204,7 @@ def test_the_primary_limit_is_waited_for(github: GitHub, kit: Kit, status: int) 
     delivered = kit.deliver(make_event())
     assert delivered.delivery.reason == f"HTTP {status}: {said}"
     assert delivered.delivery.due_at is not None
-    assert datetime.fromisoformat(delivered.delivery.due_at).timestamp() >= int(reset)
-    assert waits(delivered) <= 1801
+    assert 1700 < waits(delivered) <= 1801
     kit.exhaust(delivered)
     assert (delivered.delivery.state, github.asked) == ("done", 2)
 

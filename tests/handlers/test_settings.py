@@ -131,7 +131,7 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
     ("slack", {"SLACK_TEXT": "{nothing}"}, "is not a field"),
     ("slack", {"SLACK_TOKEN": "xoxb-\nhunter2"}, "SLACK_TOKEN must be whole"),
     ("slack_in", {"SLACK_SIGNING_SECRET": ""}, "needs SLACK_SIGNING_SECRET"),
-    ("slack_in", {"SLACK_SIGNING_SECRET": "hunter2"}, "must be the app's signing secret"),
+    ("slack_in", {"SLACK_SIGNING_SECRET": "hunter2"}, "must be of 16 to 200 characters"),
     ("slack_in", {"SLACK_ADMINS": "ann"}, "SLACK_ADMINS must be ids of people"),
     ("discord_in", {"DISCORD_PUBLIC_KEY": "03a1"}, "DISCORD_PUBLIC_KEY must be the application's"),
     ("discord_in", {"DISCORD_APPLICATION": "imagine"}, "DISCORD_APPLICATION must be"),
@@ -143,7 +143,7 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
     ("github", {"GITHUB_TOKEN": "ghp_ hunter2"}, "GITHUB_TOKEN must be whole"),
     ("command", {"COMMAND_RAW": "perhaps"}, "COMMAND_RAW must be one of"),
     ("command", {"COMMAND_TIMEOUT": "-1"}, "COMMAND_TIMEOUT must be a number"),
-    ("chain", {"CHAIN_DEPTH": "1.5"}, "CHAIN_DEPTH must be a number"),
+    ("chain", {"CHAIN_DEPTH": "1.5"}, "CHAIN_DEPTH must be a whole number"),
 ]
 
 

@@ -349,7 +349,8 @@ async def test_who_waits_is_told_how_many_are_before_them(
 async def test_while_the_store_is_away_slack_is_to_come_again(
     start: Start, disk: Disk, slack: str
 ) -> None:
-    async with start(slack, others=nowhere(), **RECIPES) as station:
+    chats = nowhere()
+    async with start(slack, others=chats, **RECIPES) as station:
         body = MENTION.replace(b"U01", b"U1")
         disk.full = True
         headers = JSON | signed(SECRET, int(station.clock()), body)
@@ -358,6 +359,8 @@ async def test_while_the_store_is_away_slack_is_to_come_again(
         again = {"x-slack-retry-num": "1", "x-slack-retry-reason": "http_error"}
         assert await four_times(station, "/in/slack", body, headers | again) == [200] * 4
         assert station.count("predictions") == 1
+        await eventually_there(lambda: chats.chats.slack.board.messages)
+        assert [one.text for one in chats.chats.slack.board.messages] == ["On it."]
 
 
 @pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])

@@ -117,7 +117,7 @@ def test_a_command_is_answered_by_its_picture(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", on="telegram", finish=False)
     promise = eventually(lambda: said.replies)[0]
-    eventually(lambda: predictions(kit)[0].metadata.get("telegram_promise"))
+    eventually(lambda: predictions(kit)[0].metadata.get("telegram_acknowledgement"))
     assert (promise.text, [one.label for one in promise.buttons]) == ("On it.", ["Cancel"])
     kit.finish_all()
     reply = said.reply
@@ -157,6 +157,7 @@ def test_help_and_refusals_are_replies(receiver_kit: Kits) -> None:
             "entities": [{**COMMAND["message"]["entities"][0], "length": 17}],
         },
         {"text": "/weather Berlin"},
+        {"text": "/start"},
         {"text": "a lighthouse", "entities": []},
     ],
     ids=str,
@@ -255,7 +256,7 @@ def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, f
 def test_several_pictures_are_an_album_below_a_text_with_the_buttons(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine two towers", on="telegram", finish=False)
-    eventually(lambda: predictions(kit)[0].metadata.get("telegram_promise"))
+    eventually(lambda: predictions(kit)[0].metadata.get("telegram_acknowledgement"))
     urls = [f"https://providers.test/files/{drawn.name_for(str(n))}" for n in range(2)]
     kit.finish_all(make_event("succeeded", output=urls))
     text, *album = said.replies
@@ -269,11 +270,12 @@ def test_several_pictures_are_an_album_below_a_text_with_the_buttons(receiver_ki
 def test_a_failure_is_told_to_the_asker(receiver_kit: Kits, place: str, minutes: int) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", place=place, on="telegram", finish=False)
-    eventually(lambda: predictions(kit)[0].metadata.get("telegram_promise"))
+    eventually(lambda: predictions(kit)[0].metadata.get("telegram_acknowledgement"))
     kit.clock.move(minutes * 60)
     kit.finish_all(make_event("failed", error=("content_policy", "unsafe")))
     [told] = said.replies
     assert ("rules do not allow" in told.text, told.place) == (True, str(numbered("U1")))
+    assert kit.presses(told, "Again").pictures
 
 
 def test_where_the_bot_may_not_write_the_picture_comes_directly(receiver_kit: Kits) -> None:
@@ -327,7 +329,7 @@ def test_the_asker_cancels(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", on="telegram", finish=False)
     promise = eventually(lambda: said.replies)[0]
-    eventually(lambda: predictions(kit)[0].metadata.get("telegram_promise"))
+    eventually(lambda: predictions(kit)[0].metadata.get("telegram_acknowledgement"))
     kit.presses(promise, "Cancel", on="telegram", finish=False)
     eventually(lambda: predictions(kit)[0].status, lambda status: status == "canceled")
     kit.finish_all()
