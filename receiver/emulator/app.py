@@ -1,4 +1,4 @@
-"""Puts the providers, the chat platforms, pictures and the control routes on one port."""
+"""The emulator's ASGI app: providers, chat platforms, pictures and control routes on one port."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ from receiver.emulator.world import World
 
 
 class _Emulator(Starlette):
-    """Notes how to hang up before anything wraps the connection."""
+    """A Starlette app that stores how to close the connection, before any layer wraps it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wire.remember_connection(scope, send)
@@ -31,7 +31,7 @@ class _Emulator(Starlette):
 def create_emulator(
     options: Options | None = None, now: Callable[[], float] = time.time
 ) -> Starlette:
-    """Build the ASGI app; its background work lives as long as its lifespan."""
+    """Return the ASGI app; its background work ends with its lifespan."""
     options = options or Options()
     world = World(options, now)
     oxen = Oxen(world)
@@ -60,7 +60,7 @@ def create_emulator(
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    """Answer a client that disconnected in mid-request, so that no error is logged."""
+    """Answer a client that disconnected during its request, so that no error is logged."""
     return Response(status_code=400)
 
 

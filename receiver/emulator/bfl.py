@@ -1,4 +1,4 @@
-"""Black Forest Labs: a prediction is polled at its shard, and is not found elsewhere (404)."""
+"""Black Forest Labs: a prediction is polled at its shard; any other answers 404."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Bfl:
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = self._read(request, account, await wire.read_object(request))
         created: dict[str, Any] = {"id": prediction.id}
-        if prediction.old:  # with a callback there was nothing to poll, and no price
+        if prediction.old:  # the older shape has no polling URL and no price
             created |= {"status": "Pending", "webhook_url": prediction.callback_url}
         else:
             url = f"{prediction.origin}{_SHARD}?id={prediction.id}"
@@ -103,7 +103,7 @@ class Bfl:
         return answer(self._state(prediction))
 
     async def _poll_elsewhere(self, request: Request, account: str) -> Response:
-        """Return a prediction that was given no shard; others are not found here."""
+        """Answer a poll outside the shard: 404, unless the submit returned no polling URL."""
         name = request.query_params.get("id", "")
         found = self._world.ledger.find("bfl", name, account)
         return await self._poll(request, account) if found and found.old else _not_found(name)
@@ -125,7 +125,7 @@ class Bfl:
         return state | {"status": "Error", "details": {"error": words, "code": code}}
 
     def _result(self, prediction: Prediction) -> dict[str, Any]:
-        """Return one picture, as these models make; several if the ending has them."""
+        """Return one picture, or several if the ending has them."""
         output = output_of(self._world, prediction)
         result: dict[str, Any] = {"prompt": prediction.prompt, "seed": prediction.variant}
         if isinstance(output, str):
@@ -148,7 +148,7 @@ class Bfl:
         self,
         prediction: Prediction,
         body: bytes,
-        at: float | None = None,  # noqa: ARG002 - nothing is dated
+        at: float | None = None,  # noqa: ARG002 - nothing contains a time
     ) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "bfl-emulator"}
         if not prediction.secret:

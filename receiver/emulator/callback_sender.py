@@ -18,7 +18,7 @@ _ERROR_KEPT = 200
 
 
 class Timers:
-    """Delayed calls, dropped when the emulator stops; and the time now."""
+    """The clock, and delayed calls, which are dropped when the emulator stops."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
@@ -34,18 +34,18 @@ class Timers:
 
 @dataclass(slots=True)
 class Callback:
-    """A body to be sent to a URL."""
+    """A callback to be sent, and its attempts so far."""
 
     prediction: Prediction
     body: bytes
     headers: Callable[[], Mapping[str, str]]
-    """Made anew for each attempt, since a signature holds the time."""
+    """Called for each attempt, because a signature contains the time."""
     schedule: Schedule
     tries: int = 0
     waited: float = 0
 
     def wait_after(self, status_code: int | None) -> float | None:
-        """Return how long to wait for the next attempt; None when there is none."""
+        """Return the seconds until the next attempt; None if there is none."""
         schedule = self.schedule
         wait = schedule.waits[self.tries - 1] if self.tries <= len(schedule.waits) else None
         lifetime = schedule.lifetime_large if len(self.body) >= _LARGE else schedule.lifetime
@@ -61,7 +61,7 @@ class Callback:
 
 
 class CallbackSender(Outgoing):
-    """Makes attempts, a bounded number at once."""
+    """The sender of callbacks, with a limit on concurrent attempts."""
 
     def __init__(self, timers: Timers, time_scale: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Eachlabs: creates answer `success`, polls end in `success`, callbacks end in `succeeded`."""
+"""Eachlabs: a submit and a final poll have the status `success`, a callback `succeeded`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +35,7 @@ _MOST_LISTED = 100
 _LISTED = 50
 CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
 _OLDEST = 7
-"""The variant, of eight, that in `mixed` speaks the oldest callback shape of all."""
+"""In shape `mixed`: the variant, of eight, whose callback has the oldest shape."""
 
 
 class Eachlabs:
@@ -124,7 +124,7 @@ class Eachlabs:
         return None
 
     def _full(self, account: str) -> Response | None:
-        """Refuse more at once than an account with little money may have, or too soon after."""
+        """Refuse a submit above the concurrency limit, or within `eachlabs_shut` of a refusal."""
         options, now = self._world.options, self._world.now()
         limit = options.eachlabs_in_flight
         if limit is None:
@@ -138,7 +138,7 @@ class Eachlabs:
         return self._refused(429, "too many requests", f"{few} executions")
 
     def _no_money(self, account: str, inputs: Mapping[str, Any]) -> Response | None:
-        """Refuse a submit while another is unfinished, by the fault reserve_money."""
+        """Refuse a submit while another is unfinished, if the fault reserve_money is set."""
         if not self._world.lifecycle.in_flight("eachlabs", account):
             return None
         if not self._world.faults.take(
@@ -213,7 +213,7 @@ class Eachlabs:
         }
 
     def _status(self, prediction: Prediction) -> str:
-        """Spell a state as a poll does; in one text of theirs an `error` is `failed`."""
+        """Return the status in a poll; one page of their documentation has `failed` for `error`."""
         if prediction.state == "failed":
             other = self._world.options.shape == "mixed" and prediction.variant % 2
             return "failed" if other else "error"
@@ -227,7 +227,7 @@ class Eachlabs:
         return self._output(prediction) if prediction.state == "succeeded" else None
 
     def _output(self, prediction: Prediction) -> Any:
-        """Return the pictures as text, list or object: the models differ."""
+        """Return the pictures as text, list or object, as the models differ."""
         planned = prediction.plan.ending.output
         if planned is None and "[text]" in prediction.prompt:
             return "Output URL"
@@ -246,7 +246,7 @@ class Eachlabs:
         return "text" if prediction.old else "object"
 
     def _push(self, prediction: Prediction, reported: Prediction | None = None) -> None:
-        """Call back with a prediction as it is, or as `reported`."""
+        """Send the callback of a prediction, with the content of `reported` if given."""
         if not prediction.callback_url:
             return
         body = self.callback(reported or prediction)
@@ -255,8 +255,8 @@ class Eachlabs:
     def headers(
         self,
         prediction: Prediction,
-        body: bytes,  # noqa: ARG002 - the secret says nothing of it
-        at: float | None = None,  # noqa: ARG002 - nothing is dated
+        body: bytes,  # noqa: ARG002 - the secret does not depend on it
+        at: float | None = None,  # noqa: ARG002 - nothing contains a time
     ) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "eachlabs-emulator"}
         if not prediction.secret:
@@ -283,7 +283,7 @@ class Eachlabs:
         if prediction.old:
             return body | {"output": "", "error": reason}
         entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": reason}
-        if prediction.plan.ending.reason:  # any text: only the category says what it means
+        if prediction.plan.ending.reason:  # any text: only the category classifies it
             entry["classification"] = {"category": CATEGORIES[failure]}
         return body | {"output": [entry], "error": ""}
 
@@ -298,7 +298,7 @@ class Eachlabs:
         }
 
     async def _webhooks(self, request: Request, account: str) -> Response:
-        """List predictions whose callback was tried; those with no attempt yet are left out."""
+        """List the predictions with at least one callback attempt."""
         limit = min(_number(request, "limit", _LISTED), _MOST_LISTED)
         offset = _number(request, "offset", 0)
         latest = self._world.ledger.latest("eachlabs", account)

@@ -1,4 +1,4 @@
-"""How a prediction ends: what it made, or why it made nothing."""
+"""The ending of a prediction: its output, or its failure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Failure = Literal["model", "moderated", "timeout", "prompt", "parameter"]
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A failure with its words, or an output."""
+    """A failure with its reason, or an output."""
 
     failure: Failure | None = None
     reason: str = ""
-    """What the provider says of the failure; empty: its usual words."""
+    """The provider's message about the failure; empty: its usual one."""
     output: tuple[Mapping[str, Any], ...] | str | None = None
-    """Files, each with its `url`, or words; None: pictures drawn from the prompt."""
+    """Files, each with its `url`, or a text; None: pictures drawn from the prompt."""

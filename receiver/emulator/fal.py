@@ -1,4 +1,4 @@
-"""fal.ai: COMPLETED may be a failure, unfinished is 202, and every callback is signed."""
+"""fal.ai: COMPLETED may be a failure, unfinished is HTTP 202, every callback is signed."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ CALLBACKS = Schedule(
     redirect_is_final=True,
 )
 _INTERNAL_RETRY = 7
-"""In `mixed`: the variant, of eight, that fal retried itself, so that its gateway id differs."""
+"""In shape `mixed`: the variant, of eight, that fal retried itself: its gateway id differs."""
 
 
 class Fal:
@@ -96,7 +96,7 @@ class Fal:
         return self._world.account(key)
 
     def _owner(self, request: Request) -> str:
-        """Return the account of a key, for fal's platform API: its errors are not the queue's."""
+        """Return the account of a key; raise Refusal in the form of fal's platform API."""
         refused = _platform_error(401, "authorization_error", "Invalid API key")
         return self._world.authenticate(wire.credential(request, "Key"), refused)
 
@@ -107,7 +107,7 @@ class Fal:
         return answer({"models": [_model(name)], "next_cursor": None, "has_more": False})
 
     async def _requests(self, request: Request, account: str) -> Response:
-        """List what has ended, the last to end first, in pages."""
+        """List the finished requests in pages, the latest end first."""
         query = request.query_params
         start, cursor = query.get("start", ""), query.get("cursor", "")
         if not query.get("endpoint_id"):
@@ -236,7 +236,7 @@ class Fal:
         return self._present(request, self._world.find_polled, account)
 
     def _present(self, request: Request, find: Any, account: str) -> Prediction:
-        """Find a prediction by its id; the app in the URL must be its own."""
+        """Return a prediction by its id; raise Refusal if it is unknown or of another app."""
         prediction: Prediction | None = find("fal", request.path_params["id"], account)
         if prediction and app_of(request.path_params["app"]) == app_of(prediction.model):
             return prediction
@@ -268,7 +268,7 @@ class Fal:
         return answer({"prices": found, "next_cursor": None, "has_more": False})
 
     async def _bills(self, request: Request) -> Response:
-        """List what was billed, for keys of another scope: here those that say `admin`."""
+        """List billing events; requires a key with the admin scope: here one with `admin` in it."""
         if "admin" not in wire.credential(request, "Key"):
             error = {"type": "authorization_error", "message": "an admin API key is needed"}
             return answer({"error": error}, 403)
@@ -284,14 +284,14 @@ class Fal:
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Sign a body, now or as of another time."""
+        """Return the headers that sign a body, with the current time or `at`."""
         at, forged = self._world.signing(prediction, at)
         user = user_id(prediction.account)
         signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
         return {"content-type": "application/json", "user-agent": "fal-emulator"} | signed
 
     def callback(self, prediction: Prediction) -> bytes:
-        """Return the bytes that are signed: keys sorted, a blank after every separator."""
+        """Return the bytes that are signed: keys sorted, a space after every separator."""
         retried = self._world.options.shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
         gateway = self._world.new_id() if retried else prediction.id
         body = {"request_id": prediction.id, "gateway_request_id": gateway}
@@ -310,7 +310,7 @@ class Fal:
 
 
 def app_of(model: str) -> str:
-    """Return the part of an id that names the app, without a path; empty when there is none."""
+    """Return the app in a model's id, without the path; empty if there is none."""
     parts = model.split("/")
     if short := _SHORT_ID.fullmatch(model):
         parts = [short[1], short[2]]
@@ -330,12 +330,12 @@ def _refused(status: int, kind: str, detail: str, retry_after: int | None = None
 
 
 def _any_caller(request: Request) -> str:
-    """Accept every caller: models are described without a key, too."""
+    """Return the key, even an empty one: models are described to any caller."""
     return wire.credential(request, "Key")
 
 
 def _platform_error(status: int, kind: str, message: str) -> Response:
-    """Return an error as fal's platform API words it; the queue's has `detail`."""
+    """Return an error in the form of fal's platform API; the queue's has `detail`."""
     return answer({"error": {"type": kind, "message": message}}, status)
 
 
@@ -367,7 +367,7 @@ def _time(at: float) -> str:
 
 
 def _handle(prediction: Prediction) -> dict[str, Any]:
-    """Return the ids and URLs that come with every state; the path of the model is left out."""
+    """Return the ids and URLs in every state; the URLs omit the path of the model."""
     app = app_of(prediction.model)
     url = f"{prediction.origin}/fal/queue/{app}/requests/{prediction.id}"
     return {

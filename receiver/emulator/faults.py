@@ -1,4 +1,4 @@
-"""Fault injection: rules for what goes wrong, for whom and how often."""
+"""Fault injection: rules with a fault, the predictions or calls it affects, and how often."""
 
 import random
 from collections import defaultdict
@@ -46,22 +46,22 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
     fault: Fault
     provider: Provider | Platform | None = None
     match: str = ""
-    """Part of the prompt; of the call's name at a chat platform, as `chat.`."""
+    """Part of the prompt or, at a chat platform, of the call's name, such as `chat.`."""
     times: int | None = None
     """How often it still applies; None: always."""
     probability: float = 1
     seconds: float | None = None
-    """How long, or how stale; each fault has its own default."""
+    """Duration or age; each fault has its own default."""
     copies: int = 3
-    """`repeat_callback`: how many are sent in all."""
+    """`repeat_callback`: number of callbacks in all."""
     status: int = 503
-    """`refuse_submit`: the answer's code."""
+    """`refuse_submit`: HTTP status of the answer."""
     retry_after: int | None = None
     """`refuse_submit`, `limit_call`: sent as Retry-After."""
     reason: str = ""
-    """`refuse_submit`: the words of the refusal; empty: the provider's usual ones."""
+    """`refuse_submit`, `lock_account`: message of the refusal; empty: the usual one."""
     answer: Literal["error", "garbage", "missing"] = "error"
-    """`break_poll`, `break_jwks`: HTTP 500, no JSON, or HTTP 404."""
+    """`break_poll`, `break_jwks`: HTTP 500, a body that is not JSON, or HTTP 404."""
     size: int = 300_000
     """`large_output`: bytes added to the picture."""
 
@@ -88,7 +88,7 @@ class Faults:
         self._at_once: dict[Fault, list[Callable[[], None]]] = defaultdict(list)
 
     def at_once(self, fault: Fault, act: Callable[[], None]) -> None:
-        """Register what a fault does at once when it is set, instead of becoming a rule."""
+        """Register an action to run when a fault is set; the fault then never becomes a rule."""
         self._at_once[fault].append(act)
 
     def replace(self, rules: Sequence[Rule]) -> None:
@@ -101,7 +101,7 @@ class Faults:
         return self._rules
 
     def take(self, fault: Fault, provider: Provider | Platform, prompt: str = "") -> Rule | None:
-        """Return the rule that applies now, having counted it as used."""
+        """Return the fault named in the prompt, or the first rule that applies; count its use."""
         if "[" in prompt and f"[{fault}]" in prompt:
             return Rule(fault=fault)
         for rule in self._rules:
@@ -112,7 +112,7 @@ class Faults:
 
 
 def read_rules(body: bytes) -> list[Rule]:
-    """Read a list of rules, or an object that holds one under `rules`."""
+    """Return the rules of a list, of an object with a list under `rules`, or a single rule."""
     document: Any = msgspec.json.decode(body)
     rules = document.get("rules", [document]) if isinstance(document, dict) else document
     return msgspec.convert(rules, list[Rule])

@@ -1,4 +1,4 @@
-"""Ideogram: multipart forms, callbacks for success only, withheld pictures without a URL."""
+"""Ideogram: multipart forms, callbacks only for success, withheld pictures without a URL."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REASONS: dict[Failure, str] = {
 _CALLBACKS = Schedule(waits=(10, 30), first_timeout=15, later_timeout=15)
 _HEADERS = ("x-ideogram-webhook-", "generation-id")
 _MICROS = 60_000
-"""What a picture costs, in millionths of a dollar."""
+"""Price of a picture, in millionths of a dollar."""
 
 
 class Ideogram:
@@ -114,7 +114,7 @@ class Ideogram:
         return self._row(prediction) | {"status": "completed", "response_type": "image", **cost}
 
     def _is_withheld(self, prediction: Prediction) -> bool:
-        """Return whether its safety check withheld the pictures: it is completed, and billed."""
+        """Return whether the safety check withheld the pictures; they are billed all the same."""
         stopped = prediction.plan.failure == "moderated" and prediction.state == "failed"
         return stopped and not prediction.old and not prediction.plan.ending.reason
 
@@ -133,20 +133,20 @@ class Ideogram:
         return answer(self._keys.published(padded=False))
 
     def _push(self, prediction: Prediction) -> None:
-        """Call back for what was made; a failure has no callback."""
+        """Send the callback of a completed prediction; a failure has none."""
         has_callback = prediction.state == "succeeded" or self._is_withheld(prediction)
         if prediction.callback_url and has_callback:
             self._world.push(prediction, self.callback(prediction), self.headers, _CALLBACKS)
 
     def callback(self, prediction: Prediction) -> bytes:
-        """Return the body of a callback, also for a failure, for which none is sent."""
+        """Return the body of a callback; for a failure, too, although none is sent."""
         ended = prediction.state == "succeeded" or self._is_withheld(prediction)
         return msgspec.json.encode(self._row(prediction) if ended else self._state(prediction))
 
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Sign a body, now or as of another time; the key's id is a hint that may be wrong."""
+        """Return the headers that sign a body, now or at `at`; their key id is a wrong hint."""
         at, forged = self._world.signing(prediction, at)
         user = user_id(prediction.account)
         signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)

@@ -1,4 +1,4 @@
-"""The emulator without a socket: nothing happens that a test did not ask for."""
+"""The emulator without a socket: a test controls every event."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BY_HAND: Final = Options(
 
 
 class _Routed(httpx.AsyncBaseTransport):
-    """Routes as a transport for an HTTP client."""
+    """A transport for an HTTP client that calls routes in this process."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._routes = [route for route in routes if isinstance(route, Route)]
@@ -89,9 +89,9 @@ class EmulatedChats(_Routed):
 class EmulatedProviders(_Routed):
     """The providers as a transport for an HTTP client.
 
-    What is submitted runs until `end`, and no callback is sent: `callback` and `headers` are what a
-    provider would send, `broadcast` writes to the readers of Oxen's event stream. A blocking call
-    ends at once. Ids are counted: `fal-1`, `oxen-2`.
+    A prediction runs until `end`, and no callback is sent: `callback` and `headers` return what a
+    provider would send, `broadcast` writes to Oxen's event streams. A blocking call ends at once.
+    Ids are numbered: `fal-1`, `oxen-2`.
     """
 
     def __init__(self, now: Callable[[], float] = time.time, options: Options = BY_HAND) -> None:
@@ -107,12 +107,12 @@ class EmulatedProviders(_Routed):
 
     @property
     def predictions(self) -> list[Prediction]:
-        """What was accepted, in the order in which it came."""
+        """The accepted predictions, in order of submission."""
         return self._world.ledger.all()
 
     @property
     def streams(self) -> Sequence[EventStream]:
-        """Those who read Oxen's event stream now."""
+        """The open connections to Oxen's event stream."""
         return list(self._oxen.streams)
 
     def find(self, provider_id: str) -> Prediction | None:
@@ -128,11 +128,11 @@ class EmulatedProviders(_Routed):
         self._world.lifecycle.cancel(prediction)
 
     def broadcast(self, prediction: Prediction) -> None:
-        """Send the readers of Oxen's event stream how a prediction has ended."""
+        """Send the event of a prediction's end to the connections of Oxen's stream."""
         self._oxen.broadcast(prediction)
 
     def callback(self, prediction: Prediction, ending: Ending | None = None) -> bytes:
-        """Write the body of a callback, as if the prediction had ended so."""
+        """Return the body of a callback, as if the prediction had ended with `ending`."""
         plan = prediction.plan
         if ending is not None:
             plan = replace(plan, ending=ending)
@@ -143,16 +143,16 @@ class EmulatedProviders(_Routed):
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Prove a body as a provider does; `at` is another time than now."""
+        """Return the headers with which a provider proves a body, now or at `at`."""
         return self._calling[prediction.provider].headers(prediction, body, at)
 
     def kind(self, request: httpx.Request) -> str:
-        """Return the name of a request's route, as `fal.submit`; raise LookupError without one."""
+        """Return the name of a request's route, such as `fal.submit`; raise LookupError if none."""
         return str(self._matched(request)[0].name)
 
 
 class _Stream(httpx.AsyncByteStream):
-    """An answer that comes little by little."""
+    """A response body that arrives in chunks."""
 
     def __init__(self, chunks: Any) -> None:
         self._chunks = chunks

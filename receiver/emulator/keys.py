@@ -1,4 +1,4 @@
-"""A provider's signing keys: several are published, one signs, and no header says which."""
+"""A provider's signing keys: several are published, and no header identifies the one that signs."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ _PUBLISHED = 3
 
 
 class Keyring:
-    """Signs with the last key it publishes."""
+    """A set of published keys, of which the last one signs."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -43,7 +43,7 @@ class Keyring:
     ) -> dict[str, str]:
         """Return the four headers that prove a body; a forged one is signed by another key.
 
-        `names` are how they begin, and how that one ends that holds the prediction's id.
+        `names` are the prefix of all four, and the rest of the name of the one with the id.
         """
         key = self._wrong if forged else self._keys[-1]
         prefix, id_header = names

@@ -1,4 +1,4 @@
-"""The ledger: every prediction, every attempt at a callback, every rule that a caller broke."""
+"""The ledger: predictions, callback attempts, request counts and violations of rules."""
 
 import asyncio
 from collections import Counter, deque
@@ -36,29 +36,29 @@ class Attempt:
 
 @dataclass(slots=True, eq=False)
 class Prediction:
-    """One accepted generation and all that became of it."""
+    """One accepted prediction and its history."""
 
     provider: Provider
     id: str
     model: str
     account: str
-    """The key it was submitted with."""
+    """The account of the key it was submitted with."""
     input: dict[str, Any]
     prompt: str
     plan: Plan
     origin: str
-    """Scheme and host the submit was addressed to; the base of every URL we give out."""
+    """Scheme and host of the submit's URL; the base of every URL in answers."""
     old: bool
     """Whether answers about it have the older shapes."""
     variant: int
-    """Eight random bits for what differs from one answer to the next."""
+    """Eight random bits that select variations of the answers."""
     submitted_at: float
     index: int = 0
-    """Which of several pictures asked for in one submit."""
+    """Position among the predictions of one submit."""
     callback_url: str = ""
     secret: str = ""
     blocking: bool = False
-    """The caller waits on the connection for the outcome."""
+    """Whether the caller waits on the connection for the outcome."""
     billed: int = 1
     state: State = "queued"
     started_at: float | None = None
@@ -73,11 +73,11 @@ class Prediction:
 
     @property
     def cost(self) -> float:
-        """What it cost, in dollars: nothing, unless it succeeded."""
+        """The cost in dollars; 0 unless it succeeded."""
         return PRICE * self.billed if self.state == "succeeded" else 0.0
 
     def reason(self, usual: Mapping[Failure, str]) -> str:
-        """Return why it failed: the text of its ending, or the provider's `usual` one."""
+        """Return why it failed: the reason in its ending, or the provider's `usual` one."""
         failure = self.plan.failure if self.state == "failed" else None
         return (self.plan.ending.reason or usual[failure]) if failure else ""
 
@@ -118,7 +118,7 @@ class Prediction:
 
 
 class Ledger:
-    """Remembers the latest predictions, up to a limit."""
+    """The latest predictions, up to a limit, with counts and violations."""
 
     def __init__(self, limit: int, now: Callable[[], float]) -> None:
         self._limit = limit
@@ -133,12 +133,12 @@ class Ledger:
             del self._predictions[next(iter(self._predictions))]
 
     def find(self, provider: Provider, prediction_id: str, account: str) -> Prediction | None:
-        """Find a prediction of this account; others' do not exist for it."""
+        """Return a prediction of this account; None for any other account's."""
         found = self._predictions.get((provider, prediction_id))
         return found if found and found.account == account else None
 
     def all(self) -> list[Prediction]:
-        """Return what is remembered, in the order in which it came."""
+        """Return the predictions, in order of submission."""
         return list(self._predictions.values())
 
     def latest(self, provider: Provider, account: str) -> Iterator[Prediction]:
@@ -154,7 +154,7 @@ class Ledger:
         self._violations.append(entry)
 
     def report(self, limit: int | None = None) -> dict[str, Any]:
-        """Return all of it, or only the latest predictions."""
+        """Return the ledger as JSON values, with at most `limit` predictions, the latest."""
         kept = len(self._predictions)
         first = 0 if limit is None else max(0, kept - limit)
         rows = islice(self._predictions.values(), first, None)

@@ -1,4 +1,4 @@
-"""The life cycle of predictions: queued, running, ended, each at its planned time."""
+"""The life cycle of predictions: queued, running and ended, at planned times."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from receiver.emulator.options import Provider
 
 
 class Lifecycle:
-    """Moves predictions to their end, and then calls the provider's `on_finish`.
+    """The states of predictions, and the call of the provider's `on_finish` at the end.
 
-    queued -> running -> succeeded | failed, and cancelled from either of the first two.
+    queued -> running -> succeeded | failed; queued | running -> cancelled.
     """
 
     def __init__(self, timers: Timers) -> None:
@@ -39,14 +39,14 @@ class Lifecycle:
             self.on_finish[prediction.provider](prediction)
 
     def end(self, prediction: Prediction) -> bool:
-        """End a prediction as planned, without `on_finish`; return False if it had ended."""
+        """End a prediction as planned, without `on_finish`; return False if it has ended before."""
         if prediction.finished:
             return False
         self._end(prediction, "failed" if prediction.plan.failure else "succeeded")
         return True
 
     def cancel(self, prediction: Prediction) -> bool:
-        """Cancel a prediction, without `on_finish`; return False if it had ended."""
+        """Cancel a prediction, without `on_finish`; return False if it has ended before."""
         if prediction.finished:
             return False
         self._end(prediction, "cancelled")

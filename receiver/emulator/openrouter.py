@@ -1,4 +1,4 @@
-"""OpenRouter: videos that only a key opens; callbacks come in an envelope, signed with a time."""
+"""OpenRouter: videos that need the key; callbacks in an envelope, with a timed signature."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUSES: dict[State, str] = {
     "failed": "failed",
     "cancelled": "cancelled",
 }
-SECRET = "a signing secret of the workspace"  # noqa: S105 - a toy
+SECRET = "a signing secret of the workspace"  # noqa: S105 - not a real secret
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
 """Undocumented: our guess."""
 _PRICE = 0.25
@@ -107,7 +107,7 @@ class OpenRouter:
         return answer(self._job(_present(found)) | {"polling_url": _url(_present(found))})
 
     async def _content(self, request: Request, account: str) -> Response:
-        """Return a video, which is a picture here."""
+        """Return a video; here it is a picture."""
         found = self._world.ledger.find("openrouter", request.path_params["id"], account)
         index = request.query_params.get("index", "0")
         names = picture_names(_present(found))
@@ -153,7 +153,7 @@ class OpenRouter:
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Sign a body, now or as of another time."""
+        """Return the headers that sign a body, with the current time or `at`."""
         at, forged = self._world.signing(prediction, at)
         return {
             "content-type": "application/json",
@@ -164,7 +164,7 @@ class OpenRouter:
 
 
 def signature(secret: str, at: int, body: bytes) -> str:
-    """Sign a time and a body, with a comma between."""
+    """Return the signature of a time and a body, joined by a comma."""
     signed = hmac.digest(secret.encode(), f"{at},".encode() + body, "sha256").hex()
     return f"t={at},v1={signed}"
 

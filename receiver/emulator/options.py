@@ -13,7 +13,7 @@ Shape = Literal["new", "old", "mixed"]
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """When a provider tries a callback, and when it stops; all in seconds."""
+    """Timing of a provider's callback attempts, in seconds."""
 
     waits: tuple[float, ...]
     first_timeout: float
@@ -26,44 +26,44 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How the providers behave when no prompt and no fault says otherwise."""
+    """Behaviour of the emulated services, unless a prompt or a fault changes it."""
 
     generation: float = 0.8
-    """Seconds a picture takes; a fifth of them are spent queued."""
+    """Seconds for one prediction, a fifth of them in the queue."""
     jitter: float = 0.25
-    """Share by which each generation may be shorter or longer."""
+    """Share by which each prediction may take less or more time."""
     shape: Shape = "new"
-    """Generation of the wire shapes; `mixed` draws one for each prediction."""
+    """Version of the wire shapes; `mixed` draws one for each prediction."""
     keep_alive: float = 15
     """Seconds between comments on an event stream."""
     stray_events: float = 0.05
-    """Chance that Oxen's stream carries an unrelated event before one of ours."""
+    """Probability of an unrelated event in Oxen's stream before that of a prediction."""
     time_scale: float = 1
-    """Multiplies every wait of the callback schedules; their timeouts stay as they are."""
+    """Factor for the waits of the callback schedules; timeouts are unchanged."""
     fal_sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
-    """Ranges that fal says its callbacks come from; ours do come from this machine."""
+    """IP ranges that fal publishes for its callbacks; the emulator's come from this machine."""
     eachlabs_in_flight: int | None = 10
     """Unfinished predictions per key; None lifts the limit."""
     eachlabs_shut: float = 0
-    """Seconds for which a submit that was refused for that limit keeps its key shut out."""
+    """Seconds after a refusal for that limit in which all submits of the key are refused."""
     eachlabs_per_minute: int | None = 100
-    """Requests of every kind per key and minute; None lifts the limit."""
+    """Requests of all kinds per key and minute; None lifts the limit."""
     replicate_per_minute: int | None = 600
     """Submits per key and minute; None lifts the limit."""
     ideogram_in_flight: int | None = 10
     bfl_in_flight: int | None = 24
     """Unfinished predictions per key; None lifts the limit."""
     api_keys: frozenset[str] | None = None
-    """Keys that are let in; None lets any non-empty key in."""
+    """Accepted keys; None accepts any non-empty key."""
     one_account: bool = False
-    """All keys are of one account, as a new key is of the same as the one before."""
+    """Whether all keys belong to one account, as an old and a new key do."""
     ledger_size: int = 200_000
-    """Predictions remembered; the oldest are forgotten first."""
+    """Number of predictions kept; the oldest are dropped first."""
     by_hand: Ending | None = None
-    """If set, predictions end only by `EmulatedProviders.end`, and so unless it names another."""
+    """If set, predictions end only by `EmulatedProviders.end`, by default with this ending."""
     receiver: str = "http://127.0.0.1:8000"
-    """The address of the app that the chat platforms call, at `/in/slack` and so on."""
+    """URL of the app that the chat platforms call, at `/in/<platform>`."""
     own: str = "http://127.0.0.1:8001"
-    """The emulator's own address, for what the chat platforms hand out."""
+    """The emulator's own URL, the base of URLs that the chat platforms send."""
     seed: int | None = None
     """Makes ids, jitter, shapes and signing keys repeatable."""

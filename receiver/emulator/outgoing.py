@@ -1,4 +1,4 @@
-"""What the emulator sends to the receiver: one HTTP client, and the tasks that go on beside."""
+"""The emulator's HTTP client for the receiver, and its background tasks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Final
 import httpx
 
 AT_ONCE: Final = 256
-"""Connections at once, at the most."""
+"""Maximum of concurrent connections."""
 _LONGEST: Final = 300.0
-"""Seconds for an answer, unless a request says another time."""
+"""Seconds to wait for an answer, unless a request sets another timeout."""
 _IDLE: Final = 2.0
-"""Seconds a connection may lie idle; servers close theirs after five or so."""
+"""Seconds a connection may be idle; servers close theirs after about five."""
 
 
 class Outgoing:
@@ -26,15 +26,15 @@ class Outgoing:
 
     @cached_property
     def client(self) -> httpx.AsyncClient:
-        """Made for the first request: it takes long, and some emulators send none."""
+        """The client, created at first use: this is slow, and some emulators send no request."""
         limits = httpx.Limits(max_connections=AT_ONCE, keepalive_expiry=_IDLE)
-        # It obeys SSL_CERT_FILE, but no proxy: what it calls is on this machine.
+        # It uses SSL_CERT_FILE, but no proxy: the receiver is on this machine.
         return httpx.AsyncClient(
             verify=ssl.create_default_context(), timeout=_LONGEST, limits=limits, trust_env=False
         )
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside what is being answered."""
+        """Run a coroutine in the background."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -69,7 +69,7 @@ class Oxen:
         self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
 
     def release(self) -> None:
-        """End every stream, so that a server that stops need not cut one off."""
+        """End every stream, so that a stopping server does not have to cut it."""
         for stream in self.streams:
             stream.end()
 
@@ -93,7 +93,7 @@ class Oxen:
         return await self._world.accept(predictions, answer({"generations": rows}))
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
-        """Return the refusal for what is checked at enqueue; the rest fails later."""
+        """Return the refusal for errors that are checked at enqueue; others fail later."""
         if rule := self._world.refusal("oxen", prompt):
             reason = rule.reason or "Unavailable"
             return _refused(rule.status, "unknown_error", reason, rule.headers)
@@ -163,7 +163,7 @@ class Oxen:
         body = await wire.read_object(request) or {}
         prompt = wire.text_of(body.get("prompt"))
         problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
-        if problem is None and body.get("model") in _FILMING:  # what happens is not documented
+        if problem is None and body.get("model") in _FILMING:  # the real response is not documented
             self._world.ledger.violation("oxen", "video_as_image", body["model"])
         prediction = await self._succeeded(request, account, body, problem)
         return _blocking_answer(prediction, "images", _images(prediction))
@@ -223,7 +223,7 @@ class Oxen:
         self._world.push_faults.push(prediction, lambda: self.broadcast(prediction))
 
     def broadcast(self, prediction: Prediction) -> None:
-        """Send the event to those of the account who listen now; it is never sent again."""
+        """Send the event to the account's open streams; it is never sent again."""
         world, at = self._world, self._world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
@@ -282,7 +282,7 @@ def _model_problem(model: object) -> Response | None:
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:
-    """Return the queue row; what was submitted is echoed beside our own fields."""
+    """Return the queue row, which also contains the submitted fields."""
     return prediction.input | {
         "generation_id": prediction.id,
         "model" if prediction.old else "model_name": prediction.model,
@@ -312,7 +312,7 @@ def _event(prediction: Prediction, expires: int) -> dict[str, Any]:
 
 
 def _url(prediction: Prediction) -> str | None:
-    """Return where the only picture is; None where there is none."""
+    """Return the URL of the first file; None if there is none."""
     return next((file["url"] for file in _files(prediction)), None)
 
 
@@ -325,7 +325,7 @@ def _files(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def _images(prediction: Prediction) -> list[dict[str, Any]]:
-    """Return the pictures as a blocking call does: by URL, or all of them."""
+    """Return the pictures of a blocking call, as URLs or in base64."""
     if prediction.input.get("response_format") != "b64_json":
         return _files(prediction)
     drawn = [pictures.draw(name) or b"" for name in picture_names(prediction)]

@@ -1,4 +1,4 @@
-"""Pictures made from a prompt's hash: real PNGs, a gradient each, never stored, always the same."""
+"""Pictures drawn from a prompt's hash: PNG gradients, reproducible and never stored."""
 
 import base64
 import hashlib
@@ -15,14 +15,14 @@ _PIXEL = base64.b64decode(
 
 
 def name_for(prompt: str, index: int = 0, aspect_ratio: str = "1:1") -> str:
-    """Name a picture so that the name alone is enough to draw it."""
+    """Return a picture's name, which contains all that is needed to draw it."""
     digest = hashlib.sha256(f"{index}\n{prompt}".encode()).hexdigest()[:32]
     width, height = size_of(aspect_ratio)
     return f"{digest}-{width}x{height}.png"
 
 
 def size_of(aspect_ratio: str) -> tuple[int, int]:
-    """Return width and height; what is no ratio (`auto`) is a square."""
+    """Return width and height; a square for a text that is no ratio (`auto`)."""
     match = _RATIO.fullmatch(aspect_ratio)
     wide, high = (int(match[1]), int(match[2])) if match else (1, 1)
     longest = max(wide, high, 1)
@@ -30,12 +30,12 @@ def size_of(aspect_ratio: str) -> tuple[int, int]:
 
 
 FILM = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
-"""How every MP4 begins; there is no more of it."""
+"""Only the first bytes of an MP4 file."""
 
 
 @lru_cache(maxsize=128)
 def draw(name: str) -> bytes | None:
-    """Return the picture of that name, or None when it is no picture's name.
+    """Return the picture with this name; None if it is not the name of a picture.
 
     Pillow draws it; without Pillow, which comes with `[storage]`, every picture is one grey pixel.
     """
@@ -46,7 +46,7 @@ def draw(name: str) -> bytes | None:
     if not all(0 < side <= LONG_SIDE for side in size):
         return None
     try:
-        from PIL import Image, ImageOps  # noqa: PLC0415 - an extra, and paid for when used
+        from PIL import Image, ImageOps  # noqa: PLC0415 - an optional package, slow to import
     except ModuleNotFoundError:
         return _PIXEL
     seed = bytes.fromhex(match[1])
@@ -57,6 +57,6 @@ def draw(name: str) -> bytes | None:
 
 
 def data_uri(name: str, padding: int = 0) -> str:
-    """Return the picture as a data URI, made larger by bytes after its end, which viewers skip."""
+    """Return the picture as a data URI, with `padding` bytes at its end, which viewers ignore."""
     picture = (draw(name) or b"") + bytes(padding)
     return "data:image/png;base64," + base64.b64encode(picture).decode()

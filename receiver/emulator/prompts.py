@@ -1,4 +1,4 @@
-"""What a prompt asks for between square brackets."""
+"""The plan of a prediction, from the words in square brackets in its prompt."""
 
 import random
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from receiver.emulator.endings import Ending, Failure
 from receiver.emulator.options import Options
 
 QUEUED_SHARE = 0.2
-"""Part of a generation that is spent waiting for a machine."""
+"""Share of a prediction's time that is spent in the queue."""
 _PACE = {"[fast]": 0.0, "[slow]": 10.0}
 _FAILURES: dict[str, Failure] = {
     "[fail]": "model",
@@ -20,7 +20,7 @@ _FAILURES: dict[str, Failure] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one prediction will go."""
+    """The times and the ending planned for one prediction; times in seconds."""
 
     queued: float
     running: float | None
@@ -36,7 +36,7 @@ class Plan:
 
 
 def read(prompt: str, inputs: Mapping[str, Any], options: Options, rng: random.Random) -> Plan:
-    """Plan a prediction from its input."""
+    """Return the plan of a prediction with this input."""
     if options.by_hand is not None:
         return Plan(0, None, options.by_hand)
     seconds = options.generation * rng.uniform(1 - options.jitter, 1 + options.jitter)

@@ -1,4 +1,4 @@
-"""The providers that are emulated: one line each."""
+"""The emulated providers, and their interface."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from receiver.emulator.world import World
 
 
 class Emulated(Protocol):
-    """A provider."""
+    """An emulated provider."""
 
     settings: ClassVar[Mapping[str, str]]
-    """What points a receiver at it: variables, each with a path below our address, or a secret."""
+    """Environment of a receiver: each value is a path below the emulator's URL, or a secret."""
 
     def routes(self) -> list[BaseRoute]: ...
 
@@ -39,7 +39,7 @@ class CallsBack(Emulated, Protocol):
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Return the headers that prove a body, now or as of another time."""
+        """Return the headers that prove a body, with the current time or `at`."""
 
 
 CALLING: Final[Mapping[Provider, type[CallsBack]]] = {

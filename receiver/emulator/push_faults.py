@@ -14,7 +14,7 @@ Deliver = Callable[[], None]
 
 
 class PushFaults:
-    """Pushes callbacks and events, with the faults that are in force."""
+    """Delivery of callbacks and events, with the faults in force."""
 
     def __init__(self, faults: Faults, timers: Timers) -> None:
         self._faults = faults
@@ -46,7 +46,7 @@ class PushFaults:
         self._release(prediction.provider)
 
     def _hold(self, prediction: Prediction, deliver: Deliver, seconds: float | None) -> None:
-        """Keep it back until the next one has gone out, or for so long."""
+        """Hold a callback until the next one is sent, for `seconds` at most."""
         provider = prediction.provider
         self._release(provider)
         self._held[provider] = deliver

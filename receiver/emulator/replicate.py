@@ -133,7 +133,7 @@ class Replicate:
         return self._later(429, "Request was throttled.", wait) if wait else None
 
     def _later(self, status: int, detail: str, seconds: int | None) -> Response:
-        """Refuse, and say when to retry: in the text, in a field, or in the header."""
+        """Return a refusal that states when to retry: in its text, in a field or in a header."""
         if seconds is None:
             return _refused(status, detail)
         if self._world.old():
@@ -143,7 +143,7 @@ class Replicate:
         return _refused(status, detail, headers={"retry-after": str(seconds)})
 
     def _schedule_deadline(self, prediction: Prediction, text: str) -> None:
-        """Cancel it after the time in its Cancel-After header."""
+        """Cancel a prediction after the time in its Cancel-After header."""
         if found := _DEADLINE.fullmatch(text):
             seconds = int(found[1]) * (_MINUTE if found[2] == "m" else 1)
             self._world.timers.after(seconds, lambda: self._cancel_at_deadline(prediction))
@@ -197,7 +197,7 @@ class Replicate:
         return answer(_described_version(request.path_params["id"]))
 
     def _state(self, prediction: Prediction) -> dict[str, Any]:
-        """Return a prediction in the form that all channels share."""
+        """Return a prediction in the form of all channels."""
         url = f"{prediction.origin}/replicate/v1/predictions/{prediction.id}"
         ended = prediction.completed_at
         removed = ended is not None and self._world.now() - ended > _KEPT
@@ -245,7 +245,7 @@ class Replicate:
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Sign a body, now or as of another time."""
+        """Return the headers that sign a body, with the current time or `at`."""
         at, forged = self._world.signing(prediction, at)
         signed = self._secret.headers(f"msg_{prediction.id}", at, body, forged=forged)
         return {"content-type": "application/json", "user-agent": "replicate-emulator"} | signed
@@ -258,7 +258,7 @@ def _present(prediction: Prediction | None) -> Prediction:
 
 
 def _model_of(request: Request, body: Mapping[str, Any]) -> str:
-    """Return the name that a submit has in its path, or in its version; empty: it has none."""
+    """Return the model in a submit's path or version; empty if there is none."""
     owner, name = (request.path_params.get(part) for part in ("owner", "name"))
     if owner and name:
         return f"{owner}/{name}"
@@ -296,7 +296,7 @@ def _metrics(prediction: Prediction) -> dict[str, float]:
 
 
 def _described_version(version: str) -> dict[str, Any]:
-    """Describe a version whose output is one file, as that of most models of pictures."""
+    """Return a version whose output is one file, as for most picture models."""
     output = {"type": "string", "format": "uri", "title": "Output"}
     return {
         "id": version,

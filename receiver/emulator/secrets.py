@@ -1,4 +1,4 @@
-"""An account's secret, with which a provider signs by Standard Webhooks."""
+"""The secret of an account, with which a provider signs according to Standard Webhooks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class AccountSecret:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.shown = self._new()
-        """As the provider shows it to the account."""
+        """The secret in the form that the provider shows to the account."""
         self._wrong = self._new()
 
     def rotate(self) -> None:
-        """Withdraw it for a new one."""
+        """Replace the secret by a new one."""
         self.shown = self._new()
 
     def headers(

@@ -1,4 +1,4 @@
-"""WaveSpeed: answers are wrapped, callbacks are not; they are signed in a dialect of its own."""
+"""WaveSpeed: answers have an envelope, callbacks do not; their signature has its own format."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class WaveSpeed:
         return None
 
     def _refused(self, status: int, message: str) -> Response:
-        """Refuse by the status or, in the older shape, by a code in an answer of status 200."""
+        """Return a refusal by HTTP status or, in the older shape, by a code under status 200."""
         if self._world.old():
             return answer({"code": status, "message": message}, 200)
         return _coded(status, message)
@@ -124,7 +124,7 @@ class WaveSpeed:
         return _wrapped({"balance": 9.5, "currency": "USD"})
 
     def _task(self, prediction: Prediction) -> dict[str, Any]:
-        """Return a task in the form that all channels share."""
+        """Return a task in the form of all channels."""
         url = f"{prediction.origin}/wavespeed/api/v3/predictions/{prediction.id}"
         outputs = self._outputs(prediction)
         failure = prediction.plan.failure if prediction.state == "failed" else None
@@ -158,7 +158,7 @@ class WaveSpeed:
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
-        """Sign a body, now or as of another time."""
+        """Return the headers that sign a body, with the current time or `at`."""
         at, forged = self._world.signing(prediction, at)
         secret = self._wrong if forged else self._secret
         message_id = f"wh_{prediction.id}"
@@ -172,7 +172,7 @@ class WaveSpeed:
 
 
 def signature(secret: str, message_id: str, at: int, body: bytes) -> str:
-    """Sign with the text of a secret behind its prefix, in hex."""
+    """Return the signature in hex; its key is the text of the secret after the prefix."""
     key = secret.removeprefix("whsec_").encode()
     signed = f"{message_id}.{at}.".encode() + body
     return "v3," + hmac.digest(key, signed, "sha256").hex()
@@ -191,7 +191,7 @@ def _coded(status: int, message: str, headers: Mapping[str, str] | None = None) 
 
 
 def _took(prediction: Prediction) -> int:
-    """Return milliseconds of work."""
+    """Return the running time in milliseconds."""
     if prediction.started_at is None or prediction.completed_at is None:
         return 0
     return round((prediction.completed_at - prediction.started_at) * 1000)

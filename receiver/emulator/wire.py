@@ -1,4 +1,4 @@
-"""What the providers share on the wire: reading a request, answering, streaming, hanging up."""
+"""HTTP helpers of the emulated providers: requests, answers, streams, hanging up."""
 
 import asyncio
 from collections import deque
@@ -14,16 +14,16 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 CLOSE = "emulator.close"
-"""Where the connection's close function is kept in the ASGI scope."""
+"""The key of the connection's close function in the ASGI scope."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 Handler = Callable[[Request, str], Awaitable[Response]]
 Calls = Sequence[tuple[str, str, str, Handler]]
-"""A name, an HTTP method, a path and what answers, each."""
+"""For each call: its name, HTTP method, path and handler."""
 
 
 class Refusal(Exception):
-    """Ends a request with this answer."""
+    """An exception that ends a request with its response."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(response.status_code)
@@ -33,9 +33,9 @@ class Refusal(Exception):
 def route(
     kind: str, method: str, path: str, authenticate: Callable[[Request], str], handler: Handler
 ) -> Route:
-    """Pass the caller's key to the handler, and turn refusals into answers.
+    """Return a route that passes the caller's account to the handler and answers refusals.
 
-    `kind` names what is asked: a provider and one of its calls.
+    `kind` is its name: a provider and a call, such as `fal.submit`.
     """
 
     async def endpoint(request: Request) -> Response:
@@ -64,7 +64,7 @@ def answer(
 
 
 async def read_object(request: Request) -> dict[str, Any] | None:
-    """Read a JSON object; None when the body is anything else."""
+    """Return the JSON object in the body; None if the body is anything else."""
     try:
         document = msgspec.json.decode(await request.body())
     except msgspec.DecodeError:
@@ -77,24 +77,24 @@ def text_of(value: object) -> str:
 
 
 def moment(at: float) -> str:
-    """Write a time as most providers do."""
+    """Return a time in ISO 8601, as most providers write it."""
     return datetime.fromtimestamp(at, UTC).isoformat()
 
 
 def origin(request: Request) -> str:
-    """Return the scheme and host the caller used, for the URLs handed back."""
+    """Return the scheme and host of the request, for URLs in the answer."""
     host = request.headers.get("host") or "127.0.0.1"
     return f"{request.scope['scheme']}://{host}"
 
 
 def credential(request: Request, scheme: str) -> str:
-    """Return what follows the scheme in Authorization; empty when it is another one."""
+    """Return the credential in Authorization; empty if its scheme is another."""
     given, _, value = request.headers.get("authorization", "").partition(" ")
     return value.strip() if given.lower() == scheme.lower() else ""
 
 
 class HangUp(Response):
-    """Close the connection with no answer: the caller cannot know what became of the request."""
+    """A closed connection instead of an answer: the caller cannot know whether the call worked."""
 
     def __init__(self, after: float = 0) -> None:
         super().__init__()
@@ -114,14 +114,14 @@ async def _gone(receive: Receive) -> None:
 
 
 def remember_connection(scope: MutableMapping[str, Any], send: Send) -> None:
-    """Keep a way to hang up: ASGI has none, but uvicorn's sender knows its transport."""
+    """Store the close function of uvicorn's transport: ASGI has no way to hang up."""
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is not None:
         scope[CLOSE] = transport.close
 
 
 def hang_up(scope: MutableMapping[str, Any]) -> None:
-    """Close the connection this request came in on."""
+    """Close the connection of a request; raise ConnectionResetError if there is no socket."""
     close = scope.get(CLOSE)
     if close is None:
         raise ConnectionResetError("the emulator hung up")
@@ -129,7 +129,7 @@ def hang_up(scope: MutableMapping[str, Any]) -> None:
 
 
 class EventStream:
-    """One connected listener."""
+    """One open connection to an event stream."""
 
     def __init__(self, account: str) -> None:
         self.account = account
@@ -147,7 +147,7 @@ class EventStream:
         self._changed.set()
 
     def end(self) -> None:
-        """End the response, as a server does that stops."""
+        """End the response, as a stopping server does."""
         self._ended = True
         self._changed.set()
 

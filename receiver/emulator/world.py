@@ -1,4 +1,4 @@
-"""What the emulated providers share: their state, and how a submit is accepted."""
+"""The state that the emulated providers share, and the acceptance of submits."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ _EARLY_PATIENCE = 1.0
 _MINUTE = 60
 
 _STALE = 600
-"""How old a stale signature is, in seconds."""
+"""Age of a stale signature, in seconds."""
 
 Body = Callable[[Prediction], bytes]
 Headers = Callable[[Prediction, bytes], Mapping[str, str]]
@@ -61,13 +61,13 @@ class World:
         return "everybody" if self.options.one_account else key
 
     def authenticate(self, key: str, otherwise: Response) -> str:
-        """Return the account of a key; raise Refusal with `otherwise` for one that is not known."""
+        """Return the account of a key; raise Refusal with `otherwise` if the key is unknown."""
         if not self.is_known_key(key):
             raise wire.Refusal(otherwise)
         return self.account(key)
 
     def old(self) -> bool:
-        """Decide whether the next answer has the older shape."""
+        """Return whether the next answer has the older shape."""
         shape = self.options.shape
         return shape == "old" or (shape == "mixed" and self.rng.random() < 0.5)  # noqa: PLR2004 - evens
 
@@ -75,7 +75,7 @@ class World:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def _id_for(self, provider: Provider) -> str:
-        """Return a new id; with `by_hand` one that people can tell from others."""
+        """Return a new id; a readable one, such as `fal-1`, if `by_hand` is set."""
         self._named += 1
         return self.new_id() if self.options.by_hand is None else f"{provider}-{self._named}"
 
@@ -88,7 +88,7 @@ class World:
         inputs: Mapping[str, Any],
         **more: Any,
     ) -> Prediction:
-        """Describe a prediction that has not been accepted yet."""
+        """Return a new prediction, not accepted yet."""
         prompt = wire.text_of(inputs.get("prompt"))
         return Prediction(
             provider=provider,
@@ -106,19 +106,19 @@ class World:
         )
 
     def rejected(self, provider: Provider, response: Response) -> wire.Refusal:
-        """Count a submit that is refused."""
+        """Count a refused submit; return the exception to raise."""
         self.ledger.count(provider, "rejected")
         return wire.Refusal(response)
 
     def is_full(self, provider: Provider, account: str, limit: int | None) -> bool:
-        """Return whether an account has as many unfinished predictions as it may have."""
+        """Return whether an account has reached its limit of unfinished predictions."""
         if limit is None or self.lifecycle.in_flight(provider, account) < limit:
             return False
         self.ledger.violation(provider, "in_flight", str(limit))
         return True
 
     def wait_for_rate(self, provider: Provider, account: str, limit: int | None) -> int | None:
-        """Count a request; return the seconds to wait after too many of an account in a minute."""
+        """Count a request; return the seconds to wait if the account exceeds its minute's limit."""
         if limit is None:
             return None
         times, now = self._request_times[provider, account], self.now()
@@ -144,7 +144,7 @@ class World:
             self.lifecycle.start(prediction)
 
     async def accept(self, predictions: Sequence[Prediction], response: Response) -> Response:
-        """Bill, start and answer; a fault may call back first, or hang up instead of answering."""
+        """Bill, start and answer; a fault may call back first, or hang up instead of the answer."""
         self.bill(predictions)
         first = predictions[0]
         if rule := self.faults.take("early_callback", first.provider, first.prompt):
@@ -154,13 +154,13 @@ class World:
         return response
 
     async def run(self, prediction: Prediction, seconds: float | None = None) -> Prediction:
-        """Bill a prediction whose caller waits for the result, and wait too, `seconds` at most."""
+        """Bill a prediction whose caller waits for its end; wait for it, `seconds` at most."""
         prediction.blocking = True
         self.bill([prediction])
         if rule := self.faults.take("stall_submit", prediction.provider, prediction.prompt):
             raise wire.Refusal(wire.HangUp(rule.seconds or 0))
         if self.options.by_hand is not None:
-            self.lifecycle.end(prediction)  # the test is blocked, and could not end it
+            self.lifecycle.end(prediction)  # the test is blocked and cannot end it
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await prediction.until(lambda p: p.finished)
@@ -169,7 +169,7 @@ class World:
     def send_callbacks(
         self, provider: Provider, body: Body, headers: Headers, schedule: Schedule
     ) -> Callable[[Prediction], None]:
-        """Call back at the end of each prediction that has a callback URL; return what does so."""
+        """Register and return a function that calls back at the end, if there is a URL."""
 
         def send(ended: Prediction) -> None:
             if ended.callback_url:
@@ -200,7 +200,7 @@ class World:
     def find_polled(
         self, provider: Provider, prediction_id: str, account: str
     ) -> Prediction | None:
-        """Find what a poll asks for and count the poll; a fault may break the answer."""
+        """Return the polled prediction and count the poll; a fault may break the answer."""
         self.ledger.count(provider, "polls")
         prediction = self.ledger.find(provider, prediction_id, account)
         rule = self.faults.take("break_poll", provider, prediction.prompt if prediction else "")
@@ -220,7 +220,7 @@ class World:
 
 
 def broken_response(rule: Rule) -> Response:
-    """Return the response of a rule that breaks one."""
+    """Return the broken response that a rule specifies."""
     if rule.answer == "garbage":
         return Response("<html>not what you wanted", media_type="text/html")
     status = 404 if rule.answer == "missing" else 500
@@ -228,7 +228,7 @@ def broken_response(rule: Rule) -> Response:
 
 
 def picture_names(prediction: Prediction) -> list[str]:
-    """Name the pictures a prediction makes: as many as it asked for, one to four."""
+    """Return the names of a prediction's pictures: as many as requested, one to four."""
     inputs = prediction.input
     count_text = str(inputs.get("num_images") or inputs.get("num_outputs") or 1)
     count = min(max(int(count_text), 1), 4) if count_text.isdecimal() else 1
@@ -238,7 +238,7 @@ def picture_names(prediction: Prediction) -> list[str]:
 
 
 def output_of(world: World, prediction: Prediction) -> list[dict[str, Any]] | str:
-    """Return the files a prediction made, by URL or as data URIs; or its text."""
+    """Return the files of a prediction, by URL or as data URIs, or its text."""
     planned = prediction.plan.ending.output
     if planned is not None:
         return planned if isinstance(planned, str) else [dict(file) for file in planned]

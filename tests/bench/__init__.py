@@ -1,1 +1,1 @@
-"""Measurements: printed, never judged. Run them by `make bench`."""
+"""Measurements, printed without pass or fail. Run them by `make bench`."""

@@ -1,10 +1,11 @@
-"""Measure what users wait and pay for, against an empty route, and print one table.
+"""Measure the receiver's speed and costs against an empty route, and print one table.
 
 `python -m tests.bench [NAME …]`: all, or those measurements (accept, submit, deliver, latency,
 start, polling, blocking, save, growth). Both engines run side by side on one machine. The columns
-are: how often a second; the median and the 99th percentile of what a caller waits for; the CPU of
-the process for each, in microseconds and in empty routes of the same minute; the rate beside that
-of the empty route; and resident memory. Of short runs each row has the median.
+are: the rate per second; the median and the 99th percentile of a caller's wait; the CPU of the
+process per request, in microseconds and as a multiple of the empty route's in the same minute; the
+ratio of the rate to that of the empty route; and resident memory. Each row has the median of
+several short runs.
 """
 
 from __future__ import annotations

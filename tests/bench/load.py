@@ -15,13 +15,13 @@ _LONGEST = 60.0
 
 @dataclass
 class Report:
-    """What a run of requests came to; latencies are seconds."""
+    """The result of a run of requests; latencies are in seconds."""
 
     seconds: float
     latencies: list[float] = field(repr=False)
     statuses: Counter[int]
     cpu: float = 0.0
-    """Seconds of CPU that the server used for each."""
+    """CPU seconds of the server per request."""
 
     @property
     def rate(self) -> float:
@@ -33,7 +33,7 @@ class Report:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends the next request as soon as the last is answered; pipelines nothing."""
+    """A connection that sends the next request after the last answer, without pipelining."""
 
     def __init__(self, requests: Iterator[bytes], report: Report, done: asyncio.Future[None]):
         self._requests = requests
@@ -44,7 +44,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         self._next()
 
     def data_received(self, data: bytes) -> None:
@@ -98,7 +98,7 @@ async def hammer(port: int, requests: Sequence[bytes], connections: int = CONNEC
 
 
 async def drip(port: int, requests: Sequence[bytes], per_second: float) -> Report:
-    """Send requests at a steady rate, whatever the answers do."""
+    """Send requests at a steady rate, independent of the answers."""
     report = Report(0.0, [], Counter())
     lanes = 32
     began = time.perf_counter()
@@ -124,7 +124,7 @@ async def drip(port: int, requests: Sequence[bytes], per_second: float) -> Repor
 
 
 def post(path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    """Prepare one request, whole."""
+    """Return the bytes of one request."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: 127.0.0.1",

@@ -21,18 +21,18 @@ from tests.postgres import Database
 
 ROUNDS: Final = 5
 ACCEPTS: Final = 3000
-"""Of each round, as all that follow."""
+"""Callbacks of each round."""
 SUBMITS: Final = 400
 DELIVERIES: Final = 20_000
 LATENCY: Final = (1_000, 6)
-"""Callbacks a second, and for how many seconds."""
+"""Callbacks per second, and the number of seconds."""
 POLLING: Final = (200, 8)
 IN_FLIGHT: Final = 100_000
 STORED: Final = 1_000_000
 STARTS: Final = 7
 FILES: Final = 200
 IDLE: Final = 1e-4
-"""Seconds of a turn of the loop in which next to nothing happened."""
+"""Seconds up to which a turn of the event loop counts as idle."""
 LIMITS: Final = {"FAL_MAX_IN_FLIGHT": "200000", "FAL_REQUESTS_PER_MINUTE": "1000000"}
 _EMPTY: Final = post("/webhooks/eachlabs/token", b'{"status": "succeeded"}' * 6, {})
 
@@ -41,7 +41,7 @@ _LINE: Final = "{:46}{:>10}{:>9}{:>9}{:>9}{:>10}{:>10}{:>6}"
 
 
 class Bench:
-    """Holds each measurement against the empty route, which runs all the time."""
+    """The table, which compares measurements with the empty route, which runs all the time."""
 
     def __init__(self, jwks_url: str, empty: scene.Server) -> None:
         self.jwks_url = jwks_url
@@ -54,7 +54,7 @@ class Bench:
     def against_empty(
         self, name: str, server: scene.Server, requests: Sequence[bytes], status: int = 200
     ) -> float:
-        """Send requests in a few rounds, each beside one of the empty route; return the rate."""
+        """Send requests in rounds, each after one of the empty route; return the median rate."""
         reports, beside = [], []
         each = -(-len(requests) // ROUNDS)
         for first in range(0, len(requests), each):
@@ -67,7 +67,7 @@ class Bench:
         return load(self._empty, [_EMPTY] * ACCEPTS)
 
     def beside_empty(self, name: str, rate: str, cpu: float, memory: str) -> None:
-        """Tell of what is no request: its CPU, beside that of the empty route."""
+        """Print a row of work other than requests: its CPU, compared with the empty route's."""
         empty = self._load_empty().cpu
         tell(name, rate, "", "", f"{1e6 * cpu:.0f}", f"{cpu / empty:.1f}", "", memory)
 
@@ -104,7 +104,7 @@ def waits(seconds: Sequence[float]) -> tuple[str, str]:
 
 
 def load(server: scene.Server, requests: Sequence[bytes], status: int = 200) -> Report:
-    """Send all, as fast as answers come, and insist that every answer has that status."""
+    """Send all requests as fast as answers come, and check that every answer has `status`."""
     before = server.cpu()
     report = run(hammer(server.port, requests))
     report.cpu = (server.cpu() - before) / len(requests)
@@ -118,7 +118,7 @@ def run(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def accept(bench: Bench, place: Database | None) -> None:
-    """Prove, commit and answer distinct callbacks; then the same ones again."""
+    """Have distinct callbacks checked, committed and answered; then some of them again."""
     for provider in ("eachlabs", "fal"):
         with scene.books(place) as (home, books):
             ids = books.seed(provider, ROUNDS * ACCEPTS + 500)
@@ -132,13 +132,13 @@ def accept(bench: Bench, place: Database | None) -> None:
 
 
 def submit(bench: Bench, place: Database | None) -> None:
-    """Submit to a provider that answers at once, with none and with many in flight."""
+    """Submit to a provider that answers at once, with no and with many predictions in flight."""
     for limits in ({}, LIMITS):
         for in_flight in (0, IN_FLIGHT):
             with scene.books(place) as (home, books), ExitStack() as stack:
                 server = stack.enter_context(scene.submitting(home, books, bench.jwks_url, limits))
                 load(server, [scene.submit(n) for n in range(SUBMITS // 4)], 202)
-                # Put in now, as a start would poll them all.
+                # Inserted now, as a start would poll them all.
                 books.fill_in_flight(in_flight)
                 name = f"{books.engine}: submit, {in_flight:,} in flight"
                 requests = [scene.submit(n) for n in range(ROUNDS * SUBMITS)]
@@ -188,7 +188,7 @@ def _attempts(books: scene.Books) -> int:
 
 
 def latency(bench: Bench, place: Database | None) -> None:
-    """Send callbacks at a steady rate; measure answers, and from a callback to its handler."""
+    """Send callbacks at a steady rate; measure the time to the answer, and to the handler."""
     rate, seconds = LATENCY
     with scene.books(place) as (home, books):
         ids = books.seed("eachlabs", rate * seconds)
@@ -209,7 +209,7 @@ def latency(bench: Bench, place: Database | None) -> None:
 
 
 def start(bench: Bench, place: Database | None) -> None:
-    """Time fresh processes up to their first answer: an empty route's, and an accepted callback."""
+    """Time new processes up to their first answer: of an empty route, and to a callback."""
     if place is None:
         with scene.books(None) as (home, _):
             route = "empty route: start to answer"
@@ -233,7 +233,7 @@ def _starts(name: str, make: Callable[[], scene.Server], requests: Sequence[byte
 
 
 def polling(bench: Bench, place: Database | None) -> None:
-    """Start over many predictions in flight, which are all polled then, and accept meanwhile."""
+    """Accept callbacks after a start, while many predictions in flight are polled."""
     rate, seconds = POLLING
     for in_flight in (0, IN_FLIGHT):
         with scene.books(place) as (home, books):
@@ -250,7 +250,7 @@ def polling(bench: Bench, place: Database | None) -> None:
 
 
 def blocking(_: Bench, place: Database | None) -> None:
-    """Measure how long the store holds up the event loop while callbacks come as fast as can be."""
+    """Measure how long the store blocks the event loop while callbacks come as fast as possible."""
     with scene.books(place) as (_home, books):
         ids = books.seed("eachlabs", ACCEPTS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -305,7 +305,7 @@ def _judge(_: CurrentState, __: IncomingOutcome) -> Transition:
 
 
 def save(bench: Bench, place: Database | None) -> None:
-    """Keep large results by `save`, and by httpx alone, sixteen at once as `save` does."""
+    """Store large results with `save`, and with httpx alone, 16 at once as `save` does."""
     with scene.books(place) as (home, books), scene.running(scene.files(home)) as files:
         url = f"http://127.0.0.1:{files.port}/result.mp4"
         if place is None:

@@ -1,8 +1,9 @@
-"""How long each page of the dashboard takes at 1,000,000 predictions: python -m tests.bench.pages.
+"""Time each page of the dashboard at 1,000,000 predictions: python -m tests.bench.pages.
 
-The app is asked in process, so that what is measured is the page: statements and rendering. Each is
-asked for eight times, as PostgreSQL may plan what it is asked often for any values. The shortest of
-the last five times counts, as the machine may have other work; the median stands beside it.
+The app runs in this process, so that only the page is measured: statements and rendering. Each is
+requested eight times, as PostgreSQL may switch to a generic plan for a repeated statement. The
+shortest of the last five times counts, as the machine may have other work; the median is printed,
+too.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ PAGES = (
 
 
 async def measure(database: Path | Database, name: str, one: str) -> bool:
-    """Ask for every page; return whether all were in time."""
+    """Request every page; return whether none took longer than MOST."""
     fine = True
     env: dict[str, Any] = {**ON, "RECEIVER_LOG_LEVEL": "error"}
     async with receiving(database, Network(), **env) as station:
@@ -177,7 +178,7 @@ async def measure(database: Path | Database, name: str, one: str) -> bool:
 
 
 async def _took(someone: Person, path: str) -> tuple[float, float]:
-    """Return the shortest time of a page, and the median; raise where it is no page."""
+    """Return the shortest and the median time of a page; raise if it is not found."""
     times = []
     for _ in range(8):
         began = time.perf_counter()

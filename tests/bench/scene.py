@@ -1,4 +1,4 @@
-"""What the measurements need around them: predictions, callbacks of them, and servers."""
+"""The environment of the measurements: predictions, their callbacks, and servers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.postgres import Database, made
 
 SECRET = "bench-secret-key-of-more-than-32-characters"
 EMULATED = EmulatedProviders()
-"""Signs with the keys that every emulator of the same seed publishes."""
+"""The signer of callbacks, by the keys that every emulator of the same seed publishes."""
 TOKENS = Tokens([SECRET])
 MODELS = {"eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
 HANDLER = """from receiver import Event, on
@@ -73,24 +73,24 @@ class Books(ABC):
 
     @abstractmethod
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
-        """Read the database, also while a server runs."""
+        """Return the rows of a query, also while a server runs."""
 
     @abstractmethod
     def run(self, statements: Sequence[str], count: int) -> None:
-        """Run statements in which `{ids}` is a table of so many `id`, and `{now}` the time."""
+        """Run statements in which `{ids}` is a table of `count` ids, and `{now}` the time."""
 
     def fill(self, count: int) -> None:
-        """Put in `count` predictions that ended long ago, with all that they leave behind."""
+        """Insert `count` predictions that ended long ago, with their callbacks and deliveries."""
         if count:
             self.run(_ENDED, count)
 
     def fill_in_flight(self, count: int) -> None:
-        """Put in `count` predictions that are at a provider, to be polled in an hour."""
+        """Insert `count` predictions that are at a provider, to be polled in an hour."""
         if count:
             self.run(_IN_FLIGHT, count)
 
     def seed(self, provider: str, count: int) -> list[tuple[str, str]]:
-        """Make `count` predictions that are processing; give (our id, the provider's) for each."""
+        """Create `count` processing predictions; return (our id, the provider's id) of each."""
         return asyncio.run(_seed(self.store(), provider, count))
 
 
@@ -172,7 +172,7 @@ _IN_FLIGHT = (
 
 @contextmanager
 def books(server: Database | None) -> Iterator[tuple[Path, Books]]:
-    """Give a folder and an empty database: a file, or one on the server."""
+    """Yield a folder and an empty database: a file, or one on the server."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         home = Path(folder)
         if server is None:
@@ -184,7 +184,7 @@ def books(server: Database | None) -> Iterator[tuple[Path, Books]]:
 async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]]:
     await store.start()
     now = time.time()
-    # One a millisecond, as ids sort by their time: callbacks come roughly in that order too.
+    # One per millisecond, as ids sort by their time: callbacks come roughly in that order, too.
     made = [now - (count - number) / 1000 for number in range(count)]
     ids = [(new_id("pred", at), f"req-{provider}-{at:.3f}") for at in made]
     new = [
@@ -220,30 +220,30 @@ async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]
 
 
 def callback(provider: str, ours: str, theirs: str, url: str | None = None) -> bytes:
-    """Prepare the success callback of one prediction, proved."""
+    """Return the request of an authentic callback for a success of one prediction."""
     path = f"/webhooks/{provider}/{TOKENS.callback(provider, ours)}"
     url = url or f"https://cdn.example/{theirs}.png"
     secret = TOKENS.webhook_secrets(ours)[0].decode()
     told = prediction(provider=provider, id=theirs, secret=secret)
     body = EMULATED.callback(told, Ending(output=({"url": url, "content_type": "image/png"},)))
     headers = EMULATED.headers(told, body)
-    del headers["content-type"]  # `post` names it itself
+    del headers["content-type"]  # `post` adds it
     return post(path, body, headers)
 
 
 @contextmanager
 def jwks() -> Iterator[str]:
-    """Serve the key set that the fal callbacks are signed for."""
+    """Serve the key set of the fal callbacks' signatures; yield its URL."""
     with serve(create_emulator(BY_HAND)) as port:
         yield f"http://127.0.0.1:{port}/fal/.well-known/jwks.json"
 
 
 AS_INSTALLED = {"PYTHONDONTWRITEBYTECODE": "", "SSL_CERT_FILE": "", "SSL_CERT_DIR": ""}
-"""So that a start finds its modules compiled, and certifi's authorities, as almost everywhere."""
+"""Lets a start use compiled modules and certifi's authorities, as usual installations do."""
 
 
 class Server:
-    """A process that serves a port; `pid` is for looking at its memory."""
+    """A process that serves a port, or a worker, with port 0."""
 
     def __init__(self, command: list[str], port: int, home: Path, env: dict[str, str]) -> None:
         self.port = port
@@ -258,7 +258,7 @@ class Server:
         self.pid = self._process.pid
 
     def wait(self) -> None:
-        """Wait until the port takes connections; a worker has none."""
+        """Wait until the port accepts connections; a worker has none."""
         if not self.port:
             return
         ends = time.monotonic() + 20
@@ -270,14 +270,14 @@ class Server:
         raise RuntimeError("the server did not start; see server.log")
 
     def resident(self) -> int:
-        """Give the resident memory in bytes."""
+        """Return the resident memory in bytes."""
         found = subprocess.run(
             ["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, check=True, text=True
         )
         return int(found.stdout) * 1024
 
     def peak(self) -> int:
-        """Give the most resident memory that there ever was, in bytes, as Linux counts."""
+        """Return the peak of the resident memory in bytes, from Linux's /proc."""
         [line] = (
             line
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
@@ -286,7 +286,7 @@ class Server:
         return int(line.split()[1]) * 1024
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that the process has used, all its threads, as Linux counts."""
+        """Return the CPU seconds of all threads of the process, from Linux's /proc."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -333,7 +333,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""A provider that takes every submit at once, and is not done with any."""
+"""A provider that accepts every submit at once, and never finishes one."""
 
 
 def instant_provider(home: Path) -> Server:
@@ -344,7 +344,7 @@ def instant_provider(home: Path) -> Server:
 
 
 def submit(number: int) -> bytes:
-    """Prepare one submit."""
+    """Return the request of one submit."""
     body = msgspec.json.encode(
         {"provider": "fal", "model": MODELS["fal"], "input": {"prompt": f"lighthouse {number}"}}
     )
@@ -379,7 +379,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""Has results of 5 MB."""
+"""A server of results of 5 MB."""
 ALONE = """import asyncio, resource, sys, time
 import httpx
 
@@ -457,12 +457,12 @@ asyncio.run(main())
 
 
 def httpx_alone(home: Path, url: str, count: int) -> tuple[float, float, int]:
-    """Fetch results into files; give the seconds, those of CPU, and the most memory."""
+    """Fetch results into files; return the seconds, the CPU seconds, and the peak memory."""
     return _alone(home, ALONE, url, str(count))
 
 
 def pgqueuer_alone(home: Path, url: str, count: int, *, records: bool) -> tuple[float, float, int]:
-    """Run empty jobs by PgQueuer's own worker, each of which `records` its end in a row, or not."""
+    """Run empty jobs with PgQueuer's own worker; with `records`, each inserts a row at its end."""
     return _alone(home, PGQUEUER, url, str(count), str(records))
 
 
@@ -477,7 +477,7 @@ def _alone(home: Path, text: str, *arguments: str) -> tuple[float, float, int]:
 
 @contextmanager
 def submitting(home: Path, books: Books, jwks_url: str, limits: dict[str, str]) -> Iterator[Server]:
-    """Run a receiver with a provider that takes all; callbacks are expected, so it polls late."""
+    """Run a receiver with the instant provider; it expects callbacks, and so polls late."""
     with running(instant_provider(home)) as provider:
         env = {
             "FAL_KEY": "bench",

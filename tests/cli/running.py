@@ -1,4 +1,4 @@
-"""The program as its user has it: real processes, real sockets, real exit codes."""
+"""The program as a user runs it: real processes, real sockets, real exit codes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
 
 
 def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command by Python itself, where it is about how this starts."""
+    """Run a command in a new Python, for tests of the start itself."""
     return subprocess.run(
         [sys.executable, "-m", "receiver", *args],
         cwd=cwd,
@@ -58,13 +58,13 @@ def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProce
 
 
 def invoke(*args: str, **env: str) -> Result:
-    """Run a command by typer's runner."""
+    """Run a command with Typer's runner."""
     with patch("typer.testing._get_command", COMMANDS):
         return CliRunner().invoke(main, args, env=env)
 
 
 def inside(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that asks a receiver, in this process: to start one costs far more."""
+    """Run a client command in this process: a new process costs far more."""
     with chdir(cwd), patch.dict(os.environ, environment(env), clear=True):
         result = invoke(*args)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -74,7 +74,7 @@ def inside(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 
 @dataclass
 class Running:
-    """A server under way, and all that it has written."""
+    """A running server, and its log."""
 
     process: Forked
     log: Path
@@ -88,7 +88,7 @@ class Running:
         return self.log.read_text()
 
     def wait_for(self, *texts: str, times: int = 1) -> str:
-        """Wait until it has said all of these; give all that it said."""
+        """Wait until its log contains all of these texts; return the log."""
         ends = time.monotonic() + PATIENCE
         while any((said := self.said()).count(text) < times for text in texts):
             assert time.monotonic() < ends, said
@@ -99,7 +99,7 @@ class Running:
 
 @contextmanager
 def running(*args: str, cwd: Path, **env: str) -> Iterator[Running]:
-    """Run a command that listens, on a port that is free, until the block is left."""
+    """Run a command that listens on a free port, until the block is left."""
     port = free_port()
     log = cwd / f"{args[0]}-{port}.log"
     command = ["-m", "receiver", *args, "--port", str(port)]

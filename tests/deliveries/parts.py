@@ -1,4 +1,4 @@
-"""Dispatch under test: real workers on a real store, with a clock and a pace of the test's own."""
+"""Dispatch under test: real workers on a real store, with the test's own clock and timing."""
 
 import asyncio
 import inspect
@@ -41,7 +41,7 @@ BRISK: Final = Timing(lease=30.0, beat=0.05, nap=0.2, drain=2.0)
 
 
 class Clock:
-    """Tells the time, ahead of the real one by as much as a test says."""
+    """A clock that is `ahead` seconds ahead of the real one, or stopped."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -51,13 +51,13 @@ class Clock:
         return (time.time() if self._stands is None else self._stands) + self.ahead
 
     def stand(self) -> None:
-        """Go on only as far as a test says, so that no lease runs out on a slow machine."""
+        """Stop the clock, except for `ahead`, so that no lease expires on a slow machine."""
         self._stands = time.time()
 
 
 @dataclass
 class Submits:
-    """Stands for outbound: the same key gives the same prediction."""
+    """A replacement of the submitter: the same key returns the same prediction."""
 
     asked: list[SubmitRequest] = field(default_factory=list)
     made: dict[str, Prediction] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Submits:
 
 
 class Dispatching:
-    """One receiver's store and handlers, and how to give them deliveries."""
+    """One receiver's store, handlers and worker, with methods that create deliveries."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Dispatching:
                 self.registry.add(handler)
         self.clock = Clock()
         self.submits = Submits()
-        self.http = httpx.AsyncClient(verify=False)  # asks nobody; to read certificates is slow
+        self.http = httpx.AsyncClient(verify=False)  # sends nothing; reading certificates is slow
         self.pace = pace
         self.breakers = self.store.breakers
         self.wakeups = Wakeups()
@@ -111,7 +111,7 @@ class Dispatching:
         self._count = 0
 
     def another(self, owner: str, pace: Timing | None = None, store: Any = None) -> Worker:
-        """Make a dispatch of another owner on the same rows."""
+        """Return a worker of another owner on the same rows."""
         return Worker(
             store or self.store,
             self.registry,
@@ -129,7 +129,7 @@ class Dispatching:
         )
 
     async def enqueue(self, *handlers: str, metadata: dict[str, Any] | None = None) -> str:
-        """End a new prediction, and wake those that get its event; give its id."""
+        """End a new prediction, wake the handlers that get its event, and return its id."""
         self._count += 1
         prediction_id = f"pred_{self._count:032d}"
         names = handlers or tuple(self.registry.handlers)
@@ -166,7 +166,7 @@ class Dispatching:
         return delivery
 
     async def ends(self, prediction_id: str, handler: str, *states: str) -> Delivery:
-        """Wait until a delivery is in one of `states`; by default, at its end."""
+        """Wait until a delivery is in one of `states`, by default at its end; return it."""
         wanted = states or ("done", "skipped", "dead")
 
         async def at_its_end() -> bool:
@@ -217,7 +217,7 @@ async def dispatching(
 
 
 class Unsteady:
-    """Stands before the real store and is unavailable, or worse, as often as it is told."""
+    """A proxy of the store; a method first raises each of the errors given for it."""
 
     def __init__(self, store: Any, **troubles: list[Exception]) -> None:
         self._store = store
@@ -231,7 +231,7 @@ class Unsteady:
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
-    """Wait until something holds; give it PATIENCE."""
+    """Wait until a condition holds; raise TimeoutError after PATIENCE seconds."""
     async with asyncio.timeout(PATIENCE):
         while True:
             found = condition()

@@ -1,4 +1,4 @@
-"""Real servers on loopback, each in a thread of its own."""
+"""Real servers on loopback, each in its own thread."""
 
 import socket
 import threading
@@ -33,7 +33,7 @@ KEYS = {
 
 
 class Server:
-    """Serves an app on a free port until it is stopped."""
+    """A server of an app on a free port, until it is stopped."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket | None = None, **more: Any) -> None:
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
@@ -71,7 +71,7 @@ def serve(app: ASGIApp, **more: Any) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Mail:
-    """One callback as it came in."""
+    """One received callback."""
 
     headers: dict[str, str]
     body: bytes
@@ -84,7 +84,7 @@ class Mail:
 
 @dataclass
 class Mailbox:
-    """Takes callbacks in; answers each with the next status of a script, then with 200."""
+    """The callbacks to one URL, each answered with the next scripted status, then with 200."""
 
     url: str
     statuses: list[int] = field(default_factory=list)
@@ -118,7 +118,7 @@ class PostOffice:
 
 
 class Emulated:
-    """One emulator, and the calls a receiver makes."""
+    """A client of one emulator, with the calls that a receiver makes."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -143,7 +143,7 @@ class Emulated:
         return self.call("fal", "POST", f"/queue/{app}", params=query, json={"prompt": prompt})
 
     def submit(self, provider: str, prompt: str, callback: str = "") -> str:
-        """Submit anywhere and return the provider's id."""
+        """Submit to a provider, and return its id of the prediction."""
         if provider == "oxen":
             return str(self.oxen(prompt).json()["generations"][0]["generation_id"])
         if provider == "eachlabs":
@@ -159,7 +159,7 @@ class Emulated:
         return self.call(provider, "GET", paths[provider])
 
     def finished(self, provider: str, prediction_id: str) -> dict[str, Any]:
-        """Poll until the end, as the provider spells it."""
+        """Poll until the end, and return the last answer."""
         over = {"succeeded", "failed", "cancelled", "success", "error", "COMPLETED"}
         return eventually(
             lambda: self.poll(provider, prediction_id).json(), lambda state: state["status"] in over
@@ -177,7 +177,7 @@ class Emulated:
         return next(row for row in rows if row["id"] == prediction_id)
 
     def attempts(self, prediction_id: str, count: int) -> Sequence[dict[str, Any]]:
-        """Wait until that many attempts at a callback are in the books."""
+        """Wait until the ledger has `count` attempts at a callback; return all."""
         return eventually(
             lambda: self.row(prediction_id)["callback_attempts"], lambda found: len(found) >= count
         )

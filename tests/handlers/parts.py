@@ -1,4 +1,4 @@
-"""What the tests of built-in handlers share: their files, and a server with scripted answers."""
+"""Helpers for tests of built-in handlers: their files, and a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ HANDLERS: Final = Path(__file__).parents[2] / "handlers"
 
 
 def built_in(name: str) -> str:
-    """Name a handler's file, which is run anew under the settings of now."""
+    """Return the path of a handler's file, which is loaded again with the current settings."""
     return str(HANDLERS / f"{name}.py")
 
 
 @dataclass
 class Asked:
-    """One request, as a server got it."""
+    """One request, as a server received it."""
 
     method: str
     path: str
     headers: dict[str, str]
-    """By names in lower case."""
+    """Values by names in lower case."""
     body: bytes
 
 
@@ -38,7 +38,7 @@ OK: Final[Answer] = (200, {}, b"")
 
 @dataclass
 class Server:
-    """Answers from a script, then always with its last answer."""
+    """A server with scripted answers, the last of which it repeats."""
 
     url: str
     answers: list[Answer]
@@ -62,7 +62,7 @@ def serving(*answers: Answer) -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = answer  # noqa: N815 - the names it looks for
+        do_GET = do_POST = do_PUT = answer  # noqa: N815 - http.server's names
 
         def log_message(self, *_: object) -> None: ...
 
@@ -79,7 +79,7 @@ def serving(*answers: Answer) -> Iterator[Server]:
 
 
 def waits(delivered: Delivered) -> float:
-    """Say how many seconds after its last attempt a delivery comes again."""
+    """Return the seconds from the end of a delivery's last attempt to its retry."""
     due = delivered.delivery.due_at
     assert due is not None
     ended = delivered.delivery.history[-1]["ended_at"]

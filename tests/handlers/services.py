@@ -1,4 +1,4 @@
-"""A service on loopback that looks at what it is sent and answers as it would."""
+"""A service on loopback that computes its answers from the requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.handlers.parts import Answer, Asked
 
 @contextmanager
 def service(answer: Callable[[Asked], Answer]) -> Iterator[str]:
-    """Serve what a function answers; what it raises fails the test, and not only the request."""
+    """Serve the answers of a function; an error in it also fails the test, not only the request."""
     errors: list[Exception] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,7 +30,7 @@ def service(answer: Callable[[Asked], Answer]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = answer  # noqa: N815 - the names it looks for
+        do_GET = do_POST = answer  # noqa: N815 - http.server's names
 
         def log_message(self, *_: object) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What the journeys have in common: real processes on loopback, and the books that must balance."""
+"""Helpers of the journeys: real processes on loopback, and checks of all records at the end."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ def eventually(
 
 @dataclass
 class Process:
-    """One process of ours, started again and again on the same port and with the same log."""
+    """One process, which is restarted on the same port and with the same log."""
 
     arguments: list[str]
     log: Path
     env: dict[str, str] = field(default_factory=dict)
     port: int | None = None
-    """Where it answers; a worker does not, and says in its log that it has started."""
+    """The port of a server; None for a worker, whose log shows that it has started."""
     running: Forked | None = None
     killed: set[str] = field(default_factory=set)
-    """The process ids of those that got SIGKILL."""
+    """The ids of its processes that got SIGKILL."""
     _said: int = 0
 
     @property
@@ -123,7 +123,7 @@ class Process:
         assert self.is_alive, self.log.read_text()
         if self.port is None:
             return b'"receiver.started"' in self.log.read_bytes()[self._said :]
-        # It listens before it has started, so only an answer says so.
+        # It listens before it has started, so only an answer is a proof.
         with suppress(httpx.HTTPError):
             loopback.get(f"{self.url}/healthz", timeout=PATIENCE)
             return True
@@ -142,21 +142,21 @@ class Process:
             self.running.wait(PATIENCE)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Give what it logged."""
+        """Return the lines of its log."""
         text = self.log.read_text() if self.log.exists() else ""
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     def said(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """Find the lines of its log that say this."""
+        """Return the lines of its log with this event and these fields."""
         wanted = {"event": event, **fields}
         return [line for line in self.lines() if wanted.items() <= line.items()]
 
 
 class Toll:
-    """Stands where callbacks pass, and spreads them over the servers.
+    """A proxy that distributes callbacks over the servers.
 
-    A server that does not answer is passed over for the next. One can be killed the moment a 2xx
-    of its comes back.
+    If a server does not answer, the next one is tried. `kills_wanted` servers are killed, each as
+    soon as it has answered a 2xx.
     """
 
     def __init__(self, servers: list[Process]) -> None:
@@ -164,7 +164,7 @@ class Toll:
         self.kills_wanted = 0
         self.killed_after: list[str] = []
         self.answers: list[tuple[str, int]] = []
-        """Whose callback it was, and what a server answered."""
+        """(prediction id, status that a server answered) of each callback."""
         self._turn = itertools.count()
         route = Route("/{path:path}", self._pass, methods=["POST"])
         self.app = Starlette(routes=[route], lifespan=self._open)
@@ -200,7 +200,7 @@ class Toll:
 
 @dataclass
 class World:
-    """The emulator, the receiver's processes, the toll between them, and the caller."""
+    """The emulator, the receiver's processes, the proxy between them, and an API client."""
 
     folder: Path
     emulator: Process
@@ -209,7 +209,7 @@ class World:
     """None: a file in the folder."""
     http: httpx.Client
     statuses: Counter[int]
-    """How often the caller was answered what."""
+    """Counts of the answers to the API client, by status."""
     servers: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
     retired: list[Process] = field(default_factory=list)
@@ -229,7 +229,7 @@ class World:
 
     @property
     def everyone(self) -> list[Process]:
-        """All that ever were in the fleet."""
+        """All processes that are or were in the fleet."""
         return [*self.fleet, *self.retired]
 
     def new_server(self, *options: str) -> Process:
@@ -249,7 +249,7 @@ class World:
             process.kill()
 
     def revive(self) -> None:
-        """Start, all at once, those of the fleet that are not running."""
+        """Start all processes of the fleet that are not running, in parallel."""
         start_all([process for process in self.fleet if not process.is_alive])
 
     def rows(self, sql: str) -> list[Any]:
@@ -263,12 +263,12 @@ class World:
         return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
     def release(self, *processes: Process) -> None:
-        """Let the long handlers of these end."""
+        """Let the long handlers of these processes end."""
         for process in processes:
             (self.folder / f"release-{process.pid}").touch()
 
     def begun(self, prediction: Mapping[str, Any], process: Process) -> int:
-        """Count the long handlers that this process has begun for a prediction."""
+        """Return how many long handlers this process has begun for a prediction."""
         notes = self.notes("begun")
         return sum((one[0], one[-1]) == (prediction["id"], process.pid) for one in notes)
 
@@ -279,7 +279,7 @@ class World:
         return dict(loopback.get(self.providers + "/ledger").json())
 
     def streams(self) -> int:
-        """Count those who listen to Oxen's stream."""
+        """Return the number of connections to Oxen's stream."""
         return int(loopback.get(f"{self.emulator.url}/_journey/streams").text)
 
     def submit(
@@ -291,7 +291,7 @@ class World:
         server: Process | None = None,
         prefer: str = "",
     ) -> dict[str, Any]:
-        """Submit as a good client does: with a key, until there is an answer, from any server."""
+        """Submit with an idempotency key, and retry at any server until it is accepted."""
         body = {
             "provider": provider,
             "model": MODELS[provider],
@@ -307,7 +307,7 @@ class World:
             except httpx.HTTPError as error:
                 return error
 
-        # Not so often that twenty who ask in vain hold up the start of those whom they ask.
+        # Slow enough that twenty retrying clients do not delay the start of the servers.
         found = eventually(
             answer, lambda got: getattr(got, "status_code", 0) in {200, 202}, 2 * PATIENCE, 0.25
         )
@@ -319,11 +319,11 @@ class World:
         return dict(self.http.get(url, headers={"prefer": prefer}).raise_for_status().json())
 
     def ended(self, prediction: Mapping[str, Any]) -> dict[str, Any]:
-        """Wait for a prediction's end, asking the first server."""
+        """Wait until the first server reports a prediction's end."""
         return eventually(lambda: self.read(prediction), lambda found: found["completed_at"])
 
     def settle(self, patience: float = PATIENCE) -> None:
-        """Wait until every prediction is at its end, and nothing is pending any more."""
+        """Wait until every prediction has ended, and no delivery is pending or running."""
         living = "SELECT id, status FROM predictions WHERE due_at IS NOT NULL"
         eventually(lambda: self.rows(living), lambda rows: not rows, patience)
         open_ = "SELECT id, state, owner FROM deliveries WHERE state IN ('pending', 'running')"
@@ -331,7 +331,7 @@ class World:
 
 
 def let_leases_end(world: World, *pids: str) -> None:
-    """Spare us the half minute for which what these processes had in hand is kept for them."""
+    """End the leases of killed processes now, instead of waiting half a minute."""
     if world.database is None:
         return
     theirs = f"owner ~ ':({'|'.join(pids)}):[^:]*$'"
@@ -353,7 +353,7 @@ def start_all(processes: Sequence[Process]) -> None:
 
 
 def with_password(database: Database) -> str:
-    """Give the database's URL with a password, which a server that trusts us does not look at."""
+    """Return the database's URL with a password, which a server ignores if it trusts clients."""
     scheme, _, rest = database.url.partition("://")
     login, _, place = rest.rpartition("@")
     user, _, password = login.partition(":")
@@ -370,9 +370,9 @@ def living(
     more: Mapping[str, str] | None = None,
     emulated: Mapping[str, Any] | None = None,
 ) -> Iterator[World]:
-    """Run a world: servers with these options each, so many workers, and an emulator.
+    """Run a world: a server for each list of options in `servers`, workers, and an emulator.
 
-    `more` are settings of the receiver's, `emulated` options of the emulator's.
+    `more` are settings of the receiver, `emulated` options of the emulator.
     """
     port = free_port()
     emulator = Process([str(HERE / "emulating.py"), str(port)], folder / "emulator.log", port=port)
@@ -419,7 +419,7 @@ def living(
 
 
 def prompts() -> list[tuple[str, str]]:
-    """Give 60 submits over all providers; a few are refused or fail by their own words."""
+    """Return 60 pairs (provider, prompt); a few prompts cause a refusal or a failure."""
     words = ["", "[fail]", "[refuse]", "[fast]", "again", "[moderated]", "", "", "", ""]
     order = ["eachlabs", "fal", "oxen"]
     return [
@@ -429,15 +429,15 @@ def prompts() -> list[tuple[str, str]]:
 
 
 def some_of(processes: Sequence[Process], chance: random.Random) -> list[Process]:
-    """Pick one, if there are any."""
+    """Return one of the processes, at random; none if there are none."""
     return [chance.choice(processes)] if processes else []
 
 
-# --- the books ---
+# --- checks of all records ---
 
 
 def check_books(world: World, submits: int) -> None:
-    """Hold everything that was written down against everything else."""
+    """Compare the database, the emulator's ledger, the handlers' notes and the logs."""
     check_bills(world, submits)
     check_events(world, submits)
     check_evidence(world)
@@ -446,7 +446,7 @@ def check_books(world: World, submits: int) -> None:
 
 
 def check_bills(world: World, submits: int) -> None:
-    """One bill for each that was accepted, none for what was refused; never two."""
+    """Check that each accepted prediction has one bill, a refused one none, and none has two."""
     ledger = world.ledger()
     billed = Counter((row["provider"], row["prompt"]) for row in ledger["predictions"])
     ids = {(row["provider"], row["id"]): row["prompt"] for row in ledger["predictions"]}
@@ -471,7 +471,7 @@ def check_bills(world: World, submits: int) -> None:
 
 
 def check_events(world: World, submits: int) -> None:
-    """Exactly one event for each, which says what the prediction says."""
+    """Check that each prediction has exactly one event, with the prediction's status."""
     rows = world.rows(
         "SELECT p.status, count(e.id), max(e.type) FROM predictions p"
         " LEFT JOIN events e ON e.prediction_id = p.id GROUP BY p.id"
@@ -484,7 +484,7 @@ def check_events(world: World, submits: int) -> None:
 
 
 def check_evidence(world: World) -> None:
-    """Every callback that was answered 2xx is in the books, and its prediction at its end."""
+    """Check that every callback answered with 2xx is recorded, and its prediction has ended."""
     found = world.rows(
         "SELECT prediction_id, sum(1 + repeats) FROM callbacks WHERE channel = 'webhook'"
         " GROUP BY prediction_id"
@@ -510,14 +510,14 @@ def check_handlers(world: World, submits: int) -> None:
     for delivery, step, pid in world.notes("steps"):
         runs.setdefault((delivery, step), []).append(pid)
     assert len(runs) == submits * 3
-    # A step is repeated only by another process, after the one that ran it was killed over it.
+    # A step is repeated only by another process, after the one that ran it was killed.
     killed = set().union(*(process.killed for process in world.everyone))
     assert not [pids for pids in runs.values() if len(set(pids)) < len(pids)]
     assert not [pids for pids in runs.values() if not set(pids[:-1]) <= killed]
 
 
 def check_logs(world: World) -> None:
-    """No fault of ours and no secret in any log; no answer that says anything of a fault."""
+    """Check that no log has an internal error or a secret, and no answer a 5xx but 503."""
     tokens = [text for (text,) in world.rows("SELECT id FROM predictions")]
     for process in world.everyone:
         log = process.log.read_text()

@@ -1,8 +1,8 @@
-"""AWS Lambda on this machine: AWS's own runtime client against a Runtime API of ours.
+"""AWS Lambda on this machine: AWS's own runtime client with an emulated Runtime API.
 
-One environment of a function: what lives in it stands still between two invocations, and is killed
-when an invocation takes too long; the next one gets a new environment. In front is an HTTP server
-that makes events of requests, in each of the forms that AWS has.
+A function has one environment, whose processes are suspended between invocations, and killed when
+an invocation takes too long; the next one gets a new environment. An HTTP server in front converts
+requests to events, in each of AWS's formats.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RUNTIME: Final = "/2018-06-01/runtime"
 
 
 class Failed(Exception):
-    """The function said that an invocation failed."""
+    """The function reported that an invocation, or its init phase, failed."""
 
 
 class Killed(Exception):
@@ -64,7 +64,7 @@ class Lambda:
         threading.Thread(target=self._api.serve_forever, daemon=True).start()
 
     def invoke(self, event: object, seconds: float = 30.0) -> Any:
-        """Have an event answered; raise Failed or Killed."""
+        """Return the function's answer to an event; raise Failed or Killed."""
         with self._one:
             if self._process is None:
                 self._begin()
@@ -178,7 +178,7 @@ def _json(value: object) -> bytes:
 
 
 class Request:
-    """An HTTP request on its way to becoming an event."""
+    """An HTTP request to be converted to an event."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Request:
 
 
 def second(request: Request) -> Json:
-    """Write payload 2.0, of function URLs and HTTP APIs."""
+    """Return payload 2.0, of function URLs and HTTP APIs."""
     headers = request.joined
     cookies = [one.strip() for one in headers.pop("cookie", "").split(";") if one]
     http = {"method": request.method, "path": request.path, "protocol": "HTTP/1.1"}
@@ -233,7 +233,7 @@ def second(request: Request) -> Json:
 
 
 def staged(request: Request) -> Json:
-    """Write payload 2.0 of an HTTP API with a stage."""
+    """Return payload 2.0 of an HTTP API with a stage."""
     event = second(request)
     event["rawPath"] = f"/prod{request.path}"
     event["requestContext"]["stage"] = "prod"
@@ -241,7 +241,7 @@ def staged(request: Request) -> Json:
 
 
 def first(request: Request) -> Json:
-    """Write payload 1.0, of REST APIs, which decode paths and queries."""
+    """Return payload 1.0, of REST APIs, which decode paths and queries."""
     values = request.values
     return {
         "resource": "/{proxy+}",
@@ -286,12 +286,12 @@ def _of_balancer(request: Request, *, many: bool) -> Json:
 
 
 def balanced(request: Request) -> Json:
-    """Write the event of a load balancer."""
+    """Return the event of a load balancer."""
     return _of_balancer(request, many=False)
 
 
 def balanced_many(request: Request) -> Json:
-    """Write the event of a load balancer whose target group has multi-value headers on."""
+    """Return the event of a load balancer whose target group has multi-value headers on."""
     return _of_balancer(request, many=True)
 
 
@@ -301,7 +301,7 @@ SHAPES: Final[dict[str, Callable[[Request], Json]]] = {
 
 
 def headers_of(answer: Json) -> list[tuple[str, str]]:
-    """Return the headers of an answer, in whichever form it has them."""
+    """Return the headers of an answer in any of the formats."""
     found = [(name, value) for name, value in answer.get("headers", {}).items()]
     for name, values in answer.get("multiValueHeaders", {}).items():
         found += [(name, value) for value in values]
@@ -315,7 +315,7 @@ def body_of(answer: Json) -> bytes:
 
 @contextmanager
 def in_front_of(function: Lambda, port: int) -> Iterator[str]:
-    """Serve HTTP on a port by events, in each form in turn; yield the address."""
+    """Serve HTTP on a port by events, in each format in turn; yield the base URL."""
     shapes = itertools.cycle(SHAPES.values())
 
     class Front(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The app as other servers find it: what it costs to import, and what it says."""
+"""The app under any server: what it imports and logs, its path prefix, where it listens."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FORBIDDEN: Final = (
     *("jinja2", "markupsafe", "PIL", "receiver.dashboard.site"),
     *("cryptography", "tomllib", "pydantic", "pydantic_settings", "pgqueuer"),
 )
-"""Modules that a function pays for at each cold start, and has no use for."""
+"""Modules that a function does not use, and should not import at each cold start."""
 OUTWARD: Final = ("httpcore", "h11", "certifi")
-"""Modules that asking others takes, and accepting does not."""
+"""Modules for outgoing requests, which accepting callbacks does not need."""
 LISTED: Final = """
 import asyncio, json, sys
 from receiver.asgi import app
@@ -55,7 +55,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def listed(url: str) -> list[Any]:
-    """Return the modules after the import, and after the start; then a name of what was not."""
+    """Return the modules after the import and after the start; then a name imported later."""
     done = run(LISTED, RECEIVER_DATABASE_URL=url, RECEIVER_DASHBOARD="on")
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if not line.startswith("{")]
@@ -89,7 +89,7 @@ def test_a_plain_server_imports_only_what_accepts(tmp_path: Path) -> None:
         one.communicate()
     imported = {line.rpartition("|")[2].strip() for line in said if line.startswith("import time:")}
     assert "receiver.app" in imported
-    # uvicorn is its server, and imports click; what is hidden is listed as it is looked for.
+    # uvicorn is the server, and imports click; hidden modules are listed, as their import is tried.
     assert imported & {*FORBIDDEN, *OUTWARD} == {"uvicorn", "click", "rich", "httpx._main"}
 
 
@@ -115,7 +115,7 @@ def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("mine\n", "ours two\n")
 
 
-# --- a path that stands before ours ---
+# --- a path prefix ---
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""On AWS Lambda: requests in all their forms, other events, the freeze, and the kill."""
+"""The receiver on AWS Lambda: requests in all formats, other events, the freeze, the kill."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_on
         with suppress(Killed):
             done = function.function.invoke(SCHEDULES[0], 4)
             assert done.keys() >= {"deliveries", "submits", "polls", "more"}
-        if function.function.killed > killed:  # then, or while it answered a request
+        if function.function.killed > killed:  # in this drain, or during a request
             killed = function.function.killed
-            # Nobody hears of its death but by its silence, which is a long one.
+            # Only missing heartbeats show that it was killed, and that takes long: make them old.
             function.database.execute(
                 "UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'",
                 "UPDATE receiver.deliveries SET lease_until = lease_until - 60",
@@ -116,7 +116,7 @@ def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_on
     for picture in pictures:
         function.submit(picture)
     eventually(drain, lambda noted: noted.keys() >= set(pictures))
-    # What has run and is not settled when all is killed runs again, so this comes by itself.
+    # A handler that has run but is not settled at the kill runs again: so this one runs alone.
     function.submit("hang")
     eventually(drain, lambda noted: "hang" in noted)
     assert (killed, function.function.environments) == (1, 2)
@@ -142,7 +142,7 @@ def test_the_form_of_an_event_makes_no_difference_to_the_app(
     assert scope["path"].removeprefix(scope["root_path"]) == "/v1/models/fal/a b"
     assert scope["raw_path"].endswith(b"/v1/models/fal/a%20b")
     told = [("metadata.a b", "c&d"), ("x", "1"), ("x", ""), ("y", "+")]
-    if shape == "balanced":  # it names the last of several alone
+    if shape == "balanced":  # it has only the last of several values
         told.remove(("x", "1"))
     assert parse_qsl(scope["query_string"].decode(), keep_blank_values=True) == told
     assert scope["method"] == "GET"
@@ -212,7 +212,7 @@ def test_twenty_invocations_in_each_form(shape: str, handler: Any) -> None:
 
 
 class Time:
-    """What an invocation knows of its time."""
+    """The context of an invocation: its remaining time."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -225,7 +225,7 @@ class Time:
 def module(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ModuleType]:
-    """Import `receiver.aws` anew, as an environment does that starts."""
+    """Import `receiver.aws` again, as a new environment does."""
     unreachable = settings_for("http://127.0.0.1:1")
     for name, value in {**ENV, **unreachable, "RECEIVER_DATABASE_URL": database.url}.items():
         monkeypatch.setenv(name, value)
@@ -233,7 +233,7 @@ def module(
     sys.modules.pop("receiver.aws", None)
     found = import_module("receiver.aws")
     yield found
-    found._FUNCTION.close()  # noqa: SLF001 - what the hook before a snapshot does
+    found._FUNCTION.close()  # noqa: SLF001 - as the hook before a snapshot does
     del sys.modules["receiver.aws"]
 
 

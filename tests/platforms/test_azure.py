@@ -1,4 +1,4 @@
-"""On Azure Functions, by its own library: one start, the caller's address, and the timer."""
+"""The receiver on Azure Functions, by Azure's library: one start, client addresses, the timer."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def module(
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("receiver.azure", None)
     found: Any = import_module("receiver.azure")
-    found.functions = found.app.get_functions()  # the library gives them once
+    found.functions = found.app.get_functions()  # the library returns them only once
     yield found
     del sys.modules["receiver.azure"]
-    gc.collect()  # the library's own end of an app, which runs in another loop, breaks nothing
+    gc.collect()  # the library's finalizer of an app, which runs in another loop, breaks nothing
 
 
 async def ask(module: ModuleType, method: str, path: str, **headers: str) -> func.HttpResponse:
-    """Have the function answer, as Azure's worker does."""
+    """Return the function's answer to a request, called as Azure's worker calls it."""
     request = func.HttpRequest(
         method,
         SITE + path,

@@ -1,4 +1,4 @@
-"""What a cold start costs by CPU seconds, beside that of Starlette with an empty route."""
+"""The CPU seconds of a cold start, compared with Starlette and an empty route."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.receiving import ENV, write
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 ROUNDS: Final = 4
-"""The first of which compiles."""
+"""Number of runs; the first one compiles the modules."""
 MOST: Final = 4.0
-"""How many times as much it may take: 2.8 on SQLite and 2.4 on PostgreSQL, here."""
+"""Maximum ratio to the empty route; measured here: 2.8 on SQLite, 2.4 on PostgreSQL."""
 EMPTY: Final = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -58,7 +58,7 @@ asyncio.run(main())
 
 
 def cpu_seconds(code: str, args: list[str], env: dict[str, str]) -> float:
-    """Run a program to its end; other processes slow it down, but use none of its seconds."""
+    """Run a program to its end; return its CPU seconds, which exclude those of other processes."""
     process = subprocess.Popen(
         [sys.executable, "-c", code + TAKEN, *args], cwd=ROOT, env=env, stdout=subprocess.DEVNULL
     )
@@ -73,7 +73,7 @@ async def test_a_cold_start_until_a_callback_is_taken_has_a_ceiling(start: Start
         letter = write(station.network, await station.submitted("bfl"))
         database: Any = station.database
     url = f"sqlite:///{database}" if isinstance(database, Path) else database.url
-    env = {  # that lets it write bytecode: a package for a function has all compiled
+    env = {  # it may write bytecode: a package for a function is compiled
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         **ENV,
         **settings_for("http://127.0.0.1:1"),

@@ -1,4 +1,4 @@
-"""A handler that writes down what it ran for, and may be told to stand in the way."""
+"""A handler that records the prompts it ran for, and can block its process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOOK = Path(os.environ["WITNESS_BOOK"])
 
 @on("*")
 async def note(event: Event, _ctx: Context) -> None:
-    """Note the prompt; the first that says `hang` blocks all until the process is killed."""
+    """Record the prompt; the first `hang` blocks the process until it is killed."""
     write(str(event.prediction.input["prompt"]))
 
 
@@ -21,6 +21,6 @@ def write(prompt: str) -> None:
     hung = BOOK.with_suffix(".hung")
     if prompt == "hang" and not hung.exists():
         hung.touch()
-        time.sleep(600)  # as a library does that never comes back
+        time.sleep(600)  # like a library call that never returns
     with BOOK.open("a") as book:
         book.write(f"{prompt}\n")

@@ -1,4 +1,4 @@
-"""What the store's tests are written with: values, a judge, and a way to look at the rows."""
+"""Helpers for the store's tests: values, a judge, and direct access to the rows."""
 
 import itertools
 import re
@@ -68,7 +68,7 @@ TABLES: Final = (
 
 
 class Engine(ABC):
-    """A store and, beside it, the bare rows."""
+    """A store, and direct access to its rows."""
 
     store: Store
 
@@ -80,10 +80,10 @@ class Engine(ABC):
 
     @abstractmethod
     def write(self, sql: str) -> None:
-        """Change the rows behind the store's back."""
+        """Change rows directly, not through the store."""
 
     def dump(self) -> dict[str, list[Any]]:
-        """Give all that is kept, to compare what was with what is."""
+        """Return the rows of all tables, to compare them before and after."""
         return {table: sorted(self.rows(f"SELECT * FROM {table}"), key=repr) for table in TABLES}
 
     def column(self, name: str, prediction_id: str) -> Any:
@@ -91,7 +91,7 @@ class Engine(ABC):
 
 
 class SQLite(Engine):
-    """The engine in a file."""
+    """The SQLite engine, with its file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class SQLite(Engine):
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Hold on to the database of this moment."""
+        """Hold a read transaction, and so a snapshot of the database."""
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             connection.execute("BEGIN")
             connection.execute("SELECT * FROM predictions").fetchall()
@@ -117,7 +117,7 @@ class SQLite(Engine):
 
 
 class Postgres(Engine):
-    """The engine on a server, whose clock obeys the test: PgQueuer asks it what is due."""
+    """The PostgreSQL engine; the test sets the server's clock, by which PgQueuer finds due jobs."""
 
     def __init__(self, database: Database, pooler: str | None = None) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Postgres(Engine):
 
 
 def advisory_locks(database: Database) -> int:
-    """Count them in this database alone: others on the same server may hold some."""
+    """Return the number in this database alone: others on the same server may hold some."""
     [[count]] = database.rows(
         "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -144,7 +144,7 @@ def advisory_locks(database: Database) -> int:
 
 
 def _as_sqlite_has_it(value: Any) -> Any:
-    """Give bytes that are text as text, as SQLite keeps them."""
+    """Return bytes that are valid text as text, as SQLite stores them."""
     if not isinstance(value, bytes) or b"\0" in value:
         return value
     try:
@@ -154,7 +154,7 @@ def _as_sqlite_has_it(value: Any) -> Any:
 
 
 WITH_CLOCK: Final = "clock, receiver, pg_catalog"
-"""Where the test's own now() goes before the server's."""
+"""The search path in which the test's now() precedes the server's."""
 _CLOCK: Final = (
     "CREATE SCHEMA clock",
     "CREATE TABLE clock.hands (at DOUBLE PRECISION)",
@@ -169,11 +169,11 @@ _TIMES: Final[dict[Any, Callable[[Any], float]]] = {
     retry: itemgetter(1),
     replay: itemgetter(2),
 }
-"""When what these transactions are given happens."""
+"""For each of these transactions, the function that returns the time in its item."""
 
 
 class TimedStore(PostgresStore):
-    """Set the server's clock to the time of every call that has one."""
+    """A store that sets the server's clock to the time in each call."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class TimedStore(PostgresStore):
         await super().start()
 
     async def _at(self, now: float) -> None:
-        # A hair before it: for PgQueuer a job is due after its time, not at it.
+        # Slightly earlier: for PgQueuer a job is due after its time, not at it.
         await self._writer.write("clock", self._set, now - 0.0001)
 
     @staticmethod
@@ -227,7 +227,7 @@ class TimedStore(PostgresStore):
             await self._queue.renew_on(connection, owner, delivery_ids, lease_until)
             await connection.close()
 
-        wait_for(renew())  # at once, where the real one leaves it to a thread
+        wait_for(renew())  # at once; the real store leaves it to a thread
 
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
         await self._at(now)
@@ -243,19 +243,19 @@ def dump(path: Path) -> dict[str, list[Any]]:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Copy what a killed process would leave: the file and its log, as they are right now."""
+    """Copy the file and its log as they are now, as a killed process would leave them."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The log first: a checkpoint between the two may carry all of it into the file, and cut it.
+    # The log first: a checkpoint in between may move all of it to the file, and truncate it.
     log = path.with_name(f"{path.name}-wal")
     size = None
-    while log.exists() and size != log.stat().st_size:  # or cut it while it is copied
+    while log.exists() and size != log.stat().st_size:  # or truncate it during the copy
         size = log.stat().st_size
         shutil.copyfile(log, target.with_name(f"{target.name}-wal"))
     shutil.copyfile(path, target)
 
 
 class Watched(sqlite3.Connection):
-    """A connection that tells of every statement before it runs."""
+    """A connection that calls `before` with each statement of the writer."""
 
     before: Callable[[str], None]
 
@@ -268,14 +268,14 @@ class Watched(sqlite3.Connection):
         return super().executemany(sql, params)
 
     def _tell(self, sql: str) -> None:
-        """Tell of what the writer does: in its thread, or in a transaction on the loop's."""
+        """Report a statement of the writer: in its thread, or in a transaction in the loop's."""
         is_writer = threading.current_thread().name == "receiver-writer"
         if is_writer or self.in_transaction or sql == "BEGIN IMMEDIATE":
             self.before(sql)
 
 
 class Watch:
-    """Stands between the writing thread and SQLite: counts, holds, copies or breaks."""
+    """A hook before the writer's statements, which can count, delay or break them."""
 
     def __init__(self) -> None:
         self.statements: list[str] = []
@@ -297,7 +297,7 @@ class Watch:
 
     @contextmanager
     def busy(self, store: Store) -> Iterator[None]:
-        """Keep the writer in a transaction, so that all that is asked meanwhile is one batch."""
+        """Hold the writer in a transaction, so that all calls made meanwhile form one batch."""
         self._held.clear()
         self._may_begin.clear()
         store.renew("nobody", [], NOW)
@@ -310,7 +310,7 @@ class Watch:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    """Watch the connections of every store that is opened from here on."""
+    """Watch the connections of every store that is opened from now on."""
     watch = Watch()
     connect = sqlite3.connect
 
@@ -362,7 +362,7 @@ def sent(job: Job) -> SendMark:
 
 
 def judge(recipients: Recipients) -> Callable[[CurrentState, IncomingOutcome], Transition]:
-    """Rule as the inbox does, with these deliveries."""
+    """Return a judge that decides as the inbox does, with these recipients."""
 
     def rule(known: CurrentState, arrival: IncomingOutcome) -> Transition:
         verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
@@ -476,7 +476,7 @@ async def claimed(store: Store, number: int = 1, handler: str = "greet") -> Clai
 
 
 async def stand(store: Store, number: int, status: Status) -> None:
-    """Bring a new prediction to a status by the ways that lead there."""
+    """Create a prediction, and bring it to a status by regular transitions."""
     match status:
         case Status.QUEUED:
             await store.predictions.create(new(number))

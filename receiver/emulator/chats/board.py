@@ -1,4 +1,4 @@
-"""The messages of an emulated chat, in order: files, buttons, edits, deletions, who sees them."""
+"""The messages of an emulated chat platform: files, buttons, edits, deletions, visibility."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Literal
 Platform = Literal["slack", "discord", "telegram"]
 
 BOT = "bot"
-"""The author of what the bot posts."""
+"""The author of the bot's messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file in a message; its content is empty where only its address is known."""
+    """A file in a message; its content is empty if only its URL is known."""
 
     id: str
     name: str
@@ -36,11 +36,11 @@ class Button:
 
     label: str
     value: str
-    """What comes back when it is pressed."""
+    """The value that the app receives when it is pressed."""
     action: str = ""
-    """Slack's name for what it does."""
+    """Slack's `action_id`."""
     url: str = ""
-    """The address of a link button; a press of it sends nothing to the app."""
+    """The URL of a link button; a press of it sends nothing to the app."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,13 +55,13 @@ class Message:
     files: list[File] = field(default_factory=list)
     buttons: list[Button] = field(default_factory=list)
     only_for: str = ""
-    """The one person who sees it; empty: everybody there does."""
+    """The only person who sees it; empty: all people in the place."""
     thread: str = ""
     """The message whose thread it is in."""
     answers: str = ""
     """The message that it replies to."""
     album: str = ""
-    """Those that share one are shown together."""
+    """Messages with the same album are shown together."""
     is_waiting: bool = False
     """Whether it is a placeholder for an answer."""
     by: str = ""
@@ -69,14 +69,14 @@ class Message:
     edits: int = 0
     is_deleted: bool = False
     raw: dict[str, Any] = field(default_factory=dict)
-    """What the platform keeps of it for its own answers."""
+    """Fields that the platform keeps for its JSON of the message."""
 
     @property
     def pictures(self) -> list[File]:
         return [file for file in self.files if file.content_type.startswith("image/")]
 
     def is_for(self, person: str) -> bool:
-        """Return whether a person sees it; `""` asks for everybody's view."""
+        """Return whether a person sees it; for `""`, whether it is not deleted."""
         return not self.is_deleted and self.only_for in {"", person or self.only_for}
 
     def row(self) -> dict[str, Any]:
@@ -88,15 +88,15 @@ class Message:
 
 
 class Board:
-    """All messages of a platform, in the order in which they came."""
+    """All messages of a platform, in order of posting."""
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
         self.messages: list[Message] = []
         self.signs: list[tuple[str, str]] = []
-        """Signs of life that pass, like typing: where, and which."""
+        """Signs of activity, such as typing: (place, kind)."""
         self.version = 0
-        """Counts the changes."""
+        """Number of changes so far."""
         self._changed: asyncio.Event | None = None
 
     def post(self, message: Message) -> Message:
@@ -121,14 +121,14 @@ class Board:
         self.change()
 
     def find(self, place: str, message_id: str) -> Message | None:
-        """Find a message that is not deleted."""
+        """Return a message that is not deleted; None if there is none."""
         for message in reversed(self.messages):
             if (message.place, message.id) == (place, message_id) and not message.is_deleted:
                 return message
         return None
 
     def shown(self, place: str = "", person: str = "") -> list[Message]:
-        """Return what is shown now: in one place or in all, to one person or to all together."""
+        """Return the messages shown now, in one place or all, to one person or to any."""
         here = [message for message in self.messages if place in {"", message.place}]
         return [message for message in here if message.is_for(person)]
 
@@ -139,7 +139,7 @@ class Board:
             changed.set()
 
     async def until_after(self, version: int, seconds: float) -> None:
-        """Wait for a change after that version, for so long at most."""
+        """Wait for a change after `version`, for `seconds` at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self.version <= version:
@@ -148,14 +148,14 @@ class Board:
 
 
 def numbered(name: str) -> int:
-    """Return a number for a name, always the same; digits stand for themselves."""
+    """Return a fixed number for a name; the same number if the name is digits."""
     if name.lstrip("-").isdecimal():
         return int(name)
     return 1_000_000 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
 
 
 def kind_of(name: str, given: str = "") -> str:
-    """Return the content type of a file by its name, where its sender names none."""
+    """Return the given content type of a file, or guess it by the name if none is given."""
     if given and given != "application/octet-stream":
         return given
     return mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"

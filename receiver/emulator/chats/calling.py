@@ -1,4 +1,4 @@
-"""How the emulated chat platforms call the app."""
+"""The calls of the emulated chat platforms to the app."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from receiver.emulator.outgoing import Outgoing
 
 @dataclass(slots=True)
 class Exchange:
-    """One request to the app, and what came of it."""
+    """One request to the app, and its answer or error."""
 
     kind: str
     url: str
@@ -24,7 +24,7 @@ class Exchange:
     answer: bytes = b""
     answer_type: str = ""
     error: str = ""
-    """Why there was none."""
+    """Why there was no answer."""
 
     @property
     def is_ok(self) -> bool:
@@ -35,14 +35,14 @@ class Exchange:
 
 
 class Caller(Outgoing):
-    """Calls the app, over sockets or through the client that it is given."""
+    """A client of the app, over sockets or through the client in `given`."""
 
     given: httpx.AsyncClient | None = None
 
     async def call(
         self, kind: str, url: str, headers: Mapping[str, str], body: bytes, within: float
     ) -> Exchange:
-        """Send a request once, and wait so many seconds for its whole answer."""
+        """Send a request once, and wait `within` seconds at most for its whole answer."""
         exchange = Exchange(kind, url, headers, body)
         client = self.given or self.client
         try:

@@ -1,4 +1,4 @@
-"""Reads what bots send: JSON, a form, a form of parts with files, or a query."""
+"""The arguments of bots' calls: JSON, a form, a multipart form with files, or a query."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRONG_SHAPE = (AttributeError, LookupError, TypeError, ValueError)
 
 
 class Unreadable(Exception):
-    """A body that is not what its content type says."""
+    """A body that cannot be parsed as its content type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Given:
     args: dict[str, Any]
     files: Mapping[str, Upload] = field(default_factory=dict)
     document: Any = None
-    """The JSON that a body was, whatever its kind."""
+    """The JSON value of the body, of any type."""
 
     def text(self, name: str) -> str:
-        """Return an argument as text; numbers as they are written, nothing as ""."""
+        """Return an argument as text; "" if it is missing, an object or a list."""
         value = self.args.get(name)
         return "" if value is None or isinstance(value, (dict, list)) else str(value)
 
@@ -47,7 +47,7 @@ class Given:
         return self.text(name).lower() in {"true", "1"}
 
     def value(self, name: str) -> Any:
-        """Return an argument that may be JSON inside a form; Unreadable where it is none."""
+        """Return an argument, decoded if it is a text; raise Unreadable if it is not JSON."""
         value = self.args.get(name)
         if not isinstance(value, str) or not value:
             return value
@@ -58,7 +58,7 @@ class Given:
 
 
 async def read(request: Request) -> Given:
-    """Read a call; what its body says goes before what its query does."""
+    """Return the arguments of a call; those in the body override those in the query."""
     query = dict(request.query_params)
     kind, body = request.headers.get("content-type", ""), await request.body()
     if kind.startswith("application/json"):
@@ -71,7 +71,7 @@ async def read(request: Request) -> Given:
 
 
 def read_json(body: bytes) -> Any:
-    """Read JSON; Unreadable where it is none."""
+    """Return the value of a JSON text; raise Unreadable if it is not JSON."""
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The people of a platform: what they type and press reaches the app."""
+"""The people of a chat platform, whose texts and presses are sent to the app."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from receiver.emulator.chats.calling import Exchange
 
 @dataclass(frozen=True)
 class Typed:
-    """What a person types."""
+    """A text that a person types, with its place and files."""
 
     text: str
     person: str
     place: str
     thread: str = ""
     files: tuple[tuple[str, bytes], ...] = ()
-    """Names and contents of what is attached."""
+    """Names and contents of the attached files."""
 
 
 class People(ABC):
@@ -33,7 +33,7 @@ class People(ABC):
         thread: str = "",
         files: tuple[tuple[str, bytes], ...] = (),
     ) -> Exchange | None:
-        """Type something; return the request to the app, or None where none is sent."""
+        """Type a text; return the exchange with the app, or None if nothing is sent."""
         return await self.type(Typed(text, person, place, thread, files))
 
     @abstractmethod
@@ -45,8 +45,8 @@ class People(ABC):
 
     @abstractmethod
     async def repeat(self, exchange: Exchange, number: int = 1, /) -> Exchange:
-        """Send the same again."""
+        """Send the same request again."""
 
     @abstractmethod
     def place(self, place: str, person: str) -> str:
-        """Return a place as the platform names it."""
+        """Return the platform's id of a place."""

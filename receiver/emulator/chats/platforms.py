@@ -1,12 +1,12 @@
-"""Slack, Discord and Telegram on loopback: strict as their documents, with tokens that die.
+"""Slack, Discord and Telegram on loopback: as strict as documented, with expiring tokens.
 
 Control, under `/_emulator/chat`:
 
-    GET  /{platform}          what is shown: `?place=&person=`, `?after=VERSION&wait=SECONDS`
-    POST /{platform}/say      {"text", "person", "place", "thread"?}: somebody types
+    GET  /{platform}          messages shown: `?place=&person=`, `?after=VERSION&wait=SECONDS`
+    POST /{platform}/say      {"text", "person", "place", "thread"?}: a person types
     POST /{platform}/press    {"message", "button" (its number), "person", "place"}
-    PUT  /tokens              {"discord": 10015, "slack": true}: they are dead from now on
-    POST /clock               {"seconds": 960}: so much time passes for the platforms
+    PUT  /tokens              {"discord": 10015, "slack": true}: refuse them from now on
+    POST /clock               {"seconds": 960}: move the platforms' clock forward
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Chats:
         return [*self.slack.routes(), *self.discord.routes(), *self.telegram.routes()]
 
     def place(self, platform: Platform, place: str, person: str) -> str:
-        """Return a place as the platform names it."""
+        """Return the platform's id of a place."""
         return self.people[platform].place(place, person)
 
     def kill_tokens(self, dead: dict[str, Any]) -> None:
-        """Make tokens expire before their time; those that are not named stay valid."""
+        """Make tokens expire early; those that are not named become valid again."""
         code = dead.get("discord")
         self.discord.dead = int(code) if code else None
         self.slack.are_urls_dead = bool(dead.get("slack"))
@@ -104,7 +104,7 @@ class Chats:
         return wire.answer(view)
 
     def _row(self, platform: Platform, message: Message) -> dict[str, Any]:
-        """Return a message with addresses at which anybody can see its files."""
+        """Return a message with URLs that show its files to any client."""
         row = message.row()
         for file in row["files"]:
             where = f"{self.scene.own}/_emulator/chat/{platform}/files/{file['id']}"
@@ -120,7 +120,7 @@ class Chats:
         return Response(status_code=404)
 
     def name(self, platform: Platform, person: str) -> str:
-        """Return a person as the platform names them."""
+        """Return the platform's id of a person."""
         return person if platform == "slack" or not person else str(numbered(person))
 
     async def _say(self, request: Request, body: Any) -> Any:
@@ -141,7 +141,7 @@ class Chats:
         return await self._exchange_of(self.people[platform].presses(message, button, person))
 
     async def _exchange_of(self, work: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
-        """Return the exchange with the app; `waits`: an update of Telegram's was not polled yet."""
+        """Return the exchange with the app; `waits`: a Telegram update is kept for a later poll."""
         telegram = self.telegram
         before = telegram.updates[-1:]
         exchange = await work
@@ -173,7 +173,7 @@ def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable
 
 
 def environment(base: str) -> dict[str, str]:
-    """Return the settings by which an app talks to the emulated platforms, in a channel C1."""
+    """Return the environment that connects an app to the emulated platforms, in a channel C1."""
     return {
         "SLACK_CHANNEL": "C1",
         "DISCORD_CHANNEL": str(numbered("C1")),

@@ -1,4 +1,4 @@
-"""What the three chat platforms share: a clock, fault injection, calls to the app."""
+"""The clock, fault injection and calls to the app, shared by the three chat platforms."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from receiver.emulator.faults import Faults
 from receiver.emulator.wire import HangUp
 
 WITHIN: Final = 3.0
-"""Seconds in which Slack and Discord want an answer."""
+"""Seconds in which Slack and Discord require an answer."""
 
 
 @dataclass
 class Scene:
-    """Where the platforms live."""
+    """The state that the platforms share."""
 
     receiver: str
-    """The address of the app that they call, at `/in/<platform>`."""
+    """URL of the app that they call, at `/in/<platform>`."""
     own: str
-    """The address of the emulator itself, for the URLs that it sends."""
+    """The emulator's own URL, the base of URLs that it sends."""
     wall: Callable[[], float] = time.time
     ahead: float = 0
-    """Seconds that the platforms' clock was moved."""
+    """Seconds by which the platforms' clock is ahead."""
     scale: float | None = 1
-    """Multiplies the waits before a platform's retries; None: there are none."""
+    """Factor for the waits before a platform's retries; None: no retries."""
     within: float = WITHIN
-    """Seconds that the app has for its answer to Slack or Discord."""
+    """Seconds to wait for the app's answer to Slack or Discord."""
     faults: Faults = field(default_factory=lambda: Faults(random.Random()))  # noqa: S311
     caller: Caller = field(default_factory=Caller)
     _named: int = 0
@@ -44,18 +44,18 @@ class Scene:
         return self.wall() + self.ahead
 
     def move(self, seconds: float) -> None:
-        """Move the platforms' clock: tokens expire by it."""
+        """Move the platforms' clock forward, by which tokens expire."""
         self.ahead += seconds
 
     def number(self) -> int:
-        """Count what is to have a name of its own."""
+        """Return the next number, for a unique id."""
         self._named += 1
         return self._named
 
     async def call(
         self, kind: str, platform: str, headers: Mapping[str, str], body: bytes
     ) -> Exchange:
-        """Send the app what happened on a platform, and give it three seconds."""
+        """Send a platform's request to the app, and wait `self.within` seconds for the answer."""
         url = f"{self.receiver}/in/{platform}"
         return await self.caller.call(kind, url, headers, body, self.within)
 

@@ -1,7 +1,7 @@
-"""Discord's API as bots use it: interactions' tokens, messages by the bot, commands.
+"""Discord's API for bots: interaction tokens, messages by the bot, commands.
 
-Every channel whose id is digits exists. A token lives for three seconds, once it is answered for
-fifteen minutes, or not at all: `dead` is the code that all of them are refused with.
+Every channel whose id is digits exists. A token is valid for three seconds, and once it is answered
+for fifteen minutes; while `dead` is set, every token is refused with this code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from receiver.emulator.chats.discord.messages import (
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import WITHIN, Scene
 
-TOKEN: Final = "emulated.bot.token"  # noqa: S105 - of nothing but the emulator
+TOKEN: Final = "emulated.bot.token"  # noqa: S105 - valid only in the emulator
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC_KEY: Final = KEY.public_key().public_bytes_raw().hex()
 LIVES: Final = 900.0
@@ -45,7 +45,7 @@ MOST_BYTES: Final = 25_000_000
 FILE_LIVES: Final = 86_400
 _EPHEMERAL: Final = 64
 _MESSAGE, _THINKING, _LATER_EDIT, _EDIT = 4, 5, 6, 7
-"""Types of answers to an interaction; the last two are for the message of a button."""
+"""Types of answers to an interaction; the last two only after a press of a button."""
 _AGENT: Final = "DiscordBot ("
 
 Work = Callable[[Request, Given], Awaitable[Response] | Response]
@@ -53,18 +53,18 @@ Work = Callable[[Request, Given], Awaitable[Response] | Response]
 
 @dataclass
 class Discord:
-    """The API under `/discord/api/v10`; `people` is the other side, which calls the app."""
+    """The API under `/discord/api/v10`; the module `people` calls the app."""
 
     scene: Scene
     board: Board = field(default_factory=lambda: Board("discord"))
     dead: int | None = None
-    """10015 or 50027: what every token is refused with, however young."""
+    """10015 or 50027: the code with which every token is refused, whatever its age."""
     closed: set[str] = field(default_factory=set)
-    """Channels that the bot cannot see, and people whom it cannot write to."""
+    """Channels that the bot cannot see, and people to whom it cannot write."""
     commands: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By guild; those for all are under ""."""
+    """Commands by guild; global ones are under ""."""
     interactions: dict[str, Interaction] = field(default_factory=dict)
-    """By their tokens."""
+    """Interactions by token."""
     files: dict[str, tuple[File, float]] = field(default_factory=dict)
     nonces: dict[tuple[str, str], Message] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ class Discord:
         milliseconds = int(self.scene.now() * 1000) - EPOCH
         return str(milliseconds << 22 | self.scene.number() & 0x3FFFFF)
 
-    # --- how any call goes ---
+    # --- handling of every call ---
 
     def _route(self, method: str, name: str, path: str, work: Work) -> Route:
         async def called(request: Request) -> Response:
@@ -130,7 +130,7 @@ class Discord:
         def known(request: Request, given: Given) -> Awaitable[Response] | Response:
             if wire.credential(request, "Bot") != TOKEN:
                 raise Problem(401, 0, "401: Unauthorized")
-            # Asked of bots alone: Discord's own library names aiohttp where a token is the proof.
+            # Only with the bot's token: with an interaction's, discord.py sends aiohttp's header.
             if not request.headers["user-agent"].startswith(_AGENT):
                 raise Problem(403, 40333, "internal network error")
             if request.path_params.get("app", APPLICATION) != APPLICATION:
@@ -144,7 +144,7 @@ class Discord:
     # --- interactions ---
 
     def interaction(self, request: Request, *, is_first: bool = False) -> Interaction:
-        """Find the interaction of a token that is good; raise Problem."""
+        """Return the interaction of a valid token; raise Problem otherwise."""
         interaction = self.interactions.get(request.path_params["token"])
         if interaction is None or request.path_params.get("app", APPLICATION) != APPLICATION:
             raise Problem(404, 10015, "Unknown Webhook")
@@ -169,7 +169,7 @@ class Discord:
         return wire.answer({"interaction": {"id": interaction.id, "type": 2}, "resource": message})
 
     def answer(self, interaction: Interaction, body: Any, given: Given | None = None) -> None:
-        """Take the first answer, from the response or by its callback; raise Problem."""
+        """Show the first answer, from the HTTP response or the callback call; raise Problem."""
         kind = body.get("type") if isinstance(body, dict) else None
         data = body.get("data") or {} if isinstance(body, dict) else {}
         edits = kind in {_LATER_EDIT, _EDIT}
@@ -242,7 +242,7 @@ class Discord:
         *,
         ephemeral: bool | None = None,
     ) -> Message:
-        """Post a message from a body."""
+        """Post a message from a body; raise Problem if it is invalid."""
         message = Message(self.snowflake(), place, BOT, by=by)
         if interaction is not None and (
             interaction.is_ephemeral if ephemeral is None else ephemeral
@@ -280,7 +280,7 @@ class Discord:
         message.text = "\n".join(filter(None, [body.get("content"), *embedded]))
 
     def _store_file(self, field_name: str, upload: forms.Upload) -> File:
-        """Keep a file as Discord's CDN does: its address expires."""
+        """Store a file as Discord's CDN does, under a URL that expires."""
         file_id = self.snowflake()
         expires = int(self.scene.now()) + FILE_LIVES
         url = f"{self.scene.own}/discord/cdn/{file_id}/{upload.name}?ex={expires:x}"
@@ -292,7 +292,7 @@ class Discord:
         return file
 
     def attach(self, name: str, content: bytes) -> File:
-        """Keep a file that a person attaches."""
+        """Store a file that a person attaches."""
         return self._store_file("files[0]", forms.Upload(name, "", content))
 
     async def _file(self, request: Request) -> Response:
@@ -301,7 +301,7 @@ class Discord:
             return Response("This content is no longer available.", 404)
         return Response(file.content, media_type=file.content_type)
 
-    # --- what the bot's token may ---
+    # --- calls with the bot's token ---
 
     def _post(self, request: Request, given: Given) -> Response:
         place, body = request.path_params["channel"], body_of(given)
@@ -315,7 +315,7 @@ class Discord:
         return wire.answer(to_json(message))
 
     def _visible_message(self, request: Request) -> Message:
-        """Find a message that all can see."""
+        """Return a message that is visible to all; raise Problem otherwise."""
         names = request.path_params
         message = self.board.find(names["channel"], names["message"])
         if message is None or message.only_for:

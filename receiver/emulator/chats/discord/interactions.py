@@ -1,4 +1,4 @@
-"""Discord's interactions, which are answered by their tokens, and the ids of the bot."""
+"""Discord's interactions, which are answered with their tokens, and the bot's ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from receiver.emulator.chats.forms import Given, Unreadable
 
 APPLICATION: Final = "1000000000000000001"
 EPOCH: Final = 1_420_070_400_000
-"""The milliseconds from which ids count."""
+"""The Unix time in milliseconds from which ids count."""
 BOT_USER: Final = {
     "id": APPLICATION,
     "username": "imagine",
@@ -27,7 +27,7 @@ def dm_of(person: str) -> str:
 
 @dataclass
 class Interaction:
-    """A command or a press that may be answered by its token."""
+    """A command or a press of a button, answered with its token."""
 
     id: str
     token: str
@@ -35,15 +35,15 @@ class Interaction:
     person: str
     made_at: float
     source: Message | None = None
-    """The message whose button it was."""
+    """The message of the pressed button."""
     is_answered: bool = False
     is_ephemeral: bool = False
     original: Message | None = None
-    """What `@original` is."""
+    """The message called `@original`."""
 
 
 def body_of(given: Given) -> dict[str, Any]:
-    """Return the JSON of a call, which may be a part of a form."""
+    """Return the JSON object of a call, from the body or a form's `payload_json`."""
     found = given.document
     if "payload_json" in given.args:
         found = given.value("payload_json")

@@ -1,4 +1,4 @@
-"""What Discord's documents allow in messages and commands, and how it writes a message."""
+"""Discord's documented limits of messages and commands, and its JSON of a message."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from receiver.emulator.chats.discord.interactions import BOT_USER, EPOCH
 
 LONGEST: Final = {"content": 2000, "title": 256, "description": 4096, "embeds": 6000}
 MOST: Final = 10
-"""Embeds in a message; attachments, too."""
+"""Maximum of embeds in a message, and of attachments."""
 _NAME = re.compile(r"[-_'\w]{1,32}")
 _BUTTON, _ROW, _LINK = 2, 1, 5
 _LABEL, _CUSTOM_ID, _IN_ROW, _COMMANDS, _OPTIONS = 80, 100, 5, 100, 25
 
 
 class Problem(Exception):
-    """Ends a call with this status and code."""
+    """An error that ends a call with its status and code."""
 
     def __init__(self, status: int, code: int, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ def invalid(where: str, words: str) -> Problem:
 
 
 def read_message(body: dict[str, Any], *, has_files: bool) -> None:
-    """Raise Problem where a message is not as the documents have it."""
+    """Raise Problem if a message breaks a documented limit."""
     content, embeds = body.get("content") or "", body.get("embeds") or []
     if not isinstance(content, str) or len(content) > LONGEST["content"]:
         raise invalid("content", f"Must be {LONGEST['content']} or fewer in length.")
@@ -104,7 +104,7 @@ def buttons_of(body: dict[str, Any]) -> list[Button]:
 
 
 def read_commands(given: Any) -> list[dict[str, Any]]:
-    """Return commands as they are registered; raise Problem."""
+    """Return the commands if they are valid; raise Problem otherwise."""
     if not isinstance(given, list) or len(given) > _COMMANDS:
         raise invalid("commands", f"a list of {_COMMANDS} or fewer")
     names = [command.get("name") for command in given if isinstance(command, dict)]
@@ -114,7 +114,7 @@ def read_commands(given: Any) -> list[dict[str, Any]]:
         _check_named(command, "command")
         for option in _options(command):
             _check_named(option, "option")
-        if sum(map(len, _texts(command))) > 8000:  # noqa: PLR2004 - for all of one command
+        if sum(map(len, _texts(command))) > 8000:  # noqa: PLR2004 - the limit of one command
             raise invalid("command", "Command exceeds maximum size (8000)")
     return given
 
@@ -133,7 +133,7 @@ def _check_named(one: dict[str, Any], what: str) -> None:
     name, about = str(one.get("name") or ""), str(one.get("description") or "")
     if not _NAME.fullmatch(name) or name != name.lower():
         raise invalid(f"{what}.name", "Command name is invalid")
-    if not 0 < len(about) <= 100:  # noqa: PLR2004 - the documents' own
+    if not 0 < len(about) <= 100:  # noqa: PLR2004 - the documented limit
         raise invalid(f"{what}.description", "Must be between 1 and 100 in length.")
 
 

@@ -1,4 +1,4 @@
-"""People in Discord: what they do is sent to the app as signed interactions."""
+"""People in Discord, whose commands and presses are sent to the app as signed interactions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READ: Final[dict[int, Callable[[str], Any]]] = {
     5: lambda text: text.lower() in {"true", "1", "yes"},
     10: float,
 }
-"""How the value of an option is read, by its type; others are text."""
+"""Parsers of option values by the option's type; other types are text."""
 _NAMED = re.compile(r"--([\w-]+)|([\w-]+)[:=](.+)")
 _PING = b'{"type":1}'
 _CHANNELS: Final[dict[bool, dict[str, Any]]] = {
@@ -43,7 +43,7 @@ _CHANNELS: Final[dict[bool, dict[str, Any]]] = {
         "topic": None,
     },
 }
-"""The fields of a channel; True: of a direct conversation."""
+"""The fields of a channel; under True, those of a direct conversation."""
 _USER: Final = {"discriminator": "0", "global_name": None, "avatar": None}
 _MEMBER: Final = {
     "permissions": "2147483647",
@@ -66,7 +66,7 @@ class DiscordPeople(People):
     roles: dict[str, list[str]] = field(default_factory=dict)
 
     async def type(self, typed: Typed) -> Exchange | None:
-        """Use a command; return None where nothing is sent to the app: it was not a command."""
+        """Send a command to the app; if the text is no command, only post it and return None."""
         text, place = typed.text, self.place(typed.thread or typed.place, typed.person)
         person = str(numbered(typed.person))
         if not text.startswith("/"):
@@ -87,7 +87,7 @@ class DiscordPeople(People):
         return await self._interact(3, data, str(numbered(person)), message.place, message)
 
     async def sets_up(self) -> bool:
-        """Send a PING, and one that proves nothing, as Discord does when a URL is entered."""
+        """Send a PING, and one with a bad signature, as Discord does to check a new URL."""
         good = await self.send("set-up", _PING)
         bad = await self.send("set-up", _PING, {"x-signature-ed25519": "0" * 128})
         is_pong = good.status == 200 and good.answer_type == "application/json"  # noqa: PLR2004 - HTTP's own
@@ -95,7 +95,7 @@ class DiscordPeople(People):
         return is_pong and bad.status == 401  # noqa: PLR2004 - HTTP's own
 
     async def send(self, kind: str, body: bytes, more: dict[str, str] | None = None) -> Exchange:
-        """Sign a body as of now, and send it."""
+        """Sign a body with the current time, and send it."""
         headers = {"content-type": "application/json", "user-agent": "Discord-Interactions/1.0"}
         headers |= signed(int(self.discord.scene.now()), body) | (more or {})
         return await self.discord.scene.call(kind, "discord", headers, body)
@@ -105,7 +105,7 @@ class DiscordPeople(People):
         return await self.send(exchange.kind, exchange.body)
 
     def place(self, place: str, person: str) -> str:
-        """Return the channel of a name; D… is the person's conversation with the bot."""
+        """Return the channel's id for a name; D… is the person's conversation with the bot."""
         return dm_of(person) if place.startswith("D") else str(numbered(place))
 
     async def _interact(
@@ -146,7 +146,7 @@ class DiscordPeople(People):
         return exchange
 
     def _show(self, exchange: Exchange, interaction: Interaction) -> None:
-        """Show the response, or an error where it was late or invalid."""
+        """Show the response, or an error if it was late or invalid."""
         try:
             if not interaction.is_answered:
                 self.discord.answer(interaction, _read_response(exchange))
@@ -157,7 +157,7 @@ class DiscordPeople(People):
             self.discord.board.post(message)
 
     def _options(self, name: str, text: str, attached: list[File]) -> list[dict[str, Any]]:
-        """Read what is typed into a command's fields, as it is registered or as one `prompt`."""
+        """Return the typed values of a command's registered options, or of a single `prompt`."""
         known = {option["name"]: option for option in self._registered(name)}
         known = known or {"prompt": {"name": "prompt", "type": _TEXT}}
         given, words = _fields(text, known)
@@ -177,7 +177,7 @@ class DiscordPeople(People):
         ]
 
     def _registered(self, name: str) -> list[dict[str, Any]]:
-        """Return the options of a command; the guild's own go before those for all."""
+        """Return the options of a command; the guild's command precedes a global one."""
         commands = [*self.discord.commands.get(GUILD, []), *self.discord.commands.get("", [])]
         found = next((command for command in commands if command["name"] == name), {})
         return list(found.get("options") or [])
@@ -190,7 +190,7 @@ def _read_response(exchange: Exchange) -> Any:
 
 
 def _fields(text: str, known: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Split `--ratio 16:9`, `ratio:16:9` and `ratio=16:9` from the words around them."""
+    """Separate `--ratio 16:9`, `ratio:16:9` and `ratio=16:9` from the other words."""
     try:
         pieces = iter(shlex.split(text))
     except ValueError:  # an unclosed quote

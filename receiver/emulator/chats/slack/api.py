@@ -1,7 +1,7 @@
-"""Slack's Web API as bots use it: `{"ok": false, "error": …}` for whatever the documents refuse.
+"""Slack's Web API for bots: `{"ok": false, "error": …}` for all that is documented as invalid.
 
 Every channel whose id begins with C, G or D exists, and the bot is in all of them but `outside`.
-Like Slack, it answers a download without the bot's token by the way to a login.
+Like Slack, it redirects a download without the bot's token to a login page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from receiver.emulator.chats.scene import Scene
 from receiver.emulator.chats.slack.blocks import Blocks, InvalidBlocks, read_blocks
 from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, fill, to_json
 
-TOKEN: Final = "xoxb-emulated"  # noqa: S105 - of nothing but the emulator
+TOKEN: Final = "xoxb-emulated"  # noqa: S105 - valid only in the emulator
 TEAM, APP = "T01", "A01"
 SCOPES: Final = "app_mentions:read,chat:write,commands,files:read,files:write,im:history,im:write"
 URL_LIVES: Final = 1800.0
@@ -35,7 +35,7 @@ _TS = re.compile(r"\d{10}\.\d{6}")
 
 
 class Problem(Exception):
-    """Ends a call with this error."""
+    """An error that ends a call."""
 
     def __init__(self, error: str, **more: Any) -> None:
         super().__init__(error)
@@ -44,26 +44,26 @@ class Problem(Exception):
 
 @dataclass
 class ResponseUrl:
-    """Where a command or a button may be answered without a token: 5 times within 30 minutes."""
+    """A URL that answers a command or a button without a token, 5 times within 30 minutes."""
 
     place: str
     person: str
     thread: str
     made_at: float
     original: Message | None = None
-    """What `replace_original` replaces: the message of the button, or the command's own answer."""
+    """What `replace_original` replaces: the button's message, or the answer to the command."""
     uses: int = 0
 
 
 @dataclass
 class PendingUpload:
-    """A file that is to be uploaded."""
+    """An announced file; `file` is None until it is uploaded."""
 
     name: str
     length: int
     file: File | None = None
     shares: dict[str, str] = field(default_factory=dict)
-    """The messages that it is in, by their channels."""
+    """Ids of the messages that contain it, by channel."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ class Method:
 
 @dataclass
 class Slack:
-    """The API under `/slack`; `people` is the other side, which calls the app."""
+    """The API under `/slack`; the module `people` calls the app."""
 
     scene: Scene
     board: Board = field(default_factory=lambda: Board("slack"))
     scopes: str = SCOPES
     outside: set[str] = field(default_factory=set)
-    """Channels that the bot is not in."""
+    """Channels of which the bot is not a member."""
     are_urls_dead: bool = False
-    """Whether every response_url has expired before its time."""
+    """Whether every response_url is refused as expired."""
     urls: dict[str, ResponseUrl] = field(default_factory=dict)
     uploads: dict[str, PendingUpload] = field(default_factory=dict)
     _seconds: int = 0
@@ -101,7 +101,7 @@ class Slack:
         ]
 
     def ts(self) -> str:
-        """Return the time as Slack names messages by it: never twice the same."""
+        """Return a unique `ts`, the time by which Slack identifies a message."""
         return f"{int(self.scene.now()):010d}.{self.scene.number():06d}"
 
     def response_url(self, origin: str, url: ResponseUrl) -> str:
@@ -168,7 +168,7 @@ class Slack:
         return {"url": f"{origin}/", **names, "bot_id": BOT_ID, "is_enterprise_install": False}
 
     def _place(self, given: Given, name: str = "channel") -> str:
-        """Return the channel of a call; a person's id means the conversation with them."""
+        """Return the channel of a call; a person's id means their direct conversation."""
         place = given.text(name)
         if place[:1] in {"U", "W"}:
             return "D" + place[1:]
@@ -179,7 +179,7 @@ class Slack:
         return place
 
     def _read_content(self, given: Given, *, needs_text: bool = True) -> Blocks:
-        """Read the content of a message."""
+        """Return the content of a message; raise Problem or InvalidBlocks if it is invalid."""
         blocks = given.value("blocks")
         if blocks is None and needs_text and not given.text("text"):
             raise Problem("no_text")
@@ -209,7 +209,7 @@ class Slack:
         return {"message_ts": message.id}
 
     def _bot_message(self, given: Given, refusal: str) -> Message:
-        """Find a message of the bot's that all can see: no other can be changed."""
+        """Return a bot's message that all can see; raise Problem, as no other can be changed."""
         message = self.board.find(self._place(given), given.text("ts"))
         if message is None or message.only_for:
             raise Problem("message_not_found")
@@ -262,7 +262,7 @@ class Slack:
         return Response(f"OK - {len(content)}")
 
     def keep(self, origin: str, file_id: str, name: str, content: bytes) -> File:
-        """Keep a file where the bot's token opens it."""
+        """Store a file under a URL that requires the bot's token."""
         url = f"{origin}/slack/files/{file_id}/{name}"
         file = File(file_id, name, kind_of(name), content, url)
         self.uploads[file_id] = PendingUpload(name, len(content), file)
@@ -327,7 +327,7 @@ class Slack:
         return Response("ok", media_type="text/plain")
 
     def answer(self, url: ResponseUrl, body: Any, by: str = "response_url") -> None:
-        """Show what a command or a button is answered, in the response or at its response_url."""
+        """Show the answer to a command or a button, from the response or the response_url."""
         if not isinstance(body, dict):
             raise Problem("invalid_payload")
         given, original = Given(body), url.original

@@ -1,4 +1,4 @@
-"""Slack's blocks: what they may be, and what a person sees of them."""
+"""Slack's blocks: their limits, and the content that a person sees."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class InvalidBlocks(Exception):
 
 @dataclass
 class Blocks:
-    """What is seen of some blocks."""
+    """The visible content of blocks."""
 
     text: str = ""
     buttons: list[Button] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Blocks:
 
 
 def read_blocks(given: Any, text: str) -> Blocks:
-    """Read blocks; without any, the text is what is seen. Raise InvalidBlocks."""
+    """Return the visible content of blocks, or the text without any; raise InvalidBlocks."""
     if not given:
         return Blocks(text)
     if not isinstance(given, list) or len(given) > MOST:

@@ -1,4 +1,4 @@
-"""How Slack writes a message and a file."""
+"""Slack's JSON of messages and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BOT_ID: Final = "B01"
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """Return a message as Slack writes it."""
+    """Return Slack's JSON of a message."""
     who = (
         {"user": BOT_USER, "bot_id": BOT_ID} if message.author == BOT else {"user": message.author}
     )
@@ -21,14 +21,14 @@ def to_json(message: Message) -> dict[str, Any]:
 
 
 def file_json(file: File) -> dict[str, Any]:
-    """Return a file as Slack writes it."""
+    """Return Slack's JSON of a file."""
     about = {"id": file.id, "name": file.name, "mimetype": file.content_type}
     where = {"url_private": file.url, "url_private_download": file.url}
     return {**about, "size": len(file.content), "mode": "hosted", **where}
 
 
 def fill(message: Message, blocks: Blocks, text: str) -> None:
-    """Fill a message from blocks; the files that were uploaded for it stay."""
+    """Set the content of a message from blocks; its uploaded files stay."""
     message.text = blocks.text or text
     message.buttons = blocks.buttons
     message.raw = {"text": text, "blocks": blocks.blocks}

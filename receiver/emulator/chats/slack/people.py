@@ -1,4 +1,4 @@
-"""People in Slack: what they do is sent to the app as signed requests."""
+"""People in Slack, whose texts and presses are sent to the app as signed requests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from receiver.emulator.chats.slack.api import APP, TEAM, Problem, ResponseUrl, S
 from receiver.emulator.chats.slack.blocks import InvalidBlocks
 from receiver.emulator.chats.slack.messages import BOT_USER, file_json
 
-SECRET: Final = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of nothing but the emulator
+SECRET: Final = "0123456789abcdef0123456789abcdef"  # noqa: S105 - valid only in the emulator
 AGAIN: Final = (0, 60, 300)
-"""Seconds before each repeat of an event."""
+"""Seconds before each retry of an event."""
 _JSON: Final = "application/json"
 _OLD_TOKEN: Final = "deprecated"  # noqa: S105 - Slack still sends one; it proves nothing
 
@@ -33,7 +33,7 @@ class SlackPeople(People):
     slack: Slack
     secret: str = SECRET
     is_double: bool = False
-    """Whether the app also subscribes to `message.channels`: then a mention comes twice."""
+    """Whether the app also subscribes to `message.channels`: a mention is then sent twice."""
 
     async def type(self, typed: Typed) -> Exchange | None:
         text, person, place = typed.text, typed.person, self.place(typed.place, typed.person)
@@ -77,7 +77,7 @@ class SlackPeople(People):
         return await self.send("button", form.encode(), FORM)
 
     async def sets_up(self) -> bool:
-        """Send a challenge, as Slack does when a URL is entered; return whether it came back."""
+        """Send a challenge, as Slack does for a new URL; return whether the app returns it."""
         challenge = "3eZbrw1aBm2rZgRNFdxV"
         body = {"type": "url_verification", "token": _OLD_TOKEN, "challenge": challenge}
         exchange = await self.send("set-up", msgspec.json.encode(body), _JSON)
@@ -87,13 +87,13 @@ class SlackPeople(People):
     async def send(
         self, kind: str, body: bytes, content_type: str, more: dict[str, str] | None = None
     ) -> Exchange:
-        """Sign a body as of now, and send it."""
+        """Sign a body with the current time, and send it."""
         headers = {"content-type": content_type, "user-agent": "Slackbot 1.0"}
         headers |= signed(self.secret, int(self.slack.scene.now()), body) | (more or {})
         return await self.slack.scene.call(kind, "slack", headers, body)
 
     async def repeat(self, exchange: Exchange, number: int = 1) -> Exchange:
-        """Send the same again, as Slack does with events and impatient people with commands."""
+        """Send the same request again; an event is marked as a retry of Slack's."""
         reason = "http_timeout" if exchange.error == "timeout" else "http_error"
         again = {"x-slack-retry-num": str(number), "x-slack-retry-reason": reason}
         is_event = exchange.headers["content-type"] == _JSON
@@ -101,7 +101,7 @@ class SlackPeople(People):
         return await self.send(exchange.kind, exchange.body, exchange.headers["content-type"], more)
 
     def place(self, place: str, person: str) -> str:
-        """Return the channel of a name; D is the person's conversation with the bot."""
+        """Return the channel's id for a name; D is the person's conversation with the bot."""
         return "D" + person[1:] if place == "D" else place
 
     async def _command(self, text: str, person: str, place: str) -> Exchange:
@@ -127,7 +127,7 @@ class SlackPeople(People):
         return exchange
 
     def _show(self, exchange: Exchange, url: ResponseUrl, command: str) -> None:
-        """Show the person what came back: a message, nothing, or that the command failed."""
+        """Show the answer to a command, if it has one, or that the command failed."""
         try:
             body = _read_response(exchange)
             if body is not None:
@@ -154,7 +154,7 @@ class SlackPeople(People):
         return await self.send_event(event)
 
     async def send_event(self, event: dict[str, Any]) -> Exchange:
-        """Send the app an event, and retry in the background where that fails."""
+        """Send the app an event, and retry in the background if that fails."""
         body = {
             "token": _OLD_TOKEN,
             "team_id": TEAM,
@@ -185,7 +185,7 @@ class SlackPeople(People):
 
 
 def _read_response(exchange: Exchange) -> Any:
-    """Return what a command is answered; None: nothing. Raise what makes it a failure."""
+    """Return the answer to a command, None if it is empty; raise Problem or Unreadable."""
     if exchange.error == "timeout":
         raise Problem("operation_timeout")
     if exchange.status != 200:  # noqa: PLR2004 - Slack takes no other

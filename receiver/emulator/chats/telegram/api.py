@@ -1,8 +1,8 @@
-"""Telegram's Bot API as bots use it, with the words of its refusals.
+"""Telegram's Bot API, with its error messages.
 
-Groups (negative ids) exist; a private chat exists once its person has written. A file that is sent
-by its address is not fetched: only its address is kept. Like a local Bot API server it takes a
-webhook at plain http, but on this machine only.
+Every group (negative id) exists; a private chat exists once its person has written. A file sent by
+URL is not fetched: only its URL is stored. Like a local Bot API server, it accepts a webhook at
+plain http, but only on this machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from receiver.emulator.chats.telegram.files import KINDS, Files, Problem, bad
 from receiver.emulator.chats.telegram.messages import BOT_USER, check_text, keyboard, to_json
 from receiver.emulator.chats.telegram.set_up import Webhook, read_commands, read_webhook
 
-TOKEN: Final = "123456:emulated-token-of-a-bot"  # noqa: S105 - of nothing but the emulator
+TOKEN: Final = "123456:emulated-token-of-a-bot"  # noqa: S105 - valid only in the emulator
 LONGEST, LONGEST_CAPTION = 4096, 1024
 MOST_IN_GROUP, LEAST_IN_GROUP = 10, 2
 QUERY_LIVES: Final = 900.0
@@ -40,20 +40,20 @@ _ACTIONS: Final = {
 
 @dataclass
 class Telegram:
-    """The API under `/telegram`; `people` is the other side, which calls the app."""
+    """The API under `/telegram`; the module `people` calls the app."""
 
     scene: Scene
     board: Board = field(default_factory=lambda: Board("telegram"))
     files: Files = field(default_factory=Files)
     webhook: Webhook = field(default_factory=Webhook)
     updates: list[dict[str, Any]] = field(default_factory=list)
-    """Those that were not delivered yet."""
+    """Updates that are not delivered yet."""
     people: set[str] = field(default_factory=set)
-    """Who has written to the bot."""
+    """Ids of the people who have written."""
     blocked: set[str] = field(default_factory=set)
-    """Chats in which the bot may not write any more."""
+    """Chats in which the bot is blocked."""
     queries: dict[str, float] = field(default_factory=dict)
-    """When buttons were pressed, by the ids of their callback queries."""
+    """Times at which buttons were pressed, by id of the callback query."""
     answers: list[dict[str, Any]] = field(default_factory=list)
     """The answers to callback queries."""
     commands: list[dict[str, Any]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Telegram:
     """Whether the bot gets only commands and replies in groups."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     pollers: int = 0
-    """How many wait for updates."""
+    """Number of `getUpdates` calls that wait now."""
     _poller: object = None
 
     def routes(self) -> list[Route]:
@@ -71,7 +71,7 @@ class Telegram:
             Route("/telegram/file/bot{token}/{path:path}", self._download, name="telegram.file"),
         ]
 
-    # --- how any call goes ---
+    # --- handling of every call ---
 
     async def _api(self, request: Request) -> Response:
         method = request.path_params["method"]
@@ -95,7 +95,7 @@ class Telegram:
             return bad(f"wrong arguments: {error}").response()
 
     async def do(self, method: str, given: Given) -> Any:
-        """Run a method; raise Problem, or Unreadable."""
+        """Run a method and return its result; raise Problem or Unreadable."""
         if method.lower() == "getupdates":
             return await self._get_updates(given)
         kind = _SENDS.get(method.lower())
@@ -139,7 +139,7 @@ class Telegram:
     # --- messages ---
 
     def _new(self, given: Given, by: str, **more: Any) -> Message:
-        """Make a message for a chat, which is not posted yet."""
+        """Return a new message, not posted yet; raise Problem."""
         chat, reply = self._chat(given), given.value("reply_parameters") or {}
         answers = str(reply.get("message_id", "")) or given.text("reply_to_message_id")
         lenient = reply.get("allow_sending_without_reply") or given.flag(
@@ -180,7 +180,7 @@ class Telegram:
         return message
 
     def _medium(self, one: Any, given: Given) -> tuple[str, Any, str]:
-        """Read one of `media`: its kind, its file, its caption."""
+        """Return the kind, the file and the caption of an item of `media`."""
         kind = one.get("type") if isinstance(one, dict) else None
         if kind not in KINDS:
             raise bad(f"can't parse InputMedia: {kind} is no type")
@@ -272,7 +272,7 @@ class Telegram:
         return info
 
     async def _get_updates(self, given: Given) -> list[dict[str, Any]]:
-        """Wait for updates; an offset confirms those before it, a second poller ends the first."""
+        """Wait for updates; an offset confirms those before it, a second call ends the first."""
         if self.webhook.url:
             raise Problem(
                 409,

@@ -1,4 +1,4 @@
-"""Telegram's files: what it accepts as a photo or as a document, and its errors."""
+"""Telegram's files, their limits, and its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PICTURES: Final = (_PNG, b"\xff\xd8\xff", b"RIFF", b"GIF8")
 
 
 class Problem(Exception):
-    """Ends a call with this status and description."""
+    """An error that ends a call with its status and description."""
 
     def __init__(self, status: int, description: str, **parameters: int) -> None:
         super().__init__(description)
@@ -46,7 +46,7 @@ class Files:
     kept: dict[str, File] = field(default_factory=dict)
 
     def take(self, kind: str, given: Any, uploads: Mapping[str, Upload], default: str) -> File:
-        """Take an upload, an address or the id of a file that is known; raise Problem."""
+        """Return the file of an upload, a URL or a known file id; raise Problem otherwise."""
         name = str(given or "")
         upload = uploads.get(name.removeprefix("attach://") if name else default)
         if upload is not None:
@@ -67,7 +67,7 @@ class Files:
         return self._named(upload.name, kind_of(upload.name, upload.content_type), upload.content)
 
     def file_info(self, file_id: str) -> dict[str, Any]:
-        """Return the result of `getFile`; raise Problem."""
+        """Return the result of `getFile`; raise Problem if the file is unknown or too big."""
         file = self.kept.get(file_id)
         if file is None:
             raise bad("wrong file_id or the file is temporarily unavailable")
@@ -84,7 +84,7 @@ class Files:
 
 
 def check_photo(content: bytes) -> None:
-    """Raise Problem where Telegram would not show it as a photo."""
+    """Raise Problem if Telegram would refuse the content as a photo."""
     if len(content) > _MOST_PHOTO:
         raise Problem(413, "Request Entity Too Large")
     if not content.startswith(_PICTURES):

@@ -1,4 +1,4 @@
-"""How Telegram reads texts and keyboards, and writes a message."""
+"""Telegram's checks of texts and keyboards, and its JSON of a message."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST_DATA: Final = 64
 
 
 def units(text: str) -> int:
-    """Return the length as Telegram counts it: in UTF-16 halves."""
+    """Return the length as Telegram counts it, in UTF-16 code units."""
     return len(text.encode("utf-16-le")) // 2
 
 
 def check_text(given: Given, name: str, longest: int, what: str, least: int = 1) -> str:
-    """Return a text that Telegram takes; raise Problem."""
+    """Return a text argument if it is valid; raise Problem otherwise."""
     text = given.text(name)
     if given.text("parse_mode").lower() not in _MODES:
         raise bad("unsupported parse_mode")
@@ -52,7 +52,7 @@ def _button(one: Any) -> Button:
 
 
 def chat_of(place: str) -> dict[str, Any]:
-    """Return a chat as Telegram writes it: those of groups have negative ids."""
+    """Return Telegram's JSON of a chat; groups have negative ids."""
     if place.startswith("@"):
         return {"id": -100_0000, "type": "channel", "title": place, "username": place[1:]}
     if place.startswith("-"):
@@ -66,7 +66,7 @@ def user_of(person: str) -> dict[str, Any]:
 
 
 def to_json(message: Message, replied_to: Message | None = None) -> dict[str, Any]:
-    """Return a message as Telegram writes it."""
+    """Return Telegram's JSON of a message."""
     result: dict[str, Any] = {
         "message_id": int(message.id),
         "date": message.raw["date"],

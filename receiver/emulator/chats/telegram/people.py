@@ -1,4 +1,4 @@
-"""People in Telegram: what they do is an update for the app, pushed or polled."""
+"""People in Telegram, whose texts and presses are updates for the app, pushed or polled."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class TelegramPeople(People):
     telegram: Telegram
 
     async def type(self, typed: Typed) -> Exchange | None:
-        """Write a message; return None where nothing is pushed to the app."""
+        """Write a message; return None if nothing is pushed to the app."""
         return await self._write(typed, None)
 
     async def replies(self, text: str, person: str, place: str, to: Message) -> Exchange | None:
-        """Write something as the reply to a message."""
+        """Write a text in reply to a message."""
         return await self._write(Typed(text, person, place), to)
 
     async def _write(self, typed: Typed, to: Message | None) -> Exchange | None:
@@ -68,7 +68,7 @@ class TelegramPeople(People):
         )
 
     async def send_update(self, what: dict[str, Any]) -> Exchange | None:
-        """Push an update, with retries in the background; or keep it for a poll."""
+        """Push an update, with retries in the background, or keep it for a poll."""
         telegram = self.telegram
         update = {"update_id": 700_000_000 + telegram.scene.number(), **what}
         hook = telegram.webhook
@@ -88,7 +88,7 @@ class TelegramPeople(People):
         return await self._push(msgspec.json.decode(exchange.body))
 
     def place(self, place: str, person: str) -> str:
-        """Return the chat of a name: a person's own for D…, else a group."""
+        """Return the chat's id for a name: the person's own chat for D…, else a group."""
         if place.startswith("@") or place.lstrip("-").isdecimal():
             return place
         if place.startswith("D") or place == person:
@@ -113,7 +113,7 @@ class TelegramPeople(People):
         return exchange
 
     async def _do(self, exchange: Exchange) -> None:
-        """Run the method that a response may hold; its result goes nowhere."""
+        """Run the method that a webhook's response may contain; its result is dropped."""
         try:
             call = read_json(exchange.answer) if exchange.answer else None
             if isinstance(call, dict) and isinstance(call.get("method"), str):

@@ -1,4 +1,4 @@
-"""How a bot is set up at Telegram: its webhook and its commands."""
+"""A bot's settings at Telegram: its webhook and its commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_COMMANDS, _MOST_CONNECTIONS, _LONGEST_ABOUT = 100, 100, 256
 
 @dataclass
 class Webhook:
-    """Where updates go; nowhere while there is no url."""
+    """The target of updates; none while `url` is empty."""
 
     url: str = ""
     secret: str = ""
@@ -30,7 +30,7 @@ class Webhook:
 
 
 def read_webhook(given: Given) -> Webhook:
-    """Return the webhook of a call; raise Problem."""
+    """Return the webhook in a call; raise Problem if it is invalid."""
     url, secret = given.text("url"), given.text("secret_token")
     if not url:
         return Webhook()
@@ -54,7 +54,7 @@ def _check_url(url: str) -> None:
 
 
 def read_commands(given: Any) -> list[dict[str, Any]]:
-    """Return commands as they are set; raise Problem."""
+    """Return the commands if they are valid; raise Problem otherwise."""
     if not isinstance(given, list) or len(given) > _MOST_COMMANDS:
         raise bad(f"can't parse commands: a list of {_MOST_COMMANDS} at most")
     for one in given:
