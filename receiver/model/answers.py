@@ -109,7 +109,7 @@ class Redelivered(msgspec.Struct, frozen=True):
     """The result of replaying one event."""
 
     pending: int
-    """Number of deliveries that are pending again."""
+    """Number of deliveries that are now pending."""
     handlers: tuple[str, ...]
 
 
@@ -128,7 +128,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: _Text | None = None
     """A shell glob."""
     handler: _Text | None = None
-    """Only this handler's deliveries; without `state`, also of events that it never received."""
+    """Only this handler's deliveries; without `state`, also new ones for missed events."""
     state: Literal["done", "skipped", "dead"] | None = None
     """Only existing deliveries that ended in this state."""
     metadata: Annotated[dict[_Text, _Glob], Meta(min_length=1, max_length=20)] | None = None
@@ -180,7 +180,7 @@ class OfferedButton(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
-    """A recipe, as shown to those who may order."""
+    """A recipe, as shown to people and programs that may order."""
 
     name: str
     about: str
