@@ -1,4 +1,4 @@
-"""Response bodies of /v1, beside predictions and events; and the filters of bulk requests."""
+"""Response bodies of /v1, except predictions and events, and the filter of bulk replays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     data: list[T]
     next_cursor: str | None
-    """Give it as `cursor` for the next page; None: this was the last."""
+    """The `cursor` of the next page; None on the last page."""
 
 
 DeliveryState: TypeAlias = Literal["pending", "running", "done", "skipped", "dead"]
@@ -38,7 +38,7 @@ class AttemptRecord(Value, frozen=True, kw_only=True):
     result: FailureKind | Literal["done"]
     reason: str
     note: str
-    """What the handler wanted kept of the attempt."""
+    """The handler's note about the attempt."""
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,15 +51,15 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     handler: str
     state: DeliveryState
     attempts: int
-    """Of this round."""
+    """Attempts in this round."""
     round: int
-    """How often it was replayed."""
+    """How many times it was replayed."""
     replay_id: str | None
-    """The bulk replay that redelivered it last; None: none did, or a replay of one."""
+    """The bulk replay that redelivered it last; None if none did, or a single replay came later."""
     reason: str
     created_at: Moment
     due_at: Moment | None
-    """When it falls due."""
+    """When the next attempt is due."""
     ended_at: Moment | None
     history: list[AttemptRecord] = []
 
@@ -69,19 +69,19 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     state: Literal["running", "paused", "open", "probing"]
-    """`open`: its deliveries wait after a run of failures; `probing`: the next one is a probe."""
+    """`open`: its deliveries wait after repeated failures; `probing`: the next one is a probe."""
     registered: bool
-    """False: it is no handler here any more, but has deliveries or is paused."""
+    """False if no such handler exists here any more, but it has pending deliveries or is held."""
     pending: int
     """Pending deliveries, up to 10,000."""
     paused_at: datetime | None
     open_until: datetime | None
     reason: str
-    """Of the last failure, where it is `open` or `probing`."""
+    """The reason of the last failure, if it is `open` or `probing`."""
 
 
 class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of an event at one handler."""
+    """Whether one handler runs for an event, and its delivery."""
 
     handler: str
     runs: bool
@@ -90,9 +90,9 @@ class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
     after: tuple[str, ...]
     """The handlers it waits for."""
     held: Literal["paused", "open"] | None = None
-    """Why its deliveries wait now: by hand, or after a run of failures."""
+    """Why its deliveries wait now: paused by hand, or open after repeated failures."""
     delivery: Delivery | None
-    """What came of it, where the event goes to it."""
+    """The delivery of the event to it; None if there is none."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,15 +101,15 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     prediction: str
     type: EventType
     assumed: bool
-    """The prediction has not ended so: this is what would be."""
+    """True if `type` is an assumption: the prediction has not ended, or the request gave it."""
     handlers: list[ExplainedHandler]
 
 
 class Redelivered(msgspec.Struct, frozen=True):
-    """What a replay redelivers."""
+    """The result of replaying one event."""
 
     pending: int
-    """How many deliveries."""
+    """Number of deliveries that are now pending."""
     handlers: tuple[str, ...]
 
 
@@ -119,20 +119,20 @@ _Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which deliveries are wanted; what is not given does not matter."""
+    """A filter of deliveries; a field that is not given matches all."""
 
     since: Time | None = None
     until: Time | None = None
-    """The time of the event, from the first up to before the second."""
+    """The time of the event: at or after `since`, and before `until`."""
     provider: _Text | None = None
     model: _Text | None = None
     """A shell glob."""
     handler: _Text | None = None
-    """Only its deliveries; without a state also those of events it has never had."""
+    """Only this handler's deliveries; without `state`, also new ones for missed events."""
     state: Literal["done", "skipped", "dead"] | None = None
-    """Only deliveries that there are, and that ended so."""
+    """Only existing deliveries that ended in this state."""
     metadata: Annotated[dict[_Text, _Glob], Meta(min_length=1, max_length=20)] | None = None
-    """Shell globs, by the name of the value."""
+    """Shell globs by the name of the metadata value."""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,9 +142,9 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["counted", "running", "done", "canceled"]
     events: int
     matched: int
-    """Deliveries that would have been redelivered when it was counted, and their events."""
+    """Deliveries to redeliver when it was counted; `events` counts their events."""
     replayed: int
-    """Deliveries that it has redelivered so far."""
+    """Deliveries redelivered so far."""
     wanted: dict[str, Any]
     created_at: str
     ended_at: str | None
@@ -154,25 +154,25 @@ Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unmatched
 
 
 class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was delivered to nobody, as operators see it."""
+    """An outcome, event or callback that reached no handler, as operators see it."""
 
     kind: Kind
     reason: str
     provider: str | None
     channel: str | None
-    """None for rejected callbacks, and for ends by our own verdict."""
+    """None for rejected callbacks, and for ends that the receiver itself decided."""
     source: str | None
-    """Only of rejected callbacks: the address they came from."""
+    """The address of the sender; only for rejected callbacks."""
     prediction_id: str | None
     event_id: str | None
     times: int
     first_at: str
-    """Of repeats: when those bytes came for the first time."""
+    """For repeats: when the same bytes arrived for the first time."""
     last_at: str
 
 
 class OfferedButton(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be ordered of a result: the same options, as far as that recipe has them."""
+    """An order offered with a result: the previous order's options, if `recipe` has them too."""
 
     recipe: str
     result: str | None = None
@@ -180,7 +180,7 @@ class OfferedButton(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
-    """A recipe as those see it who order."""
+    """A recipe, as shown to people and programs that may order."""
 
     name: str
     about: str
@@ -189,67 +189,67 @@ class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
     price: float | None
     """Dollars."""
     latest: float | None
-    """Seconds after which an order that was not sent fails as `expired`."""
+    """Seconds after which an order that is not yet submitted fails as `expired`."""
     options: dict[str, Any]
-    """A JSON Schema; `x-rest` marks what takes the remaining words of a command."""
+    """A JSON Schema; `x-rest` marks the option that takes the remaining words of a command."""
     buttons: dict[str, OfferedButton]
-    """By their labels."""
+    """Buttons by label."""
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group of predictions cost that have ended."""
+    """The cost of a group of ended predictions."""
 
     of: dict[str, str | None]
-    """The group, by the names that were asked for; null where predictions say nothing of it."""
+    """The values of the group by the requested names; null if its predictions have no value."""
     amount: float
-    """Dollars, of those whose cost is known."""
+    """Dollars, for the predictions whose cost is known."""
     predictions: int
     unknown: int
-    """How many of them have no figure."""
+    """How many of them have no known cost."""
 
 
 class CostReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Costs by group, from one day of UTC up to before another."""
+    """Costs by group, from the UTC day `since` up to, but not including, `until`."""
 
     since: date
     until: date
     currency: Literal["USD"] = "USD"
     data: list[CostRow]
     total: CostRow
-    """Of all groups."""
+    """The sum of all groups."""
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """What a drain has done: attempts ended, submits and looks at providers begun."""
+    """The result of a drain: attempts ended, submits and polls begun."""
 
     deliveries: int
     submits: int
     polls: int
     more: bool
-    """Something is due that was not done, or is claimed by a process that may be gone."""
+    """True if work is still due, or claimed by a process that may be gone."""
     next_due: float | None = None
-    """Seconds until the next thing falls due; none: nothing will by itself."""
+    """Seconds until more work is due; None: no work becomes due by itself."""
     pending: int = 0
-    """Deliveries that have not ended, due or not; a handler's count ends at 10,000."""
+    """Deliveries that have not ended, due or not; at most 10,000 are counted per handler."""
     cut_short: int = 0
-    """Attempts that were given back as the time was over; they do not count."""
+    """Attempts that were given back because time ran out; they do not count."""
 
 
 class Health(msgspec.Struct, frozen=True):
-    """A good answer; any other is a problem."""
+    """The answer of a healthy server; any other answer is a problem."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(Health, frozen=True):
-    """A good answer, and what is no reason for a bad one."""
+    """The answer of a ready server, with the provider locks that do not make it unready."""
 
     locked: list[str] = []
     """Providers that have locked our account: their submits wait."""
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a change says of its prediction."""
+    """The part of a prediction that is in a change."""
 
     id: str
     provider: str
@@ -259,7 +259,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of status that is not the end, as readers are told of it."""
+    """A change of status other than the end, as sent to readers of the stream."""
 
     type: str
     time: datetime
@@ -267,32 +267,32 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the end of an attempt says of its delivery."""
+    """An ended attempt, and its delivery."""
 
     id: str
     handler: str
     state: DeliveryState
-    """As the attempt left it: `pending` after one that failed and is retried."""
+    """The state after the attempt: `pending` if it failed and is retried."""
     number: int
-    """Of the attempt, as in the delivery's history."""
+    """The number of the attempt, as in the delivery's history."""
     result: FailureKind | Literal["done"]
     reason: str
     due_at: datetime | None
-    """When it is tried again, where that is still to come."""
+    """When the next attempt is due, if there is one."""
 
 
 class DeliveryChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of an attempt at a delivery, as readers who want those are told of it."""
+    """The end of an attempt at a delivery, as sent to readers who request such ends."""
 
     type: str
-    """As in `delivery.done`."""
+    """For example `delivery.done`."""
     time: datetime
     delivery: Attempted
     prediction: Moved
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Between these places the change log is not there any more, or is another: ask the lists."""
+    """Positions between which the change log was deleted or replaced: read the lists instead."""
 
     after: int
     until: int

@@ -1,6 +1,6 @@
-"""Money: prices by the model, what they come to for a prediction, and what a result came to.
+"""Costs: prices by model, and the expected and the actual cost of a prediction.
 
-All of it is in whole microdollars, as sums of floats drift.
+All amounts are whole microdollars, because sums of floats drift.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from receiver.model.values import CostSource, Output
 MICRO: Final = 1_000_000
 """Microdollars in a dollar."""
 DEAREST: Final = 1_000_000 * MICRO
-"""No single price or cost is higher."""
+"""The highest possible price or cost, in microdollars."""
 DAY: Final = 86400
-"""Seconds; costs are added up by days of UTC."""
+"""Seconds; costs are added up by UTC day."""
 
 
 class Price(NamedTuple):
-    """What something costs, and who says so."""
+    """An amount, and its source."""
 
     amount: int
     """Microdollars."""
@@ -32,11 +32,11 @@ class Price(NamedTuple):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """By what a cost is added up, beside day, provider and model."""
+    """The values by which costs are grouped, besides day, provider and model."""
 
     recipe: str | None = None
     key: str | None = None
-    """The name of the API key that it was asked for with; empty for one without a name."""
+    """The name of the API key of the request; empty for a key without a name."""
     metadata: Mapping[str, str] = {}
 
     @classmethod
@@ -44,14 +44,14 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.json.decode(text, type=cls) if text else cls()
 
     def text(self) -> str | None:
-        """Write it down, equal ones in the same way; None for one that says nothing."""
+        """Return the JSON of an account, the same text for equal accounts; None if it is empty."""
         if self == Account():
             return None
         return msgspec.json.encode(self, order="deterministic").decode()
 
 
 def micro(dollars: Any) -> int | None:
-    """Read dollars, a number or its text, as a stranger says them; None: it is no amount."""
+    """Return untrusted dollars, a number or its text, as microdollars; None if not an amount."""
     try:
         amount = float(dollars) if isinstance(dollars, int | float | str) else math.nan
     except (ValueError, OverflowError):
@@ -62,7 +62,7 @@ def micro(dollars: Any) -> int | None:
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """The prices of the models that a pattern fits; they are added up. All in microdollars."""
+    """The prices of the models that match a pattern, in microdollars; they are added up."""
 
     pattern: str
     """A shell pattern of `provider/model`."""
@@ -73,7 +73,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     least: int = 0
 
     def of(self, images: float, seconds: float | None, megapixels: float | None) -> int | None:
-        """Return what so much costs; None where what counts is not known."""
+        """Return the cost of these quantities; None if a priced quantity is unknown."""
         if (self.second and seconds is None) or (self.megapixel and megapixels is None):
             return None
         parts = (
@@ -86,15 +86,14 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PriceList(msgspec.Struct, frozen=True):
-    """The table of prices; the first pattern that fits a model counts."""
+    """The table of prices; the first pattern that matches a model applies."""
 
     rates: tuple[Rate, ...] = ()
 
     def expected(self, provider: str, model: str, input: Mapping[str, Any]) -> int | None:
-        """Return what a submit should cost by what its input asks for; None: nobody knows.
+        """Return the expected cost of a submit, from its input; None if it is unknown.
 
-        Where the input does not say so it is one picture, of one megapixel; how long a video is to
-        be it has to say.
+        The default is one picture of one megapixel; the length of a video has no default.
         """
         rate = self._rate(provider, model)
         if rate is None:
@@ -106,7 +105,7 @@ class PriceList(msgspec.Struct, frozen=True):
         return rate.of(images, seconds and seconds * images, size * images)
 
     def measured(self, provider: str, model: str, made: Iterable[Output]) -> int | None:
-        """Return what a result costs; None where it does not say all that counts."""
+        """Return the cost of a result; None if a price or a priced quantity is unknown."""
         rate = self._rate(provider, model)
         files = [each for each in made if each.url]
         if rate is None or not files:
@@ -130,14 +129,14 @@ _COUNTS: Final = (
     *("num_images", "num_outputs", "num_videos", "num_samples", "num_generations"),
     *("number_of_images", "max_images", "batch_size", "n"),
 )
-"""What models call the number of pictures that are asked for."""
+"""Input fields of models with the number of requested results."""
 _SECONDS: Final = ("duration", "seconds", "duration_seconds", "num_seconds")
 _AMOUNT: Final = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:s|seconds)?\s*", re.ASCII)
 _SIZE: Final = re.compile(r"([0-9]{1,6})\s*[x*]\s*([0-9]{1,6})")
 
 
 def _number(value: Any) -> float | None:
-    """Read a number above 0 that an input says, as in 4, "4" or "8s"."""
+    """Return the positive number in a field such as 4, "4" or "8s"; else None."""
     if isinstance(value, str) and (found := _AMOUNT.fullmatch(value)):
         value = float(found[1])
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -146,7 +145,7 @@ def _number(value: Any) -> float | None:
 
 
 def _megapixels(input: Mapping[str, Any]) -> float | None:
-    """Return the size that an input asks for, where it says one in pixels."""
+    """Return the requested size in megapixels; None if the input gives none in pixels."""
     for name in ("image_size", "size", "resolution"):
         size = input.get(name)
         if isinstance(size, str) and (found := _SIZE.fullmatch(size)):

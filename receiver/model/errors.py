@@ -5,12 +5,12 @@ ReceiverError
 ├── HandlerError          the operator fixes a handler file (with file and line)
 ├── StoreUnusable         the operator fixes the database (in use, too new, not a database)
 ├── StoreUnavailable      come back later: nothing was written (503)
-├── KeysUnavailable       come back later: a provider's public keys cannot be had (503)
-├── SourcesUnavailable    come back later: its address ranges cannot be had (503)
-├── Limited               come back later: too much was asked (429)
+├── KeysUnavailable       come back later: a provider's public keys cannot be fetched (503)
+├── SourcesUnavailable    come back later: its address ranges cannot be fetched (503)
+├── Limited               come back later: too many requests (429)
 ├── Unproved              refuse: not shown to come from the provider (401)
-├── Unreadable            proved, but not understood: keep it and go and ask the provider
-│   └── TooLarge          more than can be taken: asking again would give the same
+├── Unreadable            proved, but not understood: keep it and ask the provider
+│   └── TooLarge          over the limit: another request would get the same
 └── Problem               the caller of /v1 fixes the request (RFC 9457)
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 
 class ReceiverError(Exception):
-    """Whatever the receiver raises on purpose."""
+    """The base class of the errors that the receiver raises on purpose."""
 
 
 class SettingsError(ReceiverError):
@@ -41,7 +41,7 @@ class StoreUnusable(ReceiverError):
 
 
 class StoreUnavailable(ReceiverError):
-    """The database did not take the write (disk full, read-only, …); nothing was kept."""
+    """The database did not take the write (disk full, read-only, …); nothing was written."""
 
 
 class KeysUnavailable(ReceiverError):
@@ -49,11 +49,11 @@ class KeysUnavailable(ReceiverError):
 
 
 class SourcesUnavailable(ReceiverError):
-    """The addresses that a provider calls from could not be fetched, so none is let in yet."""
+    """The addresses of a provider's callbacks could not be fetched, so none is accepted yet."""
 
 
 class Limited(ReceiverError):
-    """Too much was asked: come again after so many whole seconds."""
+    """There were too many requests: try again after `seconds`, a whole number."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = math.ceil(seconds)
@@ -61,9 +61,9 @@ class Limited(ReceiverError):
 
 
 class Unproved(ReceiverError):
-    """A callback, or a call of a plugin's route, was not shown to come from whom it should.
+    """A callback, or a request to a plugin's route, does not prove its sender.
 
-    `reason` is one of a few fixed words, fit for logs and counters; it never quotes the request.
+    `reason` is one of a few fixed words, for logs and counters; it never quotes the request.
     """
 
     def __init__(self, reason: str = "unproved") -> None:
@@ -72,20 +72,20 @@ class Unproved(ReceiverError):
 
 
 class Unreadable(ReceiverError):
-    """Bytes that are proved to come from a provider, but make no sense to its adapter."""
+    """Bytes that are proved to come from a provider, but that its adapter cannot read."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
-        """Seconds that the provider asks to wait (Retry-After), where it does."""
+        """Seconds that the provider asks to wait (Retry-After); None if it does not."""
 
 
 class TooLarge(Unreadable):
-    """An answer beyond what we take; the message names the limit."""
+    """An answer over our limit; the message names the limit."""
 
 
 class Problem(ReceiverError):
-    """An answer to a caller of /v1 as problem details; `type` is one of a stable few."""
+    """An answer to a caller of /v1 as problem details; `type` is one of a few stable names."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How the names of files end, by type: our own table, as each machine's says something else."""
+"""File name extensions by media type: our own table, because those of machines differ."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ EXTENSIONS: Final = {
     "text/vtt": "vtt",
     "text/xml": "xml",
 }
-"""How the names of files of a type end: of what models make, and of what comes beside it.
+"""Extensions by media type, for the files that models make and files that accompany them.
 
-Of several types that end alike, the first is the usual one.
+Of several types with the same extension, the first is the usual one.
 """
 
 _ALSO: Final = {
@@ -97,6 +97,6 @@ _TYPES: Final = {ending: kind for kind, ending in reversed(EXTENSIONS.items())} 
 
 
 def type_of(file_name: str) -> str | None:
-    """Return the type that the end of a name tells; None where it tells none."""
+    """Return the media type of a file name's extension; None if it is unknown."""
     _, dot, ending = file_name.rpartition(".")
     return _TYPES.get(ending.lower()) if dot else None

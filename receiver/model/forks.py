@@ -9,29 +9,28 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 PRIVATE: Final[set[int]] = set()
-"""File descriptors that no child of this process keeps, such as the one that holds a lock."""
+"""File descriptors that are closed in every child process, such as that of a file lock."""
 _FILES: Final = "/proc/self/fd"
 _EPOLL: Final = "anon_inode:[eventpoll]"
 _WATCHED: Final = re.compile(r"^tfd:\s*(\d+) .* ino:([0-9a-f]+)", re.MULTILINE)
-"""A file that is watched: its number, and which file had it then, as another may have it now."""
+"""A watched file: its number, and the inode, as the number may belong to another file now."""
 
 
 def drop_private() -> None:
-    """Close in a child what it must not keep open: a file lock lasts as long as its descriptor."""
+    """Close the private descriptors in a child: a file lock lasts as long as its descriptor."""
     _drop(PRIVATE)
 
 
 def drop_watched() -> None:
-    """Close in a child what event loops of its parent watch: listening sockets, connections.
+    """Close in a child what its parent's event loops watch: listening sockets, connections.
 
-    The system knows all of them, those of libraries too. Where it does not tell (it is Linux that
-    does) they stay open.
+    Linux lists all of them, those of libraries too; on other systems they stay open.
     """
     if not os.path.isdir(_FILES):  # noqa: PTH112 - a child should run little code
         return
     found: set[int] = set()
     for fd in map(int, os.listdir(_FILES)):  # noqa: PTH208
-        with contextlib.suppress(OSError):  # the listing's own is closed by now
+        with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
             if os.readlink(f"{_FILES}/{fd}") == _EPOLL:  # noqa: PTH115
                 found |= {fd, *_watched_by(fd)}
     _drop(found)
@@ -41,13 +40,13 @@ def _watched_by(epoll: int) -> Iterator[int]:
     with open(f"/proc/self/fdinfo/{epoll}") as file:  # noqa: PTH123
         watched = _WATCHED.findall(file.read())
     for number, inode in watched:
-        with contextlib.suppress(OSError):  # it is closed, but another process has it open
+        with contextlib.suppress(OSError):  # closed here, but open in another process
             if os.fstat(int(number)).st_ino == int(inode, 16):
                 yield int(number)
 
 
 def _drop(fds: Iterable[int]) -> None:
-    """Put /dev/null in their places: the numbers stay taken, as objects here will close them."""
+    """Replace files by /dev/null: their numbers stay in use, as objects here close them later."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in fds:
         if fd != null:

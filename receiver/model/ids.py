@@ -1,4 +1,4 @@
-"""Ids of predictions, events and deliveries: how they are made, and derived from each other."""
+"""Ids of predictions, events and deliveries, and how they are derived from each other."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from hashlib import blake2s
 
 
 def new_id(prefix: str, now: float) -> str:
-    """Make an unguessable id that sorts by time: 56 bits of microseconds, 72 bits of chance.
+    """Return an unguessable id that sorts by time: 56 bits of microseconds, 72 random bits.
 
-    Predictions wait in the order of their ids, so two must not be made in one unit of their time.
+    Predictions queue in the order of their ids, so no two may be made in the same microsecond.
     """
     return oldest_id(prefix, now) + secrets.token_hex(9)
 
 
 def oldest_id(prefix: str, now: float) -> str:
-    """Return what sorts before every id that is made from then on, and after all made before."""
+    """Return a text that sorts before every id made from `now` on, and after all earlier ids."""
     return f"{prefix}_{max(int(now * 1_000_000), 0):014x}"
 
 
 def made_at(id: str) -> float:
-    """Return when an id of that form was made, in unix seconds."""
+    """Return the unix seconds at which an id was made."""
     return int(id.partition("_")[2][:14], 16) / 1_000_000
 
 
@@ -32,7 +32,7 @@ def event_id(prediction_id: str) -> str:
 
 @lru_cache(maxsize=1024)
 def handler_digest(handler: str) -> str:
-    """Shorten a handler's name for ids: 8 hex digits."""
+    """Return the 8 hex digits that stand for a handler's name in ids."""
     return blake2s(handler.encode(), digest_size=4).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Recipes as values: named, described, limited submissions, and how an option's value is read."""
+"""Recipes as values: named submissions with options and limits, and parsers of option values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Per: TypeAlias = Literal["hour", "day", "month"]
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,15}", re.ASCII)
 _LARGEST: Final = 2**53
-"""Beyond it not every program reads the same number out of JSON."""
+"""Above it, not every program reads the same number from JSON."""
 _PICTURE: Final = re.compile(
     r"https?://[!-~]{1,2000}|data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]+"
 )
@@ -29,7 +29,7 @@ TRUTHS: Final[Mapping[str, bool]] = {
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that an order says."""
+    """An option of an order."""
 
     about: str = ""
     kind: Kind = "text"
@@ -41,10 +41,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     longest: int | None = None
     """Characters."""
     rest: bool = False
-    """It takes the words of a command that are no option's."""
+    """True if it takes the words of a command that belong to no other option."""
 
     def read(self, value: Any) -> Any:
-        """Return a value as its kind has it; raise ValueError with what it must be."""
+        """Return a value converted to this kind; raise ValueError with the requirement."""
         found = READERS[self.kind](value)
         if self.choices:
             return self._choice(found)
@@ -86,7 +86,7 @@ def _number(value: Any) -> int | float:
         except ValueError:
             value = None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Without the first part `isfinite` would raise for a whole number of 400 digits.
+    # Large integers are refused first: `isfinite` would raise for one of 400 digits.
     if not is_number or (isinstance(value, int) and abs(value) > _LARGEST):
         raise ValueError("must be a number")
     if not math.isfinite(value):
@@ -115,11 +115,11 @@ READERS: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     "boolean": _boolean,
     "picture": _picture,
 }
-"""What reads a value of a kind: JSON of that type, or a word that a person typed."""
+"""Parsers of values by kind: they accept JSON of that type, or a word that a person typed."""
 
 
 def placeholders(text: str) -> list[str]:
-    """Return the names of a template's placeholders; raise ValueError where it is none."""
+    """Return the names of a template's placeholders; raise ValueError if it is malformed."""
     names = []
     for _, name, form, conversion in string.Formatter().parse(text):
         if name is not None:
@@ -130,7 +130,7 @@ def placeholders(text: str) -> list[str]:
 
 
 class Button(msgspec.Struct, frozen=True, kw_only=True):
-    """An order that a result offers: the same options, as far as the other recipe has them."""
+    """An order offered with a result: the previous order's options, if `recipe` has them too."""
 
     recipe: str
     result: str | None = None
@@ -151,10 +151,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     price: int | None = None
     """Microdollars."""
     latest: float | None = None
-    """Seconds after which an order that was not sent is not sent any more."""
+    """Seconds after which an order that is not yet submitted expires."""
     options: Mapping[str, Option] = {}
     buttons: Mapping[str, Button] = {}
-    """By their labels."""
+    """Buttons by label."""
 
     @property
     def rest(self) -> str | None:
@@ -163,27 +163,27 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """How many predictions, or how much money, in one hour, day or month of UTC."""
+    """The most predictions, or the highest cost, in one UTC hour, day or month."""
 
     by: str
     """`person`, `place`, `recipe`, `key`, `provider`, `model`, `metadata.NAME`, or `all`."""
     per: Per
     of_orders: bool = True
-    """It is for orders by recipes only; False: for all that is submitted."""
+    """True: it limits only orders by recipes; False: all submits."""
     count: int | None = None
     cost: int | None = None
     """Microdollars."""
 
 
 class Allow(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may order, and where: shell globs."""
+    """A place and a person that may order, as shell globs."""
 
     place: str = "*"
     person: str = "*"
 
 
 class RecipeBook(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a file of recipes says."""
+    """The content of a file of recipes."""
 
     recipes: Mapping[str, Recipe] = {}
     limits: tuple[Limit, ...] = ()

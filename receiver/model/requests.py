@@ -21,38 +21,38 @@ ReplyTo = Annotated[
 
 
 class SubmitFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What a submit says, in the JSON of callers as in the prediction's row.
+    """The fields of a submit, in the JSON of callers and in the prediction's row.
 
-    A new field is None where it is not given, so that the stored digests of older submits hold.
+    A new field must default to None, so that the stored digests of older submits stay valid.
     """
 
     provider: str
     model: ModelName
     input: dict[str, Any]
-    """As the provider describes it, at most 64 deep."""
+    """The input as the provider documents it, nested at most 64 levels deep."""
     metadata: dict[str, Any] = {}
-    """Yours, up to 256 KiB: it is kept, handlers can match on it, the provider never sees it."""
+    """Your own data, up to 256 KiB: stored, matched by handlers, never sent to the provider."""
     mode: Mode = "queue"
-    """`sync`: by the provider's blocking endpoint."""
+    """`sync` uses the provider's blocking endpoint."""
     reply_to: ReplyTo | None = None
-    """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
+    """A URL to which the event is also sent, signed; its host must be one of `FORWARD_HOSTS`."""
 
 
 class SubmitRequest(SubmitFields, frozen=True, kw_only=True):
-    """A prediction to be submitted, with what does not stand in a caller's JSON."""
+    """A submit, with the fields that are not in a caller's JSON."""
 
     key: str | None = None
-    """The same key gives the same prediction."""
+    """The idempotency key: the same key gives the same prediction."""
     caller: str | None = None
-    """The name of the API key that it came with; empty for one without a name."""
+    """The name of the API key of the request; empty for a key without a name."""
     private: bytes | None = None
-    """What only handlers are to see, encrypted by `Seals`."""
+    """The private content, for handlers only, encrypted by `Seals`."""
     parent_id: str | None = None
-    """The prediction whose handler asks."""
+    """The prediction whose handler submits this one."""
 
 
 class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """An order by a recipe, or by a button, which says which recipe and most of the options."""
+    """An order by a recipe, or by a button, which determines the recipe and most options."""
 
     recipe: str = ""
     options: Mapping[str, Any] = {}
@@ -63,16 +63,16 @@ class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     """The same key of the same `via` gives the same prediction."""
     caller: str | None = None
-    """As that of a submit."""
+    """As in SubmitRequest."""
     private: bytes | None = None
-    """As that of a submit."""
+    """As in SubmitRequest."""
     via: str = "api"
     at: float | None = None
-    """When it was asked for, in unix seconds, where that is known."""
+    """Unix seconds at which it was ordered, if known."""
 
 
 def check_json(name: str, value: Any, metadata: Any) -> None:
-    """Raise a Problem for JSON that nests too deep, or metadata that are too large."""
+    """Raise Problem for JSON that is nested too deep, or metadata that is too large."""
     if depth_of(value) > DEEPEST or depth_of(metadata) > DEEPEST:
         raise Problem(422, "invalid-request", f"{name} and metadata nest at most {DEEPEST} deep")
     if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
@@ -80,7 +80,7 @@ def check_json(name: str, value: Any, metadata: Any) -> None:
 
 
 def refuse_coding(coding: str) -> None:
-    """Raise Problem for a body whose Content-Encoding says that it is compressed."""
+    """Raise Problem if the Content-Encoding of a body means that it is compressed."""
     if coding.strip().lower() not in {"", "identity"}:
         message = f"send the body as it is, not in Content-Encoding: {coding.strip()[:40]}"
         raise Problem(415, "unsupported-media-type", message)

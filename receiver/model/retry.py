@@ -1,4 +1,4 @@
-"""Retry as data: what follows a failed attempt, with exponential backoff and full jitter."""
+"""Retry policy: what follows a failed attempt, with exponential backoff and full jitter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Failure(Value, frozen=True, kw_only=True):
 
 
 class Decision(Value, frozen=True, kw_only=True):
-    """What becomes of a delivery after an attempt."""
+    """The state of a delivery after an attempt."""
 
     state: Literal["pending", "done", "skipped", "dead"]
     delay: float = 0.0
@@ -40,7 +40,7 @@ class Decision(Value, frozen=True, kw_only=True):
 
 
 LOSSES: Final = 3
-"""A delivery is dead once this many attempts, and all its policy allows, were lost or spent."""
+"""A lost attempt makes a delivery dead at this number, or at the policy's if that is higher."""
 
 
 LONGEST_DELAY: Final = 7 * 86400.0
@@ -50,7 +50,7 @@ DONE: Final = Decision(state="done")
 
 
 def backoff(attempt: int, base: float, cap: float, chance: float) -> float:
-    """Exponential backoff with full jitter: seconds to wait after the 1-based `attempt`.
+    """Return the seconds to wait after the 1-based `attempt`: exponential, with full jitter.
 
     `chance` is uniform in [0, 1). The result is never above `cap`.
     """
@@ -58,7 +58,7 @@ def backoff(attempt: int, base: float, cap: float, chance: float) -> float:
 
 
 def decide(attempt: int, failure: Failure, policy: Policy, chance: float) -> Decision:
-    """Decide what follows a failed attempt; total over every kind of failure."""
+    """Return what follows a failed attempt, for every kind of failure."""
     match failure.kind:
         case "skip":
             return Decision(state="skipped", reason=failure.reason)

@@ -8,16 +8,16 @@ import msgspec
 
 
 class Role(msgspec.Struct, frozen=True):
-    """What a process does by itself; all of them also drain when asked to."""
+    """What a process does by itself; every process also drains on request."""
 
     accepts: bool
     """Answers requests."""
     outbound: bool
-    """Submits what is queued, polls what is due, listens to streams."""
+    """Submits queued predictions, polls due ones, listens to event streams."""
     handlers: bool
     """Runs handlers."""
     housekeeping: bool
-    """Takes its turn at what one of all processes does: retention, replays, what dead ones left."""
+    """Competes for tasks of a single process: retention, replays, cleanup after dead processes."""
 
 
 ROLES: Final = {
@@ -30,7 +30,7 @@ ROLES: Final = {
 
 
 def role_of(dispatch: object, mode: object) -> Role:
-    """Return the role of an app; raise ValueError for values that are not known."""
+    """Return the role of an app; raise ValueError for unknown values."""
     if not isinstance(dispatch, bool) and dispatch != "inline":
         raise ValueError(f"dispatch must be True, False or 'inline', not {dispatch!r}")
     if mode not in ("server", "serverless"):

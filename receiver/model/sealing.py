@@ -1,7 +1,7 @@
 """Signed texts and encrypted JSON, by keys derived from the secret keys.
 
-Nothing here is stored: every key of the list opens what it once made, and only the newest makes, so
-a key is rotated by putting a new one in front.
+Nothing here is stored. The newest key signs and encrypts; every key of the list verifies and
+decrypts, so a key is rotated by putting a new one in front.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
 
 LARGEST_PRIVATE: Final = 16 * 1024
-"""Bytes of JSON that are kept for the handlers of one prediction."""
+"""Bytes of JSON in the private content of one prediction."""
 _SIGNATURE: Final = 12
-"""Bytes: Telegram's buttons have 64 for all, and a guess must be sent to us to be tried."""
+"""Bytes: short, as a Telegram button has 64 in all, and a guess can only be tried on our server."""
 _LONGEST: Final = 4096
 _SHORTEST: Final = 8
-"""Characters of a private text that is hidden: shorter ones are parts of other words."""
+"""Characters of the shortest private text that is hidden: shorter ones occur in other words."""
 
 
 class Seals:
-    """Signs and opens, encrypts and decrypts; `keys` are texts, newest first."""
+    """Signatures and encryption by the secret keys; `keys` are texts, newest first."""
 
     def __init__(self, keys: Sequence[str], clock: Callable[[], float] = time.time) -> None:
         self._keys = list(keys)
         self._clock = clock
 
     def sign(self, value: str, salt: str) -> str:
-        """Return a text with its time and a signature, 24 characters longer; it is not hidden.
+        """Return a text with its time and a signature, 24 characters longer; it stays readable.
 
-        `salt` names what it is for: what was signed for one purpose is good for no other.
+        `salt` names the purpose: a signature for one purpose is invalid for any other.
         """
         return self._signer(salt).sign(value).decode()
 
     def open(self, text: str, salt: str, max_age: float | None = None) -> str:
-        """Return what was signed, at most `max_age` seconds ago; raise Unproved."""
+        """Return the text that was signed at most `max_age` seconds ago, or raise Unproved."""
         if len(text) > _LONGEST:
             raise Unproved("bad_signature")
         try:
@@ -65,15 +65,15 @@ class Seals:
         return _Signer(self._keys, f"receiver/plugin/{salt}", self._clock)
 
     def secrets(self, purpose: str) -> list[str]:
-        """Return a secret for a purpose, 43 letters of base64url, of each key, newest first.
+        """Return a secret for a purpose, 43 characters of base64url, for each key, newest first.
 
-        It is for platforms that send back what they were told; none of them learns our own.
+        It is for platforms that send us their secret back; none of them learns our keys.
         """
         made = [digest(key.encode(), purpose.encode(), "sha256") for key in self._keys]
         return [base64.urlsafe_b64encode(one).rstrip(b"=").decode() for one in made]
 
     def seal(self, value: Mapping[str, Any]) -> bytes:
-        """Encrypt what only handlers see; raise ValueError where it is too large, or no JSON."""
+        """Encrypt private content; raise ValueError if it is too large, or not JSON."""
         try:
             content = msgspec.json.encode(dict(value))
         except (TypeError, ValueError, RecursionError) as error:
@@ -83,7 +83,7 @@ class Seals:
         return self._fernet.encrypt(content)
 
     def unseal(self, sealed: bytes | str | None) -> dict[str, Any]:
-        """Decrypt it; empty where there is none any more, or none of our keys made it."""
+        """Decrypt private content; empty if there is none, or none of our keys made it."""
         if not sealed:
             return {}
         from cryptography.fernet import InvalidToken  # noqa: PLC0415 - few predictions have any
@@ -108,7 +108,7 @@ class Seals:
 
 
 def texts_in(value: Any) -> list[str]:
-    """Return the texts of private content that are to be hidden, the longest first."""
+    """Return the texts of private content that must be hidden, the longest first."""
     found: set[str] = set()
     left = [value]
     while left:
@@ -123,21 +123,21 @@ def texts_in(value: Any) -> list[str]:
 
 
 def hidden(text: str, private: Iterable[str]) -> str:
-    """Return a text without what is private: an error may quote the address that it is about."""
+    """Return a text with private texts replaced by "…": an error may quote a private URL."""
     for each in private:
         text = text.replace(each, "…")
     return text
 
 
 class _Short(SigningAlgorithm):
-    """HMAC-SHA256, cut short."""
+    """Truncated HMAC-SHA256."""
 
     def get_signature(self, key: bytes, value: bytes) -> bytes:
         return digest(key, value, "sha256")[:_SIGNATURE]
 
 
 class _Signer(TimestampSigner):
-    """Signs with the newest key, by our clock."""
+    """A signer that uses the newest key, and our clock."""
 
     def __init__(self, keys: Sequence[str], salt: str, clock: Callable[[], float]) -> None:
         newest_last = list(reversed(keys))

@@ -1,12 +1,13 @@
-"""The state machine of a prediction: one table of arrows, and what one outcome does to a status.
+"""The state machine of a prediction: one table of transitions, and the effect of an outcome.
 
     queued ──begin──▶ submitting ──accepted──▶ processing ──▶ succeeded | failed | canceled
       ▲                 │    │
       └───postponed─────┘    └──ambiguous──▶ unconfirmed ──accepted──▶ processing
                                                    └───────────────▶ succeeded | failed | canceled
 
-Every living state may also go straight to a terminal one, and `queued` to `processing`: a callback
-can outrun the answer to our own submit, or show that a refusal was none. Terminal states absorb.
+Every other state may also change directly to a terminal one, and `queued` to `processing`: a
+callback can arrive before the answer to our own submit, or prove that a refused submit was
+accepted. Terminal states never change.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from receiver.model.values import Outcome, Status
 
 
 class Cause(StrEnum):
-    """Why a prediction moves."""
+    """The cause of a change of status."""
 
     BEGIN = "begin"  # there is room at the provider: the submit is about to be sent
-    POSTPONED = "postponed"  # the provider took nothing (429, 500, 503, refused connection)
+    POSTPONED = "postponed"  # the provider did not accept it (429, 500, 503, refused connection)
     AMBIGUOUS = "ambiguous"  # bytes were sent and no answer came: money may be spent
-    ACCEPTED = "accepted"  # the provider named its own id
+    ACCEPTED = "accepted"  # the provider returned its own id
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
@@ -43,7 +44,7 @@ _ENDS: Final = {
 
 
 ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
-    # Queued again after a refusal; an outcome with the provider's id proves that it was accepted.
+    # It may be queued again after a refusal; the provider's id in an outcome proves acceptance.
     Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
     Status.SUBMITTING: {
         Cause.POSTPONED: Status.QUEUED,
@@ -60,12 +61,12 @@ ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
 
 
 def step(status: Status, cause: Cause) -> Status | None:
-    """Follow one arrow; None where there is none: callers change nothing then."""
+    """Return the new status; None if `cause` does not apply: callers then change nothing."""
     return ARROWS[status].get(cause)
 
 
 def sources(cause: Cause) -> frozenset[Status]:
-    """Return the states that `cause` may leave, for the WHERE of an UPDATE."""
+    """Return the states in which `cause` applies, for the WHERE of an UPDATE."""
     return frozenset(status for status, arrows in ARROWS.items() if cause in arrows)
 
 
@@ -76,16 +77,16 @@ Verdict = Literal["accepted", "duplicate", "late", "noted", "ask", "mismatch", "
 
 
 def cause_of(outcome: Outcome) -> Cause | None:
-    """Return the arrow that an outcome follows; None where it ends nothing."""
+    """Return the cause that an outcome is; None if it is not an end."""
     return _CAUSES.get(outcome.kind)
 
 
 def advance(
     status: Status, provider_id: str | None, outcome: Outcome
 ) -> tuple[Verdict, Status, str]:
-    """Decide what one outcome does to a prediction: the verdict, the new status and the reason.
+    """Return the effect of an outcome on a prediction: the verdict, the new status, the reason.
 
-    Total: every status and outcome has an answer, and only `accepted` ends a prediction.
+    Every status and outcome has an effect, and only `accepted` ends a prediction.
     """
     cause = cause_of(outcome)
     names = {outcome.provider_id, outcome.also_known_as} - {None}
@@ -96,7 +97,7 @@ def advance(
             return "duplicate", status, f"already {status}"
         return "late", status, f"already {status}, then told {outcome.kind}"
     if cause is None:
-        # An outcome that names the provider's id proves that the submit was taken.
+        # An outcome with the provider's id proves that the submit was accepted.
         taken = names and outcome.kind != "missing" and step(status, Cause.ACCEPTED)
         return ("ask" if outcome.kind == "ask" else "noted"), taken or status, outcome.kind
     return "accepted", ARROWS[status][cause], outcome.kind

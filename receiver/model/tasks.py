@@ -1,4 +1,4 @@
-"""Background tasks: what wakes them, the loop that each of them is, and sets of short ones."""
+"""Background tasks: their wake-ups, the loop of a repeated step, and sets of concurrent tasks."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from receiver.model.errors import StoreUnavailable
 log = structlog.get_logger("receiver")
 
 Topic: TypeAlias = Literal["handler", "prediction", "capacity", "poll", "changes", "role"]
-"""What there may be news of: deliveries of a handler, the state of a prediction, room at a
+"""The topics of wake-ups: deliveries of a handler, the state of a prediction, room at a
 provider, predictions to be polled, the change log, the state of a leader's task."""
 
 _AFTER_TROUBLE: Final = 1.0
-"""Seconds until a step is tried again that failed."""
+"""Seconds until a failed step is tried again."""
 
 
 class Wakeups:
-    """Wakes those who wait in this process, by topic and name.
+    """The wake-ups of waiting tasks in this process, by topic and name.
 
-    A wake-up is a hint and may be lost with its process: the rows say what there is to do, and
-    each task also looks by itself.
+    A wake-up is a hint and may be lost with its process: the database contains the work, and each
+    task also polls it.
     """
 
     def __init__(self) -> None:
         self._events: dict[Topic, dict[str, Counter[asyncio.Event]]] = {}
-        """An event may listen several times, as one does for all readers of a stream."""
+        """One event may listen several times: all readers of a stream share one."""
 
     @contextlib.contextmanager
     def listen(
         self, topic: Topic, name: str = "", event: asyncio.Event | None = None
     ) -> Iterator[asyncio.Event]:
-        """Return an event that each wake-up of this name sets; listen first, look, then wait."""
+        """Yield an event that each wake-up of this name sets; listen first, look, then wait."""
         event = event or asyncio.Event()
         events = self._events.setdefault(topic, {})
         listening = events.setdefault(name, Counter())
@@ -54,18 +54,18 @@ class Wakeups:
                 del events[name]
 
     def is_awaited(self, topic: Topic) -> bool:
-        """Return whether anybody listens to a topic now."""
+        """Return whether any task listens to a topic now."""
         return bool(self._events.get(topic))
 
     def wake(self, topic: Topic, *names: str) -> None:
-        """Wake those who listen to any of these names; without a name, nobody."""
+        """Wake the tasks that listen to any of these names; without a name, none."""
         events = self._events.get(topic, {})
         for name in names:
             for event in events.get(name, ()):
                 event.set()
 
     def wake_all(self, topic: Topic) -> None:
-        """Wake those who listen to any name of a topic."""
+        """Wake the tasks that listen to any name of a topic."""
         self.wake(topic, *self._events.get(topic, {}))
 
 
@@ -76,10 +76,10 @@ async def repeat(
     longest: float | None = None,
     **about: str,
 ) -> NoReturn:
-    """Run `step` again and again, also after it has raised an error.
+    """Run `step` again and again, also after errors.
 
-    A step returns the seconds until the next, `longest` at most; None: that long. `awake` cuts the
-    wait short. The fields `about` are logged with a fault.
+    A step returns the seconds until the next step, limited to `longest`; None means `longest`.
+    `awake` ends the wait early. The fields `about` are logged with an error.
     """
     awake = awake or asyncio.Event()
     while True:
@@ -87,7 +87,7 @@ async def repeat(
         try:
             nap = await step()
         except StoreUnavailable:
-            nap = _AFTER_TROUBLE  # the store has said so itself
+            nap = _AFTER_TROUBLE  # the store has logged it
         except Exception:
             log.exception("task.failed", **about)
             nap = _AFTER_TROUBLE
@@ -99,9 +99,9 @@ async def repeat(
 
 
 class TaskSet:
-    """Tasks that run beside each other, each with a name; one that ends is taken out.
+    """Concurrent tasks, each with a name; a task that ends is removed.
 
-    `ended` is called after each end. A fault is logged, unless the caller awaits each task.
+    `ended` is called after each end. An error is logged, unless the caller awaits each task.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class TaskSet:
         return iter(list(self._tasks))
 
     def names(self) -> list[str]:
-        """Return the names of what runs; callable from any thread."""
+        """Return the names of the running tasks; callable from any thread."""
         return list(self._tasks.values())
 
     def find(self, name: str) -> asyncio.Task[Any] | None:
@@ -141,7 +141,7 @@ class TaskSet:
         self._ended()
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Wait until all have ended, for so long at most."""
+        """Wait until all have ended, `seconds` at most."""
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=seconds)
 

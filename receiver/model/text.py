@@ -12,9 +12,9 @@ _QUOTES: Final = ("'", '"')
 
 
 def clean(text: str) -> str:
-    """Return a setting without blanks, line ends, and quotation marks around it.
+    """Return a setting without surrounding blanks, line ends and quotation marks.
 
-    A file that holds one ends in a newline, or in CR LF, and Docker's --env-file keeps the quotes.
+    A file that contains a setting ends in LF or CR LF, and Docker's --env-file keeps the quotes.
     """
     text = text.strip()
     is_quoted = text[:1] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
@@ -22,16 +22,16 @@ def clean(text: str) -> str:
 
 
 def meant(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return what to add to an error about a word: the nearest right one, if one is near."""
+    """Return the end of an error about a word: the most similar valid word, if there is one."""
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def spelled(text: str) -> str:
-    r"""Return a text in which all that does not show is spelled out, as \x1b or \u202e.
+    r"""Return a text with invisible characters escaped, as \x1b or \u202e.
 
-    Escape sequences, line ends, marks that turn the direction, and characters of no width would
-    otherwise write on the reader's terminal what its sender likes.
+    Escape sequences, line ends, direction marks and zero-width characters would otherwise let the
+    sender write anything on the reader's terminal.
     """
     if text.isprintable():
         return text
@@ -39,7 +39,7 @@ def spelled(text: str) -> str:
 
 
 def spelled_json(text: str) -> str:
-    """Return the same JSON with all in it that does not show escaped; line ends are between."""
+    """Return the same JSON with invisible characters escaped, except line ends between values."""
     if text.isprintable():
         return text
     return "".join(

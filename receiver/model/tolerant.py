@@ -1,15 +1,15 @@
-"""Read JSON as providers write it: good answers come with NaN, BOMs and broken characters too.
+"""A tolerant JSON reader: good answers of providers contain NaN, BOMs and broken characters too.
 
-What strict readers take is read by one. Anything else is first written anew as strict JSON, so that
-all that is read can be stored and given to handlers:
+Strict JSON is read as it is. Anything else is first rewritten as strict JSON, so that every value
+can be stored and given to handlers:
 
-    NaN, Infinity, 1e400, None        null, as every other word and number that JSON has not
-    a byte that is not UTF-8          the character of that number in Latin-1
+    NaN, Infinity, 1e400, None        null, as any other word or number that is not JSON
+    a byte that is not UTF-8          its character in Latin-1
     half a surrogate pair             U+FFFD
-    a BOM, UTF-16, UTF-32             read as what they are
+    a BOM, UTF-16, UTF-32             decoded
     control characters in a text      kept
-    an escape that JSON has not       its characters
-    what is nested too deep           null
+    an escape that is not JSON        its characters
+    a value nested too deep           null
     a comma after the last value      dropped
     marks and blanks around the JSON  dropped
 """
@@ -27,11 +27,11 @@ import msgspec
 from receiver.model.errors import TooLarge, Unreadable
 
 MOST_MARKS: Final = 1_000_000
-"""Commas and brackets: every value beyond the first needs one, and costs far more memory."""
+"""Commas and brackets: each value after the first needs one, and takes far more memory."""
 DEEPEST: Final = 100
 _LONGEST_NUMBER: Final = 4300
 _ASIDE: Final = "\ufeff\u200b\0\x1a\x1e;," + "".join(filter(str.isspace, map(chr, range(0x3001))))
-"""Marks and blanks that stand before or after JSON, and are none of it."""
+"""Marks and blanks that are ignored before and after JSON."""
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -42,7 +42,7 @@ _RAW_BYTES: Final = re.compile("[\udc80-\udcff]")
 
 
 def read_json(body: bytes | str) -> Any:
-    """Read JSON, or raise Unreadable; TooLarge where it would fill the memory."""
+    """Return the value of JSON; raise Unreadable, or TooLarge if it would fill the memory."""
     comma, bracket, brace = (",", "[", "{") if isinstance(body, str) else (b",", b"[", b"{")
     opened = body.count(bracket) + body.count(brace)  # type: ignore[arg-type] # of one kind each
     if opened + body.count(comma) > MOST_MARKS:  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ def read_json(body: bytes | str) -> Any:
         value = _strict(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = _strict(_anew(body))
-    if opened > DEEPEST and depth_of(value) > DEEPEST + 1:  # a value inside of all is one more
+    if opened > DEEPEST and depth_of(value) > DEEPEST + 1:  # the innermost value is one level more
         return _strict(_repaired(_text(body)))
     return value
 
@@ -74,7 +74,7 @@ def _text(body: bytes | str) -> str:
 
 
 def _anew(body: bytes | str) -> bytes:
-    """Write the same content as strict JSON, or raise Unreadable; never quote it."""
+    """Return the same content as strict JSON; raise Unreadable, which never quotes it."""
     text = _text(body)
     try:
         return _written(_LENIENT.decode(text))
@@ -97,9 +97,9 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.A
 
 
 def _repaired(text: str) -> bytes:
-    """Write JSON that has odd tokens anew, each by itself, so that it spoils nothing else.
+    """Return strict JSON, with each invalid token replaced alone so that the rest is kept.
 
-    A body without any quoted text is taken for prose, not for broken JSON.
+    Raise Unreadable for a body without any quoted text: it is prose, not broken JSON.
     """
     depth = 0
 
@@ -146,7 +146,7 @@ _LENIENT: Final = json.JSONDecoder(
 
 
 def depth_of(value: Any) -> int:
-    """Measure how deep a JSON value nests, without recursion."""
+    """Return the nesting depth of a JSON value, without recursion."""
     deepest = 0
     left = [(value, 1)]
     while left:

@@ -1,4 +1,4 @@
-"""Frozen values: predictions, outputs, errors, events, and what adapters read.
+"""Frozen values: predictions, outputs, errors, events, and the outcomes that adapters read.
 
 Times are `datetime` in UTC wherever a user sees them and unix seconds (float) inside.
 """
@@ -18,16 +18,16 @@ Channel = Literal["webhook", "sse", "poll", "sync"]
 MODEL_NAME: Final = r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$"
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
 DEEPEST: Final = 64
-"""How deep an input and metadata nest."""
+"""The greatest nesting depth of input and metadata."""
 LARGEST_METADATA: Final = 256 * 1024
 """Bytes of JSON."""
 Mode = Literal["queue", "sync"]
 CostSource = Literal["provider", "computed", "recipe"]
-"""Who says what something costs."""
+"""The source of a price or a cost."""
 
 
 class Status(StrEnum):
-    """Where a prediction stands."""
+    """The status of a prediction."""
 
     QUEUED = "queued"
     SUBMITTING = "submitting"
@@ -48,7 +48,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stored(Value, frozen=True, omit_defaults=True, kw_only=True):
-    """Where a result is kept for good, and what it was when it was put there."""
+    """The stored copy of a result: its URL, and its content when it was stored."""
 
     url: str
     sha256: str
@@ -57,7 +57,7 @@ class Stored(Value, frozen=True, omit_defaults=True, kw_only=True):
     """Bytes."""
     content_type: str
     flagged: str | None = None
-    """Why the result may be none: `all_black` is a content filter's usual answer."""
+    """Why the result may be useless: `all_black` is the usual result of a content filter."""
 
 
 class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
@@ -67,31 +67,31 @@ class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
     content_type: str | None = None
     file_name: str | None = None
     file_size: int | None = None
-    """Bytes, as the provider says."""
+    """Bytes, as reported by the provider."""
     width: int | None = None
     height: int | None = None
-    """Pixels, as the provider says."""
+    """Pixels, as reported by the provider."""
     duration: float | None = None
-    """Seconds, as the provider says."""
+    """Seconds, as reported by the provider."""
     text: str | None = None
-    """Set only where the provider answered words instead of a file."""
+    """Set only if the provider returned text instead of a file."""
     stored: Stored | None = None
-    """Set by a handler that keeps results, as `save` does."""
+    """Set by a handler that stores results, such as `save`."""
 
     @property
     def address(self) -> str:
-        """Where people and programs elsewhere get it: as it is kept, or else as it was made.
+        """The public URL of the result: of the stored copy, or else the provider's.
 
-        Empty for what is only here, or came inside a data URI.
+        Empty if there is no HTTP URL, as for a local file or a data URI.
         """
         kept = self.stored.url if self.stored else ""
         both = (kept, self.url or "")
         return next((url for url in both if url.startswith(("http://", "https://"))), "")
 
     def link(self, longest: int) -> str:
-        """Return `address` with all escaped that a text could read otherwise.
+        """Return `address` with every character percent-encoded that is unusual in a URL.
 
-        Empty where there is none, or none of at most `longest` characters.
+        Empty if there is no address, or if it is longer than `longest` characters.
         """
         linked = quote(self.address, safe=":/?#[]@!$&'()*+,;=%~")
         return linked if len(linked) <= longest else ""
@@ -110,12 +110,12 @@ class Error(Value, frozen=True, kw_only=True):
 
 
 def expired(what: str, last: str, code: ErrorCode = "expired") -> Error:
-    """Build the error of a deadline, with the last reason why nothing came sooner."""
+    """Return the error of a passed deadline, with the last reason for the delay."""
     return Error(code=code, message=f"{what}; last: {last}"[:2000] if last else what)
 
 
 class Order(Value, frozen=True, kw_only=True):
-    """Which recipe a prediction was ordered by, by whom, where, and how it came in."""
+    """The order of a prediction: its recipe, the person, the place, and the way it came in."""
 
     recipe: str
     person: str | None
@@ -124,12 +124,12 @@ class Order(Value, frozen=True, kw_only=True):
 
 
 class Cost(Value, frozen=True, kw_only=True):
-    """What a prediction cost, as far as it is known: a provider's figure may come later."""
+    """The cost of a prediction, as far as it is known: the provider may report it later."""
 
     amount: float
     currency: Literal["USD"] = "USD"
     source: CostSource
-    """`provider`: it said so; `computed`: by the table of prices; `recipe`: its price."""
+    """`provider`: reported by it; `computed`: from prices; `recipe`: the price of the recipe."""
 
 
 class Prediction(Value, frozen=True, kw_only=True):
@@ -143,30 +143,30 @@ class Prediction(Value, frozen=True, kw_only=True):
     input: dict[str, Any]
     metadata: dict[str, Any]
     provider_id: str | None = None
-    """None until the provider has answered the submit, and for blocking calls that name none."""
+    """None until the provider has answered the submit, and for blocking calls without an id."""
     output: list[Output] | None = None
     error: Error | None = None
     channel: Channel | None = None
-    """None before the end, and where the end is our own verdict (a deadline, a cancel in time)."""
+    """None before the end, and if the receiver itself decided it (a deadline, an early cancel)."""
     parent_id: str | None = None
     """The prediction whose handler submitted this one."""
     depth: int = 0
-    """How many predictions led to this one: 0 where no handler submitted it."""
+    """How many predictions led to this one: 0 if no handler submitted it."""
     created_at: datetime
     submitted_at: datetime | None = None
     completed_at: datetime | None = None
     erased_at: datetime | None = None
-    """When its content was erased: what is left are its names, its status and its times."""
+    """When its content was erased: only its names, its status and its times remain."""
     reply_to: str | None = None
-    """Where its submit wants the event sent."""
+    """A URL to which the event is also sent, as given in the submit."""
     order: Order | None = None
-    """None where it was not ordered by a recipe, and when it was erased."""
+    """None if it was not ordered by a recipe, or was erased."""
     cost: Cost | None = None
-    """None while nobody knows it, and mostly before the end."""
+    """None while it is unknown, usually until the end."""
 
     @property
     def flagged(self) -> str:
-        """Why a result may be useless, as `save` found or the metadata say; empty: no reason."""
+        """Why a result may be useless, from `save` or the metadata; empty: no reason."""
         stored = [output.stored for output in self.output or [] if output.stored]
         reasons = [*(kept.flagged for kept in stored), self.metadata.get("flagged")]
         return next((str(reason) for reason in reasons if reason), "")
@@ -180,7 +180,7 @@ class Prediction(Value, frozen=True, kw_only=True):
         return f"(flagged: {clean(reason)})\n" if reason else ""
 
     def named(self, key: str, pattern: str) -> str:
-        """Return the value that the metadata has as `key` if all of it matches `pattern` (ASCII).
+        """Return the metadata value of `key` if all of it matches `pattern` (ASCII).
 
         Empty otherwise: metadata may hold anything.
         """
@@ -189,7 +189,7 @@ class Prediction(Value, frozen=True, kw_only=True):
 
 
 class Ticket(Value, frozen=True, kw_only=True):
-    """What an adapter needs to know of a prediction."""
+    """The part of a prediction that an adapter needs."""
 
     id: str
     model: str
@@ -197,7 +197,7 @@ class Ticket(Value, frozen=True, kw_only=True):
     input: dict[str, Any]
     provider_id: str | None = None
     links: dict[str, str] = {}
-    """URLs the provider named for this prediction, already checked."""
+    """URLs that the provider returned for this prediction, already checked."""
     submitted_at: float | None = None
     cancel_requested: bool = False
 
@@ -216,12 +216,12 @@ class Announcement(Value, frozen=True, kw_only=True):
 
 
 class Event(Announcement, frozen=True, kw_only=True):
-    """The one terminal fact of a prediction, as handlers see it."""
+    """The end of a prediction, as handlers see it; each prediction has one event."""
 
     raw: Any = None
-    """The provider's own payload, decoded, or its text where that is no JSON.
+    """The provider's own payload, decoded, or its text if it is not JSON.
 
-    None where the end is our own verdict, and for payloads of more than 4 MiB.
+    None if the receiver itself decided the end, and for payloads of more than 4 MiB.
     """
 
 
@@ -229,20 +229,20 @@ OutcomeKind = Literal["processing", "succeeded", "failed", "canceled", "ask", "m
 
 
 class Outcome(Value, frozen=True, kw_only=True):
-    """What an adapter reads out of a callback, a stream event or the answer to a poll."""
+    """The content of a callback, a stream event or the answer to a poll, as an adapter reads it."""
 
     kind: OutcomeKind
-    """`ask`: the truth is at the provider, fetch it now. `missing`: it does not know the id."""
+    """`ask`: not conclusive, so poll now. `missing`: the provider does not know the id."""
     provider_id: str | None = None
-    """The provider's id as the payload names it; None where it names none."""
+    """The provider's id in the payload; None if there is none."""
     also_known_as: str | None = None
     """A second id the provider may use for the same prediction (fal's gateway id)."""
     output: list[Output] = []
     error: Error | None = None
     cost: int | None = None
-    """Millionths of a US dollar, where the payload says what it cost."""
+    """Microdollars; None if the payload has no cost."""
     units: float | None = None
-    """What the provider counts of it, where the answer says so and not what that costs."""
+    """Billable units, if the answer reports these instead of a cost."""
 
 
 @overload
@@ -250,7 +250,7 @@ def utc(seconds: float) -> datetime: ...
 @overload
 def utc(seconds: float | None) -> datetime | None: ...
 def utc(seconds: float | None) -> datetime | None:
-    """Turn unix seconds into the form users see."""
+    """Return unix seconds in the form that users see."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
@@ -260,12 +260,12 @@ def plain(value: Any) -> str:
 
 
 class Shift(Value, frozen=True, kw_only=True):
-    """A step of the wall clock: seconds by which what is stored for later moves with it."""
+    """A step of the wall clock: the seconds by which stored times move with it."""
 
     due: float
-    """What is to be done then, and what was counted."""
+    """For due times, and times of counted requests."""
     deadline: float
-    """What ends then: time in which the computer was suspended does not count for it."""
+    """For deadlines and leases of claims: time in which the computer was suspended is added."""
 
 
 class Recipients(msgspec.Struct, frozen=True):
@@ -273,4 +273,4 @@ class Recipients(msgspec.Struct, frozen=True):
 
     handlers: tuple[str, ...] = ()
     after: Mapping[str, tuple[str, ...]] = {}
-    """Of these handlers, those that wait, and for which others of them."""
+    """Handlers that wait, with the handlers that each of them waits for."""

@@ -1,4 +1,4 @@
-"""The providers that exist: one line each. How to add one is in deploy/providers.md."""
+"""The table of all providers, one line each; deploy/providers.md describes how to add one."""
 
 from __future__ import annotations
 

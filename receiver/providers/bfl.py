@@ -1,7 +1,7 @@
-"""Black Forest Labs (FLUX): callbacks signed with a secret of ours, results for ten minutes.
+"""Black Forest Labs (FLUX): callbacks signed with our secret, results kept for ten minutes.
 
 Facts: docs.bfl.ai (API reference) and black-forest-labs/skills (2026-02). Work is done by shards
-of several regions: a submit's answer names the one to ask.
+of several regions: a submit's answer names the one to poll.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _KINDS: Final[dict[str, OutcomeKind]] = {
 _MODERATED: Final = frozenset({"request moderated", "content moderated"})
 _OURS: Final = frozenset({"webhook_url", "webhook_secret"})
 _DOMAIN: Final = "bfl.ai"
-"""Shards are below it: api.eu2.bfl.ai and its like."""
+"""The domain of the shards, such as api.eu2.bfl.ai."""
 _SIGNATURE: Final = Hmac(
     header=b"x-bfl-signature", covers=(), label=b"sha256=", write=as_hex, key=as_text
 )
 _MICROS: Final = 10_000
-"""Millionths of a dollar in a cent, in which BFL counts."""
+"""Microdollars in a cent, the unit of BFL's costs."""
 _MOST_CENTS: Final = 1_000_000
 
 
@@ -48,7 +48,7 @@ class Bfl:
     proof: ClassVar[Proof] = "prediction_secret"
 
     def check(self, model: str, input: dict[str, Any]) -> None:
-        """Refuse what is no endpoint's name, and a callback that would take the place of ours."""
+        """Refuse a model that is no endpoint, and callback parameters that would replace ours."""
         if "/" in parsing.model_path(model):
             raise Problem(422, "invalid-model", "a model of BFL is one name, as flux-2-pro")
         if unfit := sorted(_OURS & input.keys()):
@@ -72,7 +72,7 @@ class Bfl:
         return parsing.accepted("BFL", provider_id, links, _cost(body.get("cost")))
 
     authenticate = staticmethod(_SIGNATURE.verify)
-    """No time is signed; the secret is of this prediction alone."""
+    """No time is signed; the secret is used for this prediction only."""
 
     def read(self, body: bytes) -> Outcome:
         return parsing.only_an_end(_outcome(parsing.decode_object(body)))
@@ -88,7 +88,7 @@ class Bfl:
         return _outcome(parsing.with_status(answer.body), ticket)
 
     def try_key(self) -> httpx.Request:
-        """Ask what is left of the account's money."""
+        """Ask for the remaining credits of the account."""
         return self.api.get("/credits")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
@@ -97,7 +97,7 @@ class Bfl:
 
 
 def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
-    """Read an answer to a poll or a callback; in the end they differ only in an error's place."""
+    """Read a poll's answer or a callback: they differ only in the place of the error."""
     status = parsing.first_text(body.get("status"))
     kind = parsing.lookup(_KINDS, status, "processing")
     provider_id = parsing.identifier(body.get("id"), ticket.provider_id if ticket else None)
@@ -112,13 +112,13 @@ def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
 
 
 def _reason(body: dict[str, Any]) -> str:
-    """Return what went wrong in words; where there are none, in its code."""
+    """Return the message of an error, or else its code."""
     places = ("message", "details", "detail", "error")
     return parsing.first_text(*(parsing.error_text(body.get(name)) for name in places))
 
 
 def _reasons(details: Any) -> list[str]:
-    """Return what the details of a moderation say, under whatever names."""
+    """Return the texts in the details of a moderation, under any names."""
     values = details.values() if isinstance(details, dict) else [details]
     return [text for value in values if (text := parsing.error_text(value))]
 

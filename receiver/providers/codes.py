@@ -1,9 +1,9 @@
-"""Which code an error gets: a table of the words that providers, and the models behind them, use.
+"""The codes of errors: a table of the words that providers, and the models behind them, use.
 
-Most of the words are not the provider's own: it queues other people's models and hands on what they
-say. So the words of a dozen makers are read here, in every channel they come by. A text is first
-brought into one form (see `plain`), in which `OutputImageSensitiveContentDetected`, `IMAGE_SAFETY`
-and "Content moderated" are plain words, and every row is written for that form.
+Most of the words are not the provider's own: it runs other makers' models and passes on their
+errors. So this table covers the words of a dozen makers, for every channel. A text is first
+normalized (see `plain`), so that `OutputImageSensitiveContentDetected`, `IMAGE_SAFETY` and "Content
+moderated" become plain words, and every row is written for that form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WORD_OR_END: Final = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[.;!?](?=\s|$)")
 
 
 def plain(text: str) -> str:
-    """Write a text as lower-case words with one blank between; `.` stands where a sentence ends."""
+    """Return a text as lower-case words separated by one blank, with `.` for a sentence's end."""
     straight = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").replace("n't", " not")
     words = _WORD_OR_END.findall(_HUMP.sub(" ", straight).lower())
     return " ".join("." if word in ".;!?" else word for word in words)
@@ -46,16 +46,16 @@ _KINDS: Final = {
     r"offensive|obscene|indecent|inappropriate|unsafe|harmful|self harm|explicit|sensitive|"
     r"prohibited|disallowed|banned|minors|celebrit(?:y|ies)|public figures?|real people|"
     r"copyright\w*|trademark\w*|intellectual property)\b",
-    # With a reason or condition behind it, it is that which must speak of content.
+    # If a reason or condition follows, that one must be about content.
     "full_stop": r"(?! (?:with|together|when|if|in|for|at|on|unless|by|as|due|because|until)\b)",
-    # A policy, limit or filter that is named by one of these concerns no content.
+    # A policy, limit or filter with one of these names is not about content.
     "technical": "(?:access|account|api|bucket|billing|cache|caching|concurrency|constraint|cors|"
     "fair|firewall|iam|key|lifecycle|limits?|network|org|organization|permission|quota|rate|"
     "resource|retention|retry|schema|security|spending|storage|validation)",
 }
 
 _CONTENT: Final = (
-    # A rule about content, by its name or by what was done to it.
+    # A rule about content: its name, or its violation.
     r"content (?:management )?(?:polic(?:y|ies)|guidelines?|violations?|risk)\b{at_work}",
     r"content (?:restrict(?:ed|ions?)|filter(?:s|ed|ing)?)\b{at_work}",
     r"(?:community|safety|moderation) (?:policy|policies|guidelines?|standards)",
@@ -64,19 +64,19 @@ _CONTENT: Final = (
     r"{thing}~2 violations?|(?:copyright|ip|safety) (?:violation|infring)\w*",
     r"(?:against|prohibited by|comply with|adhere to|conform to)~4 {law}",
     r"(?:not (?:allowed|permitted)|{stopped}) (?:by|due to|under)~4 {law}",
-    # A judge of content, with the verdict before or behind.
+    # A content checker, with its verdict before or after it.
     r"{stopped}~6 {judge}{at_work}",
     r"(?:not|never|fail\w* to)(?: be)? pass\w*~5 (?:{judge}|review|inspection|audit)",
     r"{judge}{at_work}~3 (?:{stopped}|not passed|violat\w*|error)",
     r"(?:safety|moderation) (?:system|filters?|reasons?|concerns?|blocks?)\b(?! level){at_work}",
     r"{thing}{was} moderated|content moderation\b{at_work}|guardrails?\b{at_work}",
-    # A thing, and what was said of it.
+    # A thing, and its verdict.
     r"{thing}{was} flagged\b(?! (?:as|for)\b)",
     r"flagged~5 (?:{bad}|{judge}|violating)",
     r"{thing}{was} not (?:allowed|permitted)\b{full_stop}",
     r"(?:prompt|image|video|content|text|output|generation)s?{was} blocked\b{full_stop}",
     r"(?:images?|videos?|outputs?|results?){was} filtered",
-    # What no maker wants to make.
+    # Content that makers refuse.
     r"{bad}(?: or [^ .]+)? (?:contents?(?! type)|images?|imagery|material|information|media)",
     r"{bad}(?: or [^ .]+)? (?:words?|terms?|prompts?|keywords?|topics?|subjects?)",
     r"(?:contain|depict|includ|deem|consider|classif|involv|show|detect)\w*~5 {bad}",
@@ -95,7 +95,7 @@ _CONTENT: Final = (
     r"[^ ]*(?:敏感|违规|不合规|不符合规范|审核[未不]通过|未通过审核|安全审核)[^ ]*",
 )
 
-# What a checker of parameters says, which may well name `moderation` or `safety_tolerance`.
+# Errors of parameter validation, which may mention `moderation` or `safety_tolerance`.
 _VALIDATION: Final = (
     r"(?:field|property|parameter|argument) (?:is )?required|required (?:field|property)",
     r"(?:input|value) should|ensure this value",
@@ -121,9 +121,9 @@ def _within(most: int) -> str:
 
 @cache
 def _pattern(rows: tuple[str, ...]) -> re.Pattern[str]:
-    """Make one regular expression of rows, by writing out what stands for something.
+    """Return one regular expression for rows, with their placeholders replaced.
 
-    When it is first needed: to compile them all takes as long as to import all providers.
+    It is compiled on first use: compiling all takes as long as importing all providers.
     """
     text = "|".join(rows)
     for kind, words in _KINDS.items():
@@ -134,8 +134,8 @@ def _pattern(rows: tuple[str, ...]) -> re.Pattern[str]:
 
 Rows = tuple[tuple[tuple[str, ...], ErrorCode], ...]
 
-# The first row that matches names the code. What a machine says to a machine (an error's type or
-# category) is short and meant so: it goes before the words, and single words of it are enough.
+# The first row that matches gives the code. Hints for machines (an error's type or category) are
+# short and precise: they are tried before the message, and single words of them are enough.
 _BY_HINT: Final[Rows] = (
     ((*_CONTENT_TYPES, *_CONTENT), "content_policy"),
     (_TIMEOUT, "timeout"),
@@ -149,7 +149,7 @@ _BY_WORDS: Final[Rows] = (
 
 
 def code_of(message: str, hints: Iterable[str]) -> ErrorCode:
-    """Find the code of an error in texts whose length the caller has bounded."""
+    """Return the code of an error from its texts; the caller must bound their length."""
     tries = ((_BY_HINT, "; ".join(hints)), (_BY_WORDS, message))
     found = (_first(rows, plain(text)) for rows, text in tries)
     return next((code for code in found if code), "provider_error")

@@ -30,8 +30,8 @@ from receiver.providers.adapter import (
 )
 from receiver.providers.declared import Api, Declared, Given
 
-# One table for both channels is safe here, as no word means one thing when pushed and another when
-# polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
+# One table serves callbacks and polls, as each word has the same meaning in both. "success" in the
+# answer to a create means only "created"; `accepted` reads that.
 _KINDS: Final = {
     "created": "processing",
     "starting": "processing",
@@ -48,13 +48,12 @@ _KINDS: Final = {
 }
 
 _FULL: Final = re.compile(r"in[- ]flight|concurren", re.IGNORECASE)
-"""What a 429 or a 402 says that is about what is at work: an account with little money may have so
-many at once, and each holds back what it may cost. Both end when one of them ends, and not by being
-asked again."""
+"""Text of a 429 or 402 about running predictions: an account with little money may run only a few
+at once, and each reserves its possible cost. There is room when one ends; a retry does not help."""
 _CLOCK_SKEW: Final = 120.0
-"""Seconds by which their clock and ours may differ when looking for a lost submit."""
+"""Seconds by which Eachlabs' clock and ours may differ when looking for a lost submit."""
 _LISTED: Final = 100
-"""Deliveries on a page: the most that it gives."""
+"""Deliveries on a page, the maximum."""
 _OF_MONEY: Final = frozenset({httpx.codes.PAYMENT_REQUIRED, httpx.codes.TOO_MANY_REQUESTS})
 
 _VERSION: Final = "0.0.1"
@@ -66,7 +65,7 @@ class Eachlabs:
     api: Api
     bills_after: float | None
     confirm: bool = False
-    """Take a callback only as a reason to ask, since its secret does not cover its body."""
+    """Treat a callback only as a reason to poll, since its secret does not cover its body."""
     name: ClassVar[str] = "eachlabs"
     proof: ClassVar[Proof] = "prediction_secret"
     most_billed: ClassVar[int] = 1
@@ -98,9 +97,9 @@ class Eachlabs:
         return parsing.accepted("Eachlabs", provider_id)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - nothing is dated
-        """Compare the secret, which travels as it is: there is no HMAC, though old pages say so."""
+        """Compare the secret, which is sent as plain text: no HMAC, though old pages claim one."""
         given = callback.header(b"x-webhook-secret")
-        # Every key is compared, so that the time taken does not tell which one was nearly right.
+        # Every key is compared, so that the duration does not reveal which one nearly matched.
         if not any([hmac.compare_digest(given, key) for key in keys]):  # noqa: C419
             raise Unproved("bad_secret")
 
@@ -120,7 +119,7 @@ class Eachlabs:
         return replace(_outcome(body, ticket.input), cost=_cost(body))
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
-        """Poll once more: a callback says no cost."""
+        """Poll once more: a callback has no cost."""
         return self.poll(tickets[0])
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
@@ -137,7 +136,7 @@ class Eachlabs:
         return [self._deliveries(0)]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
-        """Return each delivery of a page; look on until they are older than our submit."""
+        """Return each delivery of a page; continue until they are older than our submit."""
         if not parsing.is_yes(answer):
             raise parsing.unexpected(answer)
         page = parsing.decode_object(answer.body)
@@ -165,7 +164,7 @@ class Eachlabs:
         return self.api.get(f"/v1/models/{parsing.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
-        """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
+        """List the last delivery of a webhook, as a 404 for a prediction has two meanings."""
         return self.api.get("/v1/webhooks", params={"limit": 1})
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
@@ -186,7 +185,7 @@ def _id(payload: dict[str, Any]) -> str | None:
 
 
 def _cost(payload: dict[str, Any]) -> int | None:
-    """Read `metrics.cost`, in dollars, of what has ended."""
+    """Return `metrics.cost`, which is in dollars, in microdollars; None before the end."""
     metrics = payload.get("metrics")
     ended = parsing.lookup(_KINDS, payload.get("status"), "processing") != "processing"
     return micro(metrics.get("cost")) if ended and isinstance(metrics, dict) else None
@@ -203,7 +202,7 @@ def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Out
 
 
 def _reason(payload: dict[str, Any]) -> str:
-    """Find why it failed: `error`, else `output[0].error`, else the envelope inside `output`."""
+    """Return the reason of a failure: `error`, `output[0].error`, or the envelope in `output`."""
     output = payload.get("output")
     envelope = output if isinstance(output, dict) else {}
     errors = (
@@ -232,7 +231,7 @@ def _named(place: dict[str, Any]) -> list[str]:
 
 
 def _make(given: Given) -> Eachlabs:
-    # The old pages want X-API-Key, the new ones Bearer: both with the same key suit both.
+    # The old pages require X-API-Key, the new ones Bearer: sending both satisfies both.
     api = given.api(Authorization=f"Bearer {given.key}", X_API_Key=given.key)
     return Eachlabs(api, 60.0 if given.key else None, given.confirm)
 

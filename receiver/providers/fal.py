@@ -42,8 +42,8 @@ _LINKS: Final = ("status_url", "response_url", "cancel_url")
 _NO_REQUEST: Final = "fal-ai/nano-banana/requests/00000000-0000-0000-0000-000000000000"
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
 _LOCKED: Final = "user is locked"
-"""What a 403 says that is the account's: its money is used up, or it was stopped by hand. It may
-come and go with money on the account, and a new key does not help (fal-ai/fal issues, 2026)."""
+"""Text of a 403 about the account: its money is used up, or it was stopped by hand. It may come and
+go while the account has money, and a new key does not help (fal-ai/fal issues, 2026)."""
 _CLOCK_SKEW: Final = 120.0
 """Seconds by which fal's clock and ours may differ when looking for a lost submit."""
 _LISTED: Final = 50
@@ -60,7 +60,7 @@ class Fal:
     jwks_url: str
     api_url: str
     admin_key: str = ""
-    """Of the scope that billing events want; empty: it is not asked for them."""
+    """A key with the scope for billing events; empty: they are not requested."""
     name: ClassVar[str] = "fal"
     proof: ClassVar[Proof] = "public_keys"
     most_billed: ClassVar[int] = 50
@@ -108,14 +108,14 @@ class Fal:
                 return Outcome(kind="succeeded", output=results.outputs(content), **ids)
             case "ERROR":
                 return Outcome(**_failed(payload, content), **ids)
-        # OK without a payload (it could not be serialised), or a status that is new.
+        # OK without a payload (it could not be serialised), or an unknown status.
         return Outcome(kind="ask", **ids)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
         return self._call("GET", self._link(ticket, "status_url"))
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow:
-        """Read a status (202 while it runs, 200 at the end); the end sends us on to the result."""
+        """Read a status (202 while it runs, 200 at the end); at the end, Follow to the result."""
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status not in _STATUS_CODES:
@@ -132,7 +132,7 @@ class Fal:
 
     @property
     def bills_after(self) -> float | None:
-        """Fal does not say how late its billing events are: this is our guess."""
+        """Our guess, as fal does not document the delay of its billing events."""
         return 900.0 if self.key and self.admin_key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
@@ -140,13 +140,13 @@ class Fal:
         start = datetime.fromtimestamp(min(times, default=0.0) - _DAY, UTC)
         params = {
             "request_id": ",".join(each.provider_id or "" for each in tickets),
-            "start": start.strftime("%Y-%m-%dT%H:%M:%SZ"),  # without it: of the last day
+            "start": start.strftime("%Y-%m-%dT%H:%M:%SZ"),  # without it: events of the last day
         }
         url = f"{self.api_url}/v1/models/billing-events"
         return self._call("GET", url, key=self.admin_key, params=params)
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
-        """Add up what was billed for each request; without an event nothing is known of it."""
+        """Add up the billing events of each request; without an event its cost is unknown."""
         if answer.status != httpx.codes.OK:
             raise parsing.unexpected(answer)
         events = parsing.decode_object(answer.body).get("billing_events")
@@ -163,7 +163,7 @@ class Fal:
 
     @property
     def metered_after(self) -> float | None:
-        """Its results say units; the price of one may be read with any key."""
+        """Results contain the units; any key may read the price of a unit."""
         return 60.0 if self.key else None
 
     def price(self, model: str) -> httpx.Request:
@@ -190,9 +190,9 @@ class Fal:
         return _units(answer)
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """List what was asked of this model since shortly before our submit.
+        """List the requests to this model since shortly before our submit.
 
-        Only requests that have ended are surely listed, so a list without ours concludes nothing.
+        Only ended requests are certain to be listed, so a list without ours proves nothing.
         """
         return [self._requests(ticket, {})]
 
@@ -231,7 +231,7 @@ class Fal:
         return self._call("GET", f"{self.queue_url}/{_NO_REQUEST}/status")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        """Take fal's own 404 for a yes: a bad key gets a 401 before anything is looked up."""
+        """Take fal's own 404 as a valid key: a bad key gets a 401 before anything is looked up."""
         status = parsing.error_body(answer.body).get("status")
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
         return parsing.let_in(answer, sign=looked_up and isinstance(status, str))
@@ -243,11 +243,11 @@ class Fal:
         return httpx.Request(method, url, headers=headers, **content)
 
     def _ours(self, url: Any) -> bool:
-        """Return whether a URL from an answer is at a configured host: it will be sent our key."""
+        """Return whether a URL from an answer is at a configured host, and may receive our key."""
         return parsing.leads_to(url, (self.queue_url, self.run_url))
 
     def _link(self, ticket: Ticket, name: str) -> str:
-        """Use the URL that fal returned; build it as its clients do only where there is none."""
+        """Return the URL that fal returned; if there is none, build it as fal's clients do."""
         if name in ticket.links:
             return ticket.links[name]
         segments = parsing.model_path(ticket.model).split("/")
@@ -257,7 +257,7 @@ class Fal:
 
 
 def _billed(event: dict[str, Any]) -> int | None:
-    """Read what an event comes to: nanodollars, which are whole, or dollars."""
+    """Return the microdollars of an event, from whole nanodollars or from dollars."""
     nano = event.get("cost_estimate_nano_usd")
     if isinstance(nano, int) and not isinstance(nano, bool):
         return micro(nano / 1e9)
@@ -273,7 +273,7 @@ def _units(answer: ProviderResponse) -> float | None:
 
 
 def read_meta(body: bytes) -> list[Network]:
-    """Read the ranges that callbacks come from; one that is odd is left out, not guessed at."""
+    """Return the address ranges of callbacks; an invalid range is left out."""
     texts = parsing.decode_object(body).get("webhook_ip_ranges")
     ranges = map(_range, texts if isinstance(texts, list) else [])
     return [found for found in ranges if found is not None]
@@ -291,7 +291,7 @@ def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     if parsing.is_yes(answer):
         return _made(ticket, answer, ticket.provider_id)
     body = parsing.error_body(answer.body)
-    if answer.status == httpx.codes.NOT_FOUND and not _items(body):  # a list is the model's own
+    if answer.status == httpx.codes.NOT_FOUND and not _items(body):  # a list: the model's own error
         return Outcome(kind="missing", provider_id=ticket.provider_id)
     detail = _detail(body)
     if "still in progress" in detail.lower():
@@ -304,12 +304,12 @@ def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
         or (refused and answer.status >= httpx.codes.BAD_REQUEST)
     )
     if not final or answer.status in _OF_THE_ACCOUNT:
-        raise parsing.unexpected(answer, detail)  # the infrastructure's trouble, not the model's
+        raise parsing.unexpected(answer, detail)  # an error of the infrastructure, not of the model
     return Outcome(provider_id=ticket.provider_id, **_failed(body, body, answer))
 
 
 _OF_THE_ACCOUNT: Final = frozenset({401, 402, 403, 408, 409, 425, 429})
-"""A result that may be had later: with the right key, money, or patience."""
+"""Statuses of a result that may come later: with the right key, with money, or after a wait."""
 
 
 def _made(ticket: Ticket, answer: ProviderResponse, provider_id: str | None) -> Outcome:
@@ -335,10 +335,10 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
 def _settled(
     answer: ProviderResponse, body: dict[str, Any]
 ) -> Refused | Postponed | Ambiguous | None:
-    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit.
+    """Classify a submit's answer; a lock concerns the account, not the submit.
 
-    Fal's own 504 is about what has not begun in time, and no 5xx of fal's is billed; the 504 of a
-    gateway before it, which has none of fal's marks, leaves a doubt.
+    Fal's own 504 means that the request did not begin in time, and fal bills no 5xx; the 504 of a
+    gateway before it, without `detail` and `x-fal-` headers, is ambiguous.
     """
     detail = _detail(body)
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in detail.lower():
@@ -360,7 +360,7 @@ def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
 
 
 def _is_final(answer: ProviderResponse) -> bool:
-    """Read fal's hint that the same request would fail again (two names, by generation)."""
+    """Return whether fal hints that the same request would fail again (old and new header name)."""
     hints = (answer.headers.get(name, "") for name in ("x-fal-needs-retry", "x-fal-retryable"))
     return any(hint.strip().lower() in {"0", "false"} for hint in hints)
 
@@ -368,7 +368,7 @@ def _is_final(answer: ProviderResponse) -> bool:
 def _failed(
     body: dict[str, Any], content: Any, answer: ProviderResponse | None = None
 ) -> dict[str, Any]:
-    """Build the kind and error of a failed outcome from wherever the words are."""
+    """Return the kind and error of a failed outcome, from every place that may have the message."""
     details = content if isinstance(content, dict) else {}
     hints = [parsing.first_text(body.get("error_type")), *_hints(details, answer)]
     message = parsing.join(dict.fromkeys([parsing.error_text(body.get("error")), _detail(details)]))
@@ -391,7 +391,7 @@ def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _detail(body: dict[str, Any]) -> str:
-    """Return `detail` in words: it is a text, or a list of located messages."""
+    """Return `detail` as one text: it is a text, or a list of located messages."""
     located = [
         ": ".join(filter(None, (_place(item), parsing.first_text(item.get("msg")))))
         for item in _items(body)

@@ -1,7 +1,7 @@
 """Ideogram (API v2): one endpoint for each model, callbacks signed by Ed25519, files as parts.
 
-Facts: developer.ideogram.ai, v2 pages and webhooks (2026-10). A callback tells only what was made:
-what failed is found by a poll, which also says what it cost.
+Facts: developer.ideogram.ai, v2 pages and webhooks (2026-10). A callback contains only results:
+failures and costs are found by polls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KINDS: Final[dict[str, OutcomeKind]] = {
 }
 _OURS: Final = frozenset({"webhook_url", "async"})
 _IN_PARTS: Final = frozenset({"nano-banana-2", "ideogram-4-6"})
-"""Models that take parts even where no file is among them."""
+"""Models that need parts even if no file is among them."""
 _NO_HOOK: Final = frozenset({"auto"})
 _FILES: Final = re.compile(r"(?:\w+_)?images?|mask")
 _DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*?(;base64)?,", re.IGNORECASE)
@@ -41,7 +41,7 @@ _WITHHELD: Final = "Ideogram's safety check has withheld every image"
 _MOST_MICROS: Final = 2**53
 
 Part = tuple[str, tuple[str | None, bytes, str | None]]
-"""A part of a form: its name, and the file's name, content and type; without a name, a text."""
+"""A part of a form: its name, and a file's name, content and type; a text has no file name."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Ideogram:
     most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:
-        """Refuse what could not be sent: files elsewhere, and a callback instead of ours."""
+        """Refuse files that are given by URL, and parameters that would replace our callback."""
         parsing.model_path(model)
         if unfit := sorted(_OURS & input.keys()):
             detail = f"how the outcome comes is the receiver's part: leave out {', '.join(unfit)}"
@@ -69,7 +69,7 @@ class Ideogram:
             hooked = hook is not None and ticket.model not in _NO_HOOK
             if hook and hooked:
                 fields["webhook_url"] = hook.url
-            elif path.startswith("/v2/image/"):  # the others never block, and may not know the word
+            elif path.startswith("/v2/image/"):  # the others never block, and may not know `async`
                 fields["async"] = True
         if not _is_in_parts(ticket.model, fields):
             return self.api.post(path, json=fields)
@@ -102,7 +102,7 @@ class Ideogram:
     def read(self, body: bytes) -> Outcome:
         payload = parsing.decode_object(body)
         provider_id = parsing.identifier(payload.get("generation_id"))
-        if payload.get("status") is not None:  # none is documented, so another may say failed
+        if payload.get("status") is not None:  # no status is documented, so it may be `failed`
             return parsing.only_an_end(_outcome(payload, provider_id))
         outcome = _made(payload, provider_id)
         return parsing.only_an_end(outcome, doubt=not isinstance(payload.get("data"), list))
@@ -118,7 +118,7 @@ class Ideogram:
         return _outcome(body, provider_id, ticket)
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
-        """Poll once more: neither a callback nor a blocking call says a cost."""
+        """Poll once more: neither a callback nor a blocking call has a cost."""
         return self.poll(tickets[0])
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
@@ -132,13 +132,13 @@ class Ideogram:
         return self.api.get(f"{_GENERATIONS}/{_NOBODYS}")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        """Take its own 404 for a yes: a bad key gets a 401 before anything is looked up."""
+        """Take its own 404 as a valid key: a bad key gets a 401 before anything is looked up."""
         looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_reason(_object(answer)))
         return parsing.let_in(answer, sign=looked_up)
 
 
 def _object(answer: ProviderResponse) -> dict[str, Any]:
-    """Read an object; where there is none, nothing."""
+    """Return the object in an answer; empty if there is none."""
     try:
         return parsing.decode_object(answer.body)
     except Unreadable:
@@ -156,7 +156,7 @@ def _outcome(
 
 
 def _made(body: dict[str, Any], provider_id: str | None, sent: Any = None) -> Outcome:
-    """Read what was made; an image that is withheld has an empty URL, and costs all the same."""
+    """Read the result; an image that is withheld has an empty URL, and is billed too."""
     images = body.get("data")
     made = results.outputs(images, sent)
     if not made and isinstance(images, list) and any(map(_is_withheld, images)):
@@ -170,7 +170,7 @@ def _is_withheld(image: Any) -> bool:
 
 
 def _cost(body: dict[str, Any]) -> int | None:
-    """Return what was billed; 0 for a failure, for which Ideogram gives no figure."""
+    """Return the billed microdollars; 0 for a failure, for which Ideogram reports no cost."""
     if parsing.lookup(_KINDS, body.get("status"), "processing") == "failed":
         return 0
     micros = body.get("usage_cost_usd_micros")
@@ -190,7 +190,7 @@ def _is_in_parts(model: str, fields: dict[str, Any]) -> bool:
 
 
 def _files(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return the texts under the names of files."""
+    """Yield the name and text of every field that is named like a file."""
     for name, value in fields.items():
         if _FILES.fullmatch(name):
             for each in value if isinstance(value, list) else [value]:
@@ -223,12 +223,12 @@ def _content(text: str, *, is_base64: bool) -> bytes:
 
 
 def _text(value: Any) -> bytes:
-    """Write a value of a form: text as it is, all else as JSON has it."""
+    """Return a value for a form: text as it is, anything else as JSON."""
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
 def _boundary(parts: list[Part]) -> str:
-    """Make what stands between parts: no part can hold the digest of them all."""
+    """Return the boundary between parts: no part can contain the digest of all parts."""
     digest = hashlib.sha256()
     for name, (_, content, _) in parts:
         digest.update(b"%d/%d/" % (len(name), len(content)) + name.encode() + content)

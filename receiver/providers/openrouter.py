@@ -1,7 +1,7 @@
-"""OpenRouter: videos as jobs, with a callback that says what it cost; pictures by a blocking call.
+"""OpenRouter: videos as jobs, with the cost in the callback; pictures by a blocking call.
 
 Facts: OpenRouterTeam/docs (2026-08: guides to video and image generation, webhooks, API reference).
-Callbacks are signed only if the workspace has a signing secret, which no call hands out.
+Callbacks are signed only if the workspace has a signing secret, which no API call returns.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class OpenRouter:
         return parsing.accepted("OpenRouter", parsing.identifier(body.get("id")))
 
     authenticate = staticmethod(_SIGNATURE.verify)
-    """Whose job of the workspace it is, its body says."""
+    """The secret is the workspace's; the body names the job."""
 
     def read(self, body: bytes) -> Outcome:
         job = parsing.decode_object(body).get("data")
         outcome = self._outcome(job if isinstance(job, dict) else {})
-        # What names no job proves nothing of ours.
+        # A callback without a job's id proves nothing about ours.
         return parsing.only_an_end(outcome, doubt=outcome.provider_id is None)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
@@ -91,7 +91,7 @@ class OpenRouter:
         return parsing.let_in(answer, sign=described)
 
     def authorization(self, url: str) -> str | None:
-        """Return our key for a video, which is at the API itself."""
+        """Return our key for the URL of a video, which is at the API itself."""
         ours = parsing.leads_to(url, [self.api.base])
         return self.api.headers.get("Authorization") if ours else None
 
@@ -107,7 +107,7 @@ class OpenRouter:
         return parsing.unmade(kind, provider_id, error, canceled, cost=_cost(job))
 
     def _videos(self, provider_id: str, job: dict[str, Any]) -> list[Output]:
-        """Return where they are at the API, which needs our key; signed URLs do not last."""
+        """Return the URLs at the API, which need our key; signed URLs expire."""
         places = job.get("unsigned_urls") or job.get("urls")
         named = [video for video in results.outputs(places) if video.url]
         path = f"/videos/{parsing.model_path(provider_id)}/content"
@@ -128,7 +128,7 @@ def _cost(body: dict[str, Any]) -> int | None:
 
 
 def _reason(body: dict[str, Any]) -> str:
-    """Find the words of an error: a text, or an object whose `code` is only the HTTP status."""
+    """Return the message of an error: a text, or in an object whose `code` is the HTTP status."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else error
     return parsing.first_text(parsing.error_text(message), parsing.error_text(body.get("message")))

@@ -1,4 +1,4 @@
-"""Oxen.ai: a queue without callbacks; outcomes come on our own event stream or by asking.
+"""Oxen.ai: a queue without callbacks; outcomes come on our account's event stream or by polls.
 
 Facts: docs.oxen.ai, inference-api reference (async queue, image generation and editing, video
 generation).
@@ -40,14 +40,13 @@ _KINDS: Final = {
     "canceled": "canceled",
 }
 
-# An unknown parameter is handed to the model, which may fail on it: better refused for nothing
-# here than failed for money there.
+# Oxen passes an unknown parameter to the model, which may fail and be billed: refuse it here.
 _HOOK_PARAMETERS: Final = frozenset({"webhook", "webhook_url", "webhook_secret", "fal_webhook"})
 
 _SERVED_AT: Final = "served_at"
 _VIDEOS, _IMAGES, _EDIT = "/videos/generate", "/images/generate", "/images/edit"
 _BLOCKING: Final = (_VIDEOS, _IMAGES, _EDIT)
-"""Calls that wait for the end, as a model's `endpoint` names them."""
+"""Calls that wait for the end, as named in a model's `endpoint`."""
 _OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
 _NO_MODEL: Final = re.compile("model not found", re.IGNORECASE)
 
@@ -64,7 +63,7 @@ class Oxen:
     most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
-        """Refuse what cannot be one prediction, or would fail for a parameter of ours."""
+        """Refuse several generations in one prediction, and parameters for a webhook."""
         number = input.get("num_generations", 1)
         if number != 1 or isinstance(number, bool):
             raise Problem(
@@ -84,10 +83,10 @@ class Oxen:
         return self.api.post(_submit_path(ticket), json=body)
 
     def addressed(self, ticket: Ticket, answer: ProviderResponse) -> Ticket | Refused | Postponed:
-        """Choose a blocking call: one for pictures may be billed, too, for what makes videos."""
+        """Choose the blocking call: a wrong one, as of pictures for a video, may be billed too."""
         body = parsing.content(answer)
         if answer.status == httpx.codes.NOT_FOUND and not _NO_MODEL.match(_reason(body)):
-            # Whatever stands in for Oxen.ai describes no models.
+            # A replacement for Oxen.ai (another base URL) describes no models.
             return replace(ticket, links={_SERVED_AT: _shaped(ticket.input)})
         if settled := parsing.declined(answer, _reason(body), _type(body)):
             return settled
@@ -136,7 +135,7 @@ class Oxen:
         return self.api.get(f"/api/ai/generations/{parsing.segment(tickets[0])}")
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
-        """Read the cost of a generation: a number or its text, in dollars as all their prices."""
+        """Read the cost of a generation: a number or its text, in dollars like all its prices."""
         if answer.status != httpx.codes.OK:
             raise parsing.unexpected(answer)
         generation = parsing.decode_object(answer.body).get("generation")
@@ -169,12 +168,12 @@ class Oxen:
         return self.api.get(f"/api/ai/models/{parsing.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
-        """List what is in the queue."""
+        """List the queue."""
         return self.api.get("/api/ai/queue")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         body = parsing.error_body(answer.body)
-        if _type(body) == "unauthenticated":  # no page says with which status it comes
+        if _type(body) == "unauthenticated":  # its HTTP status is not documented
             return False
         listed = answer.status == httpx.codes.OK and isinstance(body.get("generations"), list)
         return parsing.let_in(answer, sign=listed)
@@ -183,13 +182,13 @@ class Oxen:
 def _submit_path(ticket: Ticket) -> str:
     if ticket.mode == "queue":
         return "/api/ai/queue"
-    if _SERVED_AT not in ticket.links:  # a guess would be billed wherever it leads
+    if _SERVED_AT not in ticket.links:  # a guess would be billed even if wrong
         raise Problem(422, "unsupported-input", _untold(ticket.model))
     return f"/api/ai{ticket.links[_SERVED_AT]}"
 
 
 def _served_at(model: dict[str, Any], input: dict[str, Any]) -> str | None:
-    """Return which blocking call serves a model: the one it names, or that of what it makes."""
+    """Return the blocking call that serves a model: the one it names, or the one of its output."""
     named = parsing.first_text(model.get("endpoint"))
     if named:
         return next((path for path in _BLOCKING if named.endswith(path)), None)
@@ -201,7 +200,7 @@ def _served_at(model: dict[str, Any], input: dict[str, Any]) -> str | None:
 
 
 def _shaped(input: dict[str, Any]) -> str:
-    """Return which blocking call an input is for, by what only that one has."""
+    """Return the blocking call that an input is for, by parameters that only this call has."""
     if _OF_VIDEOS & input.keys():
         return _VIDEOS
     return _EDIT if "input_image" in input else _IMAGES
@@ -215,7 +214,7 @@ def _untold(model: str) -> str:
 
 
 def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
-    """Read a row of the queue or an event: they differ only in what their fields are called."""
+    """Read a row of the queue or an event: they differ only in the names of their fields."""
     provider_id = parsing.identifier(row.get("generation_id"))
     kind = parsing.lookup(_KINDS, row.get("status"), "processing")
     if provider_id is None:
@@ -241,7 +240,7 @@ def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
 
 
 def _reason(body: dict[str, Any]) -> str:
-    """Find the words of an error: form A (title, detail) or form B (message)."""
+    """Return the message of an error: form A (title, detail) or form B (message)."""
     error = body.get("error")
     if isinstance(error, dict):
         detail = parsing.first_text(error.get("detail"), error.get("message"))
@@ -252,7 +251,7 @@ def _reason(body: dict[str, Any]) -> str:
 
 
 def _type(body: dict[str, Any]) -> str:
-    """Return what form A says to machines, and form B's upstream where it hands its own on."""
+    """Return the type or code of an error: of form A, or of the upstream that form B passes on."""
     error = body.get("error")
     return (
         parsing.first_text(error.get("type"), error.get("code")) if isinstance(error, dict) else ""

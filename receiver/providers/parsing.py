@@ -1,4 +1,4 @@
-"""What adapters read out of answers: JSON, words, errors, refusals, waits, whose URL one is."""
+"""Shared parsers of providers' answers: JSON, errors, refusals, waits, and checks of URLs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from receiver.providers.codes import code_of
 LONGEST_MESSAGE: Final = 2000
 LONGEST_ID: Final = 200
 LARGEST_NUMBER: Final = 2**53
-"""Beyond it no size is meant, and not every reader of our JSON would get the same number."""
+"""Above it, no number is a real size, and not every reader of our JSON gets the same number."""
 
 decode: Final = read_json
 
@@ -36,12 +36,12 @@ def decode_object(body: bytes | str) -> dict[str, Any]:
 
 
 def content(answer: ProviderResponse) -> dict[str, Any]:
-    """Decode the object of a yes, or raise Unreadable; of a refusal, read what can be read."""
+    """Return the object of a 2xx, or raise Unreadable; of any other answer, what is readable."""
     return decode_object(answer.body) if is_yes(answer) else error_body(answer.body)
 
 
 def error_body(body: bytes) -> dict[str, Any]:
-    """Read the words of a refusal: an object as it is, any other text as its `error`."""
+    """Return the body of a refusal: an object as it is, anything else as its `error`."""
     try:
         value = decode(body)
     except Unreadable:
@@ -55,7 +55,7 @@ def is_yes(answer: ProviderResponse) -> bool:
 
 
 def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
-    """Return the error for an answer that does not fit our request, with its words."""
+    """Return the error for an answer that does not fit our request, with its message."""
     text = why or error_text(error_body(answer.body))
     return Unreadable(f"HTTP {answer.status}{': ' if text else ''}{text}", retry_after(answer))
 
@@ -64,7 +64,7 @@ _UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def first_text(*candidates: Any) -> str:
-    """Return the first candidate that says something, as clean text of bounded length; else ''."""
+    """Return the first text that is not blank, cleaned and of bounded length; else ''."""
     for candidate in candidates:
         if isinstance(candidate, str) and candidate.strip():
             return _UNFIT.sub(" ", candidate).strip()[:LONGEST_MESSAGE]
@@ -75,7 +75,7 @@ _WORDY: Final = ("title", "detail", "message", "msg", "error_message", "error", 
 
 
 def error_text(value: Any, *, depth: int = 3) -> str:
-    """Return the words of an error, in any form; '' where there is none."""
+    """Return the message of an error, in any form; '' if there is none."""
     if isinstance(value, dict) and depth:
         return join(dict.fromkeys(error_text(value.get(name), depth=depth - 1) for name in _WORDY))
     if isinstance(value, list) and depth:
@@ -90,7 +90,7 @@ _NO_ERROR: Final = frozenset({"null", "none", "nil", "undefined", "false", "0", 
 
 
 def is_error(value: Any) -> bool:
-    """Return whether an `error` beside a result says that there is one."""
+    """Return whether the value of a field `error` means that there is an error."""
     return value is True or bool(error_text(value))
 
 
@@ -104,18 +104,18 @@ def identifier(*candidates: Any) -> str | None:
 
 
 def _sane(text: str) -> bool:
-    """Return whether `text` can be one segment of a path, as every provider's ids become one."""
+    """Return whether `text` can be one segment of a path, as every provider's id is used as one."""
     return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
 
 
 def failure(message: str, *hints: str) -> Error:
-    """Build the error of a failed prediction; `hints`, for machines, only help to find its code."""
+    """Return the error of a failed prediction; `hints` (types, codes) only help find its code."""
     text = message[:LONGEST_MESSAGE]
     return Error(code=code_of(text, [join(hints)]), message=text or "unknown")
 
 
 def refusal(message: str, *hints: str) -> Refused:
-    """Build the receipt of a refused submit, as `failure` builds an error."""
+    """Return the receipt of a refused submit; the parameters are those of `failure`."""
     refused_content = failure(message, *hints).code == "content_policy"
     return Refused(message, "content_policy" if refused_content else "rejected")
 
@@ -123,9 +123,9 @@ def refusal(message: str, *hints: str) -> Refused:
 def settle_submit(
     answer: ProviderResponse, message: str, *hints: str
 ) -> Refused | Postponed | Ambiguous | None:
-    """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
+    """Classify a submit's answer by status alone; None: a 2xx, which the adapter reads.
 
-    `hints` say only which refusal it is.
+    `hints` only determine the code of a refusal.
     """
     if answer.status in _NO_ANSWER:
         return Ambiguous(message or f"HTTP {answer.status} without a reason")
@@ -133,11 +133,11 @@ def settle_submit(
 
 
 _NO_ANSWER: Final = frozenset({504, 524})
-"""From a gateway, after a time without an answer: the provider may have taken what it was sent."""
+"""Timeouts of a gateway: the provider may have accepted the request."""
 
 
 def declined(answer: ProviderResponse, message: str, *hints: str) -> Refused | Postponed | None:
-    """Sort an answer whose every no is the provider's own; None: a 2xx."""
+    """Classify an answer that certainly comes from the provider itself; None: a 2xx."""
     if is_yes(answer):
         return None
     reason = message or f"HTTP {answer.status} without a reason"
@@ -153,7 +153,7 @@ def declined(answer: ProviderResponse, message: str, *hints: str) -> Refused | P
 def accepted(
     by: str, provider_id: str | None, links: dict[str, str] | None = None, cost: int | None = None
 ) -> Accepted | Ambiguous:
-    """Build the receipt of a yes: one that names no id leaves a doubt."""
+    """Return the receipt of a submit's 2xx: Ambiguous if it has no id."""
     if provider_id is None:
         return Ambiguous(f"{by} accepted the submit without an id")
     return Accepted(provider_id, links or {}, cost)
@@ -162,9 +162,9 @@ def accepted(
 def settle_poll(
     ticket: Ticket, answer: ProviderResponse, describe: Callable[[dict[str, Any]], str] = error_text
 ) -> Outcome | None:
-    """Sort a poll's answer by status alone; None: a 200, which the adapter reads on.
+    """Classify a poll's answer by status alone; None: a 200, which the adapter reads.
 
-    `describe` finds the words of an error. Raises Unreadable for any other answer.
+    `describe` finds the message of an error. Raise Unreadable unless it is a 200 or a 404.
     """
     if answer.status == httpx.codes.NOT_FOUND:
         return Outcome(kind="missing", provider_id=ticket.provider_id)
@@ -174,7 +174,7 @@ def settle_poll(
 
 
 def with_status(body: bytes) -> dict[str, Any]:
-    """Decode an object that has a status, or raise Unreadable: without one it tells nothing."""
+    """Return an object that has a status, or raise Unreadable."""
     payload = decode_object(body)
     if not isinstance(payload.get("status"), str):
         raise Unreadable("no status")
@@ -182,7 +182,7 @@ def with_status(body: bytes) -> dict[str, Any]:
 
 
 def only_an_end(outcome: Outcome, *, doubt: bool = False) -> Outcome:
-    """Return what a callback tells, if that is an end and there is no `doubt`; else, to ask."""
+    """Return the outcome of a callback if it is an end and there is no `doubt`; else `ask`."""
     if doubt or cause_of(outcome) is None:
         return Outcome(kind="ask", provider_id=outcome.provider_id)
     return outcome
@@ -191,13 +191,13 @@ def only_an_end(outcome: Outcome, *, doubt: bool = False) -> Outcome:
 def unmade(
     kind: OutcomeKind, provider_id: str | None, failure: Error, canceled: str = "", **more: Any
 ) -> Outcome:
-    """Build the outcome of what has made nothing: it failed, was canceled, or is still at work."""
+    """Return an outcome without output: failed, canceled, missing or still processing."""
     ends = {"failed": failure, "canceled": Error(code="canceled", message=canceled)}
     return Outcome(kind=kind, provider_id=provider_id, error=ends.get(kind), **more)
 
 
 def time_of(text: Any) -> float | None:
-    """Read an ISO 8601 time of a provider as unix seconds; None where it is none."""
+    """Return an ISO 8601 time of a provider as unix seconds; None if it is malformed."""
     try:
         moment = datetime.fromisoformat(text)
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
@@ -206,7 +206,7 @@ def time_of(text: Any) -> float | None:
 
 
 def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:
-    """Read the answer to a `try_key`; `sign`: it is what only a good key gets."""
+    """Return whether a `try_key` was accepted; `sign`: only a valid key gets this answer."""
     if answer.status in {401, 403}:
         return False
     return True if sign else None
@@ -214,11 +214,11 @@ def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:
 
 _TRY_AGAIN: Final = {408, 425, 429}
 _LONGEST_WAIT: Final = 365 * 86400.0
-"""Seconds past every deadline, within every clock."""
+"""Seconds: longer than any deadline, but still a valid time."""
 
 
 def retry_after(answer: ProviderResponse) -> float | None:
-    """Return the seconds to wait, by the header, a field or the words; None: it does not say."""
+    """Return the seconds to wait, from the header, a field or the message; None if not given."""
     seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
     if seconds is None and not is_yes(answer):
         body = error_body(answer.body)
@@ -236,7 +236,7 @@ def _number(value: Any) -> str:
 
 
 def quantity(value: Any) -> float | None:
-    """Read a number of at least 0, or its text; None where it is none."""
+    """Return a number of at least 0, also from its text; None if it is not one."""
     try:
         number = float(value) if type(value) in (int, float, str) else math.nan
     except (ValueError, OverflowError):
@@ -245,13 +245,13 @@ def quantity(value: Any) -> float | None:
 
 
 def seconds_of(text: str, now: float) -> float | None:
-    """Read a Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
+    """Return the seconds from now of a Retry-After, seconds or a date; None if it is neither."""
     try:
         seconds = float(text)
     except ValueError:
         try:
             moment = parsedate_to_datetime(text)
-            # HTTP's dates are all UTC; its oldest form does not say so.
+            # HTTP's dates are all UTC, also in its oldest form, which has no zone.
             seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
         except (TypeError, ValueError, OverflowError):
             return None
@@ -259,7 +259,7 @@ def seconds_of(text: str, now: float) -> float | None:
 
 
 def model_path(model: str) -> str:
-    """Quote a model name for a URL path; a name that could leave its place is refused."""
+    """Quote a model name for a URL path; raise Problem for an empty, `.` or `..` segment."""
     segments = model.split("/")
     if any(segment in {"", ".", ".."} for segment in segments):
         raise Problem(422, "invalid-model", "model must be a path like owner/name")
@@ -272,9 +272,9 @@ def segment(ticket: Ticket) -> str:
 
 
 def leads_to(url: Any, bases: Iterable[str], domain: str = "") -> bool:
-    """Return whether a URL from an answer may be sent our key.
+    """Return whether our key may be sent to a URL from an answer.
 
-    It may at the origin of one of our bases, and at `domain` and below by plain HTTPS.
+    It may at the origin of one of `bases`, and at `domain` and below by HTTPS at its default port.
     """
     if not isinstance(url, str):
         return False
@@ -290,21 +290,21 @@ def leads_to(url: Any, bases: Iterable[str], domain: str = "") -> bool:
 
 
 def _origin(url: str) -> tuple[str, bytes, bytes]:
-    """Read a URL with the parser that will send it: two parsers may see two hosts in one text."""
+    """Return the origin that the sending parser sees: two parsers may see two hosts in one URL."""
     parts = httpx.URL(url)
     return parts.scheme, parts.userinfo, parts.netloc
 
 
 def first(items: Any) -> dict[str, Any]:
-    """Return the first object of a list from a stranger, or an empty one."""
+    """Return the first item of an untrusted list if it is an object, else an empty one."""
     return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
 
 
 def lookup(table: Mapping[str, Any], key: Any, default: Any) -> Any:
-    """Read a translation table with a key from a stranger, which may not even be text."""
+    """Return the value of a table for an untrusted key, which may not even be text."""
     return table.get(key.strip().lower(), default) if isinstance(key, str) else default
 
 
 def join(parts: Iterable[str]) -> str:
-    """Put sentences after one another, leaving out the empty ones, within the longest message."""
+    """Join the sentences that are not empty, cut to the longest message."""
     return "; ".join(part for part in parts if part)[:LONGEST_MESSAGE]

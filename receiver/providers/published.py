@@ -1,4 +1,4 @@
-"""A cache of what a provider publishes, such as its keys: fetched anew when a proof by it fails."""
+"""A cache of data that a provider publishes, such as its keys: refreshed when a proof fails."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from receiver.model.errors import KeysUnavailable, ReceiverError, Unreadable
 from receiver.providers.transport import read_capped
 
 KEYS_KEPT: Final = 86400.0
-"""Seconds that fetched keys are believed."""
+"""Seconds for which fetched keys are used."""
 REFRESH: Final = 60.0
-"""Seconds between two refreshes that a failure may cause."""
+"""The least seconds between two refreshes after failures."""
 _AFTER_FAILURE: Final = 2.0
 _TIMEOUT: Final = 10.0
 _LARGEST: Final = 1024 * 1024
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 
 class Published(Generic[T]):
-    """Call with False for what is known, with True after a failure for newer if it is time.
+    """Published data: call with False for the cached data, with True after a failure to refresh it.
 
-    `name` says what it is in logs; `kept` are the seconds for which what was fetched is believed.
-    Raises `unavailable` when there is nothing to be had.
+    `name` is its name in logs; `kept` is the seconds for which fetched data is used. A call raises
+    `unavailable` if there is no usable data.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Published(Generic[T]):
         return bool(self._known) and now - self._fetched_at < self._kept
 
     async def _fetch(self, now: float) -> None:
-        """Fetch once however many wait; a failure leaves what is known."""
+        """Fetch once for all waiting callers; a failure keeps the cached data."""
         async with self._fetching:
             if self._fetched_at >= now or now - self._failed_at < _AFTER_FAILURE:
                 return
@@ -103,7 +103,7 @@ class Published(Generic[T]):
 
 
 def fixed(values: Sequence[T]) -> Callable[[bool], Awaitable[Sequence[T]]]:
-    """Return what an operator has set in the form of what is published: it never changes."""
+    """Return the values of an operator as an object that is called like `Published`."""
 
     async def given(_: bool) -> Sequence[T]:
         return values
@@ -117,7 +117,7 @@ def published_keys(
     read: Callable[[bytes], list[bytes]],
     clock: Callable[[], float],
 ) -> Published[bytes]:
-    """Return what proves a provider's callbacks, believed for a day, or raise KeysUnavailable."""
+    """Return a cache, for a day, of the keys that prove callbacks; it raises KeysUnavailable."""
     return Published(
         client, request, read, name="keys", unavailable=KeysUnavailable, kept=KEYS_KEPT, clock=clock
     )

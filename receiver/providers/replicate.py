@@ -35,15 +35,15 @@ _KINDS: Final = {
     "failed": "failed",
     "canceled": "canceled",
     "cancelled": "canceled",
-    # Its deadline passed before it began; the official Python client does not know the word.
+    # Its deadline passed before it began; the official Python client does not know this status.
     "aborted": "canceled",
 }
 _DEPLOYMENTS: Final = "deployments/"
 _VERSION: Final = re.compile(r"(?:[\w.-]+/[\w.-]+:)?[\da-f]{64}")
 _BLOCKING: Final = "wait=60"
-"""The longest that a submit may block; what has not ended by then is polled."""
+"""The longest that a submit may block; a prediction that has not ended by then is polled."""
 _LOOKED_FOR: Final = (-30, 90)
-"""Seconds around a lost submit."""
+"""Seconds before and after a lost submit in which to look for it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Replicate:
     proof: ClassVar[Proof] = "account_secret"
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
-        """Refuse a model of a form that Replicate does not have."""
+        """Refuse a model name in a form that Replicate does not have."""
         _submit_to(model)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
@@ -75,7 +75,7 @@ class Replicate:
         return _outcome(body, ticket)
 
     authenticate = staticmethod(Hmac().verify)
-    """Whose prediction of the account it is, its body says."""
+    """The secret is the account's; the body names the prediction."""
 
     def keys(self) -> httpx.Request:
         return self.api.get("/webhooks/default/secret")
@@ -86,7 +86,7 @@ class Replicate:
     def read(self, body: bytes) -> Outcome:
         payload = parsing.decode_object(body)
         outcome = _outcome(payload)
-        # The secret signs for all of the account: what does not say which one it is proves nothing.
+        # The secret is the account's: a callback without an id or status proves nothing about ours.
         if outcome.provider_id is None or not isinstance(payload.get("status"), str):
             return Outcome(kind="ask", provider_id=outcome.provider_id)
         return outcome
@@ -100,7 +100,7 @@ class Replicate:
         return _outcome(parsing.decode_object(answer.body), ticket)
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """List what the account created around the submit."""
+        """List the predictions that the account created around the submit."""
         if ticket.submitted_at is None:
             return []
         begin = datetime.fromtimestamp(ticket.submitted_at, UTC)
@@ -109,7 +109,7 @@ class Replicate:
         return [self.api.get("/predictions", params=params)]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
-        """Return all that call back, as their URL tells whose they are, and others like ours."""
+        """Return all with a callback, as its URL shows whose they are, and others like ours."""
         if not parsing.is_yes(answer):
             raise parsing.unexpected(answer)
         page = parsing.decode_object(answer.body)
@@ -131,7 +131,7 @@ class Replicate:
         return self.api.get(f"/{path}")
 
     def try_key(self) -> httpx.Request:
-        """Ask whose key it is."""
+        """Ask for the account of the key."""
         return self.api.get("/account")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
@@ -140,7 +140,7 @@ class Replicate:
 
 
 def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
-    """Return the path of a submit and what it says of the model, or raise Problem."""
+    """Return the path of a submit and the fields that name the model, or raise Problem."""
     if _VERSION.fullmatch(model):
         return "/predictions", {"version": model}
     kind, name = "models", model
@@ -158,7 +158,7 @@ def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
-    """Read a prediction: callbacks, polls and submits tell it in one form."""
+    """Read a prediction: callbacks, polls and submits contain it in the same form."""
     kind = parsing.lookup(_KINDS, payload.get("status"), "processing")
     provider_id = parsing.identifier(payload.get("id"), ticket.provider_id if ticket else None)
     if kind == "succeeded" and payload.get("output") is None and payload.get("data_removed"):
@@ -175,7 +175,7 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
 
 
 def _made(output: Any, sent: Any) -> list[Any]:
-    """Collect the files of an output, or its words, which may come as a list of pieces."""
+    """Return the files of an output, or its text, which may come as a list of pieces."""
     pieces = isinstance(output, list) and all(isinstance(piece, str) for piece in output)
     found = results.outputs(output, sent)
     if pieces and not any(each.url for each in found):
@@ -184,7 +184,7 @@ def _made(output: Any, sent: Any) -> list[Any]:
 
 
 def _refusal(body: dict[str, Any]) -> str:
-    """Return the words of a refusal, with the fields that it says are wrong."""
+    """Return the message of a refusal, with the invalid fields that it lists."""
     text, fields = parsing.error_text(body), body.get("invalid_fields")
     wrong = [
         ": ".join(

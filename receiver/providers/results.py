@@ -1,4 +1,4 @@
-"""The outputs of a prediction, found in what a provider says: files, their addresses, texts."""
+"""The search for a prediction's outputs in a provider's answer: files, their URLs, texts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _MOST_OUTPUTS: Final = 1000
 
 
 def outputs(value: Any, sent: Any = None) -> list[Output]:
-    """Collect what the model made, in any shape a provider uses: text, list, object, nested files.
+    """Return a model's outputs, in any shape a provider uses: text, list, object, nested files.
 
-    In an object, a file is an object with an address, or an address under the name of a result;
-    an address under any other name counts only where there is nothing else. What was `sent` as
-    input is no result, nor is what stands under the name of an input. Other text counts only where
-    it is the whole answer. Depth and number are bounded, as this reads what strangers wrote.
+    In an object, a file is an object with a URL, or a URL under the name of a result; a URL under
+    any other name counts only if there is nothing else. A text that was `sent` as input is no
+    result, nor is a value under the name of an input. Other text counts only if it is the whole
+    answer. Depth and number are bounded, as the value is untrusted.
     """
     value = _unwrapped(value)
     known = set(_texts(sent))
@@ -40,7 +40,7 @@ def outputs(value: Any, sent: Any = None) -> list[Output]:
 
 
 def _found(value: Any, known: set[str], *, any_name: bool) -> list[Output]:
-    """Collect each address once: as a file with what is said of it, rather than bare."""
+    """Return each URL once: if possible as a file with its description, not bare."""
     found: dict[str, Output] = {}
     files = _files(value, any_name=any_name, named=True, bare=True, depth=0)
     for number, file in enumerate(itertools.islice(files, _MOST_OUTPUTS)):
@@ -54,20 +54,20 @@ _RESULTS: Final = re.compile(
     r"urls?|data|(?:\w+_)?(?:images?|videos?|audios?|files?|outputs?|results?|mesh(?:es)?|zip|archive|"
     r"gifs?|masks?|frames?|generations?|samples?|artifacts?|glb|svg|wav|mp3|mp4)"
 )
-"""Names under which a bare address is a result; `image_url` may as well be what was sent."""
+"""Names under which a bare URL is a result; `image_url` is not one, as it may be an input."""
 _INPUTS: Final = re.compile(
     r"(?:.*_)?(?:prompts?|inputs?|requests?|arguments?|param\w*|loras?|logs?|errors?|detail|metrics|"
     r"timings|webhooks?|callbacks?)|(?:input|init|source|start|end|reference|control|style|"
     r"conditioning|original|user)_.*|\w*(?:status|response|cancel|callback|webhook)_url"
 )
-"""Names under which an echo of the request stands, or what is said about it."""
+"""Names of values that repeat the request, or describe it."""
 _ABOUT: Final = frozenset(
     {"model", "user", "author", "creator", "owner", "account", "options", "config", "settings"}
 )
-"""Names under which what took part stands; a file there is a result if it is told of as one (a
-model may be what was made), or if there is no other."""
+"""Names of participants; a file under one is a result only if it is described as a file (a model
+may be the result), or if there is no other."""
 _SMALLER: Final = frozenset({"thumbnail", "thumbnails", "thumb", "preview", "poster", "icon"})
-"""Beside a file they are that file again."""
+"""Names of smaller copies of the file beside them."""
 
 
 def _files(value: Any, *, any_name: bool, named: bool, bare: bool, depth: int) -> Iterator[Output]:
@@ -87,12 +87,12 @@ def _files(value: Any, *, any_name: bool, named: bool, bare: bool, depth: int) -
 
 
 def _meaningful(text: str) -> str:
-    """Return a text that says something, without the NULs that not every store keeps."""
+    """Return a text without NULs, which not every store accepts; '' if it is blank."""
     return text.replace("\0", "") if text.strip("\0 \t\r\n") else ""
 
 
 def _unwrapped(value: Any) -> Any:
-    """Read a result that came as JSON inside a text."""
+    """Return the value of a result that is JSON with files inside a text; any other unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
     try:
@@ -104,7 +104,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _address(text: str) -> str:
-    """Return the address that a text is, without blanks around it; '' for any other text."""
+    """Return a text that is a URL, without blanks around it; '' for any other text."""
     url = text.strip()
     if url[:5].lower() == "data:":
         head, comma, body = url.partition(",")
@@ -129,7 +129,7 @@ _WEB: Final = re.compile(
 _PLAIN: Final = re.compile(
     r"https?://(?:[a-z\d](?:[a-z\d-]{0,61}[a-z\d])?\.)+[a-z]{2,}/[\w./~%+=&?-]*", re.ASCII
 )
-"""What httpx, which takes its time, would take too."""
+"""URLs that httpx would accept too, but more slowly."""
 _LONGEST_URL: Final = 16 * 1024
 _DATA: Final = re.compile(
     r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=(?:\"[^\"]*\"|[^\s\";]*))*(?:;base64)?", re.IGNORECASE
@@ -162,12 +162,12 @@ def _members(value: dict[str, Any], *, any_name: bool, depth: int) -> Iterator[O
 
 
 def _is_described(value: Any) -> bool:
-    """Return whether an object says of what kind or size its file is."""
+    """Return whether an object has the type, name, size or duration of a file."""
     return isinstance(value, dict) and not _FILE_FIELDS.keys().isdisjoint(value)
 
 
 def _file(value: dict[str, Any]) -> Output | None:
-    """Return the file that an object tells of, by its address or in base64."""
+    """Return the file that an object describes, by its URL or in base64."""
     url, b64 = value.get("url"), value.get("b64_json")
     fields: dict[str, Any] = {"url": _address(url) if isinstance(url, str) else ""}
     if not fields["url"]:

@@ -1,7 +1,7 @@
 """The two families of signed callbacks: HMAC with a shared secret, and Ed25519 with public keys.
 
-A provider names which headers it signs and how it writes the signature; the checks are the same for
-all. Whatever a stranger sends ends in Unproved, and bytes are compared, never numbers or text.
+An adapter specifies the signed headers and the form of the signature; the checks are the same for
+all. Any invalid callback raises Unproved, and bytes are compared, never numbers or text.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Callback
 from receiver.providers.parsing import decode_object, first_text, identifier
 
-if TYPE_CHECKING:  # paid for by whose callbacks it proves
+if TYPE_CHECKING:  # imported on first use, as not every provider needs it
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""
 _LONGEST_TIMESTAMP: Final = 12
 _SIGNING: Final[set[bytes]] = set()
-"""Public keys that something was signed with: of several, these are tried first, at 100 us each."""
+"""Public keys that have verified a signature: they are tried first, as each try takes 100 us."""
 _KEY_BYTES: Final = 32
 _SIGNATURE_DIGITS: Final = 128
 
 
 def check_time(stamp: bytes, now: float) -> None:
-    """Raise Unproved for a time that is none, or not about now."""
+    """Raise Unproved for a time that is malformed, or not within TOLERANCE of now."""
     # Digits only: int() would also take signs, blanks, underscores and other scripts' digits.
     if not stamp.isdigit() or len(stamp) > _LONGEST_TIMESTAMP:
         raise Unproved("bad_timestamp")
@@ -46,21 +46,21 @@ def check_time(stamp: bytes, now: float) -> None:
 
 
 def as_text(secret: bytes) -> bytes:
-    """Take a secret as it is."""
+    """Return a secret as it is."""
     return secret
 
 
 WHSEC: Final = "whsec_"
-"""What the secrets of Standard Webhooks begin with."""
+"""The prefix of the secrets of Standard Webhooks."""
 
 
 def after_prefix(secret: bytes) -> bytes:
-    """Take the text of a secret without its `whsec_`."""
+    """Return the text of a secret without its `whsec_`."""
     return secret.removeprefix(WHSEC.encode())
 
 
 def decoded(secret: bytes) -> bytes:
-    """Decode the base64 after `whsec_`; a secret that is none opens nothing."""
+    """Decode the base64 after `whsec_`; return an empty key, which proves nothing, if invalid."""
     try:
         return base64.b64decode(after_prefix(secret), validate=True)
     except ValueError:
@@ -68,7 +68,7 @@ def decoded(secret: bytes) -> bytes:
 
 
 def read_whsec(secret: Any) -> list[bytes]:
-    """Read a secret that an account is shown, or raise Unreadable."""
+    """Return the secret that a provider shows to an account, or raise Unreadable."""
     text = first_text(secret)
     if not text.startswith(WHSEC):
         raise Unreadable("no secret")
@@ -80,23 +80,23 @@ def as_hex(digest: bytes) -> bytes:
 
 
 class Hmac(msgspec.Struct, frozen=True, kw_only=True):
-    """How a provider signs with HMAC-SHA256; the defaults are Standard Webhooks."""
+    """A provider's form of HMAC-SHA256 signatures; the defaults are Standard Webhooks."""
 
     header: bytes = b"webhook-signature"
-    """Holds the signature; several, with a blank between, while a secret is being rotated."""
+    """Contains the signature, or several separated by blanks while a secret is rotated."""
     covers: tuple[bytes, ...] = (b"webhook-id", b"webhook-timestamp")
     """The headers that are signed before the body, in order; the last is the time."""
     own_time: bool = False
-    """The time stands before the signature in its header, as `t=1767225600,`."""
+    """True if the time is before the signature in its header, as `t=1767225600,`."""
     joiner: bytes = b"."
     label: bytes = b"v1,"
-    """What stands before each signature."""
+    """The prefix of each signature."""
     write: Callable[[bytes], bytes] = base64.b64encode
     key: Callable[[bytes], bytes] = decoded
-    """Makes the key of a secret."""
+    """Derives the key from a secret."""
 
     def verify(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
-        """Raise Unproved unless one of the secrets has signed the callback, about now."""
+        """Raise Unproved unless one of the secrets signed the callback, and any time is recent."""
         given = callback.header(self.header)
         covered = [callback.header(name) for name in self.covers]
         if self.own_time:
@@ -111,14 +111,14 @@ class Hmac(msgspec.Struct, frozen=True, kw_only=True):
         right = [
             self.write(hmac.digest(key, signed, "sha256")) for key in map(self.key, keys) if key
         ]
-        # All are compared, so that the time taken does not tell which one was nearly right.
+        # All are compared, so that the duration does not reveal which one nearly matched.
         if not any([hmac.compare_digest(one, other) for one in offered for other in right]):  # noqa: C419
             raise Unproved("bad_signature")
 
     def _offered(self, given: bytes) -> list[bytes]:
-        """Return the signatures of our version; a header of any other form is refused as a whole.
+        """Return the signatures with our label; raise Unproved if any part of the header is odd.
 
-        So no second spelling of a good one is ever good.
+        So a valid signature has only one valid spelling.
         """
         entries = given.split(b" ")
         if len(entries) > _MOST_SIGNATURES or not all(map(_ENTRY.fullmatch, entries)):
@@ -138,7 +138,7 @@ def verify_ed25519(
 ) -> str:
     """Return the id that a signature over id, user, time and body covers, or raise Unproved.
 
-    Every key is tried, as no header names one that could be believed.
+    Every key is tried, as no header that names one can be trusted.
     """
     stamp = callback.header(prefix + b"timestamp")
     check_time(stamp, now)
@@ -158,7 +158,7 @@ def verify_ed25519(
 
 
 def read_jwks(body: bytes) -> list[bytes]:
-    """Read the Ed25519 keys of a JWKS as raw bytes; `x` may be padded, odd keys are left out."""
+    """Return the Ed25519 keys of a JWKS as raw bytes; `x` may be padded, other keys are ignored."""
     keys = decode_object(body).get("keys")
     texts = (
         [key.get("x") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []

@@ -1,4 +1,4 @@
-"""Read an answer within a size, though it be compressed: a kilobyte can hold gigabytes."""
+"""Reading answers up to a size, also compressed ones: a kilobyte can contain gigabytes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CHUNK: Final = 64 * 1024
 
 
 class UnknownEncoding(httpx.DecodingError):
-    """The answer is encoded in a way we did not ask for and cannot bound."""
+    """An answer in an encoding that we did not request and cannot bound."""
 
 
 async def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Return the content in bounded pieces; httpx would inflate all that comes at once.
+    """Yield the content in bounded pieces; httpx would inflate a whole chunk at once.
 
-    Raises httpx.DecodingError for what is cut short, broken, or encoded more than once.
+    Raise httpx.DecodingError if it is cut short, broken, or encoded more than once.
     """
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding in {"", "identity"} or response.is_stream_consumed:

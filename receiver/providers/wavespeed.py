@@ -24,7 +24,7 @@ _KINDS: Final = {
     "processing": "processing",
     "completed": "succeeded",
     "failed": "failed",
-    # These three are only in its client, which takes them for the end.
+    # These three are only in its client, which treats them as ends.
     "cancelled": "canceled",
     "timeout": "failed",
     "deleted": "failed",
@@ -44,7 +44,7 @@ class WaveSpeed:
     proof: ClassVar[Proof] = "account_secret"
 
     def check(self, model: str, input: dict[str, Any]) -> None:
-        """Refuse a model that could not be a path, and what would make a submit block."""
+        """Refuse a model that could not be a path, and a parameter that makes a submit block."""
         parsing.model_path(model)
         if input.get("enable_sync_mode"):
             message = "leave out enable_sync_mode: the mode `sync` of the submit sets it"
@@ -70,7 +70,7 @@ class WaveSpeed:
         return parsing.accepted("WaveSpeed", provider_id, {"get": str(link)} if ours else {})
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
-        """Verify the dialect that the signature is in; whose task it is, its body says."""
+        """Verify the signature in its dialect; the body names the task."""
         own = callback.header(_DIALECT.header).startswith(_OWN)
         (_DIALECT if own else _STANDARD).verify(callback, now=now, keys=keys)
 
@@ -82,11 +82,11 @@ class WaveSpeed:
 
     def read(self, body: bytes) -> Outcome:
         outcome = _outcome(_task(parsing.decode_object(body)))
-        # The secret signs for all of the account: what names no task proves nothing of ours.
+        # The secret is the account's: a callback without a task's id proves nothing about ours.
         return parsing.only_an_end(outcome, doubt=outcome.provider_id is None)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        """Use the URL that WaveSpeed returned: its pages differ in how it ends."""
+        """Poll the URL that WaveSpeed returned: its pages differ in how it ends."""
         built = f"/predictions/{parsing.segment(ticket)}/result"
         return self.api.get(ticket.links.get("get", built))
 
@@ -106,7 +106,7 @@ class WaveSpeed:
 
 
 def _coded(answer: ProviderResponse, body: dict[str, Any]) -> ProviderResponse:
-    """Return an answer with the status that its body has, where that is an error's."""
+    """Return an answer with the status in its body, if that is an error."""
     code = body.get("code")
     is_error = type(code) is int and 400 <= code <= 599  # noqa: PLR2004 - HTTP's errors
     if not parsing.is_yes(answer) or not is_error:
@@ -115,7 +115,7 @@ def _coded(answer: ProviderResponse, body: dict[str, Any]) -> ProviderResponse:
 
 
 def _task(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what is in the wrapper of an answer, or of a standard event; callbacks have none."""
+    """Return the content of `data` in an answer or a standard event; other callbacks have none."""
     data = body.get("data")
     return data if isinstance(data, dict) else body
 
@@ -151,7 +151,7 @@ def _reason(body: dict[str, Any]) -> str:
 
 
 def _hints(task: dict[str, Any]) -> list[str]:
-    """Return the status, which may be a reason by itself, and what its checker found."""
+    """Return the status, which may be a reason by itself, and the result of the content check."""
     flags = task.get("has_nsfw_contents")
     found = isinstance(flags, list) and True in flags
     return [parsing.first_text(task.get("status")), "nsfw" if found else ""]
