@@ -110,8 +110,10 @@ async def test_a_command_is_stale_when_its_token_is(start: Start, discord: str) 
     async with start(discord, clock=lambda: AT + 1000, others=nowhere(), **RECIPES) as station:
         [(body, good)] = [each for each in VECTORS.items() if b'"type":2' in each[0]]
         assert (await call(station, "/in/discord", body, proof(good))).status_code == 401
-        rejections = "SELECT reason FROM callbacks WHERE verdict = 'rejected'"
-        await eventually_there(lambda: station.rows(rejections) == [("stale",)])
+        found = await eventually_there(
+            lambda: station.http.get("/v1/discarded?kind=rejected"), lambda got: got.json()["data"]
+        )
+        assert [one["reason"] for one in found.json()["data"]] == ["stale"]
 
 
 def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
