@@ -28,7 +28,7 @@ class ApiResponse(msgspec.Struct):
     """An answer of Slack."""
 
     ok: bool
-    error: str = "nothing of a reason"
+    error: str = "no error given"
     needed: str = ""
     upload_url: str = ""
     file_id: str = ""

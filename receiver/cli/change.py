@@ -32,7 +32,7 @@ _HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 def retry(
     delivery_id: Id,
     handler: Annotated[
-        str | None, typer.Option(help="Which handler, where ID is a prediction's.")
+        str | None, typer.Option(help="The handler, if ID is that of a prediction.")
     ] = None,
 ) -> None:
     """Retry a dead or skipped delivery, or a pending one at once."""

@@ -23,9 +23,7 @@ _COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 def doctor(
     handlers: Handlers = None,
     as_json: AsJson = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 2 where there are warnings.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 2 if there are warnings.")] = False,
     dev: Dev = False,
 ) -> None:
     """Check settings, database, providers and more; report what is wrong and how to fix it.

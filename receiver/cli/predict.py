@@ -84,7 +84,9 @@ def order(
         str | None,
         typer.Option("--person", help="Who orders: checked against allow lists and limits."),
     ] = None,
-    place: Annotated[str | None, typer.Option("--place", help="Where; checked likewise.")] = None,
+    place: Annotated[
+        str | None, typer.Option("--place", help="The place; checked likewise.")
+    ] = None,
     wait: _Wait = False,
     of: _Metadata = None,
     key: _Key = None,

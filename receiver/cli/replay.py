@@ -33,7 +33,7 @@ def moment(text: str, now: float | None = None) -> str:
         ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
         return (datetime.fromtimestamp(now or time.time(), UTC) - ago).isoformat()
     except OverflowError:
-        raise ReceiverError(f"{text} ago is before there were any years") from None
+        raise ReceiverError(f"{text} ago is before the year 1") from None
 
 
 def _rfc3339(text: str) -> str:
@@ -92,7 +92,7 @@ def is_interactive() -> bool:
 
 def _confirm(question: str) -> bool:
     if not is_interactive():
-        raise ReceiverError("this is not a terminal: say --yes")
+        raise ReceiverError("this is not a terminal: pass --yes")
     return typer.confirm(question)
 
 

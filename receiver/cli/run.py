@@ -233,7 +233,7 @@ def chat_terminal(
     linger: Annotated[
         float,
         typer.Option(
-            help="After the end of piped input: exit after so many seconds without a message."
+            help="After the end of piped input: exit after this many seconds without a message."
         ),
     ] = 5.0,
 ) -> None:
@@ -264,7 +264,7 @@ def chat_discord(
     guild: Annotated[
         str,
         typer.Option(
-            help="A server's id: register there only, which is immediate. Else: everywhere."
+            help="The id of a server: register only there, effective at once. Default: all servers."
         ),
     ] = "",
     dev: Dev = False,

@@ -117,9 +117,9 @@ class Terminal:
             raise ReceiverError(f"there is no button {line}")
         exchange = result["exchange"]
         if result["waits"]:
-            self._line("!", "no webhook is set and nobody polls: it waits", "yellow")
+            self._line("!", "the update waits: no webhook is set and no client polls", "yellow")
         elif exchange is None:
-            self._line("-", "the bot gets only commands, buttons and what is said to it", "dim")
+            self._line("-", "the bot receives commands, button presses and messages to it", "dim")
         elif not 200 <= exchange["status"] < 300:  # noqa: PLR2004 - the 2xx
             self._line("!", f"{exchange['url']}: {exchange['error'] or exchange['status']}", "red")
 

@@ -93,7 +93,7 @@ def _file(path: str) -> str:
     try:
         return file(path)
     except ClientError as error:
-        raise ReceiverError(str(error).removesuffix(": say content_type=")) from error
+        raise ReceiverError(str(error).removesuffix(": pass content_type=")) from error
 
 
 def _json(text: str) -> Any:

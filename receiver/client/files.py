@@ -22,7 +22,7 @@ def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
     """
     kind = content_type or type_of(Path(path).name)
     if kind is None:
-        raise ClientError("unfit", f"{path}: its name does not tell what it is: say content_type=")
+        raise ClientError("unfit", f"{path}: its name shows no type: pass content_type=")
     try:
         with Path(path).open("rb") as opened:
             content = opened.read(LARGEST + 1)

@@ -108,7 +108,7 @@ class Guard:
             message = "send Authorization: Bearer with one of RECEIVER_API_KEYS"
             raise Problem(401, "unauthorized", message)
         if key.use not in uses:
-            raise Problem(403, "read-only", "this key is for reading, and that would do something")
+            raise Problem(403, "read-only", "this key is read-only")
         request.state.key = key.name
 
     async def body(self, request: Request) -> bytes:

@@ -237,7 +237,7 @@ def help_text(book: RecipeBook, name: str | None) -> str:
     if not book.recipes:
         return "There is nothing to order here."
     listed = [f"{each.name}  {each.about}".rstrip() for each in book.recipes.values()]
-    return "\n".join([*listed, f"help {next(iter(book.recipes))}  says how that is ordered"])
+    return "\n".join([*listed, f"help {next(iter(book.recipes))}  shows how to order it"])
 
 
 def _help_of(recipe: Recipe) -> str:

@@ -190,4 +190,4 @@ def check_allowed(allow: Iterable[Allow], order: Order) -> None:
             order.person or "", each.person
         ):
             return
-    raise Problem(403, "not-allowed", "you may not order here; its operator can allow it")
+    raise Problem(403, "not-allowed", "you may not order here: ask whoever runs this bot")

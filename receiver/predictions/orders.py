@@ -191,6 +191,6 @@ def _latest(recipe: Recipe, asked_at: float, now: float) -> float | None:
     if recipe.latest is None:
         return None
     if asked_at + recipe.latest <= now:
-        detail = f"that was asked for too long ago: {recipe.name} is for {recipe.latest:g} seconds"
+        detail = f"this order is too old: {recipe.name} must start within {recipe.latest:g} seconds"
         raise Problem(409, "too-late", detail)
     return asked_at + recipe.latest

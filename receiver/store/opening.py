@@ -35,7 +35,7 @@ def store_maker(settings: Settings) -> StoreMaker:
         from receiver.store.postgres.sessions import Access  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise StoreUnusable(
-            f"PostgreSQL needs more than is installed here ({error.name} is missing): "
+            f"PostgreSQL support is not installed ({error.name} is missing): "
             "pip install 'prediction-receiver[postgres]'"
         ) from error
     url = settings.database_url

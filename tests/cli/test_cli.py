@@ -366,7 +366,7 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
         assert time.monotonic() < ends, text
     which = ("--state", "dead", "--since", "1h", "--model", "fal-ai/*", "--metadata", "bulk=*")
     asked = inside("replay", *which, cwd=home, **env)
-    assert (asked.returncode, asked.stderr) == (1, "receiver: this is not a terminal: say --yes\n")
+    assert (asked.returncode, asked.stderr) == (1, "receiver: this is not a terminal: pass --yes\n")
     done = inside("replay", *which, "--yes", cwd=home, **env)
     assert done.returncode == 0, done.stderr
     assert "1 deliveries of 1 events would be redelivered" in done.stdout
@@ -724,7 +724,7 @@ def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) 
     for name, words in (
         ("large.png", "receiver: large.png is larger than 3,000,000 bytes: put it where the"),
         ("none.png", "none.png cannot be read: No such file or directory\n"),
-        ("what", "what: its name does not tell what it is\n"),
+        ("what", "what: its name shows no type\n"),
     ):
         refused = inside(*submit, f"image_url=@{name}", cwd=home, **env)
         assert (refused.returncode, refused.stdout) == (1, "")

@@ -89,7 +89,7 @@ def test_what_is_typed_is_told_and_what_is_shown_is_printed(here: Outside, tmp_p
         chat.types("2")
         chat.wait_for("! there is no button 2")
         chat.types("hello")
-        chat.wait_for("- the bot gets only commands, buttons and what is said to it")
+        chat.wait_for("- the bot receives commands, button presses and messages to it")
         here.app.answers[:] = [Response(status_code=401)]
         chat.types("/imagine \x1b[31m")
         chat.wait_for("/in/discord: 401")

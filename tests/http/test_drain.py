@@ -459,7 +459,7 @@ def test_a_missing_extra_is_one_sentence(
     with pytest.raises(StoreUnusable) as error:
         create_app(given(f"postgresql://me:{PASSWORD}@db.test/books"))
     assert str(error.value) == (
-        f"PostgreSQL needs more than is installed here ({missing} is missing): "
+        f"PostgreSQL support is not installed ({missing} is missing): "
         "pip install 'prediction-receiver[postgres]'"
     )
 

@@ -157,7 +157,7 @@ async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]
 
 
 _KEEP: Final = "it stores what is made as soon as it is known (deploy/handlers.md)"
-_ORDER: Final = "deploy/recipes.md says what stands in such a file"
+_ORDER: Final = "deploy/recipes.md describes this file"
 _CORRECT: Final = "correct the name, or give the doctor the handlers that `receiver serve` gets"
 
 

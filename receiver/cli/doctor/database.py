@@ -161,7 +161,7 @@ async def _inspect_server(settings: Settings) -> Server | Finding:
         raise
     except ModuleNotFoundError as error:
         return fail(
-            f"PostgreSQL needs more than is installed here ({error.name} is missing)",
+            f"PostgreSQL support is not installed ({error.name} is missing)",
             "pip install 'prediction-receiver[postgres]'",
         )
     except StoreUnusable as error:
@@ -316,7 +316,7 @@ def check_backlog(state: DatabaseState) -> Findings:
         findings.append(warn(f"{_some(paused)}: paused by hand", fix))
     for name in sorted(backlog.held.keys() - {*paused}):
         text = f"{name} is held back after many failures in a row: {backlog.reasons[name]}"
-        findings.append(warn(text, "fix what it calls; it is tried again without you"))
+        findings.append(warn(text, "fix the service that it calls; it is retried automatically"))
     return findings or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
 
 
