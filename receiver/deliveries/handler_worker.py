@@ -105,15 +105,24 @@ class HandlerWorker:
         loop = asyncio.get_running_loop()
         timeout = self._handler.timeout
         last_start = until - (timeout if timeout < seconds else seconds / 5)
-        while loop.time() < last_start:
-            await self._take(until)
-            if not self._running:
-                return
-            left = max(until - loop.time(), 0.0)
-            await asyncio.wait(
-                list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
-        await self._running.wait(max(until - loop.time(), 0.0) + _TO_GIVE_BACK)
+        try:
+            while loop.time() < last_start:
+                await self._take(until)
+                if not self._running:
+                    return
+                left = max(until - loop.time(), 0.0)
+                await asyncio.wait(
+                    list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+        except Exception:
+            await self._wait(until)  # claims are renewed only as long as the drain lasts
+            raise
+        await self._wait(until)
+
+    async def _wait(self, until: float) -> None:
+        """Wait for running deliveries up to `until`, and until unfinished ones are given back."""
+        left = max(until - asyncio.get_running_loop().time(), 0.0)
+        await self._running.wait(left + _TO_GIVE_BACK)
 
     async def run_now(self, event: str, until: float) -> bool:
         """Run the delivery of an event if it is due; return whether it was started."""

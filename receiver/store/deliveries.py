@@ -454,7 +454,10 @@ class DeliveryStore:
         return rows[0]["result"] if rows else None
 
     async def annotate(self, annotation: Annotation) -> None:
-        """Add a handler's results to a prediction; repeating it changes nothing."""
+        """Add a handler's results to a prediction; repeating it changes nothing.
+
+        Raises ValueError if the prediction's metadata would be too large.
+        """
         await self._store.write(add, annotation)
 
     async def remember(self, delivery_id: str, key: str, result: str) -> str:

@@ -14,6 +14,7 @@ from receiver.model.costs import MICRO, Price
 from receiver.model.ids import oldest_id
 from receiver.model.requests import SubmitFields
 from receiver.model.values import (
+    LARGEST_METADATA,
     Channel,
     Cost,
     CostSource,
@@ -314,12 +315,16 @@ def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
 
 
 def add(items: Sequence[Annotation]) -> Steps[list[None]]:
+    """Add handlers' results. Raises ValueError if a prediction's metadata would be too large."""
     for item in sorted(items, key=lambda item: item.prediction_id):
         prediction = {"id": item.prediction_id}
         for row in (yield Run(sql.select_result, prediction)):
             output = row["output"]
             outputs = None if output is None else _kept(output, item.stored)
             merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
+            size = len(msgspec.json.encode(merged))
+            if item.metadata and size > LARGEST_METADATA:
+                raise ValueError(f"the metadata has {size:,} bytes, more than {LARGEST_METADATA:,}")
             params = {**prediction, "output": outputs, "metadata": text(merged)}
             yield Run(sql.update_result, params)
     return [None] * len(items)
