@@ -334,6 +334,19 @@ def is_short(transaction: Transaction[Item, Any], item: Item) -> bool:
     return size is not None and size(item) <= _LARGEST_SHORT
 
 
+_IN_TURN: Final[set[Any]] = set()
+
+
+def in_turn(transaction: Transaction[Item, Result]) -> Transaction[Item, Result]:
+    """Mark a transaction that must run after all writes before it, and before all after it."""
+    _IN_TURN.add(transaction)
+    return transaction
+
+
+def is_in_turn(transaction: Transaction[Any, Any]) -> bool:
+    return transaction in _IN_TURN
+
+
 def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
     """Run one statement for each item, as the whole transaction; return the rows of each."""
     results = []
