@@ -96,7 +96,7 @@ class Worker:
         if self._runtime.single_process:
             self._tasks.start(self._reclaim())
 
-    async def exchange(self) -> None:
+    async def replace_handlers(self) -> None:
         """Run the handlers that the registry has now, each from its next attempt on.
 
         Attempts under way continue unchanged, and keep their places and claims.

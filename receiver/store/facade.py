@@ -125,7 +125,7 @@ class Store(Engine):
         """Return how many seconds the server's clock, which leases use, is ahead of ours."""
         return 0.0
 
-    async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
+    async def should_follow_step(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
         """Return whether to follow a step of this computer's clock; `now` is without the step."""
         return True
 

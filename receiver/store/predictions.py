@@ -92,7 +92,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """None while it only waits for room at the provider."""
     held_until: float | None
     """When it is due again if the process that works on it dies; None once it has ended."""
-    last_words: str = ""
+    last_reason: str = ""
     """Why it has not ended yet, from the last answer."""
     trace: str | None = None
     """The W3C traceparent of the span that it was submitted in, if there was one."""
@@ -314,7 +314,7 @@ def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def add(items: Sequence[Annotation]) -> Steps[list[None]]:
+def annotate(items: Sequence[Annotation]) -> Steps[list[None]]:
     """Add handlers' results. Raises ValueError if a prediction's metadata would be too large."""
     for item in sorted(items, key=lambda item: item.prediction_id):
         prediction = {"id": item.prediction_id}
@@ -382,7 +382,7 @@ def job_of(row: Row) -> Job:
         created_at=row["created_at"],
         deadline_at=row["deadline_at"],
         held_until=row["held_until"],
-        last_words=row["last_words"] or "",
+        last_reason=row["last_reason"] or "",
         trace=row["trace"],
     )
 

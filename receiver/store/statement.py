@@ -285,7 +285,7 @@ class News(NamedTuple):
     """Deliveries that are now due: id and handler."""
     ended: Sequence[str] = ()
     """Predictions that have ended."""
-    over: Sequence[str] = ()
+    dropped: Sequence[str] = ()
     """Deliveries that are no longer pending and did not run."""
 
 
