@@ -19,6 +19,7 @@ from typing import Any, Final
 from receiver.deliveries.containment import Charge, charged, contain, described
 from receiver.deliveries.context import Context, Tools, clean, in_thread
 from receiver.deliveries.handlers import Dead, Handler, Retry, Skip
+from receiver.model.errors import Unreadable
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.sealing import hidden, texts_in
 from receiver.store.deliveries import Claim
@@ -54,8 +55,14 @@ def _decisive(error: BaseException) -> BaseException:
     if _kind_of(found[0]) == "error":
         return error  # the whole group is reported
     if isinstance(found[0], Retry):
-        return max((e for e in found if isinstance(e, Retry)), key=lambda e: e.after or 0.0)
+        return max((e for e in found if isinstance(e, Retry)), key=lambda e: _after(e) or 0.0)
     return found[0]
+
+
+def _after(error: BaseException) -> float | None:
+    """Return the seconds that an error of ours asks to wait; other errors' `after` is their own."""
+    after = getattr(error, "after", None) if isinstance(error, Retry | Unreadable) else None
+    return after if isinstance(after, int | float) else None
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -169,7 +176,7 @@ class Attempt:
         if kind == "error":
             reason = f"{type(error).__name__}: {reason}"
             self.error = self._without_private(error, reason)
-        return Failure(kind=kind, reason=reason, after=getattr(error, "after", None))
+        return Failure(kind=kind, reason=reason, after=_after(error))
 
     def _without_private(self, error: BaseException, reason: str) -> BaseException:
         """Return the error for logs and traces; replace one that quotes private content."""

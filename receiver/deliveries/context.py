@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import hashlib
 import inspect
 import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import cached_property
 from inspect import CORO_CREATED
@@ -37,6 +39,10 @@ _LONGEST_NOTE: Final = 4000
 _LARGEST_ADDITION: Final = 256 * 1024
 """Limit of metadata in bytes, the same as at submit."""
 _LARGEST_STEP: Final = 1024 * 1024
+_LONGEST_KEY: Final = 1000
+"""Bytes of a step's key; a longer one is replaced by its digest, as an index has to hold it."""
+_STEP: Final = contextvars.ContextVar("step", default="")
+"""The part of a submit's key for the step of `once` in which it runs; empty outside."""
 _ASK_AGAIN: Final = 0.5
 """Seconds between two tries while the store is unavailable."""
 DEEPEST_CHAIN: Final = 10
@@ -148,7 +154,8 @@ class Context:
         self._folder: Path | None = None
         self._made: dict[Coroutine[Any, Any, Any], str] = {}
         """The coroutines that methods returned, with the names of the methods."""
-        self._submits = 0
+        self._submits: Counter[str] = Counter()
+        """The number of submits by step."""
 
     # Created on first use: two clients cost more than everything else in an attempt.
 
@@ -233,11 +240,13 @@ class Context:
     ) -> _Submitted:
         """Submit the next prediction; return it when the provider has accepted it or it is queued.
 
-        The n-th submit of a delivery is the same in all retries: it is never submitted twice.
+        The n-th submit of a delivery is the same in all retries: it is never submitted twice. In a
+        step of `once` it is the n-th of that step.
         Raises Dead if too many predictions precede this one: handlers in a circle would cost money
         forever.
         """
-        self._submits += 1
+        step = _STEP.get()
+        self._submits[step] += 1
         parent = self._claim.event.prediction
         if parent.depth >= self._tools.deepest:
             raise Dead(f"{parent.depth} predictions have led to this one: no more are submitted")
@@ -248,7 +257,7 @@ class Context:
             metadata=dict(parent.metadata) if metadata is None else metadata,
             mode=mode,
             parent_id=parent.id,
-            key=f"{self.idempotency_key}/{self._submits}",
+            key=f"{self.idempotency_key}/{step}{self._submits[step]}",
         )
         submitted: _Submitted = self._call(
             "submit", lambda: self._insist(self._tools.submit, request)
@@ -298,20 +307,21 @@ class Context:
         return {self._made[made] for made in left}
 
     def _call(self, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Return a coroutine on the event loop; in a thread, wait for the result and return it."""
+        """Return a coroutine on an event loop; in a thread, wait for the result and return it."""
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run_coroutine_threadsafe(_await(make), self._loop).result()
-        made = make()
+        made = make() if loop is self._loop else _await_on(self._loop, make)
         self._made[made] = name
         return made
 
     async def _once(self, key: str, step: Callable[[], Any]) -> Any:
+        key = _bounded_key(key)
         known = await self._insist(self._tools.memory.recall, self._claim.id, key)
         if known is not None:
             return msgspec.json.decode(known)
-        result = await _either(step)
+        result = await self._run_step(key, step)
         try:
             text = _bounded("the result", msgspec.json.encode(result), _LARGEST_STEP).decode()
         except (TypeError, ValueError, RecursionError):
@@ -320,6 +330,16 @@ class Context:
             text = "null"
         kept = await self._insist(self._tools.memory.remember, self._claim.id, key, text)
         return msgspec.json.decode(kept)
+
+    async def _run_step(self, key: str, step: Callable[[], Any]) -> Any:
+        """Run a step, whose submits are numbered from 1, as a retry may not run it again."""
+        name = f"once:{key}/"
+        self._submits[name] = 0
+        token = _STEP.set(name)
+        try:
+            return await _either(step)
+        finally:
+            _STEP.reset(token)
 
     async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
         """Retry while the store is unavailable, which is not the handler's failure.
@@ -340,6 +360,8 @@ class Context:
                 return found
 
     def _own_folder(self) -> Path:
+        if self._is_over:
+            raise RuntimeError("the attempt is over, and nothing would delete what is fetched now")
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="receiver-"))
         return self._folder
@@ -353,6 +375,13 @@ class Context:
 
 async def _await(make: Callable[[], Awaitable[T]]) -> T:
     return await make()
+
+
+async def _await_on(
+    loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]
+) -> T:
+    """Run on the receiver's loop what is called on another, which `asyncio.run` may soon close."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_await(make), loop))
 
 
 async def _either(step: Callable[[], Any]) -> Any:
@@ -404,6 +433,11 @@ def _bounded(what: str, encoded: bytes, most: int = _LARGEST_ADDITION) -> bytes:
     if len(encoded) > most:
         raise ValueError(f"{what} has {len(encoded):,} bytes, more than {most:,}")
     return encoded
+
+
+def _bounded_key(key: str) -> str:
+    encoded = key.encode()
+    return key if len(encoded) <= _LONGEST_KEY else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
 
 
 def clean(text: str) -> str:

@@ -84,12 +84,12 @@ class Deliveries:
         )
         self.replayer = Replayer(store.replays, registry, runtime)
 
-    async def exchange(self, registry: Registry) -> None:
+    async def replace_handlers(self, registry: Registry) -> None:
         """Run these handlers from now on; attempts under way continue unchanged."""
         self.registry.become(registry)
         self._runtime.telemetry.expect((), registry.handlers)
         self._announce()
-        await self.worker.exchange()
+        await self.worker.replace_handlers()
 
     def _announce(self) -> None:
         for handler in self.registry.handlers.values():

@@ -105,15 +105,24 @@ class HandlerWorker:
         loop = asyncio.get_running_loop()
         timeout = self._handler.timeout
         last_start = until - (timeout if timeout < seconds else seconds / 5)
-        while loop.time() < last_start:
-            await self._take(until)
-            if not self._running:
-                return
-            left = max(until - loop.time(), 0.0)
-            await asyncio.wait(
-                list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
-        await self._running.wait(max(until - loop.time(), 0.0) + _TO_GIVE_BACK)
+        try:
+            while loop.time() < last_start:
+                await self._take(until)
+                if not self._running:
+                    return
+                left = max(until - loop.time(), 0.0)
+                await asyncio.wait(
+                    list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+        except Exception:
+            await self._wait(until)  # claims are renewed only as long as the drain lasts
+            raise
+        await self._wait(until)
+
+    async def _wait(self, until: float) -> None:
+        """Wait for running deliveries up to `until`, and until unfinished ones are given back."""
+        left = max(until - asyncio.get_running_loop().time(), 0.0)
+        await self._running.wait(left + _TO_GIVE_BACK)
 
     async def run_now(self, event: str, until: float) -> bool:
         """Run the delivery of an event if it is due; return whether it was started."""
@@ -138,25 +147,25 @@ class HandlerWorker:
         self._full = room <= 0 or self._is_retired
         if self._full:
             return self._pace.nap
-        passage = await self._breaker.ask(room, self._pace.nap)
-        if not passage.most:
-            return passage.wait
-        found = await self._claim(passage, only)
+        permit = await self._breaker.ask(room, self._pace.nap)
+        if not permit.most:
+            return permit.wait
+        found = await self._claim(permit, only)
         for claim in found.claims:
             self._running.start(self._deliver(claim, until), claim.id)
-        self._full = len(found.claims) == passage.most
+        self._full = len(found.claims) == permit.most
         if self._full:
             # The end of an attempt wakes this worker, except one that ended during the claim.
-            is_free = self._room() > 0 and not passage.is_probe
+            is_free = self._room() > 0 and not permit.is_probe
             return 0.0 if is_free else self._pace.nap
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
-    async def _claim(self, passage: BreakerPermit, only: tuple[str, ...]) -> Claims:
+    async def _claim(self, permit: BreakerPermit, only: tuple[str, ...]) -> Claims:
         now = self._clock()
         wanted = ClaimRequest(
             handler=self._handler.name,
             owner=self._owner,
-            most=passage.most,
+            most=permit.most,
             now=now,
             lease_until=now + self._pace.lease,
             only=only,
@@ -166,12 +175,12 @@ class HandlerWorker:
             self._runtime.telemetry.lost(found.lost)
             await self._store.attempts.publish([(one.delivery, one.number) for one in found.lost])
         except Exception:
-            if passage.is_probe:
+            if permit.is_probe:
                 await self._breaker.give_back()
             raise
-        if passage.is_probe and found.claims:
+        if permit.is_probe and found.claims:
             self._breaker.began(found.claims[0].id)
-        elif passage.is_probe:
+        elif permit.is_probe:
             await self._breaker.give_back()
         return found
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 import structlog
 
@@ -27,6 +27,8 @@ from receiver.observability.runtime import Runtime
 from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
+
+T = TypeVar("T")
 
 BREAKER: Final = BreakerPolicy()
 
@@ -61,7 +63,7 @@ class Worker:
         self._timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
         self._heartbeat = Heartbeat(store, runtime, self._running, self._timeouts, pace)
         self._beaten = 0
-        """Drains under way that need the heartbeat."""
+        """Drains and requests under way that need the heartbeat."""
 
     def _make(self, name: str) -> HandlerWorker:
         handler = self._registry.handlers[name]
@@ -94,7 +96,7 @@ class Worker:
         if self._runtime.single_process:
             self._tasks.start(self._reclaim())
 
-    async def exchange(self) -> None:
+    async def replace_handlers(self) -> None:
         """Run the handlers that the registry has now, each from its next attempt on.
 
         Attempts under way continue unchanged, and keep their places and claims.
@@ -136,7 +138,7 @@ class Worker:
         """
         workers = [worker for name, worker in self._workers.items() if name in names]
         async with self._beating():
-            await asyncio.gather(*(worker.drain(until, seconds) for worker in workers))
+            await _all(worker.drain(until, seconds) for worker in workers)
 
     async def run_now(self, event: str, names: Collection[str], seconds: float) -> None:
         """Run one event's deliveries to those of these handlers that may run within a request.
@@ -147,8 +149,9 @@ class Worker:
         workers = [self._workers[name] for name in names if name in self._workers]
         chosen = [worker for worker in workers if worker.may_run_within(seconds)]
         # The end of a delivery may make others due that waited for it.
-        while any(await asyncio.gather(*(worker.run_now(event, until) for worker in chosen))):
-            pass
+        async with self._beating():
+            while any(await _all(worker.run_now(event, until) for worker in chosen)):
+                pass
 
     @asynccontextmanager
     async def _beating(self) -> AsyncIterator[None]:
@@ -219,3 +222,10 @@ class Worker:
                 log.warning(
                     "handler.waiting", handler=name, state=state, pending=pending.get(name, 0)
                 )
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, also after an error, as claims are renewed meanwhile; raise the first error."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks]

@@ -225,7 +225,7 @@ class Http:
         """Replace the handlers, routes, sources, and the recipes of orders, from now on."""
         await self._sources.stop()
         self._exchange_recipes(settings)
-        await self._deliveries.exchange(registry)
+        await self._deliveries.replace_handlers(registry)
         if self._runs_sources:
             self._sources.start()
 

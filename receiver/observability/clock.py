@@ -109,7 +109,7 @@ class Watch:
             return
         if abs(step.deadline - self._ignored_step) <= _STEP:
             return
-        followed = await self._store.believes(self._clock(), step)
+        followed = await self._store.should_follow_step(self._clock(), step)
         log.warning(
             "clock.stepped",
             seconds=round(step.deadline, 1),

@@ -109,4 +109,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _spelled(value: object) -> str:
-    return spelled(value if isinstance(value, str) else repr(value))
+    try:
+        return spelled(value if isinstance(value, str) else repr(value))
+    except Exception:  # noqa: BLE001 - that of a handler's own value, whose call must not fail
+        return type(value).__name__

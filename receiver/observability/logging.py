@@ -272,5 +272,18 @@ def flush(seconds: float = LAST_LINES) -> bool:
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
     try:
         return spelled_json(msgspec.json.encode(event, enc_hook=repr).decode())
-    except UnicodeEncodeError:  # half a character, from a name or message that is not UTF-8
+    except Exception:  # noqa: BLE001 - the call that logs must not fail
+        return _render_any(event)
+
+
+def _render_any(event: MutableMapping[str, Any]) -> str:
+    """Render what `msgspec` cannot: half characters of names that are not UTF-8, or worse."""
+    try:
         return json.dumps(event, default=repr)
+    except Exception:  # noqa: BLE001 - a `repr` of a handler's own raises, or a list holds itself
+        return json.dumps({name: _plain(value) for name, value in event.items()})
+
+
+def _plain(value: object) -> str | float | None:
+    """Return a simple value, or the name of the type of another."""
+    return value if isinstance(value, str | int | float | None) else type(value).__name__

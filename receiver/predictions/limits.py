@@ -35,6 +35,8 @@ _EACH: Final = {
 }
 _LONGEST_LABEL: Final = 100
 """Characters of a metadata value that costs are added up by; the rest is cut off."""
+_LARGEST_LABELS: Final = 1500
+"""Bytes, as JSON, of all these values together, as an index has to hold them."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +98,19 @@ class Limits:
             recipe=order.recipe if order else None,
             key=request.caller,
             metadata={
-                name: plain(value)[:_LONGEST_LABEL]
+                name: _label(value, _LARGEST_LABELS // len(values))
                 for name, value in values.items()
                 if value is not None
             },
         ).text()
+
+
+def _label(value: Any, most: int) -> str:
+    """Return the beginning of a value as text: `most` bytes as JSON."""
+    label = plain(value)[:_LONGEST_LABEL]
+    while len(msgspec.json.encode(label)) > most:
+        label = label[:-1]
+    return label
 
 
 def _value(limit: Limit, request: SubmitRequest, order: Order | None) -> Any:

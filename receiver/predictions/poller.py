@@ -183,7 +183,7 @@ class Poller:
         if ended:
             return
         if now >= deadline:
-            await self._expire(job, reason or job.last_words)
+            await self._expire(job, reason or job.last_reason)
         else:
             due_at = max(self._schedule.next_poll(job), now + after)
             await self._again(job, min(due_at, deadline), reason)

@@ -331,7 +331,7 @@ class Submitter:
 
     async def _submit(self, job: Job, span: Span) -> None:
         if job.deadline_at is not None and job.deadline_at <= self._clock():
-            await self._ended_unsent(job, expired("every submit was put off", job.last_words))
+            await self._ended_unsent(job, expired("every submit was put off", job.last_reason))
             return
         if job.ticket.cancel_requested:
             error = Error(code="canceled", message="canceled before the provider took it")

@@ -18,7 +18,7 @@ from receiver.store.backlog import BacklogReader
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import listed, page_of, rfc3339
-from receiver.store.predictions import Annotation, add, prediction_of
+from receiver.store.predictions import Annotation, annotate, prediction_of
 from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order, short
 
 sql: Final = Statements("deliveries")
@@ -104,7 +104,7 @@ class Released(msgspec.Struct, frozen=True):
     """Those of them whose attempt counts, as stops have interrupted them too often."""
 
 
-class Giveback(NamedTuple):
+class ReleaseRequest(NamedTuple):
     """A request of an owner to make its claims pending again."""
 
     owner: str
@@ -159,12 +159,12 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     yield Write([(sql.insert_attempts, rows), (sql.settle_deliveries, rows)])
     awaited = {row["prediction_id"] for row in found if row["is_awaited"]}
     if awaited:
-        yield from _let_go(sorted(awaited), max(item.ended_at for item in items))
+        yield from _release_waiting(sorted(awaited), max(item.ended_at for item in items))
     held = {(row["id"], row["claims"]) for row in found}
     return [(item.id, item.number) in held for item in items]
 
 
-def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
+def _release_waiting(predictions: Sequence[str], now: float) -> Steps[None]:
     """Make waiting deliveries due if all the deliveries that they wait for have ended."""
     found = yield Run(sql.select_waiting, rows=[(prediction,) for prediction in predictions])
     waiting = {
@@ -182,7 +182,7 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
         yield Write([], News([(row["id"], row["handler"]) for row in pending]))
 
 
-def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
+def release_waiting(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
     """Make deliveries due that wait only for ended ones; a replay can leave such.
 
     An item is the time, the prediction after which to begin, and the most predictions to check; a
@@ -193,7 +193,7 @@ def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
         found = yield Run(sql.select_with_waiting, {"cursor": cursor, "most": most})
         predictions = [row["prediction_id"] for row in found]
         if predictions:
-            yield from _let_go(predictions, now)
+            yield from _release_waiting(predictions, now)
         results.append(predictions[-1] if len(predictions) == most else "")
     return results
 
@@ -215,7 +215,7 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
     )
 
 
-def release(items: Sequence[Giveback]) -> Steps[list[Released]]:
+def release(items: Sequence[ReleaseRequest]) -> Steps[list[Released]]:
     """Make an owner's claims pending; if one was given back too often, its attempt counts."""
     results = []
     for owner, now, only in items:
@@ -454,8 +454,11 @@ class DeliveryStore:
         return rows[0]["result"] if rows else None
 
     async def annotate(self, annotation: Annotation) -> None:
-        """Add a handler's results to a prediction; repeating it changes nothing."""
-        await self._store.write(add, annotation)
+        """Add a handler's results to a prediction; repeating it changes nothing.
+
+        Raises ValueError if the prediction's metadata would be too large.
+        """
+        await self._store.write(annotate, annotation)
 
     async def remember(self, delivery_id: str, key: str, result: str) -> str:
         """Store the result of a sub-step, unless one is stored; return the stored one."""

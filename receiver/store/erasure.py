@@ -74,7 +74,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
         ]
     )
     skipped = yield Run(sql.skip_deliveries, params, deliveries)
-    yield Write([], News([], over=[row["id"] for row in skipped]))
+    yield Write([], News([], dropped=[row["id"] for row in skipped]))
     yield Run(sql.blank_callbacks, params)
     yield Write([(orders_sql.blank_options, [(prediction_id,)])])
     yield from _forget_metadata(prediction_id)

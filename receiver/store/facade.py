@@ -38,7 +38,7 @@ from receiver.store.predictions import PredictionStore
 from receiver.store.private import PrivateContent
 from receiver.store.replays import Replays
 from receiver.store.search import Search
-from receiver.store.statement import Run, Statements, Steps, run_each
+from receiver.store.statement import Run, Statements, Steps, in_turn, run_each
 
 Housekeeping: TypeAlias = Mapping[str, Callable[[], Awaitable[None]]]
 """The work that one process does every few seconds for all processes, by name."""
@@ -125,7 +125,7 @@ class Store(Engine):
         """Return how many seconds the server's clock, which leases use, is ahead of ours."""
         return 0.0
 
-    async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
+    async def should_follow_step(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
         """Return whether to follow a step of this computer's clock; `now` is without the step."""
         return True
 
@@ -171,6 +171,7 @@ _SHIFTED: Final = (
 )
 
 
+@in_turn  # times that were written before are moved, and those written after are not
 def _shift(items: Sequence[Shift]) -> Steps[list[None]]:
     for item in items:
         params = msgspec.structs.asdict(item)

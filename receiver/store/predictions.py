@@ -14,6 +14,7 @@ from receiver.model.costs import MICRO, Price
 from receiver.model.ids import oldest_id
 from receiver.model.requests import SubmitFields
 from receiver.model.values import (
+    LARGEST_METADATA,
     Channel,
     Cost,
     CostSource,
@@ -91,7 +92,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """None while it only waits for room at the provider."""
     held_until: float | None
     """When it is due again if the process that works on it dies; None once it has ended."""
-    last_words: str = ""
+    last_reason: str = ""
     """Why it has not ended yet, from the last answer."""
     trace: str | None = None
     """The W3C traceparent of the span that it was submitted in, if there was one."""
@@ -313,13 +314,17 @@ def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def add(items: Sequence[Annotation]) -> Steps[list[None]]:
+def annotate(items: Sequence[Annotation]) -> Steps[list[None]]:
+    """Add handlers' results. Raises ValueError if a prediction's metadata would be too large."""
     for item in sorted(items, key=lambda item: item.prediction_id):
         prediction = {"id": item.prediction_id}
         for row in (yield Run(sql.select_result, prediction)):
             output = row["output"]
             outputs = None if output is None else _kept(output, item.stored)
             merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
+            size = len(msgspec.json.encode(merged))
+            if item.metadata and size > LARGEST_METADATA:
+                raise ValueError(f"the metadata has {size:,} bytes, more than {LARGEST_METADATA:,}")
             params = {**prediction, "output": outputs, "metadata": text(merged)}
             yield Run(sql.update_result, params)
     return [None] * len(items)
@@ -377,7 +382,7 @@ def job_of(row: Row) -> Job:
         created_at=row["created_at"],
         deadline_at=row["deadline_at"],
         held_until=row["held_until"],
-        last_words=row["last_words"] or "",
+        last_reason=row["last_reason"] or "",
         trace=row["trace"],
     )
 

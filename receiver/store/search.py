@@ -79,7 +79,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 50
 
 
-class Looked(NamedTuple):
+class SearchExtent(NamedTuple):
     """How far a page has searched, if it ended at the search bound and not because it is full."""
 
     through: int
@@ -93,7 +93,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     data: list[Hit]
     next_cursor: str | None
-    looked: Looked | None = None
+    looked: SearchExtent | None = None
 
 
 class FoundDeliveries(msgspec.Struct, frozen=True):
@@ -101,7 +101,7 @@ class FoundDeliveries(msgspec.Struct, frozen=True):
 
     data: list[Delivery]
     next_cursor: str | None
-    looked: Looked | None = None
+    looked: SearchExtent | None = None
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,8 +200,8 @@ class Search:
         return {row["status"]: row["number"] for row in rows}
 
 
-def _looked(bound: str | None) -> Looked | None:
-    return None if bound is None else Looked(_LOOKED_THROUGH, utc(made_at(bound)))
+def _looked(bound: str | None) -> SearchExtent | None:
+    return None if bound is None else SearchExtent(_LOOKED_THROUGH, utc(made_at(bound)))
 
 
 def _given(wanted: Wanted) -> dict[str, Any]:

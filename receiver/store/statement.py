@@ -285,7 +285,7 @@ class News(NamedTuple):
     """Deliveries that are now due: id and handler."""
     ended: Sequence[str] = ()
     """Predictions that have ended."""
-    over: Sequence[str] = ()
+    dropped: Sequence[str] = ()
     """Deliveries that are no longer pending and did not run."""
 
 
@@ -332,6 +332,19 @@ def is_short(transaction: Transaction[Item, Any], item: Item) -> bool:
     """Return whether the event loop itself may run a transaction for an item."""
     size = _SIZES.get(transaction)
     return size is not None and size(item) <= _LARGEST_SHORT
+
+
+_IN_TURN: Final[set[Any]] = set()
+
+
+def in_turn(transaction: Transaction[Item, Result]) -> Transaction[Item, Result]:
+    """Mark a transaction that must run after all writes before it, and before all after it."""
+    _IN_TURN.add(transaction)
+    return transaction
+
+
+def is_in_turn(transaction: Transaction[Any, Any]) -> bool:
+    return transaction in _IN_TURN
 
 
 def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:

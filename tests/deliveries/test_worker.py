@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, MutableMapping, Sequence
@@ -67,6 +68,28 @@ async def test_a_pending_event_reaches_its_handlers_whether_async_or_plain(place
         "prediction.succeeded",
         "later",
     }
+
+
+LONG_KEY = secrets.token_hex(4000)
+"""Too long for an index of PostgreSQL."""
+
+
+class Quota(Exception):
+    after = "2026-12-01"
+    """Not ours to read."""
+
+
+class Tomorrow(Retry):
+    after = "tomorrow"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "not a number")
+
+
+class Raising(Exception):
+    @property
+    def after(self) -> float:
+        raise ZeroDivisionError
 
 
 class Unsayable(Exception):
@@ -136,6 +159,9 @@ OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
     (GeneratorExit(), "dead", "error", "GeneratorExit"),
     (asyncio.CancelledError(), "dead", "error", "ancel"),
     (Strange("odd"), "dead", "error", "odd"),
+    (Quota("spent"), "dead", "error", "Quota: spent"),
+    (Raising("odd"), "dead", "error", "Raising: odd"),
+    (Tomorrow(), "dead", "retry", "not a number"),
 ]
 
 
@@ -149,6 +175,7 @@ TOGETHER: list[tuple[BaseException, str, str, str]] = [
     (grouped(ValueError("b"), Retry("later", after=0)), "dead", "retry", "later"),
     (grouped(Retry("later", after=0), grouped(Dead("never"))), "dead", "dead", "never"),
     (grouped(SystemExit(2), ValueError()), "dead", "error", "several"),
+    (grouped(Tomorrow(), Retry("later", after=0)), "dead", "retry", ""),
 ]
 OTHER_ENDS += TOGETHER
 
@@ -459,7 +486,8 @@ async def test_attempts_that_overlap_get_one_result_of_a_step(place: Place) -> N
     assert seen == [(2, 2), (1, 2)]
 
 
-async def test_a_step_that_fails_is_not_remembered(place: Place) -> None:
+@pytest.mark.parametrize("key", ["step", LONG_KEY], ids=["short", "long"])
+async def test_a_step_that_fails_is_not_remembered(place: Place, key: str) -> None:
     tries: list[int] = []
 
     def step() -> int:
@@ -469,11 +497,13 @@ async def test_a_step_that_fails_is_not_remembered(place: Place) -> None:
         return len(tries)
 
     async def careful(_: Event, ctx: Context) -> None:
-        await ctx.once("step", step)
+        await ctx.once(key, step)
         await ctx.once("nothing", lambda: None)
+        if ctx.attempt == 2:
+            raise RuntimeError
 
     async with dispatching(place, on(name="careful")(careful)) as running:
-        assert (await running.ends(await running.enqueue(), "careful")).state == "done"
+        assert (await running.ends(await running.enqueue(), "careful")).attempts == 3
     assert len(tries) == 2
 
 
@@ -535,6 +565,76 @@ async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) 
         await running.replay(prediction)
         await eventually(lambda: len(made) == 13)  # three more tries, and the other handler's one
         assert len(running.submits.made) == 5
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+async def test_the_submits_of_a_step_are_numbered_apart(place: Place, *, plain: bool) -> None:
+    """A retry that does not run the step gives no later submit the number of one in it."""
+    made: list[tuple[int, Any]] = []
+
+    async def chain(_: Event, ctx: Context) -> None:
+        def submit(n: int) -> Any:
+            return ctx.submit("fal", "fal-ai/upscale", {"n": n})
+
+        async def twice() -> str:
+            return f"{(await submit(1)).id} {(await submit(2)).id}"
+
+        steps = ctx.once("twice", twice), ctx.once("once", lambda: submit(3))
+        await asyncio.gather(*steps)
+        made.append((ctx.attempt, (await submit(4)).input))
+        if ctx.attempt < 3:
+            raise RuntimeError
+
+    def chain_in_thread(_: Event, ctx: Context) -> None:
+        def submit(n: int) -> str:
+            return ctx.submit("fal", "fal-ai/upscale", {"n": n}).id
+
+        ctx.once("twice", lambda: submit(1) + submit(2))
+        ctx.once("once", lambda: submit(3))
+        made.append((ctx.attempt, ctx.submit("fal", "fal-ai/upscale", {"n": 4}).input))
+        if ctx.attempt < 3:
+            raise RuntimeError
+
+    handler = on(name="chain")(chain_in_thread if plain else chain)
+    async with dispatching(place, handler) as running:
+        key = delivery_id(prediction := await running.enqueue(), "chain")
+        await running.ends(prediction, "chain")
+    assert made == [(attempt, {"n": 4}) for attempt in (1, 2, 3)]
+    assert {name: one.input["n"] for name, one in running.submits.made.items()} == {
+        f"{key}/once:twice/1": 1,
+        f"{key}/once:twice/2": 2,
+        f"{key}/once:once/1": 3,
+        f"{key}/1": 4,
+    }
+
+
+async def test_a_plain_handler_may_have_a_loop_of_its_own(place: Place) -> None:
+    """All that it asks for runs on the receiver's loop, which outlives that of the handler."""
+    loops: list[object] = []
+
+    async def step() -> int:
+        loops.append(asyncio.get_running_loop())
+        return 5
+
+    async def inside(ctx: Context) -> None:
+        noting = asyncio.create_task(ctx.annotate(seen=True))
+        assert await ctx.once("step", step) == 5
+        await noting
+        await ctx.submit("fal", "fal-ai/upscale", {})
+
+    def own(_: Event, ctx: Context) -> None:
+        asyncio.run(inside(ctx))
+
+    handler = on(name="own", timeout=PATIENCE / 2, retry=Retry(attempts=1))(own)
+    async with dispatching(place, handler) as running:
+        prediction = await running.enqueue()
+        assert (await running.ends(prediction, "own")).reason == ""
+        found = await running.store.predictions.get(prediction)
+        assert found is not None
+        assert found.metadata == {"seen": True}
+        assert len(running.submits.made) == 1
+    assert loops == [asyncio.get_running_loop()]
 
 
 async def test_what_was_pending_before_the_start_is_run(place: Place) -> None:
@@ -805,6 +905,94 @@ async def test_a_thread_does_not_wait_for_the_store_once_its_attempt_is_over(
         disk.full = False
         await eventually(lambda: station.rows("SELECT state FROM deliveries") == [("done",)])
     assert let_go == [1]
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_a_thread_fetches_nothing_once_its_attempt_is_over(place: Place) -> None:
+    is_over = threading.Event()
+    fetched: list[object] = []
+
+    def slow(_: Event, ctx: Context) -> None:
+        is_over.wait(PATIENCE)
+        try:
+            fetched.append(ctx.fetch("data:image/png;base64,iVBORw0KGgo="))
+        except RuntimeError as error:
+            fetched.append(str(error))
+
+    handler = on(name="slow", timeout=0.05, retry=Retry(attempts=1))(slow)
+    async with dispatching(place, handler) as running:
+        await running.ends(await running.enqueue(), "slow")
+        is_over.set()
+        await eventually(lambda: fetched)
+    assert fetched == ["the attempt is over, and nothing would delete what is fetched now"]
+
+
+class Renewing(Unsteady):
+    """Counts renewals; claims for the handler `name` fail once the event is set."""
+
+    renewals = 0
+    failures = 0
+
+    def __init__(self, store: Any, name: str, begun: asyncio.Event) -> None:
+        super().__init__(store)
+        self._name, self._begun = name, begun
+
+    def renew(self, *given: Any) -> None:
+        self.renewals += 1
+        self._store.renew(*given)
+
+    async def claim(self, wanted: ClaimRequest) -> Claims:
+        if wanted.handler == self._name:
+            if self._name == "other":
+                await self._begun.wait()
+            if self._begun.is_set():
+                self.failures += 1
+                raise StoreUnavailable("a hiccup")
+        found: Claims = await self._store.claim(wanted)
+        return found
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize(
+    ("how", "fails"), [("drain", "other"), ("drain", "work"), ("request", "other")]
+)
+async def test_what_runs_keeps_its_claim_until_it_ends_though_nothing_else_can_be_claimed(
+    place: Place, how: str, fails: str
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    long: list[str] = []
+
+    async def other(_: Event) -> None:
+        return
+
+    async def work(event: Event) -> None:
+        if event.prediction.id in long:
+            begun.set()
+            await may_end.wait()
+
+    handlers = on(name="other")(other), on(name="work")(work)
+    async with dispatching(place, *handlers, start=False) as running:
+        await running.enqueue("work")
+        long.append(await running.enqueue("work"))
+        store = Renewing(running.store, fails, begun)
+        worker = running.another("me too", store=store)
+        await worker.start(by_itself=False)
+        names = ["other", "work"]
+        if how == "request":
+            under_way = worker.run_now(f"evt_{long[0][5:]}", names, PATIENCE)
+        else:
+            until = asyncio.get_running_loop().time() + PATIENCE
+            under_way = worker.drain(names, until, PATIENCE)
+        task = asyncio.create_task(under_way)
+        await eventually(lambda: store.failures)
+        renewals = store.renewals
+        await eventually(lambda: store.renewals > renewals + 2)
+        may_end.set()
+        with pytest.raises(StoreUnavailable):
+            await task
+        delivery = await running.delivery(long[0], "work")
+        assert (delivery.state, delivery.attempts) == ("done", 1)
+        await worker.stop()
 
 
 async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Place) -> None:
@@ -1164,3 +1352,21 @@ async def test_what_a_handler_adds_is_bounded(place: Place) -> None:
     async with dispatching(place, on(name="adds", retry=Retry(attempts=1))(adds)) as running:
         delivery = await running.ends(await running.enqueue(), "adds")
     assert (delivery.state, "the metadata has 400,0" in delivery.reason) == ("dead", True)
+
+
+async def test_what_several_handlers_add_is_bounded_together(place: Place) -> None:
+    async def one(_: Event, ctx: Context) -> None:
+        await ctx.annotate(one="x" * 200_000)
+
+    async def two(_: Event, ctx: Context) -> None:
+        await ctx.annotate(two="x" * 200_000)
+
+    handlers = [on(name=f.__name__, retry=Retry(attempts=1))(f) for f in (one, two)]
+    async with dispatching(place, *handlers) as running:
+        prediction = await running.enqueue()
+        ended = [await running.ends(prediction, name) for name in ("one", "two")]
+        found = await running.store.predictions.get(prediction)
+    [(state, reason)] = [(one.state, one.reason) for one in ended if one.state != "done"]
+    assert (state, "the metadata has 400,0" in reason) == ("dead", True)
+    assert found is not None
+    assert len(found.metadata) == 1

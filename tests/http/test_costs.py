@@ -305,6 +305,20 @@ async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:
         assert (await cost_of(station, last) or {})["amount"] == 0.05
 
 
+async def test_costs_are_added_up_by_long_values_of_any_script(start: Start, prices: str) -> None:
+    names = [f"name{number}" for number in range(8)]
+    metadata = {
+        name: "".join(chr(0x20000 + (number * 7919 + at * 6007) % 40000) for at in range(200))
+        for number, name in enumerate(names)
+    }
+    async with start(RECEIVER_PRICES=prices, RECEIVER_COSTS_BY=",".join(names)) as station:
+        sent = await station.submitted("fal", metadata=metadata)
+        assert (await station.push(sent)).status_code == 200
+        [(label,)] = await costs(station, "metadata.name3")
+        assert metadata["name3"].startswith(label)
+        assert len(label) > 40
+
+
 @pytest.mark.parametrize(
     "asked",
     [

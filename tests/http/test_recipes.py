@@ -152,6 +152,16 @@ async def test_an_order_is_a_prediction_that_says_what_it_was_ordered_by(
         assert station.one("SELECT options FROM orders") == "{}"
 
 
+@pytest.mark.parametrize("bad", [{"person": "u\0v"}, {"place": "club/\x1b[2J"}])
+async def test_a_person_and_a_place_are_plain_texts(
+    start: Start, recipes: Path, bad: dict[str, str]
+) -> None:
+    async with start(RECEIVER_RECIPES=str(recipes)) as station:
+        answer = await order(station, **{"person": "ada", "place": "club/1", **bad})
+        assert told(answer) == (422, "invalid-request")
+        assert station.count("predictions") == 0
+
+
 async def test_the_same_key_is_the_same_order_for_good(start: Start, recipes: Path) -> None:
     async with start(RECEIVER_RECIPES=str(recipes), EACHLABS_MAX_IN_FLIGHT="1") as station:
         answers = await asyncio.gather(

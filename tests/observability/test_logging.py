@@ -170,6 +170,24 @@ def test_what_json_has_no_word_for_is_written_as_text(out: io.StringIO) -> None:
     assert (line["path"], line["error"]) == ("<class 'object'>", "ValueError('no')")
 
 
+class Unsayable:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_what_cannot_be_written_at_all_is_named_by_its_type(out: io.StringIO, form: str) -> None:
+    within: list[object] = []
+    within.append(within)
+    configure(form, "info", out)
+    for value in (Unsayable(), within):
+        structlog.get_logger().info("a.b", value=value, number=7)
+    assert flush(10)
+    first, second = out.getvalue().splitlines()
+    assert all("a.b" in line and "7" in line for line in (first, second))
+    assert "Unsayable" in first
+
+
 def test_an_exception_is_one_line(out: io.StringIO) -> None:
     configure("json", "info", out)
     try:

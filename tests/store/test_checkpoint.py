@@ -4,6 +4,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 from receiver.store.sqlite.checkpoint import Checkpointer
 from tests.patience import PATIENCE
@@ -83,6 +84,30 @@ def test_a_close_that_comes_just_as_a_period_ends_is_not_missed(tmp_path: Path) 
 
 def test_what_was_never_started_can_be_closed() -> None:
     assert ends(Checkpointer(lambda: sqlite3.connect(":memory:")))
+
+
+class Failing(sqlite3.Connection):
+    """Fails to empty the log, the first time."""
+
+    troubles: ClassVar[list[str]]
+
+    def execute(self, sql: str, params: Any = (), /) -> sqlite3.Cursor:
+        if "TRUNCATE" in sql and self.troubles:
+            raise sqlite3.OperationalError(self.troubles.pop())
+        return super().execute(sql, params)
+
+
+def test_the_log_is_emptied_though_the_first_try_fails(tmp_path: Path) -> None:
+    class Connection(Failing):
+        troubles: ClassVar = ["database or disk is full"]
+
+    checkpointer = Checkpointer(
+        lambda: sqlite3.connect(tmp_path / "c.db", check_same_thread=False, factory=Connection)
+    )
+    checkpointer.start()
+    assert checkpointer.empty(PATIENCE)
+    assert not Connection.troubles
+    assert ends(checkpointer)
 
 
 def test_one_that_wants_the_log_empty_does_not_wait_for_one_that_is_closed() -> None:

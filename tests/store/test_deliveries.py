@@ -61,6 +61,20 @@ async def test_a_claim_carries_the_whole_event(store: Store) -> None:
 
 
 @pytest.mark.pooled
+@pytest.mark.parametrize("text", [r"\xZZ not found", r"\x4142", "\\x"])
+async def test_a_text_that_begins_as_our_own_hex_is_a_text(store: Store, text: str) -> None:
+    await ended(store, 1, "greet", body=text.encode())
+    [claim] = (await store.claim(wanted())).claims
+    assert claim.event.raw == text
+
+
+async def test_an_event_may_have_many_handlers_with_long_names(store: Store) -> None:
+    names = [f"{number:02}{'h' * 298}" for number in range(30)]
+    await ended(store, 1, *names)
+    for name in (names[0], names[-1]):
+        assert len((await store.claim(wanted(name))).claims) == 1
+
+
 async def test_what_is_claimed_is_claimed_by_one(store: Store) -> None:
     for number in range(20):
         await ended(store, number, "greet")

@@ -21,11 +21,13 @@ from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.model.tasks import Topic, Wakeups
 from receiver.model.values import Recipients
+from receiver.store import statement
 from receiver.store.deliveries import Claim, Claims
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres import migrating
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
+from receiver.store.postgres.notices import Notices
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access
 from receiver.store.schema import migrations
@@ -954,6 +956,20 @@ async def test_a_list_is_planned_for_its_values_however_often_it_is_read(
         for _ in range(10):
             await process.store.search.page(Wanted(provider="oxen"))
         assert (await process.store.read(kept))[0]["plans"] == 0
+
+
+@pytest.mark.parametrize(
+    ("handlers", "longest", "ends"), [(25, 80, 150), (60, 300, 1), (0, 0, 500)]
+)
+def test_no_notice_is_longer_than_the_server_takes(handlers: int, longest: int, ends: int) -> None:
+    names = {f"{number:03}{'é' * longest}"[:longest] for number in range(handlers)}
+    predictions = [pred(number) for number in range(ends)]
+    news = statement.News([(f"dlv_{name}", name) for name in names], predictions)
+    texts = Notices(Wakeups(), None).of_commit(news)  # type: ignore[arg-type] # it only receives
+    assert max(len(text.encode()) for text in texts) < 8000
+    told = [msgspec.json.decode(text) for text in texts]
+    assert {name for _, found, _ in told for name in found} == names
+    assert [name for _, _, found in told for name in found] == predictions
 
 
 async def test_a_store_that_is_not_open_is_unavailable(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -400,6 +401,7 @@ async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None
         (asyncpg.DataError("x"), False),
         (TypeError("x"), False),
         (ValueError("x"), False),
+        (asyncpg.ProgramLimitExceededError("x"), False),
         (asyncpg.exceptions.ClientConfigurationError("x"), False),
         (asyncpg.DiskFullError("x"), True),
         (asyncpg.ReadOnlySQLTransactionError("x"), True),
@@ -412,6 +414,7 @@ async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None
         (asyncpg.InternalClientError("x"), True),
         (ConnectionResetError("x"), True),
         (TimeoutError("x"), True),
+        (ssl.SSLCertVerificationError(1, "certificate has expired"), True),
         (RuntimeError("x"), False),
     ],
     ids=lambda value: type(value).__name__,

@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 import pytest
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.values import Outcome, Output, Shift
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.group_commit import Writer
 from receiver.store.statement import Steps, Transaction, short
 from tests.patience import PATIENCE
 from tests.receiving import eventually
-from tests.store.parts import NOW, SQLite, Watch, arrival, new, pred, slots
+from tests.store.parts import NOW, SQLite, Watch, arrival, ended, new, pred, slots, wanted
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +83,50 @@ async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
     assert probed is None
     assert engine.rows("SELECT id FROM predictions ORDER BY id") == [(pred(1),), (pred(4),)]
     assert engine.reports == []
+
+
+async def test_a_step_of_the_clock_moves_what_was_written_before_it_alone(
+    engine: SQLite, store: Store, watch: Watch
+) -> None:
+    for number in range(2):
+        await store.predictions.create(new(number))
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            accept_outcome(store, arrival(0, handlers=["greet"], at=NOW)),
+            store.shift(Shift(due=3600.0, deadline=3600.0), "me", NOW),
+            accept_outcome(store, arrival(1, handlers=["greet"], at=NOW + 3600)),
+        )
+        await asyncio.sleep(0)
+    await waiting
+    assert watch.commits == 4  # two creations, what kept the writer busy, and the batch
+    assert engine.rows("SELECT due_at FROM deliveries") == [(NOW + 3600,)] * 2
+
+
+async def test_events_too_large_to_be_claimed_together_are_claimed_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def bounded(path: str, **given: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(path, **given)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)  # instead of a billion
+        return connection
+
+    engine = SQLite(tmp_path / "receiver.db")
+    monkeypatch.setattr(sqlite3, "connect", bounded)
+    await engine.store.start()
+    for number in range(12):
+        await ended(engine.store, number, "greet", outcome=large(150_000))
+    sizes = []
+    for _ in range(3):
+        found = await engine.store.claim(wanted(most=16))
+        sizes.append((len(found.claims), found.next_due))
+    assert sizes == [(4, NOW + 20), (4, NOW + 20), (4, None)]
+    await engine.store.stop()
+
+
+def large(size: int) -> Outcome:
+    return Outcome(kind="succeeded", output=[Output(url=f"https://x.example/{'x' * size}")])
 
 
 async def test_one_who_no_longer_waits_disturbs_nobody(engine: SQLite, watch: Watch) -> None:

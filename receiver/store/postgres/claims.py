@@ -20,9 +20,9 @@ from receiver.store.deliveries import (
     Claim,
     ClaimRequest,
     Claims,
-    Giveback,
     LostAttempt,
     Released,
+    ReleaseRequest,
     Settlement,
 )
 from receiver.store.postgres.clock import ServerClock
@@ -107,7 +107,7 @@ class DeliveryQueue:
                 lost = await self._claimer.write(
                     "give back", self._give_back_all, now, is_atomic=False
                 )
-        wanted = Giveback(owner, now, only)
+        wanted = ReleaseRequest(owner, now, only)
         released = await self._writer.write("release", self._release_all, wanted)
         self._claimed = {
             claim: job for claim, job in self._claimed.items() if claim[0] not in released.ids
@@ -237,7 +237,9 @@ class DeliveryQueue:
             await self._jobs.finish(cx, jobs, result)
         return held
 
-    async def _release_all(self, cx: Connection, items: Sequence[Giveback]) -> Sequence[Released]:
+    async def _release_all(
+        self, cx: Connection, items: Sequence[ReleaseRequest]
+    ) -> Sequence[Released]:
         released = await self._steps.drive(cx, deliveries.release(items))
         for job in self._jobs_of({name for one in released for name in one.ids}):
             await self._jobs.defer(cx, job, 0.0)
@@ -246,7 +248,7 @@ class DeliveryQueue:
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
         """Make jobs for deliveries without one; make those due that wait only for ended ones."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
-        [self._rescued_to] = await self._steps.drive(cx, deliveries.let_go([look]))
+        [self._rescued_to] = await self._steps.drive(cx, deliveries.release_waiting([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
         if found:
             await self._jobs.put(cx, found)

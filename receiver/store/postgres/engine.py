@@ -204,7 +204,7 @@ class PostgresStore(Store):
         if not self._access.serverless:
             await self._jobs.keep_house(self.connect, housekeeping)
 
-    async def believes(self, now: float, step: Shift) -> bool:
+    async def should_follow_step(self, now: float, step: Shift) -> bool:
         """Return whether a step is towards the server's clock, which all processes share."""
         there = await self._server_time()
         return abs(there - now - step.deadline) < abs(there - now)

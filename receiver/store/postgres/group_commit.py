@@ -49,6 +49,7 @@ WHERE datname = current_database() AND usename = current_user
 _FAULTS: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,  # such as a text that is too long for an index
     asyncpg.exceptions.ClientConfigurationError,
     TypeError,
     ValueError,
@@ -66,6 +67,8 @@ _TROUBLE: Final = (
 
 def is_trouble(error: BaseException) -> bool:
     """Return whether an error means that the server is away or takes no writes."""
+    if isinstance(error, OSError):  # that of an expired certificate is a ValueError too
+        return True
     return isinstance(error, _TROUBLE) and not isinstance(error, _FAULTS)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import zip_longest
 from typing import Final
 
 import msgspec
@@ -23,8 +24,8 @@ log = structlog.get_logger("receiver")
 CHANNEL: Final = "receiver_news"
 TOPICS: Final[tuple[Topic, ...]] = ("handler", "changes", "prediction")
 """The topics that other processes' commits wake."""
-_MOST_NAMED: Final = 150
-"""Most predictions named in one notice: its text may have 8,000 bytes."""
+_MOST_BYTES: Final = 3_900
+"""Most bytes of the handlers, and of the predictions, in one notice, whose text may have 8,000."""
 _MOST_ATTEMPTS: Final = 100
 """Most attempts named in one notice, for the same reason."""
 
@@ -40,10 +41,9 @@ class Notices:
 
     def of_commit(self, news: News) -> list[str]:
         """Return the texts of the notices of a commit, as many as are needed."""
-        handlers = sorted({handler for _, handler in news.pending})
-        parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
-        notices = [[self.sender, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
-        return [msgspec.json.encode(notice).decode() for notice in notices]
+        handlers = _parts(sorted({handler for _, handler in news.pending}))
+        parts = zip_longest(handlers, _parts(news.ended), fillvalue=list[str]())
+        return [msgspec.json.encode([self.sender, *part]).decode() for part in parts]
 
     def of_attempts(self, items: Sequence[Sequence[AttemptName]]) -> list[str]:
         """Return the texts of the notices of ended attempts; an empty item subscribes."""
@@ -97,3 +97,17 @@ class Notices:
             self._wakeups.wake("handler", *handlers)
             self._wakeups.wake_all("changes")
             self._wakeups.wake("prediction", *predictions)
+
+
+def _parts(names: Sequence[str]) -> list[list[str]]:
+    """Split names into lists of at most `_MOST_BYTES` as JSON; at least one, which may be empty."""
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in names:
+        length = len(msgspec.json.encode(name)) + 1
+        size += length
+        if size > _MOST_BYTES and parts[-1]:
+            parts.append([])
+            size = length
+        parts[-1].append(name)
+    return parts

@@ -48,8 +48,8 @@ class StepRunner:
             await notify(cx, text)
         if step.news.pending:
             await self._jobs.put(cx, step.news.pending)
-        if step.news.over:
-            await self._jobs.drop(cx, step.news.over)
+        if step.news.dropped:
+            await self._jobs.drop(cx, step.news.dropped)
 
 
 async def notify(cx: Connection, text: str) -> None:

@@ -28,7 +28,7 @@ RETURNING id
 d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
     {event_columns}, p.trace, p.private,
     CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
-         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw
+         WHEN typeof(c.body) = 'text' AND substr(c.body, 1, 2) <> '\x' THEN c.body ELSE '\x' || hex(c.body) END AS raw
 
 -- name: mark_matched
 -- Mark events as matched, as they have deliveries now.

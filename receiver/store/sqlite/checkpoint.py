@@ -107,16 +107,19 @@ class Checkpointer:
                 self._end(connection)
 
     def _empty(self, connection: sqlite3.Connection) -> None:
-        """Try once to copy the rest and truncate the log; readers may prevent it."""
+        """Try once to copy the rest and truncate the log; readers, or an error, may prevent it."""
         connection.execute(f"PRAGMA busy_timeout = {_HELD_UP}")
         wishes = list(_all_of(self._wishes))
-        [[is_busy, _, _]] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        for wish in wishes:
-            if is_busy:
-                self._wishes.put(wish)
-                self.dirty.set()
-            else:
-                wish.set()
+        is_busy = True
+        try:
+            [[is_busy, _, _]] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            for wish in wishes:
+                if is_busy:
+                    self._wishes.put(wish)
+                    self.dirty.set()
+                else:
+                    wish.set()
 
 
 def _all_of(wishes: SimpleQueue[threading.Event]) -> Iterator[threading.Event]:

@@ -22,7 +22,7 @@ from receiver.model import forks
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
-from receiver.store.deliveries import ClaimRequest, Claims, Giveback, LostAttempt, Settlement
+from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, ReleaseRequest, Settlement
 from receiver.store.engine import AttemptName
 from receiver.store.facade import Housekeeping, Store
 from receiver.store.facade import sql as facade_sql
@@ -175,7 +175,13 @@ class SQLiteStore(Store):
         return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
-        return await self.write(deliveries.claim, wanted)
+        try:
+            return await self.write(deliveries.claim, wanted)
+        except sqlite3.DataError:  # all of them together are longer than a text may be
+            if wanted.most == 1:
+                raise
+        fewer = await self.claim(msgspec.structs.replace(wanted, most=wanted.most // 2))
+        return msgspec.structs.replace(fewer, next_due=wanted.now)
 
     async def settle(self, settlement: Settlement) -> bool:
         return await self.write(deliveries.settle, settlement)
@@ -183,7 +189,7 @@ class SQLiteStore(Store):
     async def release(
         self, owner: str, now: float, only: tuple[str, ...] = ()
     ) -> list[LostAttempt]:
-        return (await self.write(deliveries.release, Giveback(owner, now, only))).lost
+        return (await self.write(deliveries.release, ReleaseRequest(owner, now, only))).lost
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._writer.post(deliveries.renew, (owner, delivery_ids, lease_until))

@@ -29,6 +29,7 @@ from receiver.store.statement import (
     Steps,
     Transaction,
     Write,
+    is_in_turn,
     is_short,
 )
 
@@ -300,12 +301,14 @@ class Writer:
         self, connection: sqlite3.Connection, batch: list[_Work], *, patient: bool = False
     ) -> _Results:
         """Begin a transaction, and run all statements of a batch except its COMMIT."""
-        groups: dict[Transaction[Any, Any], list[_Work]] = {}
+        groups: dict[tuple[int, Transaction[Any, Any]], list[_Work]] = {}
+        turn = 0
         for work in batch:
-            groups.setdefault(work.transaction, []).append(work)
+            turn += is_in_turn(work.transaction)
+            groups.setdefault((turn, work.transaction), []).append(work)
         results: _Results = []
         _begin(connection, patient=patient)
-        for transaction, works in groups.items():
+        for (_, transaction), works in groups.items():
             steps = transaction([work.item for work in works])
             results.extend(zip(works, _drive(connection, steps), strict=True))
         return results
