@@ -136,7 +136,7 @@ async def _running(
     telemetry = Telemetry()
     telemetry.expect(NAMES, registry.handlers)
     wakeups = Wakeups()
-    store = store_maker(settings)(telemetry.store, telemetry.batch, wakeups)
+    store = store_maker(settings, steady or time.time)(telemetry.store, telemetry.batch, wakeups)
     alone = settings.sqlite_path is not None
     runtime = Runtime(
         single_process=alone, clock=wall, monotonic=own, telemetry=telemetry, wakeups=wakeups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ StoreMaker: TypeAlias = Callable[
 """Creates a store from `report`, `committed` and `wakeups`: see Store."""
 
 
-def store_maker(settings: Settings) -> StoreMaker:
-    """Return the function that creates the store.
+def store_maker(settings: Settings, clock: Callable[[], float] = time.time) -> StoreMaker:
+    """Return the function that creates the store; `clock` makes the times that are stored.
 
     Raises StoreUnusable: its extra is not installed, or its file would be lost with a function.
     """
@@ -46,7 +47,7 @@ def store_maker(settings: Settings) -> StoreMaker:
         connections=settings.connections,
     )
     return lambda report, committed, wakeups: PostgresStore(
-        url, report, PgQueuerJobs(SCHEMA), committed, wakeups, access
+        url, report, PgQueuerJobs(SCHEMA), committed, wakeups, access, clock
     )
 
 

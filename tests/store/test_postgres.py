@@ -394,24 +394,25 @@ class TestRefusals:
 
 @pytest.mark.parametrize("is_set_right", [False, True])
 async def test_leases_are_kept_by_the_servers_clock(
-    database: Database, monkeypatch: pytest.MonkeyPatch, *, is_set_right: bool
+    database: Database, *, is_set_right: bool
 ) -> None:
+    ahead = 3600.0  # on a machine whose clock is an hour ahead
+
+    def clock() -> float:
+        return time.time() + ahead
+
     async with processes(database) as [here]:
         await claimed(here.store)
-        monkeypatch.setattr(time, "time", lambda now=time.time: now() + 3600)
-        store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
-        await store.start()  # on a machine whose clock is an hour ahead
-        ahead = 3600
+        store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA), clock=clock)
+        await store.start()
         if is_set_right:
-            monkeypatch.undo()
-            ahead = 0
+            ahead = 0.0
         try:
             assert await store.reclaim("other", NOW + ahead + 25) == []
             assert [one.handler for one in await store.reclaim("other", NOW + ahead + 55)] == [
                 "greet"
             ]
         finally:
-            monkeypatch.undo()
             await store.stop()
 
 

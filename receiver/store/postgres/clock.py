@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -20,15 +20,16 @@ _SKEWED: Final = 2.0
 
 
 class ServerClock:
-    """How far the server's clock is ahead of ours."""
+    """How far the server's clock is ahead of `clock`, by which the times of claims are made."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.skew = 0.0
         """Seconds; 0 if the two are close enough."""
 
     async def compare_on(self, connection: Connection) -> None:
         """Read the server's time, and compare it with ours."""
-        asked_at = time.time()
+        asked_at = self._clock()
         self.compare(await connection.fetchval(CLOCK.postgres), asked_at)
 
     def compare(self, there: float, asked_at: float) -> None:
@@ -36,7 +37,7 @@ class ServerClock:
 
         `there` is the server's time, `asked_at` ours when it was asked for.
         """
-        here = time.time()
+        here = self._clock()
         skew = there - here
         # An answer that waited while our loop was busy is too old to compare with.
         if not 0.0 <= here - asked_at < _SKEWED / 2 or abs(skew - self.skew) <= _SKEWED:

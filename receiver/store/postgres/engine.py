@@ -103,6 +103,7 @@ class PostgresStore(Store):
         committed: Callable[[int], None] = lambda _size: None,
         wakeups: Wakeups | None = None,
         access: Access | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(report, committed, wakeups or Wakeups())
         self._jobs = jobs
@@ -128,7 +129,8 @@ class PostgresStore(Store):
                 partial(self.connect, synchronous_commit="off"), lambda _: None, 1
             )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._clock = ServerClock()
+        self._now = clock
+        self._clock = ServerClock(clock)
         self._notices = Notices(self._wakeups, self.attempts)
         self._steps = StepRunner(jobs, self._notices)
         self._queue = DeliveryQueue(
@@ -247,7 +249,7 @@ class PostgresStore(Store):
 
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
         """Reclaim expired claims; once a minute, rescue deliveries without a job."""
-        asked_at = time.time()
+        asked_at = self._now()
         self._clock.compare(await self._server_time(), asked_at)
         lost = await self.write(deliveries.reclaim, (owner, now + self._clock.skew))
         await self._queue.rescue(now)
@@ -383,7 +385,7 @@ class PostgresStore(Store):
             raise
 
     async def _check(self, connection: Any) -> None:
-        asked_at = time.time()
+        asked_at = self._now()
         self._clock.compare(await migrating.check(connection, self._jobs), asked_at)
 
 
