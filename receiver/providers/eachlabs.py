@@ -245,5 +245,5 @@ DECLARED: Final = Declared(
     secret_headers=frozenset({b"x-webhook-secret"}),
     max_in_flight=10,
     requests_per_minute=100,
-    confirm="ask Eachlabs before believing its callback",
+    confirm="poll Eachlabs before accepting its callback",
 )

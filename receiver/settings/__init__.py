@@ -63,31 +63,34 @@ class ProviderSettings:
     """None: the provider is off for submitting; callbacks of old predictions are still taken."""
     urls: Mapping[str, str] = field(default_factory=dict)
     max_in_flight: int | None = setting("{}_MAX_IN_FLIGHT", parse.limit, None).doc(
-        "predictions submitted and not yet ended; more wait as `queued`, in order; `none`: no limit"
+        "maximum predictions submitted and not ended; further ones wait as `queued`, in order; "
+        "`none`: no limit"
     )
     requests_per_minute: int | None = setting("{}_REQUESTS_PER_MINUTE", parse.limit, None).doc(
-        "requests to the provider; `none`: no limit"
+        "maximum requests to the provider; `none`: no limit"
     )
     secrets: tuple[Secret, ...] = setting("{}_WEBHOOK_SECRET", parse.secrets, (), shown="none").doc(
-        "what the account's callbacks are signed with; several by comma, newest first. Without one "
-        "it is asked for at the provider; one that gives none (OpenRouter) is polled"
+        "secret that signs the account's callbacks; several by comma, newest first. If it is "
+        "not set, it is fetched from the provider; a provider that does not return it "
+        "(OpenRouter) is polled"
     )
     admin_key: Secret | None = setting("{}_ADMIN_KEY", parse.header_safe, None).doc(
-        "a key for its bills, which say what each prediction cost: fal.ai's of the scope ADMIN"
+        "key for the billing API, which has the cost of each prediction; for fal.ai a key of "
+        "scope ADMIN"
     )
     confirm: bool = setting("{}_CONFIRM", parse.switch, False).doc("")
     allowed_sources: tuple[Network, ...] | Literal["meta"] | None = setting(
         "{}_ALLOWED_SOURCES", parse.networks, None, shown="anywhere"
     ).doc(
-        "addresses and ranges that callbacks may come from; fal.ai also `meta`: those that it "
-        "publishes"
+        "addresses and ranges that callbacks may come from; for fal.ai also `meta`: the "
+        "ranges that it publishes"
     )
 
 
-_REAL: Final = "the real ones"
+_REAL: Final = "the provider's own"
 _REACHED: Final = {
-    False: "where it is reached",
-    True: "where it is reached, with or without what its SDK adds, as `/v1`",
+    False: "URL of this part of the API",
+    True: "base URL of the API, with or without the path that its SDK adds, such as `/v1`",
 }
 
 
@@ -130,26 +133,31 @@ class Settings:
     """Empty only in development, before a key is generated."""
     api_keys: tuple[ApiKey, ...] = composed(
         ("RECEIVER_API_KEYS",), keys.api_keys, (), shown="none: `/v1` closed"
-    ).doc("by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key")
+    ).doc(
+        "keys for `/v1`, by comma; each may have a name (`web:…,bot:…`), for costs and limits "
+        "by key"
+    )
     viewer_keys: tuple[ApiKey, ...] = setting("RECEIVER_VIEWER_KEYS", keys.keys, ()).doc(
-        "keys that read `/v1` and do nothing else, by comma, with names or without"
+        "keys that may only read `/v1` and the dashboard, by comma, with or without names"
     )
     public_url: str | None = setting(
         "RECEIVER_PUBLIC_URL", parse.url, None, shown="none: no callbacks"
-    ).doc("base of the callback URL")
+    ).doc("public base URL, to which providers send callbacks")
     database_url: str = setting(
         "RECEIVER_DATABASE_URL",
         parse.database_url,
         "sqlite:///receiver.db",
         shown="`sqlite:///receiver.db`",
         is_secret=True,
-    ).doc("four slashes for an absolute path; or `postgresql://user:password@host/name`")
+    ).doc(
+        "SQLite file (four slashes for an absolute path), or `postgresql://user:password@host/name`"
+    )
     """It may hold a password: show `database` instead."""
     database_pooled: Literal["auto", "on", "off"] = choice(
         "RECEIVER_DATABASE_POOLED", ("auto", "on", "off"), "auto"
     ).doc(
-        "whether PostgreSQL is behind a pooler in transaction mode; `auto`: as its URL says, or a "
-        "look at the start, and always in serverless mode"
+        "whether PostgreSQL is behind a pooler in transaction mode; `auto`: detected by the "
+        "URL or a test at the start, and always assumed in serverless mode"
     )
     migrate_url: str | None = setting(
         "RECEIVER_MIGRATE_URL",
@@ -157,78 +165,82 @@ class Settings:
         None,
         shown="`RECEIVER_DATABASE_URL`",
         is_secret=True,
-    ).doc("the same database without a pooler, for what sets up its schema: `receiver migrate`")
+    ).doc(
+        "URL of the same database without a pooler, to create and migrate the schema "
+        "(`receiver migrate`)"
+    )
     database_connections: int | None = setting(
         "RECEIVER_DATABASE_CONNECTIONS",
         parse.whole,
         None,
         shown="{server}; in serverless mode {serverless}".format_map(USUAL_CONNECTIONS),
     ).doc(
-        f"the most connections of a process to PostgreSQL, {LEAST_CONNECTIONS['server']} or more "
+        f"maximum connections of a process to PostgreSQL, {LEAST_CONNECTIONS['server']} or more "
         f"({LEAST_CONNECTIONS['serverless']} in serverless mode)"
     )
     platform: str | None = composed(platforms.NAMES, platforms.read_platform, None).doc(
-        "set by platforms whose disks go with the process: SQLite is refused there, unless its "
-        "file is on a disk that is mounted"
+        "set by platforms whose local disks are lost with the process: SQLite is refused "
+        "there, unless its file is on a mounted disk"
     )
     """The one of these variables that is set."""
     handlers: tuple[str, ...] = setting("RECEIVER_HANDLERS", parse.texts, ()).doc(
-        "files, modules or installed names, by comma"
+        "handlers to load: files, modules or installed names, by comma"
     )
     max_body_bytes: int = setting("RECEIVER_MAX_BODY_BYTES", parse.whole, 4 * 1024 * 1024).doc(
-        "of a callback or request"
+        "maximum size of a callback or request"
     )
     limit_unproved_per_minute: int | None = setting(
         "RECEIVER_LIMIT_UNPROVED_PER_MINUTE", parse.limit, 600
     ).doc(
-        "requests that come to nothing, of one address (IPv6: /64) and of one callback URL; "
-        "`none` lifts a limit"
+        "failed requests (bad signature or key, unknown path, too large, …) of one address "
+        "(IPv6: /64) and of one callback URL; `none` lifts a limit"
     )
     limit_callbacks_per_minute: int | None = setting(
         "RECEIVER_LIMIT_CALLBACKS_PER_MINUTE", parse.limit, None
-    ).doc("proved callbacks of one provider, in one process")
+    ).doc("verified callbacks of one provider, in one process")
     limit_api_per_minute: int | None = setting(
         "RECEIVER_LIMIT_API_PER_MINUTE", parse.limit, None
-    ).doc("`/v1` requests of one address with a good key")
+    ).doc("`/v1` requests of one address with a valid key")
     root_path: str | None = setting(
         "RECEIVER_ROOT_PATH", parse.path, None, shown="that of `RECEIVER_PUBLIC_URL`"
-    ).doc("a path that stands before ours, where what is in front leaves it there: a stage, `/api`")
+    ).doc("path prefix that the proxy or platform in front does not remove: a stage, `/api`")
     trusted_proxies: tuple[Network, ...] | Literal["platform"] = setting(
         "RECEIVER_TRUSTED_PROXIES", parse.trusted, LOOPBACK, shown="`127.0.0.0/8, ::1`"
     ).doc(
-        "addresses and ranges whose `X-Forwarded-For` is believed; `none`; `platform`: the "
-        "nearest hop, where only the platform's own proxy can reach us"
+        "addresses and ranges of proxies whose `X-Forwarded-For` is trusted; `none`; "
+        "`platform`: trust the nearest hop, if only the platform's own proxy can reach the "
+        "receiver"
     )
     poll_after: float | None = setting("RECEIVER_POLL_AFTER", parse.seconds, None, shown="30").doc(
-        "seconds to the first poll where a push is expected (3 where not)"
+        "seconds until the first poll if a callback or stream event is expected (3 if not)"
     )
     prediction_timeout: float = setting("RECEIVER_PREDICTION_TIMEOUT", parse.seconds, 3600.0).doc(
         "seconds from the first submit to the deadline"
     )
     retry_attempts: int = setting("RECEIVER_RETRY_ATTEMPTS", parse.whole, 10).doc(
-        "attempts of a handler at one event"
+        "maximum attempts of a handler for one event"
     )
     retry_base: float = setting("RECEIVER_RETRY_BASE", parse.seconds, 2.0).doc(
-        "seconds before the second attempt; they double then"
+        "seconds before the second attempt, doubled for each further one"
     )
     retry_cap: float = setting("RECEIVER_RETRY_CAP", parse.seconds, 3600.0).doc(
-        "the most seconds between two attempts"
+        "maximum seconds between two attempts"
     )
     breaker_failures: int | None = setting("RECEIVER_BREAKER_FAILURES", parse.limit, 20).doc(
-        "failures in a row after which a handler's deliveries wait, until a probe succeeds; "
+        "failures in a row after which a handler's deliveries wait until a probe succeeds; "
         "`none`: never"
     )
     max_chain: int = setting("RECEIVER_MAX_CHAIN", parse.whole, 10).doc(
-        "predictions that may lead, each by a handler, to one that a handler submits"
+        "maximum number of predictions in a chain before one that a handler submits"
     )
     retention: Mapping[str, float] = setting(
         "RECEIVER_RETENTION_DAYS", parse.retention_days, {}, shown="none: nothing is deleted"
     ).doc(
-        "days after its end at which a prediction is deleted: `30`, by state "
+        "days from its end until a prediction is deleted: `30`, by state "
         "`succeeded=30,failed=90,canceled=7`, or `30,dead=90`"
     )
     private_for: float = setting("RECEIVER_PRIVATE_FOR", parse.seconds, 604800.0).doc(
-        "seconds for which what only handlers see (`private`) is kept at the most"
+        "maximum seconds for which data that only handlers see (`private`) is kept"
     )
     log_format: Literal["json", "console"] | None = choice(
         "RECEIVER_LOG_FORMAT",
@@ -252,9 +264,9 @@ class Settings:
     """Empty: no traces, unless the embedding program set a tracer provider; None: not even then.
     The SDK reads the rest of OpenTelemetry's settings by itself."""
     proxies: Proxies = composed(proxies.NAMES, proxies.read_proxies, Proxies(), shown="none").doc(
-        "proxies for our own requests, in capitals or not; SOCKS5 needs `pip install "
-        "'httpx[socks]'`. `NO_PROXY` takes hosts, domains, addresses and ranges, `*`; this "
-        "machine is always asked without a proxy, and so are results"
+        "proxies for outgoing requests, named in upper or lower case; SOCKS5 needs `pip "
+        "install 'httpx[socks]'`. `NO_PROXY` takes hosts, domains, addresses, ranges and `*`; "
+        "requests to this machine and downloads of results never use a proxy"
     )
     forward_hosts: tuple[str, ...] = setting("FORWARD_HOSTS", parse.hosts, ()).doc(
         "hosts (or `host:port`) that a submit's `reply_to` may name, by comma; `forward` sends the "
@@ -262,44 +274,49 @@ class Settings:
     )
     metrics_folder: str | None = setting(
         "PROMETHEUS_MULTIPROC_DIR", parse.writable_folder, None
-    ).doc("a folder where several processes count their metrics together")
+    ).doc("folder where several processes count their metrics together")
     mode: Literal["server", "serverless"] = choice(
         "RECEIVER_MODE", ("server", "serverless"), "server"
     ).doc(
-        "`serverless`: nothing runs but for a request or a drain, for where a process sleeps in "
-        "between; [what that means](serverless.md)"
+        "`serverless`: work runs only in requests and drains, for platforms without a "
+        "permanent process; see [Serverless](serverless.md)"
     )
     after: After = setting("RECEIVER_AFTER", parse.after, After(), shown="`drain`").doc(
-        "what runs an event's handlers after its callback, in serverless mode or with "
-        "`--no-dispatch`: the next `drain`; the same request, before (`inline=2`) or after "
-        "(`after=20`) its answer, for so many seconds at most; or a request to ourselves (`wake`)"
+        "when an event's handlers run after its callback, in serverless mode or with "
+        "`--no-dispatch`: at the next `drain`; in the same request, before (`inline=2`) or "
+        "after (`after=20`) its answer, for at most so many seconds; or by a request to the "
+        "receiver itself (`wake`)"
     )
     cron_secrets: tuple[Secret, ...] = composed(
         ("RECEIVER_CRON_SECRET", "CRON_SECRET"), keys.cron_secrets, (), shown="none"
-    ).doc("keys that are good for `/v1/drain` alone, by comma; Vercel sets the second")
+    ).doc("keys that are accepted for `/v1/drain` only, by comma; Vercel sends the second")
     recipes: RecipeBook = composed(
         (recipes.NAME,),
         lambda reader: recipes.read_recipes(reader, tuple(DECLARED)),
         RecipeBook(),
         shown="none",
-    ).doc("a TOML file of [recipes](recipes.md): what people, chats and programs order by name")
+    ).doc(
+        "TOML file of [recipes](recipes.md), by which people, chats and programs order predictions"
+    )
     prices: PriceList = composed(
         (prices.NAME,),
         lambda reader: prices.read_prices(reader, tuple(DECLARED)),
         PriceList(),
         shown="none",
-    ).doc("a TOML file of [prices](costs.md) by model; a recipe's own price goes before it")
+    ).doc("TOML file of [prices](costs.md) by model; the price in a recipe takes precedence")
     limits: tuple[Limit, ...] = composed((limits.NAME,), limits.read_limits, (), shown="none").doc(
-        "[limits and budgets](costs.md) of all that is submitted, in JSON: "
+        "[limits and budgets](costs.md) for all submits, as JSON: "
         '`[{"by": "all", "per": "day", "cost": 20}]`'
     )
     costs_by: tuple[str, ...] = setting("RECEIVER_COSTS_BY", parse.names, ()).doc(
-        "names of metadata that costs are added up by, too, by comma, as in `team,customer`"
+        "names of metadata by which costs are summed too, by comma, as in `team,customer`"
     )
     dashboard: bool | None = setting(
         "RECEIVER_DASHBOARD", parse.switch, None, shown="off; on with `--dev`"
-    ).doc("`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key")
-    dev: bool = setting("RECEIVER_DEV", parse.switch, False).doc("as `--dev`: make up the secrets")
+    ).doc("`on`: the [dashboard](dashboard.md) at `/ui`, where people sign in with a key")
+    dev: bool = setting("RECEIVER_DEV", parse.switch, False).doc(
+        "same as `--dev`: generate the secrets"
+    )
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     def adapters(self, clock: Callable[[], float] = time.time) -> dict[str, Provider]:
@@ -394,11 +411,11 @@ class Listening:
     """Where `receiver serve` listens, by the variables that platforms set."""
 
     port: int = setting("PORT", parse.port, 8000).doc(
-        "where `serve` listens; `--port` goes before it"
+        "port where `serve` listens; `--port` takes precedence"
     )
     host: str = setting(
         "HOST", parse.listening_host, "127.0.0.1", shown="`127.0.0.1`; `0.0.0.0` with `PORT`"
-    ).doc("the address to listen on; `--host` goes before it")
+    ).doc("address to listen on; `--host` takes precedence")
 
     @classmethod
     def problems(cls, env: Mapping[str, str]) -> list[str]:
@@ -436,7 +453,7 @@ class Caller:
     """Where commands find a running receiver, and the key that they send."""
 
     url: str = setting("RECEIVER_URL", parse.receivers_url, "http://127.0.0.1:8000").doc(
-        "where commands find a receiver"
+        "URL of the receiver that commands call"
     )
     is_url_set: bool = False
     """Whether RECEIVER_URL is set."""
