@@ -198,16 +198,16 @@ class Network(httpx.AsyncBaseTransport):
         """The open connections to Oxen's event stream."""
         return self.emulator.streams
 
-    def tell(self, sent: Sent) -> None:
+    def end_and_broadcast(self, sent: Sent) -> None:
         """End a prediction, and send its event to Oxen's streams."""
         self.emulator.end(sent.prediction)
         self.emulator.broadcast(sent.prediction)
 
-    def say(self, **data: object) -> None:
+    def broadcast(self, **data: object) -> None:
         """Send every stream an event of a finished generation with the test's own data."""
-        self.say_raw("media_generation_completed", json.dumps(data))
+        self.broadcast_raw("media_generation_completed", json.dumps(data))
 
-    def say_raw(self, event: str, data: str) -> None:
+    def broadcast_raw(self, event: str, data: str) -> None:
         for stream in self.streams:
             stream.send(f"event: {event}\ndata: {data}\n\n".encode())
 
@@ -226,11 +226,11 @@ class Network(httpx.AsyncBaseTransport):
         kind = self.emulator.kind(request)
         self.calls.append((kind, request))
         scripts = self._scripts[kind]
-        answer = scripts.popleft() if scripts else self._always.get(kind, self.kindly)
+        answer = scripts.popleft() if scripts else self._always.get(kind, self.by_emulator)
         response = answer(request)
         return await response if inspect.isawaitable(response) else response
 
-    async def kindly(self, request: httpx.Request) -> httpx.Response:
+    async def by_emulator(self, request: httpx.Request) -> httpx.Response:
         """Answer as the emulator does, and record each accepted submit."""
         if not self.emulator.kind(request).endswith(".submit"):
             return await self.emulator.handle_async_request(request)
@@ -245,14 +245,14 @@ class Network(httpx.AsyncBaseTransport):
         for prediction in self.emulator.predictions:
             if prediction.id in named_in(request):
                 self.emulator.end(prediction)
-        return await self.kindly(request)
+        return await self.by_emulator(request)
 
 
 # --- callbacks ---
 
 
 @dataclass
-class Letter:
+class CallbackRequest:
     """A callback to send: authentic, until a test changes it."""
 
     path: str
@@ -267,12 +267,12 @@ def write(
     ok: bool = True,
     body: bytes | None = None,
     at: float | None = None,
-) -> Letter:
+) -> CallbackRequest:
     """Return the emulator's callback for a submit, or a proved one with the test's own body."""
     if body is None:
         body = network.emulator.callback(sent.prediction, None if ok else FAILURE)
     headers = network.emulator.headers(sent.prediction, body, at)
-    return Letter(sent.path, [*headers.items()], body)
+    return CallbackRequest(sent.path, [*headers.items()], body)
 
 
 def content(network: Network, sent: Sent) -> Json:
@@ -332,7 +332,7 @@ class Station:
             lambda: self.read(prediction_id), lambda found: found["status"] in statuses
         )
 
-    async def post(self, letter: Letter) -> httpx.Response:
+    async def post(self, letter: CallbackRequest) -> httpx.Response:
         return await self.world.post(letter.path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
 
     async def push(self, sent: Sent, **more: Any) -> httpx.Response:

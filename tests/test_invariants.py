@@ -344,7 +344,7 @@ async def test_8_pushed_streamed_and_polled_outcomes_take_one_door(
         if channel == "webhook":
             await station.push(network.sent[0])
         elif channel == "sse":
-            network.tell(network.sent[0])
+            network.end_and_broadcast(network.sent[0])
         elif channel == "poll":
             network.always("eachlabs.poll", network.ends)
         found = await station.until(prediction["id"], "succeeded")
@@ -387,7 +387,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         self, start: Start, network: Network
     ) -> None:
         async def taken_in_silence(request: httpx.Request) -> httpx.Response:
-            await network.kindly(request)
+            await network.by_emulator(request)
             await asyncio.Event().wait()
             raise AssertionError
 

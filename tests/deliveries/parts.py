@@ -216,7 +216,7 @@ async def dispatching(
         await running.store.stop()
 
 
-class Unsteady:
+class FailingStore:
     """A proxy of the store; a method first raises each of the errors given for it."""
 
     def __init__(self, store: Any, **troubles: list[Exception]) -> None:

@@ -16,7 +16,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import Failure
 from receiver.store.breakers import Breakers, BreakerState
 from tests.conftest import Logged
-from tests.deliveries.parts import Dispatching, Unsteady, dispatching, eventually
+from tests.deliveries.parts import Dispatching, FailingStore, dispatching, eventually
 from tests.patience import PATIENCE
 from tests.postgres import Database
 
@@ -322,8 +322,8 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
         await station.breakers.trip("post", station.clock(), station.clock() + 3600, "it was down")
         names = await pending(station, 2)
         troubles: dict[str, list[Exception]] = {name: [StoreUnavailable("full")] for name in away}
-        store: Any = Unsteady(station.store, **troubles)
-        store.breakers = Unsteady(station.breakers, **troubles)
+        store: Any = FailingStore(station.store, **troubles)
+        store.breakers = FailingStore(station.breakers, **troubles)
         dispatch = station.another("me too", store=store)
         await dispatch.start()
         try:

@@ -23,7 +23,7 @@ from receiver.model.ids import delivery_id
 from receiver.observability.runtime import new_owner
 from receiver.store.deliveries import ClaimRequest, Claims, Settlement
 from tests.conftest import Disk, Start
-from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
+from tests.deliveries.parts import POLICY, FailingStore, dispatching, eventually
 from tests.forked import run_to_end
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -294,7 +294,7 @@ async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(place: P
     assert len(most) == 12
 
 
-class Late(Unsteady):
+class Late(FailingStore):
     """A store that settles nothing before it is told to."""
 
     def __init__(self, store: Any) -> None:
@@ -814,7 +814,7 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
         running.clock.stand()
         troubles: list[Exception] = [StoreUnavailable("full"), StoreUnavailable("full")]
         dispatch: Worker = running.another(
-            "me too", store=Unsteady(running.store, **{name: troubles})
+            "me too", store=FailingStore(running.store, **{name: troubles})
         )
         await dispatch.start()
         delivery = await running.ends(await running.enqueue(), "steady")
@@ -927,7 +927,7 @@ async def test_a_thread_fetches_nothing_once_its_attempt_is_over(place: Place) -
     assert fetched == ["the attempt is over, and nothing would delete what is fetched now"]
 
 
-class Renewing(Unsteady):
+class Renewing(FailingStore):
     """Counts renewals; claims for the handler `name` fail once the event is set."""
 
     renewals = 0
@@ -1006,7 +1006,7 @@ async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Plac
         begun[number].set()
         await may_end[number].wait()
 
-    class Slow(Unsteady):
+    class Slow(FailingStore):
         async def claim(self, wanted: ClaimRequest) -> Claims:
             found: Claims = await self._store.claim(wanted)
             if begun[1].is_set() and not begun[2].is_set():
@@ -1036,7 +1036,7 @@ async def test_a_lane_outlives_what_it_cannot_read(place: Place, logged: Logged)
         return
 
     async with dispatching(place, on(name="steady")(steady), start=False) as running:
-        store = Unsteady(running.store, claim=[ValueError("a row that makes no sense")])
+        store = FailingStore(running.store, claim=[ValueError("a row that makes no sense")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
         assert (await running.ends(await running.enqueue(), "steady")).state == "done"
@@ -1049,7 +1049,7 @@ async def test_a_settlement_that_cannot_be_made_is_reported(place: Place, logged
         return
 
     async with dispatching(place, on(name="steady")(steady), start=False) as running:
-        store = Unsteady(running.store, settle=[ValueError("odd")])
+        store = FailingStore(running.store, settle=[ValueError("odd")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
         prediction = await running.enqueue()
@@ -1060,7 +1060,7 @@ async def test_a_settlement_that_cannot_be_made_is_reported(place: Place, logged
 
 async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(place: Place) -> None:
     async with dispatching(place, start=False) as running:
-        store = Unsteady(running.store, release=[StoreUnavailable("full")])
+        store = FailingStore(running.store, release=[StoreUnavailable("full")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
         await dispatch.stop()
@@ -1094,7 +1094,7 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
     renewed = threading.Semaphore(0)
     beats: list[float] = []
 
-    class Counting(Unsteady):
+    class Counting(FailingStore):
         def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
             self._store.renew(owner, delivery_ids, lease_until)
             beats.append(lease_until)

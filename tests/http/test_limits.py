@@ -25,8 +25,8 @@ from tests.receiving import (
     API_KEY,
     ENV,
     STRANGER,
+    CallbackRequest,
     Clock,
-    Letter,
     Network,
     Station,
     breaks,
@@ -255,7 +255,7 @@ async def exhaust(http: httpx.AsyncClient, path: str = "/webhooks/fal/made-up") 
     return answer
 
 
-async def put(http: httpx.AsyncClient, letter: Letter) -> int:
+async def put(http: httpx.AsyncClient, letter: CallbackRequest) -> int:
     answer = await http.post(letter.path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
     return answer.status_code
 

@@ -448,7 +448,7 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await leave.wait()
-        return await network.kindly(request)
+        return await network.by_emulator(request)
 
     network.script("eachlabs.run", slowly)
     async with start() as station:
@@ -859,8 +859,8 @@ async def test_no_secret_is_in_any_answer_or_any_line_of_the_log(
     start: Start, network: Network, logged: Logged
 ) -> None:
     network.script("fal.submit", reply({"detail": "no"}, 401), breaks(httpx.ReadError))
-    network.script("eachlabs.submit", network.kindly, breaks(httpx.ConnectError))
-    network.script("oxen.submit", network.kindly, reply({"error": {"title": "no"}}, 429))
+    network.script("eachlabs.submit", network.by_emulator, breaks(httpx.ConnectError))
+    network.script("oxen.submit", network.by_emulator, reply({"error": {"title": "no"}}, 429))
     network.script("oxen.model", breaks(httpx.ConnectTimeout))
     network.script("eachlabs.cancel", breaks(httpx.ReadError))
     answers: list[httpx.Response] = []

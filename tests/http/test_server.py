@@ -343,7 +343,7 @@ async def test_an_answer_that_was_not_sent_is_not_told_of(
     async def slowly(request: httpx.Request) -> httpx.Response:
         asked.set()
         await answered.wait()
-        return await network.kindly(request)
+        return await network.by_emulator(request)
 
     network.script("oxen.model", slowly)
     async with start() as station, running(station) as server:

@@ -227,7 +227,7 @@ async def test_a_blocking_call_is_waited_for_as_the_process_may_stand_still_then
 ) -> None:
     async def slowly(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0.2)
-        return await network.kindly(request)
+        return await network.by_emulator(request)
 
     network.script("eachlabs.run", slowly)
     async with start(**SERVERLESS) as station:

@@ -33,8 +33,8 @@ from tests.receiving import (
     ENV,
     PICTURE,
     PUSHING,
+    CallbackRequest,
     Clock,
-    Letter,
     Network,
     Sent,
     Station,
@@ -57,12 +57,12 @@ PUBLISHING = [
 ]
 
 
-def without(letter: Letter, *names: str) -> Letter:
+def without(letter: CallbackRequest, *names: str) -> CallbackRequest:
     kept = [pair for pair in letter.headers if pair[0] not in names]
     return replace(letter, headers=kept)
 
 
-def having(letter: Letter, **headers: str | bytes) -> Letter:
+def having(letter: CallbackRequest, **headers: str | bytes) -> CallbackRequest:
     """Replace headers of a letter."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return replace(letter, headers=[*without(letter, *named).headers, *named.items()])
@@ -109,7 +109,7 @@ async def test_it_may_come_before_the_submit_was_answered(
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
-        answer = await network.kindly(request)
+        answer = await network.by_emulator(request)
         await answering.wait()
         return answer
 
@@ -217,7 +217,7 @@ async def test_callbacks_of_a_provider_that_is_off_are_still_taken(
 
 # --- what is not ---
 
-Forgery = Callable[[Network, Sent, Sent], Letter]
+Forgery = Callable[[Network, Sent, Sent], CallbackRequest]
 FORGERIES: dict[str, tuple[str, Forgery]] = {
     "no proof": ("*", lambda n, a, _: replace(write(n, a), headers=[])),
     "another's token": ("*", lambda n, a, b: replace(write(n, a), path=b.path)),
@@ -448,7 +448,7 @@ async def test_without_any_keys_it_is_503_and_then_recovers(
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["type"] == "urn:receiver:problem:keys-unavailable"
         assert station.count("callbacks") == 0
-        network.always(f"{provider}.keys", network.kindly)
+        network.always(f"{provider}.keys", network.by_emulator)
         clock.ahead = 5
         assert (await station.push(sent, at=clock())).json() == {"status": "accepted"}
 
@@ -457,7 +457,7 @@ async def test_without_any_keys_it_is_503_and_then_recovers(
 
 
 async def call(
-    station: Station, letter: Letter, *messages: MutableMapping[str, Any]
+    station: Station, letter: CallbackRequest, *messages: MutableMapping[str, Any]
 ) -> list[MutableMapping[str, Any]]:
     """Call the app with a body in given pieces."""
     queue = list(messages)
@@ -553,7 +553,7 @@ async def listening(station: Station) -> AsyncIterator[int]:
             await serving
 
 
-def raw(letter: Letter, *, length: int | None = None, more: bytes = b"") -> bytes:
+def raw(letter: CallbackRequest, *, length: int | None = None, more: bytes = b"") -> bytes:
     """Spell a request's head and as much of the body as there is."""
     lines = [b"POST " + letter.path.encode() + b" HTTP/1.1", b"host: hooks.test"]
     lines += [_bytes(name) + b": " + _bytes(value) for name, value in letter.headers]
@@ -636,7 +636,7 @@ async def test_a_body_without_a_declared_length_is_counted_too(start: Start) -> 
 async def test_no_spelling_of_the_path_is_redirected(start: Start) -> None:
     async with start() as station, listening(station) as port:
         for path in ("//webhooks/eachlabs/x", "/webhooks/eachlabs/x/", "/./webhooks/eachlabs/x"):
-            answer = await talk(port, raw(Letter(path, [], b"")))
+            answer = await talk(port, raw(CallbackRequest(path, [], b"")))
             assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 401")), path
 
 

@@ -152,7 +152,7 @@ class Process:
         return [line for line in self.lines() if wanted.items() <= line.items()]
 
 
-class Toll:
+class CallbackProxy:
     """A proxy that distributes callbacks over the servers.
 
     If a server does not answer, the next one is tried. `kills_wanted` servers are killed, each as
@@ -213,11 +213,11 @@ class World:
     servers: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
     retired: list[Process] = field(default_factory=list)
-    toll: Toll = field(init=False)
+    proxy: CallbackProxy = field(init=False)
     _turn: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.toll = Toll(self.servers)
+        self.proxy = CallbackProxy(self.servers)
 
     @property
     def providers(self) -> str:
@@ -408,7 +408,7 @@ def living(
     with ExitStack() as stack:
         stack.enter_context(http)
         env["RECEIVER_PUBLIC_URL"] = (
-            f"http://127.0.0.1:{stack.enter_context(serve(world.toll.app))}"
+            f"http://127.0.0.1:{stack.enter_context(serve(world.proxy.app))}"
         )
         world.servers += [world.new_server(*given) for given in servers]
         world.workers += [world.new_worker() for _ in range(workers)]
@@ -490,7 +490,7 @@ def check_evidence(world: World) -> None:
         " GROUP BY prediction_id"
     )
     recorded = {prediction: int(times) for prediction, times in found}
-    promised = Counter(whose for whose, status in world.toll.answers if 200 <= status < 300)
+    promised = Counter(whose for whose, status in world.proxy.answers if 200 <= status < 300)
     assert promised
     short = {whose: n for whose, n in promised.items() if recorded.get(whose, 0) < n}
     assert not short
@@ -528,5 +528,5 @@ def check_logs(world: World) -> None:
         assert not [line for line in shown if line["event"] != "handler.attempt"], process.log
         assert not [secret for secret in SECRETS if secret in log], process.log
         assert not [token for token in tokens if f"{token}." in log], process.log
-    answered = {*world.statuses, *(status for _, status in world.toll.answers)}
+    answered = {*world.statuses, *(status for _, status in world.proxy.answers)}
     assert not {status for status in answered if status >= 500} - {503}

@@ -71,9 +71,9 @@ def chaos(world: World) -> None:
     died = 0.0
     with ThreadPoolExecutor(20) as callers:
         for wave in waves:
-            world.toll.kills_wanted = 1
+            world.proxy.kills_wanted = 1
             submits += [callers.submit(world.submit, *one, key=one[1]) for one in wave]
-            eventually(lambda: world.toll.kills_wanted == 0)
+            eventually(lambda: world.proxy.kills_wanted == 0)
             for process in (*some_of(world.servers, chance), *some_of(world.workers, chance)):
                 process.kill()
             world.revive()

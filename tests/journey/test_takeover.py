@@ -63,7 +63,7 @@ def test_a_rolling_restart_under_load_loses_nothing(
         assert world.rows(ends) == [("succeeded", 60)]
         # Nothing was cut short, so nothing had to be done twice.
         assert len(world.notes("seen")) == 2 * 60
-        assert {status for _, status in world.toll.answers} == {200}
+        assert {status for _, status in world.proxy.answers} == {200}
         check_books(world, 60)
 
 
@@ -169,7 +169,7 @@ def test_all_goes_on_by_itself_after_the_database_was_away(
         world.release(*world.fleet)
         eventually(lambda: len(world.notes("ended")) == 2)
         refused = [call["id"] for call in calls]
-        eventually(lambda: all(503 in world.toll.statuses(call) for call in refused))
+        eventually(lambda: all(503 in world.proxy.statuses(call) for call in refused))
         answer = world.http.post(
             f"{world.servers[0].url}/v1/predictions",
             json={"provider": "fal", "model": "m", "input": {"prompt": "while it is away"}},
@@ -180,7 +180,7 @@ def test_all_goes_on_by_itself_after_the_database_was_away(
         eventually(lambda: readiness(world), lambda found: found == [200, 200])
         ends = [world.ended(call) for call in calls]
         assert {(end["status"], end["channel"]) for end in ends} == {("succeeded", "webhook")}
-        assert {status for _, status in world.toll.answers} == {200, 503}
+        assert {status for _, status in world.proxy.answers} == {200, 503}
         assert world.ended(streamed)["status"] == "succeeded"
         world.settle()
         done = {one["id"]: 2 for one in (before, streamed, *calls)}

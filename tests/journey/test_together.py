@@ -113,14 +113,14 @@ def test_a_waiting_caller_hears_what_came_to_the_other_server(
 ) -> None:
     with living(tmp_path, bare_database, servers=[ACCEPTS, ACCEPTS], more=_CALM) as world:
         asked, called = world.servers
-        world.toll.servers = [called]
+        world.proxy.servers = [called]
         for number, provider in enumerate(("fal", "eachlabs", "fal")):
             seconds, found = timed(lambda n=number, p=provider: wait_at(world, asked, n, p))  # type: ignore[misc]
             assert (found["status"], found["channel"]) == ("succeeded", "webhook")
             # Without news it would be all that the caller waits.
             assert seconds < 60
             # The news may well be faster than the answer to the callback.
-            heard = eventually(lambda f=found: world.toll.statuses(f["id"]))  # type: ignore[misc]
+            heard = eventually(lambda f=found: world.proxy.statuses(f["id"]))  # type: ignore[misc]
             assert heard == [200]
         # A line comes after what it tells of.
         eventually(lambda: len(called.said("outcome.taken", verdict="accepted")) == 3)

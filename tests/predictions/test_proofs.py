@@ -16,7 +16,7 @@ from receiver.providers.adapter import Callback, Proof, Provider
 from receiver.providers.declared import Declared, Given
 from receiver.providers.eachlabs import Eachlabs
 from tests.conftest import Logged, Start
-from tests.receiving import Letter, Network, eventually, reply, write
+from tests.receiving import CallbackRequest, Network, eventually, reply, write
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ async def test_what_only_the_path_proves_is_asked_for_before_it_counts(
     async with start() as station:
         sent = await station.submitted("eachlabs")
         told = json.dumps({"exec_id": sent.id, "status": "failed", "error": "says a stranger"})
-        letter = Letter(sent.path, [], told.encode())
+        letter = CallbackRequest(sent.path, [], told.encode())
         assert (await station.post(letter)).status_code == 200
         await eventually(lambda: network.count("eachlabs.poll") == 1)
         assert (await station.read(sent.prediction_id))["status"] == "processing"
@@ -87,7 +87,7 @@ async def test_nobody_is_asked_to_call_back_with_what_could_not_be_proved(
         sent = await station.submitted("eachlabs", "two are set")
         body = network.emulator.callback(sent.prediction)
         for secret, status in (("other", 401), ("older", 200)):
-            letter = Letter(sent.path, [("x-signature", secret)], body)
+            letter = CallbackRequest(sent.path, [("x-signature", secret)], body)
             assert (await station.post(letter)).status_code == status, secret
 
 

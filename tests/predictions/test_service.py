@@ -104,7 +104,7 @@ async def test_the_row_exists_before_any_money_is_spent(start: Start, network: N
 
     async def look(request: httpx.Request) -> httpx.Response:
         seen.extend(station.rows("SELECT status, submits, due_at IS NOT NULL FROM predictions"))
-        return await network.kindly(request)
+        return await network.by_emulator(request)
 
     network.script("eachlabs.submit", look)
     async with start() as station:
@@ -277,7 +277,7 @@ async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> s
 
     async def silent(request: httpx.Request) -> httpx.Response:
         if taken:
-            await station.network.kindly(request)
+            await station.network.by_emulator(request)
         raise httpx.ReadError("gone", request=request)
 
     station.network.script(f"{provider}.submit", silent)
@@ -349,7 +349,7 @@ async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Net
         prediction_id = await _doubtful(station, "oxen")
         found = await station.until(prediction_id, "processing")
         assert found["provider_id"] == "oxen-1"
-        network.tell(network.sent[0])
+        network.end_and_broadcast(network.sent[0])
         await station.until(prediction_id, "succeeded")
     assert network.count("oxen.submit") == 1
 
@@ -562,7 +562,7 @@ async def test_the_overdue_are_polled_with_backoff_until_they_end(
 
     async def note(request: httpx.Request) -> httpx.Response:
         times.append(time.monotonic())
-        return await (network.kindly if len(times) < 6 else network.ends)(request)
+        return await (network.by_emulator if len(times) < 6 else network.ends)(request)
 
     network.always(f"{provider}.poll", note)
     async with start(**SOON) as station:
@@ -688,7 +688,7 @@ async def test_fals_urls_on_strange_hosts_never_get_the_key(
     links = dict.fromkeys(("status_url", "response_url", "cancel_url"), url)
 
     async def led_astray(request: httpx.Request) -> httpx.Response:
-        answer = await network.kindly(request)
+        answer = await network.by_emulator(request)
         return httpx.Response(200, json={**answer.json(), **links})
 
     network.script("fal.submit", led_astray)
@@ -769,7 +769,7 @@ async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await answering.wait()
-        return await network.kindly(request)
+        return await network.by_emulator(request)
 
     network.script("eachlabs.submit", slowly)
     async with start() as station:
@@ -1070,7 +1070,7 @@ async def test_a_refusal_that_was_none_is_not_submitted_again(
     start: Start, network: Network
 ) -> None:
     async def taken_all_the_same(request: httpx.Request) -> httpx.Response:
-        await network.kindly(request)
+        await network.by_emulator(request)
         return httpx.Response(502)
 
     network.script("eachlabs.submit", taken_all_the_same)

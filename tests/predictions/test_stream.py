@@ -31,7 +31,7 @@ async def test_the_stream_is_connected_before_the_first_submit(
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await connecting.wait()
-        return await network.kindly(request)
+        return await network.by_emulator(request)
 
     network.script("oxen.stream", slowly)
     async with start() as station:
@@ -72,7 +72,7 @@ async def test_an_event_ends_its_prediction(
 ) -> None:
     async with start() as station:
         sent = await station.submitted("oxen")
-        network.say(generation_id=sent.id, media_type="image", **data)
+        network.broadcast(generation_id=sent.id, media_type="image", **data)
         found = await eventually(
             lambda: station.rows("SELECT status, channel FROM predictions"),
             lambda rows: rows[0][0] == status,
@@ -85,8 +85,8 @@ async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: 
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
-        answer = await network.kindly(request)
-        network.tell(network.sent[0])
+        answer = await network.by_emulator(request)
+        network.end_and_broadcast(network.sent[0])
         await answering.wait()
         return answer
 
@@ -107,14 +107,14 @@ async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: 
 async def test_what_is_not_ours_is_ignored(start: Start, network: Network, logged: Logged) -> None:
     async with start() as station:
         sent = await station.submitted("oxen")
-        network.say_raw("deployment_updated", '{"deployment_id": "x"}')
-        network.say_raw("deployment_updated", json.dumps({"generation_id": sent.id}))
-        network.say(generation_id="another-users", status="succeeded", url=PICTURE)
+        network.broadcast_raw("deployment_updated", '{"deployment_id": "x"}')
+        network.broadcast_raw("deployment_updated", json.dumps({"generation_id": sent.id}))
+        network.broadcast(generation_id="another-users", status="succeeded", url=PICTURE)
         for garbage in ("not json", "[]", "{}", "[" * 5000, '{"generation_id": 7}', "\ud7ff\x00"):
-            network.say_raw("media_generation_completed", garbage)
-        network.say(generation_id="x" * 500, status="succeeded")
-        network.say(generation_id=sent.id, status="a word nobody knows")
-        network.tell(sent)
+            network.broadcast_raw("media_generation_completed", garbage)
+        network.broadcast(generation_id="x" * 500, status="succeeded")
+        network.broadcast(generation_id=sent.id, status="a word nobody knows")
+        network.end_and_broadcast(sent)
         await eventually(lambda: station.rows("SELECT 1 FROM events"))
         assert station.count("callbacks") == 1
         assert network.count("oxen.stream") == 1
@@ -125,7 +125,7 @@ async def test_an_event_without_its_url_is_asked_about(start: Start, network: Ne
     network.always("oxen.poll", network.ends)
     async with start() as station:
         sent = await station.submitted("oxen")
-        network.say(generation_id=sent.id, status="succeeded")
+        network.broadcast(generation_id=sent.id, status="succeeded")
         await eventually(lambda: station.rows("SELECT 1 FROM events WHERE channel = 'poll'"))
 
 
@@ -142,7 +142,7 @@ async def test_after_a_cut_it_listens_again_and_asks_what_it_missed(
         await eventually(lambda: station.count("events") == 1)
         polled = station.one("SELECT provider_id FROM predictions WHERE channel = 'poll'")
         (other,) = (sent for sent in (missed, later) if sent.id != polled)
-        network.tell(other)
+        network.end_and_broadcast(other)
         await eventually(lambda: station.count("events") == 2)
     assert network.count("oxen.stream") == 2
 

@@ -73,7 +73,7 @@ class Work:
         self._wakeups.wake("role", NAME)
 
 
-class Unsteady(LeaseStore):
+class FailingStore(LeaseStore):
     """The leases of the real store, which is away when told."""
 
     def __init__(self, store: Store) -> None:
@@ -112,7 +112,7 @@ class One:
     """A process with a duty."""
 
     def __init__(self, store: Store, owner: str) -> None:
-        self.roles = Unsteady(store)
+        self.roles = FailingStore(store)
         wakeups = Wakeups()
         self.work = Work(wakeups)
         self.clock = Clock()
