@@ -11,7 +11,7 @@ from receiver.model.errors import Unreadable
 from receiver.observability.runtime import Runtime
 from receiver.providers.adapter import ProviderResponse
 from receiver.providers.parsing import retry_after, unexpected
-from receiver.providers.transport import read_capped
+from receiver.providers.transport import BROKEN, read_capped
 from receiver.store.limits import LimitStore, RequestPermit
 
 AT_ONCE: Final = 64
@@ -22,9 +22,6 @@ _LARGEST_ANSWER: Final = 32 * 1024 * 1024
 _DEFAULT_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 86400.0
 """Seconds that one answer can stop all requests to a provider for."""
-
-BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
-"""Errors of a request; httpx parses the target of a redirect even if it is not followed."""
 
 
 class Busy(Unreadable):

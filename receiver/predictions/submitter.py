@@ -25,7 +25,7 @@ from receiver.observability.events import SubmitResult
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
-from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, ProviderClient
+from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, ProviderClient
 from receiver.predictions.room import Room
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import (
@@ -40,6 +40,7 @@ from receiver.providers.adapter import (
     Stopping,
     can_prove,
 )
+from receiver.providers.transport import BROKEN
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.facade import Store
 from receiver.store.predictions import (
