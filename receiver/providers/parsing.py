@@ -228,10 +228,13 @@ def retry_after(answer: ProviderResponse) -> float | None:
     return None if seconds is None else min(seconds, _LONGEST_WAIT)
 
 
-_WAIT: Final = re.compile(r"\b(?:in|after) ~?(\d{1,7}(?:\.\d{1,3})?) ?s(?:ec(?:ond)?s?)?\b")
+_WAIT: Final = re.compile(r"(?a)\b(?:in|after) ~?(\d{1,7}(?:\.\d{1,3})?) ?s(?:ec(?:ond)?s?)?\b")
 
 
 def _number(value: Any) -> str:
+    """Return a number as text; a text is returned as it is."""
+    if isinstance(value, str):
+        return value[:LONGEST_MESSAGE]
     return str(value) if type(value) in (int, float) and abs(value) < LARGEST_NUMBER else ""
 
 
@@ -244,11 +247,14 @@ def quantity(value: Any) -> float | None:
     return number if 0 <= number < LARGEST_NUMBER else None  # refuses nan, too
 
 
+_SECONDS: Final = re.compile(r"\s*[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?\s*", re.ASCII)
+
+
 def seconds_of(text: str, now: float) -> float | None:
     """Read a Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
-    try:
+    if _SECONDS.fullmatch(text):
         seconds = float(text)
-    except ValueError:
+    else:
         try:
             moment = parsedate_to_datetime(text)
             # HTTP's dates are all UTC; its oldest form does not say so.

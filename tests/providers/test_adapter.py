@@ -28,6 +28,7 @@ def answer(status: int = 200, **headers: str) -> ProviderResponse:
     [
         ("7", 7.0),
         (" 7 ", 7.0),
+        ("1_0", None),
         ("0", 0.0),
         ("1.5", 1.5),
         ("-5", 0.0),
@@ -73,12 +74,14 @@ def test_retry_after_may_be_absent() -> None:
     [
         (b'{"retry_after": 7}', 7.0),
         (b'{"retry_after": 0.5, "detail": "resets in ~30s."}', 0.5),
-        (b'{"retry_after": "7", "detail": "Your rate limit resets in ~30s."}', 30.0),
+        (b'{"retry_after": "7", "detail": "Your rate limit resets in ~30s."}', 7.0),
+        (b'{"retry_after": "soon", "detail": "Your rate limit resets in ~30s."}', 30.0),
         (b'{"detail": "Request was throttled. Expected available in 1 second."}', 1.0),
         (b'{"detail": "Expected available in 12 seconds."}', 12.0),
         (b'{"error": {"message": "try again after 2.5 sec"}}', 2.5),
         (b'{"retry_after": true, "detail": "in 5 steps, in 7 stages"}', None),
         (b'{"retry_after": NaN}', None),
+        ('{"retry_after": "\u0667", "detail": "in \u0667 s"}'.encode(), None),
         (b"throttled", None),
     ],
 )
