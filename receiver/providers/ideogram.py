@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import httpx
 import msgspec
 
+from receiver.model.costs import DEAREST
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Outcome, OutcomeKind, Ticket
 from receiver.providers import parsing, results
@@ -38,7 +39,6 @@ _DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*?(;base64)?,", re.IGNOR
 _GENERATIONS: Final = "/v2/generations"
 _NOBODYS: Final = "00000000-0000-0000-0000-000000000000"
 _WITHHELD: Final = "Ideogram's safety check has withheld every image"
-_MOST_MICROS: Final = 2**53
 
 Part = tuple[str, tuple[str | None, bytes, str | None]]
 """A part of a form: its name, and the file's name, content and type; without a name, a text."""
@@ -174,7 +174,7 @@ def _cost(body: dict[str, Any]) -> int | None:
     if parsing.lookup(_KINDS, body.get("status"), "processing") == "failed":
         return 0
     micros = body.get("usage_cost_usd_micros")
-    return micros if type(micros) is int and 0 <= micros < _MOST_MICROS else None
+    return micros if type(micros) is int and 0 <= micros <= DEAREST else None
 
 
 def _reason(body: dict[str, Any]) -> str:
