@@ -24,7 +24,7 @@ from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
-from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
+from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule, send_cancel
 from receiver.providers.adapter import Candidate, Follow, Provider, Searched
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, Progress
@@ -173,9 +173,9 @@ class Poller:
             ended = await self._ask(job)
         except Busy as busy:
             # Past its deadline a prediction waits for one last answer, but not for ever.
-            if now < deadline + _LAST_WORD:
-                due_at = now + busy.seconds
-                await self._again(job, due_at if now >= deadline else min(due_at, deadline))
+            latest = deadline if now < deadline else deadline + _LAST_WORD
+            if now < latest:
+                await self._again(job, min(now + busy.seconds, latest))
                 return
             ended, reason = False, str(busy)
         except Unreadable as error:
@@ -268,6 +268,8 @@ class Poller:
             for candidate in found.candidates:
                 if await self._may_be(job, candidate):
                     ticket = msgspec.structs.replace(job.ticket, provider_id=candidate.provider_id)
+                    if ticket.cancel_requested:
+                        await send_cancel(provider, self._wires[job.provider], ticket)
                     return await self._ask(msgspec.structs.replace(job, ticket=ticket))
             if found.more is not None:
                 pages.appendleft(found.more)

@@ -400,8 +400,12 @@ class Submitter:
             job,
             lambda: self._inbox.answer(self.provider.name, job.ticket.id, "sync", outcome, body),
         )
-        if taken.status not in TERMINAL:
-            await self._progress(job, "polled", self._schedule.first_poll(push_expected=False))
+        if taken.status in TERMINAL:
+            return
+        if outcome.provider_id is None:
+            await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+        else:
+            await self._accepted(job, Accepted(outcome.provider_id), push_expected=False)
 
     async def _send(self, job: Job) -> tuple[Receipt, bytes]:
         ticket = await self._addressed(job.ticket)
@@ -471,11 +475,7 @@ class Submitter:
             ticket = msgspec.structs.replace(
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
-            try:
-                if isinstance(self.provider, Stopping):
-                    await self._wire.ask(self.provider.cancel(ticket))
-            except Unreadable as error:
-                log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
+            await send_cancel(self.provider, self._wire, ticket)
             await self._progress(job, "polled", self._clock())
 
     async def _progress(
@@ -527,6 +527,15 @@ class Submitter:
             except StoreUnavailable:
                 self._runtime.wakeups.wake("prediction", job.ticket.id)
                 await asyncio.sleep(0.5)
+
+
+async def send_cancel(provider: Provider, wire: ProviderClient, ticket: Ticket) -> None:
+    """Send a cancel that was requested before the provider's id was known; a poll shows its end."""
+    try:
+        if isinstance(provider, Stopping):
+            await wire.ask(provider.cancel(ticket))
+    except Unreadable as error:
+        log.warning("cancel.failed", prediction=ticket.id, reason=str(error))
 
 
 def _too_large(job: Job, error: TooLarge) -> Receipt:

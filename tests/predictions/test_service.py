@@ -624,6 +624,24 @@ async def test_a_poll_refused_for_haste_waits_as_it_was_told(
         assert (await station.read(prediction["id"]))["status"] == "processing"
 
 
+async def test_at_its_deadline_it_waits_a_minute_for_a_provider_that_takes_no_request(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    network.always("fal.poll", reply({}, 429, retry_after="80000"))
+    async with start(**SOON, clock=clock) as station:
+        prediction = await station.submit("fal")
+        await eventually(lambda: network.count("fal.poll"))
+        clock.ahead = TOO_LONG
+        await station.http.post("/v1/drain")
+        since = "SELECT due_at - deadline_at FROM predictions"
+        await eventually(lambda: station.one(since), lambda seconds: 0 < seconds <= 60)
+        clock.ahead = TOO_LONG + 61
+        await station.http.post("/v1/drain")
+        found = await station.until(prediction["id"], "failed")
+        assert (found["error"]["code"], network.count("fal.poll")) == ("expired", 1)
+
+
 @pytest.mark.parametrize("provider", ALL)
 async def test_what_never_ends_expires_at_its_deadline(
     start: Start, network: Network, provider: str
@@ -762,26 +780,39 @@ async def test_what_waits_is_canceled_without_a_word_to_the_provider(
         assert len(network.sent) == 1
 
 
+@pytest.mark.parametrize(
+    ("provider", "mode", "is_lost"),
+    [
+        ("eachlabs", "queue", False),
+        ("replicate", "queue", False),
+        ("replicate", "sync", False),
+        ("replicate", "queue", True),
+    ],
+)
 async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
-    start: Start, network: Network
+    start: Start, network: Network, provider: str, mode: str, is_lost: bool
 ) -> None:
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await answering.wait()
-        return await network.kindly(request)
+        request.headers.pop("prefer", None)  # a blocking call is answered before the end
+        response = await network.kindly(request)
+        if is_lost:
+            raise httpx.ReadError("gone", request=request)
+        return response
 
-    network.script("eachlabs.submit", slowly)
-    async with start() as station:
-        submitting = asyncio.create_task(station.submit())
-        await eventually(lambda: network.count("eachlabs.submit"))
+    network.script(f"{provider}.submit", slowly)
+    async with start(**SOON) as station:
+        submitting = asyncio.create_task(station.submit(provider, mode=mode))
+        await eventually(lambda: network.count(f"{provider}.submit"))
         prediction_id = station.one("SELECT id FROM predictions")
         answer = await _cancel(station, prediction_id)
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
         answering.set()
         await submitting
         await station.until(prediction_id, "canceled")
-    assert network.count("eachlabs.cancel") == 1
+    assert network.count(f"{provider}.cancel") == 1
 
 
 async def test_what_cannot_be_canceled_says_so(start: Start, network: Network) -> None:
@@ -1114,6 +1145,15 @@ async def test_a_blocking_call_that_is_still_running_is_asked_about_soon(
         found = await station.submit("eachlabs", mode="sync", headers={"Prefer": "wait=1"})
         found = await station.until(found["id"], "succeeded")
         assert (found["provider_id"], found["channel"]) == ("each-7", "poll")
+
+
+async def test_a_blocking_call_that_is_still_running_and_names_nothing_is_a_doubt(
+    start: Start, network: Network
+) -> None:
+    network.script("eachlabs.run", reply({"status": "processing"}))
+    async with start() as station:
+        found = await station.submit("eachlabs", mode="sync", headers={"Prefer": "wait=1"})
+        assert found["status"] == "unconfirmed"
 
 
 async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(
