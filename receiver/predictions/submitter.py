@@ -16,6 +16,7 @@ import httpx
 import msgspec
 import structlog
 
+from receiver.model.costs import Price
 from receiver.model.errors import Problem, ReceiverError, StoreUnavailable, TooLarge, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.states import TERMINAL
@@ -42,6 +43,7 @@ from receiver.providers.adapter import (
 )
 from receiver.providers.transport import BROKEN
 from receiver.settings import ProviderSettings, Settings
+from receiver.store.costs import Figure
 from receiver.store.facade import Store
 from receiver.store.predictions import (
     Job,
@@ -418,7 +420,9 @@ class Submitter:
         if ticket.mode == "queue" or not isinstance(self.provider, Addressing):
             return ticket
         try:
-            answer = await self._wire.ask(self.provider.details(ticket.model))
+            # The request that was counted when the submit began is enough: a permit for each would
+            # never be had, as the submits have taken them all.
+            answer = await self._wire.ask(self.provider.details(ticket.model), is_counted=True)
             return self.provider.addressed(ticket, answer)
         except Problem as error:
             return Refused(str(error))
@@ -471,6 +475,10 @@ class Submitter:
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
             return
         await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
+        if receipt.cost is not None:  # its outcome may have come first
+            cost = Price(receipt.cost, "provider")
+            figure = Figure(prediction_id=job.ticket.id, cost=cost, at=self._clock())
+            await self._insist(job, lambda: self._store.costs.learn(figure))
         if done == "to_cancel":
             ticket = msgspec.structs.replace(
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
