@@ -338,7 +338,7 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
 
 def _settled(
     answer: ProviderResponse, body: dict[str, Any]
-) -> Refused | Postponed | Ambiguous | None:
+) -> Refused | Postponed | Ambiguous | Outcome | None:
     """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit.
 
     Fal's own 504 is about what has not begun in time, and no 5xx of fal's is billed; the 504 of a
@@ -348,8 +348,10 @@ def _settled(
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in detail.lower():
         return Postponed(detail, holds="locked")
     is_fals = "detail" in body or any(name.startswith("x-fal-") for name in answer.headers)
-    sort = parsing.declined if is_fals else parsing.settle_submit
-    return sort(answer, detail, *_hints(body, answer))
+    hints = _hints(body, answer)
+    if is_fals:
+        return parsing.declined(answer, detail, *hints)
+    return parsing.settle_submit(answer, detail, *hints, blocks=False)
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:

@@ -80,7 +80,9 @@ class Ideogram:
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
         unsafe = answer.status == httpx.codes.UNPROCESSABLE_ENTITY
-        if settled := parsing.settle_submit(answer, _reason(body), "safety" if unsafe else ""):
+        if settled := parsing.settle_submit(
+            answer, _reason(body), "safety" if unsafe else "", blocks=ticket.mode == "sync"
+        ):
             return settled
         provider_id = parsing.identifier(body.get("generation_id"))
         if provider_id is None or ticket.mode == "queue":

@@ -121,14 +121,18 @@ def refusal(message: str, *hints: str) -> Refused:
 
 
 def settle_submit(
-    answer: ProviderResponse, message: str, *hints: str
-) -> Refused | Postponed | Ambiguous | None:
+    answer: ProviderResponse, message: str, *hints: str, blocks: bool
+) -> Refused | Postponed | Ambiguous | Outcome | None:
     """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
 
-    `hints` say only which refusal it is.
+    `hints` say only which refusal or failure it is. A call that `blocks` until the end and answers
+    with a server error has failed: its work may be billed, and again if it were sent again.
     """
+    reason = message or f"HTTP {answer.status} without a reason"
     if answer.status in _NO_ANSWER:
-        return Ambiguous(message or f"HTTP {answer.status} without a reason")
+        return Ambiguous(reason)
+    if blocks and answer.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return Outcome(kind="failed", error=failure(reason, *hints))
     return declined(answer, message, *hints)
 
 

@@ -893,6 +893,19 @@ async def test_a_blocking_call_that_breaks_is_a_doubt(
     assert network.count(blocking(provider)) == 1
 
 
+@pytest.mark.parametrize("provider", [each for each in WAITING if each != "fal"])
+async def test_a_blocking_call_that_ends_in_a_server_error_is_not_made_again(
+    start: Start, network: Network, provider: str
+) -> None:
+    network.script(blocking(provider), reply({"error": "out of memory"}, 502, retry_after="0"))
+    async with start() as station:
+        found = await station.submit(provider, mode="sync")
+        assert found["status"] == "failed"
+        assert found["error"] == {"code": "provider_error", "message": "out of memory"}
+        assert found["cost"] is None  # it may be billed
+    assert network.count(blocking(provider)) == 1
+
+
 # --- limits ---
 
 
@@ -928,6 +941,23 @@ async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
         await eventually(lambda: len(network.sent) >= 6)
         assert station.rows("SELECT count(*) FROM predictions WHERE status = 'queued'") == [(1,)]
     assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
+
+
+async def test_blocking_submits_are_sent_as_the_minute_has_room_for_them(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    async with start(clock=clock, OXEN_REQUESTS_PER_MINUTE="2") as station:
+        for number in range(4):
+            await station.submit(
+                "oxen", f"{number}", mode="sync", headers={"Prefer": "respond-async"}
+            )
+        for minute in (1, 2):
+            done = "SELECT count(*) FROM predictions WHERE status = 'succeeded'"
+            await eventually(lambda: station.one(done), lambda count: count == 2 * minute)  # noqa: B023 - read at once
+            assert network.count("oxen.run") == 2 * minute
+            clock.ahead += 61
+            await station.http.post("/v1/drain")
 
 
 async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: Network) -> None:
@@ -1111,6 +1141,29 @@ async def test_a_refusal_that_was_none_is_not_submitted_again(
         assert (await station.push(sent)).status_code == 200
         assert (await station.until(sent.prediction_id, "succeeded"))["channel"] == "poll"
     assert network.count("eachlabs.submit") == 1
+
+
+@pytest.mark.both_engines
+async def test_a_cost_in_the_answer_to_a_submit_is_kept_where_the_callback_came_first(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+
+        async def called_back_first(request: httpx.Request) -> httpx.Response:
+            answer = await network.kindly(request)
+            assert (await station.push(network.sent[-1])).json() == {"status": "accepted"}
+            return answer
+
+        network.script("bfl.submit", called_back_first)
+        found = [await station.submit("bfl", prompt) for prompt in ("first", "second")]
+        await station.push(network.of("second"))
+        await eventually(
+            lambda: station.rows("SELECT cost, cost_source FROM predictions"),
+            lambda rows: len(set(rows)) == 1 and rows[0][1] == "provider",
+        )
+        total = (await station.http.get("/v1/costs")).json()["total"]
+        cost = (await station.read(found[0]["id"]))["cost"]["amount"]
+        assert (total["amount"], total["unknown"]) == (pytest.approx(2 * cost), 0)
 
 
 async def test_what_was_canceled_while_it_was_put_off_is_not_submitted_again(
