@@ -194,6 +194,7 @@ class Inbox:
         error: Error,
         *,
         only_from: frozenset[Status],
+        submits: int | None = None,
         is_free: bool = True,
         channel: Channel | None = None,
         body: bytes = b"",
@@ -213,6 +214,7 @@ class Inbox:
                 judge=self._judge,
                 body=body,
                 only_from=only_from,
+                submits=submits,
                 is_free=is_free,
             )
         )

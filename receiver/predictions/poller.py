@@ -164,7 +164,7 @@ class Poller:
         if job.status is Status.SUBMITTING:
             # Its hold ended well after the submit's timeout: the process that submitted it is gone.
             await self._store.predictions.progress(
-                Progress(id=job.ticket.id, cause="ambiguous", due_at=now)
+                Progress(id=job.ticket.id, cause="ambiguous", due_at=now, submits=job.submits)
             )
             return
         deadline = float("inf") if job.deadline_at is None else job.deadline_at

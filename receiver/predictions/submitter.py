@@ -321,7 +321,9 @@ class Submitter:
         except TakenOverError:
             log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")
         except asyncio.CancelledError:  # we stop: queued again, or unconfirmed if it was sent
-            cut_off = Progress(id=job.ticket.id, cause="ambiguous", due_at=self._clock())
+            cut_off = Progress(
+                id=job.ticket.id, cause="ambiguous", due_at=self._clock(), submits=job.submits
+            )
             with contextlib.suppress(StoreUnavailable, TimeoutError):
                 async with asyncio.timeout(_LAST_WRITE):
                     await self._store.predictions.progress(cut_off)
@@ -503,6 +505,7 @@ class Submitter:
             links=receipt.links if receipt else {},
             cost=receipt.cost if receipt else None,
             reason=reason,
+            submits=job.submits,
         )
         done = await self._insist(job, lambda: self._store.predictions.progress(progress))
         self._due(due_at)
@@ -517,6 +520,7 @@ class Submitter:
                 job.ticket.id,
                 error,
                 only_from=frozenset({Status.SUBMITTING}),
+                submits=job.submits,
                 # A blocking call may be refused by the model, after work that costs money.
                 is_free=job.ticket.mode == "queue" or not body,
                 channel="sync" if body else None,

@@ -157,6 +157,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Why it has not ended, for the error that it may end with; None keeps the last reason."""
     held_until: float | None = None
     """The time until which a poll held the row; set for polls only."""
+    submits: int | None = None
+    """That of the job, if it was postponed or is ambiguous: another submit is not concerned."""
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True):

@@ -368,6 +368,24 @@ async def test_a_submit_is_marked_once_and_only_by_the_one_that_began_it_last(st
     assert found.ticket.submitted_at == NOW
 
 
+async def test_what_an_older_submit_records_late_changes_nothing(store: Store) -> None:
+    await submitting(store, 1)
+    await store.predictions.progress(progress(1, "postponed", NOW))
+    [second] = (await store.predictions.begin_submits(slots())).jobs
+    assert await store.predictions.mark_sent(sent(second))
+    job = await store.predictions.job(pred(1))
+    of_submits = {"channel": None, "only_from": frozenset({Status.SUBMITTING})}
+
+    for cause in ("postponed", "ambiguous"):
+        await store.predictions.progress(progress(1, cause, NOW))
+    refused = await accept_outcome(store, arrival(1, "failed", **of_submits, submits=1))
+
+    assert (refused.verdict, refused.reason) == ("late", "begun again")
+    assert await store.predictions.job(pred(1)) == job
+    refused = await accept_outcome(store, arrival(1, "failed", **of_submits, submits=2))
+    assert refused.verdict == "accepted"
+
+
 async def test_recovery_submits_again_what_was_begun_and_not_sent(engine: Engine) -> None:
     for number in (1, 2):
         await engine.store.predictions.create(new(number))

@@ -105,14 +105,14 @@ RETURNING cancel_requested = 1 AND status NOT IN ({terminal}) AS is_to_cancel
 UPDATE predictions
 SET status = 'queued', due_at = least(:due_at::float, deadline_at), submitted_at = NULL,
     {keep_reason}
-WHERE id = :id AND status IN ({from_postponed})
+WHERE id = :id AND status IN ({from_postponed}) AND submits = :submits::int
 
 -- name: mark_unconfirmed
 -- Record a submit without an answer: it may have reached the provider.
 -- One that was not marked as sent was not sent, and is queued again.
 UPDATE predictions
 SET status = {in_doubt}, due_at = least(due_at, :due_at::float, deadline_at), {keep_reason}
-WHERE id = :id AND status IN ({from_ambiguous})
+WHERE id = :id AND status IN ({from_ambiguous}) AND submits = :submits::int
 
 -- name: record_poll
 -- Record that a poll has brought no end.
