@@ -124,8 +124,8 @@ class Poller:
             before = now - self._timeout
             for prediction_id in await self._store.predictions.stale(provider, before, _MOST_LOOKS):
                 await self._expire_unsent(provider, prediction_id)
-            for prediction_id in await self._store.predictions.late(provider, now, _MOST_LOOKS):
-                await self._inbox.too_late(provider, prediction_id)
+            for late in await self._store.predictions.late(provider, now, _MOST_LOOKS):
+                await self._inbox.too_late(provider, *late)
         naps = [await self._look_at(provider, now) for provider in self._providers]
         return min(naps, default=LONGEST_NAP)
 

@@ -21,7 +21,7 @@ from receiver.model.errors import Problem, ReceiverError, StoreUnavailable, TooL
 from receiver.model.retry import backoff
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import TaskSet, repeat
-from receiver.model.values import Error, Outcome, Status, Ticket, expired
+from receiver.model.values import Error, Outcome, Status, Ticket
 from receiver.observability.events import SubmitResult
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
@@ -300,7 +300,7 @@ class Submitter:
         return await self._end_late(begun.latest, nap)
 
     async def _end_late(self, latest: float | None, nap: float) -> float:
-        """End queued orders past their latest time; return the seconds until the next step.
+        """End queued predictions past their latest time; return the seconds until the next step.
 
         `latest` is the first of these times.
         """
@@ -310,8 +310,8 @@ class Submitter:
         if latest > now:
             return min(nap, max(latest - now, _SHORTEST_NAP))
         name = self.provider.name
-        for prediction_id in await self._store.predictions.late(name, now, AT_ONCE):
-            await self._inbox.too_late(name, prediction_id)
+        for late in await self._store.predictions.late(name, now, AT_ONCE):
+            await self._inbox.too_late(name, *late)
         return 0.0
 
     async def _submit_safely(self, job: Job) -> None:
@@ -335,9 +335,6 @@ class Submitter:
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
     async def _submit(self, job: Job, span: Span) -> None:
-        if job.deadline_at is not None and job.deadline_at <= self._clock():
-            await self._ended_unsent(job, expired("every submit was put off", job.last_words))
-            return
         if job.ticket.cancel_requested:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)

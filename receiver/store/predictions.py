@@ -551,10 +551,10 @@ class PredictionStore:
         rows = await self._store.read(sql.select_stale, provider=provider, before=before, most=most)
         return [row["id"] for row in rows]
 
-    async def late(self, provider: str, now: float, most: int) -> list[str]:
-        """Return queued predictions that it is too late to submit."""
+    async def late(self, provider: str, now: float, most: int) -> list[tuple[str, str]]:
+        """Return queued predictions that it is too late to submit, and why they were put off."""
         rows = await self._store.read(sql.select_late, provider=provider, now=now, most=most)
-        return [row["id"] for row in rows]
+        return [(row["id"], row["last_words"] or "") for row in rows]
 
     async def next_late(self, provider: str) -> float | None:
         """Return the first time from which it is too late to submit a queued prediction."""

@@ -258,6 +258,27 @@ async def test_retry_after_is_honoured_and_stops_the_others_too(
     assert {sent.prompt for sent in network.sent} == {"first", "second", "third", "fourth"}
 
 
+@pytest.mark.both_engines
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_submit_that_is_put_off_ends_at_its_deadline_while_none_may_be_sent(
+    start: Start, network: Network, status: int
+) -> None:
+    clock = Clock()
+    wait = "80000" if status == 429 else "100"
+    network.script("eachlabs.submit", reply({"error": "busy"}, status, retry_after=wait))
+    async with start(clock=clock, EACHLABS_MAX_IN_FLIGHT="1") as station:
+        prediction = await station.submit()
+        if status == 503:  # it is no pause, but there is no room
+            await station.submitted("eachlabs", "another")
+            station.edit("UPDATE predictions SET deadline_at = NULL WHERE status = 'processing'")
+        clock.ahead = TOO_LONG
+        await station.http.post("/v1/drain")
+        found = await station.until(prediction["id"], "failed")
+        assert found["error"]["message"] == "every submit was put off; last: busy"
+        assert (found["error"]["code"], found["cost"]["amount"]) == ("expired", 0)
+    assert network.count("eachlabs.submit") == 1 + len(network.sent)
+
+
 async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: Network) -> None:
     network.always("eachlabs.submit", reply({}, 503))
     async with start() as station:

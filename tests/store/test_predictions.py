@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from receiver.model.states import ARROWS, TERMINAL, Cause
-from receiver.model.values import Status
+from receiver.model.values import Shift, Status
 from receiver.store import predictions
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
@@ -285,6 +285,25 @@ async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Stor
     assert (await store.predictions.begin_submits(slots(now=NOW + 29))).jobs == []
     [job] = (await store.predictions.begin_submits(slots(now=NOW + 30))).jobs
     assert (job.submits, job.deadline_at) == (2, NOW + 3600)
+
+
+@pytest.mark.usefixtures("in_one_process")
+async def test_at_its_deadline_it_is_too_late_wherever_a_sleep_of_the_computer_moves_that(
+    engine: Engine,
+) -> None:
+    store = engine.store
+    await store.predictions.create(new(1, latest_at=NOW + 60))
+    await store.predictions.create(new(2))
+    await store.predictions.begin_submits(slots())
+    for number in (1, 2):
+        await store.predictions.progress(progress(number, "postponed", NOW + 30, reason="busy"))
+    await store.shift(Shift(due=0.0, deadline=100.0), "me", NOW)
+
+    assert await store.predictions.late("fal", NOW + 60, 10) == [(pred(1), "busy")]
+    assert await store.predictions.next_late("fal") == NOW + 60
+    assert len(await store.predictions.late("fal", NOW + 3699, 10)) == 1
+    assert await store.predictions.late("fal", NOW + 3700, 1) == [(pred(1), "busy")]
+    assert len(await store.predictions.late("fal", NOW + 3700, 10)) == 2
 
 
 @pytest.mark.pooled
