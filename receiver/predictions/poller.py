@@ -124,8 +124,9 @@ class Poller:
             before = now - self._timeout
             for prediction_id in await self._store.predictions.stale(provider, before, _MOST_LOOKS):
                 await self._expire_unsent(provider, prediction_id)
-            for late in await self._store.predictions.late(provider, now, _MOST_LOOKS):
-                await self._inbox.too_late(provider, *late)
+            late = await self._store.predictions.late(provider, self._clock(), _MOST_LOOKS)
+            for each in late:
+                await self._inbox.too_late(provider, *each)
         naps = [await self._look_at(provider, now) for provider in self._providers]
         return min(naps, default=LONGEST_NAP)
 

@@ -303,6 +303,14 @@ def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list
     return results
 
 
+def find_late(items: Sequence[tuple[str, float, int]]) -> Steps[list[list[tuple[str, str]]]]:
+    results = []
+    for provider, now, most in items:
+        rows = yield Run(sql.select_late, {"provider": provider, "now": now, "most": most})
+        results.append([(row["id"], row["last_words"] or "") for row in rows])
+    return results
+
+
 def hasten(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
     for provider, now in items:
         yield Run(sql.expedite_polls, {"provider": provider, "now": now})
@@ -552,9 +560,11 @@ class PredictionStore:
         return [row["id"] for row in rows]
 
     async def late(self, provider: str, now: float, most: int) -> list[tuple[str, str]]:
-        """Return queued predictions that it is too late to submit, and why they were put off."""
-        rows = await self._store.read(sql.select_late, provider=provider, now=now, most=most)
-        return [(row["id"], row["last_words"] or "") for row in rows]
+        """Return queued predictions that it is too late to submit, and why they were put off.
+
+        It takes its turn among the writes: after a step of the clock, stored times are moved first.
+        """
+        return await self._store.write(find_late, (provider, now, most))
 
     async def next_late(self, provider: str) -> float | None:
         """Return the first time from which it is too late to submit a queued prediction."""
