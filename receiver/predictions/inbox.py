@@ -20,7 +20,7 @@ from receiver.model.costs import Price
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
 from receiver.model.tasks import TaskSet
-from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status
+from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status, expired
 from receiver.observability.runtime import Runtime
 from receiver.predictions.limits import Limits
 from receiver.predictions.proofs import Proofs
@@ -194,6 +194,7 @@ class Inbox:
         error: Error,
         *,
         only_from: frozenset[Status],
+        submits: int | None = None,
         is_free: bool = True,
         channel: Channel | None = None,
         body: bytes = b"",
@@ -213,13 +214,16 @@ class Inbox:
                 judge=self._judge,
                 body=body,
                 only_from=only_from,
+                submits=submits,
                 is_free=is_free,
             )
         )
 
-    async def too_late(self, provider_name: str, prediction_id: str) -> None:
-        """End an order that was still queued at its latest time: nothing was spent."""
-        error = Error(code="expired", message="it was too late to begin: nothing was spent")
+    async def too_late(self, provider_name: str, prediction_id: str, last_words: str) -> None:
+        """End what was still queued at its latest time; `last_words` are why it was put off."""
+        error = expired("it was too late to begin: nothing was spent", "")
+        if last_words:
+            error = expired("every submit was put off", last_words)
         log.warning("prediction.expired", prediction=prediction_id, code=error.code)
         await self.verdict(
             provider_name, prediction_id, error, only_from=frozenset({Status.QUEUED})

@@ -24,7 +24,7 @@ from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
-from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
+from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule, send_cancel
 from receiver.providers.adapter import Candidate, Follow, Provider, Searched
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, Progress
@@ -124,8 +124,9 @@ class Poller:
             before = now - self._timeout
             for prediction_id in await self._store.predictions.stale(provider, before, _MOST_LOOKS):
                 await self._expire_unsent(provider, prediction_id)
-            for prediction_id in await self._store.predictions.late(provider, now, _MOST_LOOKS):
-                await self._inbox.too_late(provider, prediction_id)
+            late = await self._store.predictions.late(provider, self._clock(), _MOST_LOOKS)
+            for each in late:
+                await self._inbox.too_late(provider, *each)
         naps = [await self._look_at(provider, now) for provider in self._providers]
         return min(naps, default=LONGEST_NAP)
 
@@ -164,7 +165,7 @@ class Poller:
         if job.status is Status.SUBMITTING:
             # Its hold ended well after the submit's timeout: the process that submitted it is gone.
             await self._store.predictions.progress(
-                Progress(id=job.ticket.id, cause="ambiguous", due_at=now)
+                Progress(id=job.ticket.id, cause="ambiguous", due_at=now, submits=job.submits)
             )
             return
         deadline = float("inf") if job.deadline_at is None else job.deadline_at
@@ -173,9 +174,9 @@ class Poller:
             ended = await self._ask(job)
         except Busy as busy:
             # Past its deadline a prediction waits for one last answer, but not for ever.
-            if now < deadline + _LAST_WORD:
-                due_at = now + busy.seconds
-                await self._again(job, due_at if now >= deadline else min(due_at, deadline))
+            latest = deadline if now < deadline else deadline + _LAST_WORD
+            if now < latest:
+                await self._again(job, min(now + busy.seconds, latest))
                 return
             ended, reason = False, str(busy)
         except Unreadable as error:
@@ -268,6 +269,8 @@ class Poller:
             for candidate in found.candidates:
                 if await self._may_be(job, candidate):
                     ticket = msgspec.structs.replace(job.ticket, provider_id=candidate.provider_id)
+                    if ticket.cancel_requested:
+                        await send_cancel(provider, self._wires[job.provider], ticket)
                     return await self._ask(msgspec.structs.replace(job, ticket=ticket))
             if found.more is not None:
                 pages.appendleft(found.more)

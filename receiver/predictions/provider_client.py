@@ -11,7 +11,7 @@ from receiver.model.errors import Unreadable
 from receiver.observability.runtime import Runtime
 from receiver.providers.adapter import ProviderResponse
 from receiver.providers.parsing import retry_after, unexpected
-from receiver.providers.transport import read_capped
+from receiver.providers.transport import BROKEN, read_capped
 from receiver.store.limits import LimitStore, RequestPermit
 
 AT_ONCE: Final = 64
@@ -23,15 +23,12 @@ _DEFAULT_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 86400.0
 """Seconds that one answer can stop all requests to a provider for."""
 
-BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
-"""Errors of a request; httpx parses the target of a redirect even if it is not followed."""
-
 
 class Busy(Unreadable):
     """The provider takes no more requests for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"no more requests for {seconds:.1f} s")
+        super().__init__(f"no more requests for {seconds:.1f} s", seconds)
         self.seconds = seconds
 
 
@@ -63,12 +60,13 @@ class ProviderClient:
             body = await read_capped(response, _LARGEST_ANSWER)
         return ProviderResponse(response.status_code, response.headers, body, self._clock())
 
-    async def ask(self, request: httpx.Request) -> ProviderResponse:
+    async def ask(self, request: httpx.Request, *, is_counted: bool = False) -> ProviderResponse:
         """Send a request that can be repeated; raise Unreadable if there is no usable answer.
 
-        Raises Busy, and sends nothing, if the provider takes no request now.
+        Raises Busy, and sends nothing, if the provider takes no request now. One that `is_counted`
+        needs no permit of its own.
         """
-        await self._turn()
+        await self._turn(is_counted=is_counted)
         try:
             answer = await self.send(request, ANSWER_TIMEOUT)
         except BROKEN as error:
@@ -87,9 +85,9 @@ class ProviderClient:
         """Return for how many seconds nothing may be sent."""
         return max(self._paused_until - self._monotonic(), 0.0)
 
-    async def _turn(self) -> None:
+    async def _turn(self, *, is_counted: bool) -> None:
         wait = self.paused()
-        if wait == 0.0 and self._per_minute is not None:
+        if wait == 0.0 and self._per_minute is not None and not is_counted:
             turn = RequestPermit(
                 provider=self._provider, now=self._clock(), per_minute=self._per_minute
             )

@@ -24,6 +24,7 @@ from receiver.model.tolerant import text_of
 from receiver.observability.runtime import Runtime
 from receiver.predictions.inbox import Inbox
 from receiver.providers.adapter import Streamed
+from receiver.providers.transport import BROKEN
 from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
@@ -50,6 +51,7 @@ class Events:
         """The last `id` of a complete event; it holds until an event has another."""
         self._id = last_id
         self._waiting = bytearray()
+        """The line whose end has not come yet."""
         self._began = False
         self._after_cr = False
         self._event = b""
@@ -58,16 +60,17 @@ class Events:
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
         """Yield the events, each a type and its data, that end in this chunk."""
-        if self._after_cr and chunk:
+        if self._after_cr:
             chunk = chunk.removeprefix(b"\n")
-            self._after_cr = False
-        self._waiting += chunk
-        self._after_cr = self._waiting.endswith(b"\r")
-        *lines, rest = _LINE_END.split(bytes(self._waiting))
-        self._waiting = bytearray(rest)
+        self._after_cr = chunk.endswith(b"\r")
+        *lines, rest = _LINE_END.split(chunk)
+        if lines:
+            lines[0] = bytes(self._waiting) + lines[0]
+            self._waiting.clear()
+        self._waiting += rest
         for line in lines:
             yield from self._line(line)
-        if self._size + len(rest) > _LARGEST_EVENT:
+        if self._size + len(self._waiting) > _LARGEST_EVENT:
             raise Unreadable(f"an event of more than {_LARGEST_EVENT} bytes")
 
     def _line(self, line: bytes) -> Iterator[tuple[str, str]]:
@@ -151,7 +154,7 @@ class Listener:
             try:
                 await self._listen()
                 reason = "the provider ended it"
-            except (httpx.HTTPError, Unreadable) as error:
+            except (*BROKEN, Unreadable) as error:
                 reason = f"{type(error).__name__}: {error}"
             except StoreUnavailable:
                 reason = "the database is unavailable"

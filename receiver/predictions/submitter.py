@@ -16,16 +16,17 @@ import httpx
 import msgspec
 import structlog
 
+from receiver.model.costs import Price
 from receiver.model.errors import Problem, ReceiverError, StoreUnavailable, TooLarge, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import TaskSet, repeat
-from receiver.model.values import Error, Outcome, Status, Ticket, expired
+from receiver.model.values import Error, Outcome, Status, Ticket
 from receiver.observability.events import SubmitResult
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
-from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, ProviderClient
+from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, ProviderClient
 from receiver.predictions.room import Room
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import (
@@ -40,7 +41,9 @@ from receiver.providers.adapter import (
     Stopping,
     can_prove,
 )
+from receiver.providers.transport import BROKEN
 from receiver.settings import ProviderSettings, Settings
+from receiver.store.costs import Figure
 from receiver.store.facade import Store
 from receiver.store.predictions import (
     Job,
@@ -297,7 +300,7 @@ class Submitter:
         return await self._end_late(begun.latest, nap)
 
     async def _end_late(self, latest: float | None, nap: float) -> float:
-        """End queued orders past their latest time; return the seconds until the next step.
+        """End queued predictions past their latest time; return the seconds until the next step.
 
         `latest` is the first of these times.
         """
@@ -307,8 +310,8 @@ class Submitter:
         if latest > now:
             return min(nap, max(latest - now, _SHORTEST_NAP))
         name = self.provider.name
-        for prediction_id in await self._store.predictions.late(name, now, AT_ONCE):
-            await self._inbox.too_late(name, prediction_id)
+        for late in await self._store.predictions.late(name, now, AT_ONCE):
+            await self._inbox.too_late(name, *late)
         return 0.0
 
     async def _submit_safely(self, job: Job) -> None:
@@ -318,7 +321,9 @@ class Submitter:
         except TakenOverError:
             log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")
         except asyncio.CancelledError:  # we stop: queued again, or unconfirmed if it was sent
-            cut_off = Progress(id=job.ticket.id, cause="ambiguous", due_at=self._clock())
+            cut_off = Progress(
+                id=job.ticket.id, cause="ambiguous", due_at=self._clock(), submits=job.submits
+            )
             with contextlib.suppress(StoreUnavailable, TimeoutError):
                 async with asyncio.timeout(_LAST_WRITE):
                     await self._store.predictions.progress(cut_off)
@@ -330,9 +335,6 @@ class Submitter:
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
     async def _submit(self, job: Job, span: Span) -> None:
-        if job.deadline_at is not None and job.deadline_at <= self._clock():
-            await self._ended_unsent(job, expired("every submit was put off", job.last_reason))
-            return
         if job.ticket.cancel_requested:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)
@@ -399,8 +401,12 @@ class Submitter:
             job,
             lambda: self._inbox.answer(self.provider.name, job.ticket.id, "sync", outcome, body),
         )
-        if taken.status not in TERMINAL:
-            await self._progress(job, "polled", self._schedule.first_poll(push_expected=False))
+        if taken.status in TERMINAL:
+            return
+        if outcome.provider_id is None:
+            await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+        else:
+            await self._accepted(job, Accepted(outcome.provider_id), push_expected=False)
 
     async def _send(self, job: Job) -> tuple[Receipt, bytes]:
         ticket = await self._addressed(job.ticket)
@@ -413,7 +419,9 @@ class Submitter:
         if ticket.mode == "queue" or not isinstance(self.provider, Addressing):
             return ticket
         try:
-            answer = await self._wire.ask(self.provider.details(ticket.model))
+            # The request that was counted when the submit began is enough: a permit for each would
+            # never be had, as the submits have taken them all.
+            answer = await self._wire.ask(self.provider.details(ticket.model), is_counted=True)
             return self.provider.addressed(ticket, answer)
         except Problem as error:
             return Refused(str(error))
@@ -466,15 +474,15 @@ class Submitter:
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
             return
         await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
+        if receipt.cost is not None:  # its outcome may have come first
+            cost = Price(receipt.cost, "provider")
+            figure = Figure(prediction_id=job.ticket.id, cost=cost, at=self._clock())
+            await self._insist(job, lambda: self._store.costs.learn(figure))
         if done == "to_cancel":
             ticket = msgspec.structs.replace(
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
-            try:
-                if isinstance(self.provider, Stopping):
-                    await self._wire.ask(self.provider.cancel(ticket))
-            except Unreadable as error:
-                log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
+            await send_cancel(self.provider, self._wire, ticket)
             await self._progress(job, "polled", self._clock())
 
     async def _progress(
@@ -494,6 +502,7 @@ class Submitter:
             links=receipt.links if receipt else {},
             cost=receipt.cost if receipt else None,
             reason=reason,
+            submits=job.submits,
         )
         done = await self._insist(job, lambda: self._store.predictions.progress(progress))
         self._due(due_at)
@@ -508,6 +517,7 @@ class Submitter:
                 job.ticket.id,
                 error,
                 only_from=frozenset({Status.SUBMITTING}),
+                submits=job.submits,
                 # A blocking call may be refused by the model, after work that costs money.
                 is_free=job.ticket.mode == "queue" or not body,
                 channel="sync" if body else None,
@@ -526,6 +536,15 @@ class Submitter:
             except StoreUnavailable:
                 self._runtime.wakeups.wake("prediction", job.ticket.id)
                 await asyncio.sleep(0.5)
+
+
+async def send_cancel(provider: Provider, wire: ProviderClient, ticket: Ticket) -> None:
+    """Send a cancel that was requested before the provider's id was known; a poll shows its end."""
+    try:
+        if isinstance(provider, Stopping):
+            await wire.ask(provider.cancel(ticket))
+    except Unreadable as error:
+        log.warning("cancel.failed", prediction=ticket.id, reason=str(error))
 
 
 def _too_large(job: Job, error: TooLarge) -> Receipt:

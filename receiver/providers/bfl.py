@@ -64,7 +64,7 @@ class Bfl:
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:  # noqa: ARG002 - nothing blocks
         body = parsing.content(answer)
         if settled := parsing.settle_submit(
-            answer, _reason(body), parsing.first_text(body.get("error"))
+            answer, _reason(body), parsing.first_text(body.get("error")), blocks=False
         ):
             return settled
         url, provider_id = body.get("polling_url"), parsing.identifier(body.get("id"))

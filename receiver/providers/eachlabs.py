@@ -87,7 +87,7 @@ class Eachlabs:
         hints = _hints(body)
         if answer.status in _OF_MONEY and _FULL.search(reason):
             return Postponed(reason, parsing.retry_after(answer), holds="full")
-        if settled := parsing.settle_submit(answer, reason, *hints):
+        if settled := parsing.settle_submit(answer, reason, *hints, blocks=ticket.mode == "sync"):
             return settled
         provider_id = _id(body)
         if ticket.mode == "sync" and (provider_id or body.get("status")):

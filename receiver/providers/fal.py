@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Final
 
 import httpx
 
-from receiver.model.costs import micro
+from receiver.model.costs import DEAREST, micro
 from receiver.model.errors import Unreadable
+from receiver.model.ids import made_at
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import parsing, results
 from receiver.providers.adapter import (
@@ -36,6 +37,8 @@ from receiver.providers.declared import Declared
 from receiver.providers.signatures import read_jwks, verify_ed25519
 
 _DAY: Final = 86400.0
+_BILLED_FOR: Final = 80 * _DAY
+"""Seconds before the newest request; fal looks through 90 days at most, or refuses all."""
 
 _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
@@ -136,8 +139,9 @@ class Fal:
         return 900.0 if self.key and self.admin_key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
-        times = [each.submitted_at for each in tickets if each.submitted_at is not None]
-        start = datetime.fromtimestamp(min(times, default=0.0) - _DAY, UTC)
+        times = [each.submitted_at or made_at(each.id) for each in tickets]
+        since = max(min(times) - _DAY, max(times) - _BILLED_FOR)
+        start = datetime.fromtimestamp(since, UTC)
         params = {
             "request_id": ",".join(each.provider_id or "" for each in tickets),
             "start": start.strftime("%Y-%m-%dT%H:%M:%SZ"),  # without it: events of the last day
@@ -259,7 +263,7 @@ class Fal:
 def _billed(event: dict[str, Any]) -> int | None:
     """Return the microdollars of an event, from whole nanodollars or from dollars."""
     nano = event.get("cost_estimate_nano_usd")
-    if isinstance(nano, int) and not isinstance(nano, bool):
+    if type(nano) is int and 0 <= nano <= DEAREST * 1000:
         return micro(nano / 1e9)
     return micro(event.get("cost_total"))
 
@@ -334,7 +338,7 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
 
 def _settled(
     answer: ProviderResponse, body: dict[str, Any]
-) -> Refused | Postponed | Ambiguous | None:
+) -> Refused | Postponed | Ambiguous | Outcome | None:
     """Classify a submit's answer; a lock concerns the account, not the submit.
 
     Fal's own 504 means that the request did not begin in time, and fal bills no 5xx; the 504 of a
@@ -344,8 +348,10 @@ def _settled(
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in detail.lower():
         return Postponed(detail, holds="locked")
     is_fals = "detail" in body or any(name.startswith("x-fal-") for name in answer.headers)
-    sort = parsing.declined if is_fals else parsing.settle_submit
-    return sort(answer, detail, *_hints(body, answer))
+    hints = _hints(body, answer)
+    if is_fals:
+        return parsing.declined(answer, detail, *hints)
+    return parsing.settle_submit(answer, detail, *hints, blocks=False)
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import httpx
 import msgspec
 
+from receiver.model.costs import DEAREST
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Outcome, OutcomeKind, Ticket
 from receiver.providers import parsing, results
@@ -38,7 +39,6 @@ _DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*?(;base64)?,", re.IGNOR
 _GENERATIONS: Final = "/v2/generations"
 _NOBODYS: Final = "00000000-0000-0000-0000-000000000000"
 _WITHHELD: Final = "Ideogram's safety check has withheld every image"
-_MOST_MICROS: Final = 2**53
 
 Part = tuple[str, tuple[str | None, bytes, str | None]]
 """A part of a form: its name, and a file's name, content and type; a text has no file name."""
@@ -80,7 +80,9 @@ class Ideogram:
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
         unsafe = answer.status == httpx.codes.UNPROCESSABLE_ENTITY
-        if settled := parsing.settle_submit(answer, _reason(body), "safety" if unsafe else ""):
+        if settled := parsing.settle_submit(
+            answer, _reason(body), "safety" if unsafe else "", blocks=ticket.mode == "sync"
+        ):
             return settled
         provider_id = parsing.identifier(body.get("generation_id"))
         if provider_id is None or ticket.mode == "queue":
@@ -174,7 +176,7 @@ def _cost(body: dict[str, Any]) -> int | None:
     if parsing.lookup(_KINDS, body.get("status"), "processing") == "failed":
         return 0
     micros = body.get("usage_cost_usd_micros")
-    return micros if type(micros) is int and 0 <= micros < _MOST_MICROS else None
+    return micros if type(micros) is int and 0 <= micros <= DEAREST else None
 
 
 def _reason(body: dict[str, Any]) -> str:

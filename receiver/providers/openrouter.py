@@ -56,7 +56,7 @@ class OpenRouter:
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
-        if settled := parsing.settle_submit(answer, _reason(body)):
+        if settled := parsing.settle_submit(answer, _reason(body), blocks=ticket.mode == "sync"):
             return settled
         if ticket.mode == "sync":
             return _pictures(body)

@@ -97,7 +97,9 @@ class Oxen:
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
-        if settled := parsing.settle_submit(answer, _reason(body), _type(body)):
+        if settled := parsing.settle_submit(
+            answer, _reason(body), _type(body), blocks=ticket.mode == "sync"
+        ):
             return settled
         if ticket.mode == "sync":
             return _made(body, ticket)
@@ -150,7 +152,7 @@ class Oxen:
         ]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
-        """Return the rows with the same model and prompt, enqueued around our submit."""
+        """Return the rows with the same model and input, enqueued around our submit."""
         if not parsing.is_yes(answer):
             raise parsing.unexpected(answer)
         rows = parsing.decode_object(answer.body).get("generations")
@@ -259,6 +261,7 @@ def _type(body: dict[str, Any]) -> str:
 
 
 def _same(ticket: Ticket, row: Any) -> bool:
+    """Return whether a row can be of this submit: it repeats the input, and was queued then."""
     if not isinstance(row, dict) or ticket.submitted_at is None:
         return False
     enqueued = row.get("enqueued_at")
@@ -267,6 +270,7 @@ def _same(ticket: Ticket, row: Any) -> bool:
     return (
         row.get("model_name", row.get("model")) == ticket.model
         and row.get("prompt") == ticket.input.get("prompt")
+        and all(row.get(name, value) == value for name, value in ticket.input.items())
         and ticket.submitted_at - _CLOCK_SKEW <= enqueued <= ticket.submitted_at + _CLOCK_SKEW
     )
 

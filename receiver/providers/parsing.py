@@ -121,14 +121,18 @@ def refusal(message: str, *hints: str) -> Refused:
 
 
 def settle_submit(
-    answer: ProviderResponse, message: str, *hints: str
-) -> Refused | Postponed | Ambiguous | None:
+    answer: ProviderResponse, message: str, *hints: str, blocks: bool
+) -> Refused | Postponed | Ambiguous | Outcome | None:
     """Classify a submit's answer by status alone; None: a 2xx, which the adapter reads.
 
-    `hints` only determine the code of a refusal.
+    `hints` only determine the code of a refusal or failure. A call that `blocks` until the end and
+    answers with a server error has failed: its work may be billed, and again if it were repeated.
     """
+    reason = message or f"HTTP {answer.status} without a reason"
     if answer.status in _NO_ANSWER:
-        return Ambiguous(message or f"HTTP {answer.status} without a reason")
+        return Ambiguous(reason)
+    if blocks and answer.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return Outcome(kind="failed", error=failure(reason, *hints))
     return declined(answer, message, *hints)
 
 
@@ -228,10 +232,13 @@ def retry_after(answer: ProviderResponse) -> float | None:
     return None if seconds is None else min(seconds, _LONGEST_WAIT)
 
 
-_WAIT: Final = re.compile(r"\b(?:in|after) ~?(\d{1,7}(?:\.\d{1,3})?) ?s(?:ec(?:ond)?s?)?\b")
+_WAIT: Final = re.compile(r"(?a)\b(?:in|after) ~?(\d{1,7}(?:\.\d{1,3})?) ?s(?:ec(?:ond)?s?)?\b")
 
 
 def _number(value: Any) -> str:
+    """Return a number as text; a text is returned as it is."""
+    if isinstance(value, str):
+        return value[:LONGEST_MESSAGE]
     return str(value) if type(value) in (int, float) and abs(value) < LARGEST_NUMBER else ""
 
 
@@ -244,11 +251,14 @@ def quantity(value: Any) -> float | None:
     return number if 0 <= number < LARGEST_NUMBER else None  # refuses nan, too
 
 
+_SECONDS: Final = re.compile(r"\s*[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?\s*", re.ASCII)
+
+
 def seconds_of(text: str, now: float) -> float | None:
     """Return the seconds from now of a Retry-After, seconds or a date; None if it is neither."""
-    try:
+    if _SECONDS.fullmatch(text):
         seconds = float(text)
-    except ValueError:
+    else:
         try:
             moment = parsedate_to_datetime(text)
             # HTTP's dates are all UTC, also in its oldest form, which has no zone.

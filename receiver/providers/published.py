@@ -10,7 +10,7 @@ import httpx
 import structlog
 
 from receiver.model.errors import KeysUnavailable, ReceiverError, Unreadable
-from receiver.providers.transport import read_capped
+from receiver.providers.transport import BROKEN, read_capped
 
 KEYS_KEPT: Final = 86400.0
 """Seconds for which fetched keys are used."""
@@ -80,7 +80,7 @@ class Published(Generic[T]):
                 return
             try:
                 known = tuple(self._read(await self._get()))
-            except (httpx.HTTPError, Unreadable, UnicodeError, TimeoutError) as error:
+            except (*BROKEN, Unreadable) as error:
                 self._failed(f"{type(error).__name__}: {error}")
                 return
             if not known:

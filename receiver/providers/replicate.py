@@ -67,7 +67,7 @@ class Replicate:
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
-        if settled := parsing.settle_submit(answer, _refusal(body)):
+        if settled := parsing.settle_submit(answer, _refusal(body), blocks=ticket.mode == "sync"):
             return settled
         provider_id = parsing.identifier(body.get("id"))
         if provider_id is None or ticket.mode == "queue":
@@ -207,9 +207,19 @@ def _candidate(ticket: Ticket, row: dict[str, Any]) -> Candidate | None:
         parsing.identifier(row.get("id")),
         parsing.first_text(row.get("webhook")) or None,
     )
-    if provider_id is None or (hook is None and row.get("input") != ticket.input):
+    if provider_id is None or (hook is None and not _is_same(ticket, row)):
         return None
     return Candidate(provider_id, hook)
+
+
+def _is_same(ticket: Ticket, row: dict[str, Any]) -> bool:
+    """Return whether a prediction has a ticket's input, and its model, version or deployment."""
+    name, value = "model", ticket.model
+    if _VERSION.fullmatch(value):
+        name, value = "version", value.rpartition(":")[2]
+    elif value.startswith(_DEPLOYMENTS):
+        name, value = "deployment", value.removeprefix(_DEPLOYMENTS)
+    return row.get(name) == value and row.get("input") == ticket.input
 
 
 DECLARED: Final = Declared(

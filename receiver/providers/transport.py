@@ -11,6 +11,8 @@ import httpx
 from receiver.model.errors import TooLarge
 
 CHUNK: Final = 64 * 1024
+BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
+"""Errors of a request; httpx parses the target of a redirect even if it is not followed."""
 
 
 class UnknownEncoding(httpx.DecodingError):

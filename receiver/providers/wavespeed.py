@@ -59,7 +59,9 @@ class WaveSpeed:
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
-        if settled := parsing.settle_submit(_coded(answer, body), _reason(body)):
+        if settled := parsing.settle_submit(
+            _coded(answer, body), _reason(body), blocks=ticket.mode == "sync"
+        ):
             return settled
         task = _task(body)
         provider_id, urls = parsing.identifier(task.get("id")), task.get("urls")

@@ -58,6 +58,8 @@ class CurrentState(msgspec.Struct, frozen=True):
     """Microdollars, if the provider reported it in the answer to the submit."""
     account: str | None = None
     """What its cost is added up by besides provider and model, as JSON."""
+    submits: int = 0
+    """How many times a submit was begun."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +93,8 @@ class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The provider's id that the proof covers, if it covers one."""
     only_from: frozenset[Status] | None = None
     """Apply only if the prediction still has one of these statuses (our own verdicts)."""
+    submits: int | None = None
+    """Apply only if no other submit was begun since this one (our own verdicts)."""
     is_free: bool = False
     """Whether nothing was spent, as the provider has not accepted it."""
 
@@ -144,6 +148,8 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
         return AcceptResult("unknown", None, "no such prediction")
     if arrival.only_from is not None and before.status not in arrival.only_from:
         return AcceptResult("late", before.status, f"already {before.status}")
+    if arrival.submits not in {None, before.submits}:
+        return AcceptResult("late", before.status, "begun again")
     ruling = arrival.judge(before, arrival)
     provider_id = before.provider_id or arrival.outcome.provider_id
     if ruling.verdict != "mismatch":

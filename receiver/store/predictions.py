@@ -158,6 +158,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Why it has not ended, for the error that it may end with; None keeps the last reason."""
     held_until: float | None = None
     """The time until which a poll held the row; set for polls only."""
+    submits: int | None = None
+    """That of the job, if it was postponed or is ambiguous: another submit is not concerned."""
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,6 +301,14 @@ def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list
     for provider, now, hold_until, most in items:
         params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
         results.append([job_of(row) for row in (yield Run(sql.claim_due, params))])
+    return results
+
+
+def find_late(items: Sequence[tuple[str, float, int]]) -> Steps[list[list[tuple[str, str]]]]:
+    results = []
+    for provider, now, most in items:
+        rows = yield Run(sql.select_late, {"provider": provider, "now": now, "most": most})
+        results.append([(row["id"], row["last_words"] or "") for row in rows])
     return results
 
 
@@ -554,10 +564,12 @@ class PredictionStore:
         rows = await self._store.read(sql.select_stale, provider=provider, before=before, most=most)
         return [row["id"] for row in rows]
 
-    async def late(self, provider: str, now: float, most: int) -> list[str]:
-        """Return queued predictions that it is too late to submit."""
-        rows = await self._store.read(sql.select_late, provider=provider, now=now, most=most)
-        return [row["id"] for row in rows]
+    async def late(self, provider: str, now: float, most: int) -> list[tuple[str, str]]:
+        """Return queued predictions that it is too late to submit, and why they were put off.
+
+        It takes its turn among the writes: after a step of the clock, stored times are moved first.
+        """
+        return await self._store.write(find_late, (provider, now, most))
 
     async def next_late(self, provider: str) -> float | None:
         """Return the first time from which it is too late to submit a queued prediction."""

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
+from receiver.model.ids import new_id
 from receiver.model.requests import SubmitRequest
-from receiver.model.values import Outcome, Output
+from receiver.model.values import Outcome, Output, Ticket
 from receiver.predictions.facade import Predictions
+from receiver.providers.adapter import Billing
+from receiver.settings import Settings
 from tests.predictions.test_orders import PICTURE, running
-from tests.receiving import Clock, Network, breaks, reply
+from tests.receiving import ENV, Clock, Network, breaks, reply
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +121,15 @@ async def test_a_result_that_says_no_units_is_not_asked_again(
         await predictions.bills.ask()
     assert network.count("fal.result") == 1
     assert (await predictions.service.read(name)).cost is None
+
+
+def test_a_bill_is_asked_for_since_the_requests_were_made() -> None:
+    """Fal looks through 90 days at most, so what is older is not asked for with what is not."""
+    day, now = 86400.0, 1_767_225_600.0
+    unsent = Ticket(id=new_id("pred", now), model="m", mode="queue", input={}, provider_id="r1")
+    sent = replace(unsent, submitted_at=now + day, provider_id="r2")
+    old = replace(unsent, id=new_id("pred", now - 100 * day), provider_id="r3")
+    fal = Settings.read(ENV | {"FAL_ADMIN_KEY": "the-admin-key"}).adapters()["fal"]
+    assert isinstance(fal, Billing)
+    starts = [fal.bill(each).url.params["start"] for each in ([unsent, sent], [sent, old])]
+    assert starts == ["2025-12-31T00:00:00Z", "2025-10-14T00:00:00Z"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 
 import httpx
 import pytest
@@ -210,3 +211,12 @@ def test_an_event_without_end_is_refused(chunk: bytes) -> None:
     events = Events()
     with pytest.raises(Unreadable, match="1048576 bytes"):
         _ = [list(events.feed(chunk)) for _ in range(20)]
+
+
+def test_a_long_line_in_many_pieces_is_read_once() -> None:
+    events, began = Events(), time.process_time()
+    data = b"data: " + b"x" * 1_000_000
+    for at in range(0, len(data), 50):
+        assert list(events.feed(data[at : at + 50])) == []
+    assert list(events.feed(b"\n\n")) == [("", "x" * 1_000_000)]
+    assert time.process_time() - began < 5.0

@@ -89,7 +89,7 @@ async def test_who_has_no_turn_sends_nothing_and_hears_how_long() -> None:
     end.turns.wait = 12.3456
     with pytest.raises(Busy) as busy:
         await end.ask()
-    assert busy.value.seconds == 12.3456
+    assert busy.value.seconds == busy.value.after == 12.3456
     assert str(busy.value) == "no more requests for 12.3 s"
     assert isinstance(busy.value, Unreadable)
     assert end.calls == 0

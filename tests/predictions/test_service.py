@@ -258,6 +258,27 @@ async def test_retry_after_is_honoured_and_stops_the_others_too(
     assert {sent.prompt for sent in network.sent} == {"first", "second", "third", "fourth"}
 
 
+@pytest.mark.both_engines
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_submit_that_is_put_off_ends_at_its_deadline_while_none_may_be_sent(
+    start: Start, network: Network, status: int
+) -> None:
+    clock = Clock()
+    wait = "80000" if status == 429 else "100"
+    network.script("eachlabs.submit", reply({"error": "busy"}, status, retry_after=wait))
+    async with start(clock=clock, EACHLABS_MAX_IN_FLIGHT="1") as station:
+        prediction = await station.submit()
+        if status == 503:  # it is no pause, but there is no room
+            await station.submitted("eachlabs", "another")
+            station.edit("UPDATE predictions SET deadline_at = NULL WHERE status = 'processing'")
+        clock.ahead = TOO_LONG
+        await station.http.post("/v1/drain")
+        found = await station.until(prediction["id"], "failed")
+        assert found["error"]["message"] == "every submit was put off; last: busy"
+        assert (found["error"]["code"], found["cost"]["amount"]) == ("expired", 0)
+    assert network.count("eachlabs.submit") == 1 + len(network.sent)
+
+
 async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: Network) -> None:
     network.always("eachlabs.submit", reply({}, 503))
     async with start() as station:
@@ -624,6 +645,24 @@ async def test_a_poll_refused_for_haste_waits_as_it_was_told(
         assert (await station.read(prediction["id"]))["status"] == "processing"
 
 
+async def test_at_its_deadline_it_waits_a_minute_for_a_provider_that_takes_no_request(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    network.always("fal.poll", reply({}, 429, retry_after="80000"))
+    async with start(**SOON, clock=clock) as station:
+        prediction = await station.submit("fal")
+        await eventually(lambda: network.count("fal.poll"))
+        clock.ahead = TOO_LONG
+        await station.http.post("/v1/drain")
+        since = "SELECT due_at - deadline_at FROM predictions"
+        await eventually(lambda: station.one(since), lambda seconds: 0 < seconds <= 60)
+        clock.ahead = TOO_LONG + 61
+        await station.http.post("/v1/drain")
+        found = await station.until(prediction["id"], "failed")
+        assert (found["error"]["code"], network.count("fal.poll")) == ("expired", 1)
+
+
 @pytest.mark.parametrize("provider", ALL)
 async def test_what_never_ends_expires_at_its_deadline(
     start: Start, network: Network, provider: str
@@ -762,26 +801,39 @@ async def test_what_waits_is_canceled_without_a_word_to_the_provider(
         assert len(network.sent) == 1
 
 
+@pytest.mark.parametrize(
+    ("provider", "mode", "is_lost"),
+    [
+        ("eachlabs", "queue", False),
+        ("replicate", "queue", False),
+        ("replicate", "sync", False),
+        ("replicate", "queue", True),
+    ],
+)
 async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
-    start: Start, network: Network
+    start: Start, network: Network, provider: str, mode: str, is_lost: bool
 ) -> None:
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await answering.wait()
-        return await network.by_emulator(request)
+        request.headers.pop("prefer", None)  # a blocking call is answered before the end
+        response = await network.by_emulator(request)
+        if is_lost:
+            raise httpx.ReadError("gone", request=request)
+        return response
 
-    network.script("eachlabs.submit", slowly)
-    async with start() as station:
-        submitting = asyncio.create_task(station.submit())
-        await eventually(lambda: network.count("eachlabs.submit"))
+    network.script(f"{provider}.submit", slowly)
+    async with start(**SOON) as station:
+        submitting = asyncio.create_task(station.submit(provider, mode=mode))
+        await eventually(lambda: network.count(f"{provider}.submit"))
         prediction_id = station.one("SELECT id FROM predictions")
         answer = await _cancel(station, prediction_id)
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
         answering.set()
         await submitting
         await station.until(prediction_id, "canceled")
-    assert network.count("eachlabs.cancel") == 1
+    assert network.count(f"{provider}.cancel") == 1
 
 
 async def test_what_cannot_be_canceled_says_so(start: Start, network: Network) -> None:
@@ -862,6 +914,19 @@ async def test_a_blocking_call_that_breaks_is_a_doubt(
     assert network.count(blocking(provider)) == 1
 
 
+@pytest.mark.parametrize("provider", [each for each in WAITING if each != "fal"])
+async def test_a_blocking_call_that_ends_in_a_server_error_is_not_made_again(
+    start: Start, network: Network, provider: str
+) -> None:
+    network.script(blocking(provider), reply({"error": "out of memory"}, 502, retry_after="0"))
+    async with start() as station:
+        found = await station.submit(provider, mode="sync")
+        assert found["status"] == "failed"
+        assert found["error"] == {"code": "provider_error", "message": "out of memory"}
+        assert found["cost"] is None  # it may be billed
+    assert network.count(blocking(provider)) == 1
+
+
 # --- limits ---
 
 
@@ -897,6 +962,23 @@ async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
         await eventually(lambda: len(network.sent) >= 6)
         assert station.rows("SELECT count(*) FROM predictions WHERE status = 'queued'") == [(1,)]
     assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
+
+
+async def test_blocking_submits_are_sent_as_the_minute_has_room_for_them(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    async with start(clock=clock, OXEN_REQUESTS_PER_MINUTE="2") as station:
+        for number in range(4):
+            await station.submit(
+                "oxen", f"{number}", mode="sync", headers={"Prefer": "respond-async"}
+            )
+        for minute in (1, 2):
+            done = "SELECT count(*) FROM predictions WHERE status = 'succeeded'"
+            await eventually(lambda: station.one(done), lambda count: count == 2 * minute)  # noqa: B023 - read at once
+            assert network.count("oxen.run") == 2 * minute
+            clock.ahead += 61
+            await station.http.post("/v1/drain")
 
 
 async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: Network) -> None:
@@ -1082,6 +1164,29 @@ async def test_a_refusal_that_was_none_is_not_submitted_again(
     assert network.count("eachlabs.submit") == 1
 
 
+@pytest.mark.both_engines
+async def test_a_cost_in_the_answer_to_a_submit_is_kept_where_the_callback_came_first(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+
+        async def called_back_first(request: httpx.Request) -> httpx.Response:
+            answer = await network.by_emulator(request)
+            assert (await station.push(network.sent[-1])).json() == {"status": "accepted"}
+            return answer
+
+        network.script("bfl.submit", called_back_first)
+        found = [await station.submit("bfl", prompt) for prompt in ("first", "second")]
+        await station.push(network.of("second"))
+        await eventually(
+            lambda: station.rows("SELECT cost, cost_source FROM predictions"),
+            lambda rows: len(set(rows)) == 1 and rows[0][1] == "provider",
+        )
+        total = (await station.http.get("/v1/costs")).json()["total"]
+        cost = (await station.read(found[0]["id"]))["cost"]["amount"]
+        assert (total["amount"], total["unknown"]) == (pytest.approx(2 * cost), 0)
+
+
 async def test_what_was_canceled_while_it_was_put_off_is_not_submitted_again(
     start: Start, network: Network
 ) -> None:
@@ -1114,6 +1219,15 @@ async def test_a_blocking_call_that_is_still_running_is_asked_about_soon(
         found = await station.submit("eachlabs", mode="sync", headers={"Prefer": "wait=1"})
         found = await station.until(found["id"], "succeeded")
         assert (found["provider_id"], found["channel"]) == ("each-7", "poll")
+
+
+async def test_a_blocking_call_that_is_still_running_and_names_nothing_is_a_doubt(
+    start: Start, network: Network
+) -> None:
+    network.script("eachlabs.run", reply({"status": "processing"}))
+    async with start() as station:
+        found = await station.submit("eachlabs", mode="sync", headers={"Prefer": "wait=1"})
+        assert found["status"] == "unconfirmed"
 
 
 async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from receiver.model.errors import Problem, Unreadable
-from receiver.model.values import Output
+from receiver.model.values import Error, Outcome, Output
 from receiver.providers import parsing, results
 from receiver.providers.adapter import Postponed, ProviderResponse, Refused
 
@@ -28,6 +28,7 @@ def answer(status: int = 200, **headers: str) -> ProviderResponse:
     [
         ("7", 7.0),
         (" 7 ", 7.0),
+        ("1_0", None),
         ("0", 0.0),
         ("1.5", 1.5),
         ("-5", 0.0),
@@ -73,12 +74,14 @@ def test_retry_after_may_be_absent() -> None:
     [
         (b'{"retry_after": 7}', 7.0),
         (b'{"retry_after": 0.5, "detail": "resets in ~30s."}', 0.5),
-        (b'{"retry_after": "7", "detail": "Your rate limit resets in ~30s."}', 30.0),
+        (b'{"retry_after": "7", "detail": "Your rate limit resets in ~30s."}', 7.0),
+        (b'{"retry_after": "soon", "detail": "Your rate limit resets in ~30s."}', 30.0),
         (b'{"detail": "Request was throttled. Expected available in 1 second."}', 1.0),
         (b'{"detail": "Expected available in 12 seconds."}', 12.0),
         (b'{"error": {"message": "try again after 2.5 sec"}}', 2.5),
         (b'{"retry_after": true, "detail": "in 5 steps, in 7 stages"}', None),
         (b'{"retry_after": NaN}', None),
+        ('{"retry_after": "\u0667", "detail": "in \u0667 s"}'.encode(), None),
         (b"throttled", None),
     ],
 )
@@ -120,21 +123,30 @@ def test_a_key_goes_to_our_bases_and_below_a_domain_alone(url: Any, *, ours: boo
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 299])
 def test_any_2xx_is_left_to_the_adapter(status: int) -> None:
-    assert parsing.settle_submit(answer(status), "") is None
+    assert parsing.settle_submit(answer(status), "", blocks=True) is None
 
 
 @pytest.mark.parametrize(
     "status", [300, 301, 307, 400, 401, 402, 403, 404, 409, 410, 422, 451, 499]
 )
 def test_a_refusal_is_for_good(status: int) -> None:
-    assert parsing.settle_submit(answer(status, retry_after="5"), "no") == Refused("no")
-    assert parsing.settle_submit(answer(status), "") == Refused(f"HTTP {status} without a reason")
+    silently = f"HTTP {status} without a reason"
+    for blocks in (False, True):
+        refused = answer(status, retry_after="5")
+        assert parsing.settle_submit(refused, "no", blocks=blocks) == Refused("no")
+        assert parsing.settle_submit(refused, "", blocks=blocks) == Refused(silently)
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 520, 599])
 def test_what_may_pass_is_put_off(status: int) -> None:
     expected = Postponed("later", 5.0, whole_provider=status == 429)
-    assert parsing.settle_submit(answer(status, retry_after="5"), "later") == expected
+    later = answer(status, retry_after="5")
+    assert parsing.settle_submit(later, "later", blocks=False) == expected
+    settled = parsing.settle_submit(later, "later", blocks=True)
+    assert settled == (expected if status < 500 else FAILED)
+
+
+FAILED = Outcome(kind="failed", error=Error(code="provider_error", message="later"))
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_refused_submit_is_rejected_unless_it_is_for_its_content() -> None:
     for text, code in TEXTS:
         expected = Refused(text, "content_policy" if code == "content_policy" else "rejected")
         assert parsing.refusal(text) == expected
-        assert parsing.settle_submit(ProviderResponse(422, {}, b""), text) == expected
+        assert parsing.settle_submit(ProviderResponse(422, {}, b""), text, blocks=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -361,16 +361,17 @@ def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: 
     assert parsing.refusal(message, *hints).code in {"content_policy", "rejected"}
 
 
-@given(status=st.integers(100, 599), message=anything, hint=anything)
-@example(status=504, message="", hint="")
-@example(status=524, message="", hint="")
+@given(status=st.integers(100, 599), message=anything, hint=anything, blocks=st.booleans())
+@example(status=504, message="", hint="", blocks=True)
+@example(status=524, message="", hint="", blocks=False)
 def test_only_the_status_decides_whether_a_submit_is_refused(
-    status: int, message: str, hint: str
+    status: int, message: str, hint: str, *, blocks: bool
 ) -> None:
-    plainly = parsing.settle_submit(ProviderResponse(status, {}, b""), "no")
-    settled = parsing.settle_submit(ProviderResponse(status, {}, b""), message, hint)
+    answer = ProviderResponse(status, {}, b"")
+    plainly = parsing.settle_submit(answer, "no", blocks=blocks)
+    settled = parsing.settle_submit(answer, message, hint, blocks=blocks)
     assert type(settled) is type(plainly)
-    assert settled is None or isinstance(settled, Refused | Postponed | Ambiguous)
+    assert settled is None or isinstance(settled, Refused | Postponed | Ambiguous | Outcome)
     # A gateway's, which got no answer: whether the submit was taken is not known.
     assert isinstance(settled, Ambiguous) == (status in {504, 524})
 

@@ -139,6 +139,7 @@ UNFIT: Final[dict[str, Reply]] = {
     "an error": httpx.Response(500, content=b"a"),
     "not found": httpx.Response(404, content=b"a"),
     "a redirect": httpx.Response(302, headers={"location": "https://evil.example/"}, content=b"a"),
+    "a redirect to no URL": httpx.Response(302, headers={"location": "http:x"}, content=b"a"),
     "unreadable": ok(b"!"),
     "without a key": ok(b""),
 }

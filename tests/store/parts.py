@@ -410,7 +410,7 @@ def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Incom
 
 
 def progress(number: int, cause: ProgressCause, due_at: float, **given: Any) -> Progress:
-    return Progress(id=pred(number), cause=cause, due_at=due_at, **given)
+    return Progress(**{"id": pred(number), "cause": cause, "due_at": due_at, "submits": 1, **given})
 
 
 def wanted(handler: str = "greet", **given: Any) -> ClaimRequest:

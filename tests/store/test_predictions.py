@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from receiver.model.states import ARROWS, TERMINAL, Cause
-from receiver.model.values import Status
+from receiver.model.values import Shift, Status
 from receiver.store import predictions
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
@@ -287,6 +287,25 @@ async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Stor
     assert (job.submits, job.deadline_at) == (2, NOW + 3600)
 
 
+@pytest.mark.usefixtures("in_one_process")
+async def test_at_its_deadline_it_is_too_late_wherever_a_sleep_of_the_computer_moves_that(
+    engine: Engine,
+) -> None:
+    store = engine.store
+    await store.predictions.create(new(1, latest_at=NOW + 60))
+    await store.predictions.create(new(2))
+    await store.predictions.begin_submits(slots())
+    for number in (1, 2):
+        await store.predictions.progress(progress(number, "postponed", NOW + 30, reason="busy"))
+    await store.shift(Shift(due=0.0, deadline=100.0), "me", NOW)
+
+    assert await store.predictions.late("fal", NOW + 60, 10) == [(pred(1), "busy")]
+    assert await store.predictions.next_late("fal") == NOW + 60
+    assert len(await store.predictions.late("fal", NOW + 3699, 10)) == 1
+    assert await store.predictions.late("fal", NOW + 3700, 1) == [(pred(1), "busy")]
+    assert len(await store.predictions.late("fal", NOW + 3700, 10)) == 2
+
+
 @pytest.mark.pooled
 async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")  # due at +30
@@ -366,6 +385,24 @@ async def test_a_submit_is_marked_once_and_only_by_the_one_that_began_it_last(st
     found = await store.predictions.job(pred(1))
     assert found is not None
     assert found.ticket.submitted_at == NOW
+
+
+async def test_what_an_older_submit_records_late_changes_nothing(store: Store) -> None:
+    await submitting(store, 1)
+    await store.predictions.progress(progress(1, "postponed", NOW))
+    [second] = (await store.predictions.begin_submits(slots())).jobs
+    assert await store.predictions.mark_sent(sent(second))
+    job = await store.predictions.job(pred(1))
+    of_submits = {"channel": None, "only_from": frozenset({Status.SUBMITTING})}
+
+    for cause in ("postponed", "ambiguous"):
+        await store.predictions.progress(progress(1, cause, NOW))
+    refused = await accept_outcome(store, arrival(1, "failed", **of_submits, submits=1))
+
+    assert (refused.verdict, refused.reason) == ("late", "begun again")
+    assert await store.predictions.job(pred(1)) == job
+    refused = await accept_outcome(store, arrival(1, "failed", **of_submits, submits=2))
+    assert refused.verdict == "accepted"
 
 
 async def test_recovery_submits_again_what_was_begun_and_not_sent(engine: Engine) -> None:

@@ -22,12 +22,11 @@ import httpx
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
 from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
-from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
 from receiver.providers.adapter import Provider, ProviderResponse, Publishing, can_prove
 from receiver.providers.parsing import error_body
-from receiver.providers.transport import read_capped
+from receiver.providers.transport import BROKEN, read_capped
 from receiver.settings import Caller, Settings, advice
 
 _PATIENCE: Final = 5.0

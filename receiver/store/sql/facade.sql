@@ -8,8 +8,10 @@ SELECT coalesce(max(seq), 0) AS seq FROM changes
 
 -- name: shift_predictions
 -- Move the due times and deadlines of predictions along with the clock.
+-- Of one that was begun, the latest time may be its deadline.
 UPDATE predictions SET due_at = due_at + :due::float, deadline_at = deadline_at + :deadline::float,
-    latest_at = latest_at + :due::float
+    latest_at = latest_at
+        + CASE WHEN latest_at = deadline_at THEN :deadline::float ELSE :due::float END
 WHERE due_at IS NOT NULL
 
 -- name: shift_pending

@@ -3,7 +3,7 @@
 -- Locked in sorted order, so that two batches in two processes cannot deadlock.
 SELECT {gather:id, provider, model, status, provider_id, metadata,
     erased_at IS NOT NULL AS erased, submitted_at, trace, reply_to, price, price_source, reserved,
-    cost, account}
+    cost, account, submits}
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 
 -- name: insert_callbacks

@@ -44,14 +44,16 @@ SELECT id, fingerprint FROM predictions WHERE idempotency_key = :idempotency_key
 -- Move queued predictions to `submitting`, the oldest first.
 -- One that is to be submitted later is skipped. MATERIALIZED: a plain subquery may be run again for
 -- each row. `+` prevents the use of the index of due times: all due rows would be sorted, and few
--- are taken. An order that is too late is not begun.
+-- are taken. One that is too late is not begun; at its deadline it is too late to begin it again.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
     AND due_at IS NOT NULL AND +due_at <= :now::float
     AND (latest_at IS NULL OR latest_at > :now::float) ORDER BY id LIMIT :most::int {skip})
 UPDATE predictions
 SET status = 'submitting', submits = submits + 1, submitted_at = NULL, due_at = :hold_until::float,
-    deadline_at = coalesce(deadline_at, :deadline::float)
+    deadline_at = coalesce(deadline_at, :deadline::float),
+    latest_at = least(coalesce(latest_at, deadline_at, :deadline::float),
+                      coalesce(deadline_at, :deadline::float))
 WHERE id IN (SELECT id FROM chosen)
 RETURNING {job_columns}
 
@@ -79,8 +81,8 @@ SELECT (SELECT min(due_at) FROM predictions
         WHERE provider = :provider AND status = 'queued' AND latest_at IS NOT NULL) AS latest_at
 
 -- name: select_late
--- Find queued predictions that it is too late to submit.
-SELECT id FROM predictions
+-- Find queued predictions that it is too late to submit, and why they were put off, if they were.
+SELECT id, error_message AS last_words FROM predictions
 WHERE provider = :provider AND status = 'queued' AND latest_at <= :now::float
 ORDER BY latest_at LIMIT :most::int
 
@@ -105,14 +107,14 @@ RETURNING cancel_requested = 1 AND status NOT IN ({terminal}) AS is_to_cancel
 UPDATE predictions
 SET status = 'queued', due_at = least(:due_at::float, deadline_at), submitted_at = NULL,
     {keep_reason}
-WHERE id = :id AND status IN ({from_postponed})
+WHERE id = :id AND status IN ({from_postponed}) AND submits = :submits::int
 
 -- name: mark_unconfirmed
 -- Record a submit without an answer: it may have reached the provider.
 -- One that was not marked as sent was not sent, and is queued again.
 UPDATE predictions
 SET status = {in_doubt}, due_at = least(due_at, :due_at::float, deadline_at), {keep_reason}
-WHERE id = :id AND status IN ({from_ambiguous})
+WHERE id = :id AND status IN ({from_ambiguous}) AND submits = :submits::int
 
 -- name: record_poll
 -- Record that a poll has brought no end.
