@@ -81,7 +81,7 @@ class Guard:
             raise SignedOut
         return found
 
-    def pay(self, request: Request) -> None:
+    def charge(self, request: Request) -> None:
         """Charge a page like a request to /v1 with a valid key, or raise Limited."""
         self._limits.authorized(client_of(request.scope))
 

@@ -123,9 +123,9 @@ class Front:
         after = _FAILED
         try:
             async with self._run() as self._http:
-                self._exchange(self._http.routes, self._http.stand_before)
+                self._exchange(self._http.routes, self._http.with_middleware)
                 self.app.callbacks = ServerErrorMiddleware(
-                    self._http.stand_before(self._http.callbacks), ERROR_HANDLERS[Exception]
+                    self._http.with_middleware(self._http.callbacks), ERROR_HANDLERS[Exception]
                 )
                 after = _STOPPED
                 try:
