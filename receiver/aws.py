@@ -182,6 +182,10 @@ def scope_of(event: Event) -> Scope:
     http = context.get("http", {})
     path = unquote(event["rawPath"] if http else event["path"]) or "/"
     stage = f"/{context.get('stage')}"
+    # An HTTP API leaves the name of its stage in the path, except for the default stage.
+    root = stage if http and f"{path}/".startswith(f"{stage}/") else ""
+    if path == root:
+        path += "/"
     headers = _headers(event)
     address = (http or context.get("identity") or {}).get("sourceIp")
     protocols = [value for name, value in headers if name == b"x-forwarded-proto"]
@@ -194,8 +198,7 @@ def scope_of(event: Event) -> Scope:
         "path": path,
         "raw_path": quote(path, safe="/%:@!$&'()*+,;=~").encode(),
         "query_string": _query(event).encode(),
-        # An HTTP API leaves the name of its stage in the path, except for the default stage.
-        "root_path": stage if http and f"{path}/".startswith(f"{stage}/") else "",
+        "root_path": root,
         "headers": headers,
         # A load balancer gives it in X-Forwarded-For only, whose end is trusted in that case.
         "client": (address, 0) if address else None,

@@ -258,6 +258,10 @@ NO_URLS: Final = [
     "https://h example",
     "https://h.ex\nample",
     "https://user:hush@h\u2100.example",
+    "https://h.example?",
+    "https://h.example/#",
+    "https://h.example\\a",
+    "https://h.example/a\\b",
 ]
 NO_WHOLES: Final = ["0", "-1", "1.5", "many", "1_000", "+1", "²", "9" * 5000]
 NO_SECONDS: Final = ["0", "-1", "nan", "inf", "-inf", "soon", "1e9", "30s"]
@@ -294,6 +298,8 @@ REFUSED: Final[dict[str, list[str]]] = {
         '[{"by": "all", "per": "week", "count": 1}]',
         '[{"by": "all", "per": "day", "cost": "hush"}]',
         '[{"by": "all", "per": "day", "count": -1}]',
+        '[{"by": "all", "per": "day", "count": false}]',
+        "[" * 100_000,
     ],
     "OXEN_BASE_URL": NO_URLS,
     "EACHLABS_BASE_URL": NO_URLS,
@@ -394,6 +400,7 @@ def test_a_database_url_names_a_server_and_hides_how_to_get_in(url: str, shown: 
         "postgresql://me:hu?sh@db.test/books",
         "postgresql://me:hu#sh@db.test/books",
         "postgresql://me:hu[sh@db.test/books",
+        *(f"postgresql://me:12{odd}hush@db.test/books" for odd in "/?#"),
         "postgresql://me:hush@db.test:port/books",
         "postgresql://me:hush@db.test:99999/books",
     ],
@@ -482,11 +489,13 @@ def test_a_list_of_api_keys_is_whole_and_a_single_key_counts_without_one() -> No
     assert read(RECEIVER_API_KEY="one").api_keys == (one,)
     assert read(RECEIVER_API_KEY="one", RECEIVER_API_KEYS="two").api_keys == (two,)
     assert read(RECEIVER_API_KEY="one", RECEIVER_API_KEYS=",").api_keys == ()
+    assert read(RECEIVER_API_KEY="web:one").api_keys[0].name == "web"
     assert Caller.read({"RECEIVER_API_KEYS": "two,one"}).key == two
+    assert Caller.read({"RECEIVER_API_KEYS": ","}).key is None
     assert Caller.read({"RECEIVER_API_KEY": "one", "RECEIVER_API_KEYS": "two"}).key == one
 
 
-def test_keys_have_names_and_a_viewers_key_is_none_of_those_that_may_do_more() -> None:
+def test_keys_have_names_and_each_is_for_one_use() -> None:
     given = read(RECEIVER_API_KEYS="web:one,two,bot:t:hree", RECEIVER_VIEWER_KEYS="ops:four")
     assert [key.name for key in (*given.api_keys, *given.viewer_keys)] == [
         "web",
@@ -498,6 +507,10 @@ def test_keys_have_names_and_a_viewers_key_is_none_of_those_that_may_do_more() -
     assert Caller.read({"RECEIVER_API_KEY": "web:one"}).key == Secret("one")
     [problem] = problems({**NEEDED, "RECEIVER_API_KEYS": "a:x,y", "RECEIVER_VIEWER_KEYS": "y"})
     assert problem.startswith("RECEIVER_VIEWER_KEYS: must have no key of RECEIVER_API_KEYS")
+    for more in ("RECEIVER_API_KEYS", "RECEIVER_API_KEY", "RECEIVER_VIEWER_KEYS"):
+        for name in ("RECEIVER_CRON_SECRET", "CRON_SECRET"):
+            [problem] = problems({**NEEDED, more: "a:x", name: "y, x"})
+            assert problem.startswith("RECEIVER_CRON_SECRET, or CRON_SECRET, must have no key of")
 
 
 def test_a_name_that_nobody_reads_is_answered_with_the_nearest() -> None:

@@ -166,6 +166,7 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
         raise ClientError("unfit", f"{url!r} is not a URL: {error}") from error
     if base.scheme not in {"http", "https"} or not base.host:
         raise ClientError("unfit", f"{url!r} must begin with https:// or http://, and name a host")
+    key = key and key.strip()
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ClientError("unfit", "the key must be printable ASCII, as it travels in a header")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -183,14 +184,17 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
 
 def _request(http: httpx.Client | httpx.AsyncClient, step: Request) -> httpx.Request:
     timeout = http.timeout if step.silence is None else httpx.Timeout(10.0, read=step.silence)
-    return http.build_request(
-        step.method,
-        step.path,
-        params=step.params or None,
-        headers=step.headers,
-        content=step.content,
-        timeout=timeout,
-    )
+    try:
+        return http.build_request(
+            step.method,
+            step.path,
+            params=step.params or None,
+            headers=step.headers,
+            content=step.content,
+            timeout=timeout,
+        )
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ClientError("unfit", f"this cannot be sent: {error}") from error
 
 
 class _Driver:

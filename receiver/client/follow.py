@@ -18,6 +18,7 @@ from receiver.client.steps import (
     Steps,
     pauses,
     refusal,
+    whole,
 )
 from receiver.model.answers import Change, DeliveryChange, Gap
 from receiver.model.values import Announcement
@@ -28,7 +29,9 @@ SILENCE: Final = 45.0
 ENDS: Final = "succeeded,failed,canceled"
 OPEN: Final = "stream.open"
 OK: Final = 200
-_REFUSED: Final = range(400, 500)
+LONGEST_PLACE: Final = 18
+"""Digits of a place in the stream."""
+_REFUSED: Final = range(300, 500)
 _NOT_NOW: Final = frozenset({408, 429})
 _ATTEMPTS: Final = "delivery."
 _KINDS: Final[dict[str, type[Announcement | Change | Gap]]] = {
@@ -81,9 +84,10 @@ class Frames:
                 continue
             if not line.strip():
                 fields, self._fields = self._fields, {}
-                seq, kind = fields.get(b"id", b""), fields.get(b"event", b"")
-                if seq.isdigit() and fields.get(b"data"):
-                    yield Message(int(seq), kind.decode("utf-8", "replace"), fields[b"data"])
+                seq = whole(fields.get(b"id", b"").decode("latin-1"), LONGEST_PLACE)
+                if seq is not None and fields.get(b"data"):
+                    kind = fields.get(b"event", b"").decode("utf-8", "replace")
+                    yield Message(seq, kind, fields[b"data"])
 
 
 def follow(

@@ -17,8 +17,17 @@ import httpx
 import msgspec
 
 from receiver.client.declared import operation, stream
-from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
-from receiver.client.steps import ClientError, OpenStream, ReadChunk, Request, Steps, exchange, read
+from receiver.client.follow import ENDS, LONGEST_PLACE, OK, OPEN, PATH, Frames, Message, follow
+from receiver.client.steps import (
+    ClientError,
+    OpenStream,
+    ReadChunk,
+    Request,
+    Steps,
+    exchange,
+    read,
+    whole,
+)
 from receiver.model.answers import (
     Change,
     CostReport,
@@ -223,8 +232,7 @@ class Operations:
         """Return the current place of the live stream, to pass as `after` for later messages."""
         request = Request(method="HEAD", path=PATH)
         answer = yield from exchange(request, self.url, self._patience)
-        place = answer.headers.get("last-event-id", "")
-        return int(place) if place.isascii() and place.isdecimal() else None
+        return whole(answer.headers.get("last-event-id", ""), LONGEST_PLACE)
 
     @stream
     def events(
@@ -427,7 +435,9 @@ class Operations:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Steps[Any]:
-        """Send any request, and return the JSON of the answer as it is."""
+        """Send any request, and return the JSON of the answer as it is; `path` begins with a /."""
+        if not path.startswith("/"):  # a URL would send the key to another server
+            raise ClientError("unfit", f"{path!r} is not a path: it must begin with a /")
         return self._send(_ANY, method, path, body=body, headers=headers)
 
     # --- internals ---
@@ -532,7 +542,7 @@ class _Watch:
 
 def _at(*parts: str) -> str:
     """Return a path of /v1."""
-    return "/".join(("/v1", *(quote(part, safe="") for part in parts)))
+    return "/".join(("/v1", *(quote(part, safe="", errors="surrogatepass") for part in parts)))
 
 
 def _headers(key: str | None, wait: int | None) -> dict[str, str]:

@@ -23,6 +23,10 @@ _LATER: Final = frozenset({429, 503})
 """Statuses that mean that nothing was done: repeat the request after Retry-After."""
 _LOST: Final = frozenset({502, 504})
 """Statuses of a proxy: it is not known whether the receiver handled the request."""
+_FOREIGN: Final = frozenset({"no-receiver", "http-error"})
+"""Types of errors that are not problems of the receiver's own."""
+_OF_HEAD: Final = {401: "unauthorized", 403: "read-only", 429: "rate-limited", 503: "unavailable"}
+"""Types of problems for answers to HEAD, which have no body to name them."""
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _LONGEST_QUOTE: Final = 200
 
@@ -121,7 +125,13 @@ def advance(steps: Steps[Any], found: Any) -> Step | Done:
 
 
 def advance_with_error(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
-    """Throw the error of a step into the generator, and return the next step."""
+    """Throw the error of a step into the generator, and return the next step.
+
+    Raises ClientError if the request cannot be sent at all.
+    """
+    if isinstance(error, httpx.LocalProtocolError):  # never sent; its text may hold the key
+        detail = "this cannot be sent: a header, the method or the path has an unfit character"
+        raise ClientError("unfit", detail) from None
     try:
         return steps.throw(error)
     except StopIteration as end:
@@ -145,8 +155,6 @@ def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
     while True:
         try:
             answer = yield request
-        except httpx.LocalProtocolError as error:  # a repeat would fail as well
-            raise ClientError("unfit", f"this cannot be sent: {error}") from error
         except httpx.RequestError as error:
             detail = str(error) or type(error).__name__
             failure = ClientError("unreachable", f"no receiver answers at {url} ({detail})")
@@ -157,7 +165,7 @@ def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
             if refused is None:
                 return answer  # type: ignore[no-any-return] # what a Request is answered with
             failure = refused
-            lost = answer.status in _LOST and failure.type == "no-receiver"
+            lost = answer.status in _LOST and failure.type in _FOREIGN
             may_repeat = answer.status in _LATER or (lost and request.is_repeatable)
         seconds = max(next(pause), failure.retry_after or 0)
         patience -= seconds
@@ -170,8 +178,11 @@ def refusal(answer: Answer, url: str) -> ClientError | None:
     """Return the error that an answer reports; None if it is a success."""
     if answer.status < 300:  # noqa: PLR2004 - where HTTP's good answers end
         return None
-    retry_after = answer.headers.get("retry-after", "")
-    later = int(retry_after) if retry_after.isascii() and retry_after.isdecimal() else None
+    later = whole(answer.headers.get("retry-after", ""), 9)
+    if not answer.content and answer.headers.get("content-type") == "application/problem+json":
+        kind = _OF_HEAD.get(answer.status, "http-error")
+        detail = f"the receiver at {url} refuses this (HTTP {answer.status}, {kind})"
+        return ClientError(kind, detail, status=answer.status, retry_after=later)
     try:
         body = msgspec.json.decode(answer.content)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -180,13 +191,19 @@ def refusal(answer: Answer, url: str) -> ClientError | None:
         detail = f"what answers at {url} is not a receiver (HTTP {answer.status}){sent}"
         return ClientError("no-receiver", detail, status=answer.status, retry_after=later)
     fields = body if isinstance(body, dict) else {}
+    kind = str(fields.get("type"))
     return ClientError(
-        str(fields.get("type", "http-error")).removeprefix(PREFIX),
+        kind.removeprefix(PREFIX) if kind.startswith(PREFIX) else "http-error",
         str(fields.get("detail", body))[:_LONGEST_QUOTE],
         status=answer.status,
         retry_after=later,
         prediction_id=fields.get("prediction_id"),
     )
+
+
+def whole(text: str, digits: int) -> int | None:
+    """Return a whole number of at most so many digits; None if the text is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
 
 
 def read(answer: Answer, kind: type[T], url: str) -> T:

@@ -102,7 +102,7 @@ class PageContext:
         return self.with_query(path, given)
 
     def with_query(self, path: str, query: Mapping[str, Any]) -> str:
-        return self._base + UI + quote(path) + (f"?{urlencode(query)}" if query else "")
+        return quote(self._base + UI + path) + (f"?{urlencode(query)}" if query else "")
 
     def back_to(self, path: str, done: str) -> str:
         """Return the address after an action: a form's path below `/ui`, or else the overview."""
@@ -111,4 +111,4 @@ class PageContext:
             bare, query = "/", ""
         done_part = f"done={quote(done)}" if done else ""
         query = "&".join(filter(None, [query, done_part]))
-        return self._base + UI + quote(bare) + (f"?{quote(query, safe='=&%+')}" if query else "")
+        return quote(self._base + UI + bare) + (f"?{quote(query, safe='=&%+')}" if query else "")

@@ -108,6 +108,10 @@ def read_query(query: Mapping[str, str], kind: type[Query], **more: Any) -> Quer
     """Return a route's parameters from a query; empty ones are ignored."""
     names = {*kind.__struct_fields__} & query.keys()
     given = {name: query[name] for name in names if query[name]}
+    if any(
+        value.endswith("\n") for value in given.values()
+    ):  # before which a pattern's `$` matches
+        raise Problem(422, "invalid-request", "a filter is unfit: it ends with a line break")
     try:
         return msgspec.convert(given | more, kind)
     except msgspec.ValidationError as error:

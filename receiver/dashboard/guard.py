@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 from itsdangerous import BadData, Signer, URLSafeSerializer
@@ -81,7 +81,7 @@ class Guard:
             raise SignedOut
         return found
 
-    def pay(self, request: Request) -> None:
+    def charge(self, request: Request) -> None:
         """Charge a page like a request to /v1 with a valid key, or raise Limited."""
         self._limits.authorized(client_of(request.scope))
 
@@ -160,7 +160,7 @@ class Guard:
 def _is_own(request: Request) -> bool:
     """Return whether the Origin header, if there is one, is ours."""
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    return origin is None or origin.partition("://")[2] == request.headers.get("host")
 
 
 def _digest(secret: str, key: Key) -> str:

@@ -17,11 +17,13 @@ from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import LONGEST, Guard
 from receiver.http.declare import PredictionId
 from receiver.http.live import StreamFilter
+from receiver.http.routes.events import MEDIA_TYPE
 from receiver.model.errors import Problem, StoreUnavailable
 
 _PAUSE: Final = 0.5
 """Seconds between two messages to a page: it loads all its content again after each."""
 _PLACE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_PLACES: Final = re.compile(rb"^id: ([0-9]+)$", re.MULTILINE)
 _CHANGED: Final = b"event: changed\ndata: \n\n"
 _HEADERS: Final = {"X-Accel-Buffering": "no"}
 
@@ -42,6 +44,8 @@ class LivePage:
         except msgspec.ValidationError:
             raise Problem(422, "invalid-request", "that is no prediction's id") from None
         wanted = StreamFilter(prediction=prediction, deliveries=True)
+        if context.request.method == "HEAD":  # a stream would not end
+            return Response(headers=_HEADERS, media_type=MEDIA_TYPE)
         after = context.request.headers.get("last-event-id") or context.query.get("after", "")
         begins = int(after) if _PLACE.fullmatch(after) else await self._live.now()
         frames = self._live.read(begins, wanted)
@@ -50,7 +54,7 @@ class LivePage:
         return StreamingResponse(
             _messages(first, frames, began + LONGEST - self._clock()),
             headers=_HEADERS,
-            media_type="text/event-stream",
+            media_type=MEDIA_TYPE,
         )
 
 
@@ -65,6 +69,6 @@ async def _messages(
             while True:
                 async with asyncio.timeout_at(until):
                     frame = await anext(frames)
-                place, _, _ = frame.rpartition(b"id: ")[2].partition(b"\n")
-                yield b"id: %b\n%b" % (place, _CHANGED) if frame.startswith(b"id: ") else frame
+                places = _PLACES.findall(frame)
+                yield b"id: %b\n%b" % (places[-1], _CHANGED) if places else frame
                 await asyncio.sleep(_PAUSE)

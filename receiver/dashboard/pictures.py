@@ -11,7 +11,7 @@ import hashlib
 import time
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakValueDictionary
 
 import httpx
@@ -37,6 +37,8 @@ Number = Annotated[str, Meta(pattern="^[0-9]{1,3}$")]
 _LARGEST: Final = 256 * 1024 * 1024
 _LARGEST_BARE: Final = 4 * 1024 * 1024
 """Bytes of a picture that is shown as it is, if no thumbnail can be made."""
+_SMALL: Final = "image/webp"
+"""The type of a thumbnail that was made."""
 _PATIENCE: Final = 60.0
 _AT_ONCE: Final = 4
 _DECODED_AT_ONCE: Final = 2
@@ -75,14 +77,14 @@ class PicturePages:
         """Return a thumbnail, or a picture that shows why there is none."""
         _, output = await self._output(id, number)
         try:
-            path = await self._thumbnail(id, int(number), output)
+            path, kind = await self._thumbnail(id, int(number), output)
         except Gone:
             return self._placeholder("gone.svg", 410)
         except Later:
             return self._placeholder("later.svg", 502)
         except Unshowable:
             return self._placeholder("unshowable.svg", 415)
-        return _tagged(context, path)
+        return _tagged(context, path, kind)
 
     @page("/predictions/{id}/outputs/{number}", is_part=True)
     async def whole(self, context: PageContext, id: PredictionId, number: Number) -> Response:
@@ -110,16 +112,17 @@ class PicturePages:
             raise Problem(404, "not-found", "there is no such output")
         return prediction, outputs[int(number)]
 
-    async def _thumbnail(self, id: str, number: int, output: Output) -> Path:
-        """Return a thumbnail from the cache, or make it."""
+    async def _thumbnail(self, id: str, number: int, output: Output) -> tuple[Path, str]:
+        """Return a thumbnail and its type: from the cache, made, or the picture as it is."""
         async with self._locks.setdefault(f"{id}/{number}/thumbnail", asyncio.Lock()):
             if (found := self._cache.find(id, number, ("small",))) is not None:
-                return found
+                return found, _SMALL
             path, kind = await self._file(id, number, output)
             if not kind.startswith("image/") or kind not in SHOWN:
                 raise Unshowable(kind)
             async with self._decoding:
-                return await asyncio.to_thread(self._reduce, id, number, path)
+                small = await asyncio.to_thread(self._reduce, id, number, path)
+            return small, kind if small == path else _SMALL
 
     def _reduce(self, id: str, number: int, path: Path) -> Path:
         made = thumbnail(path)
@@ -170,12 +173,11 @@ class PicturePages:
         return Response(self._static.files[name], status, media_type="image/svg+xml")
 
 
-def _tagged(context: PageContext, path: Path) -> Response:
+def _tagged(context: PageContext, path: Path, kind: str) -> Response:
     """Return a thumbnail, or 304 if the browser already has it."""
-    headers = {**_SANDBOX, **_REVALIDATE, "ETag": f'"{path.name}"'}
+    headers = {**_SANDBOX, **_REVALIDATE, "ETag": f'"{quote(path.name)}"'}
     if context.request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    kind = "image/webp" if path.suffix == ".small" else BY_ENDING[path.suffix[1:]]
     return Response(path.read_bytes(), headers=headers, media_type=kind)
 
 

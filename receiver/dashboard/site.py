@@ -131,7 +131,7 @@ class Site:
         if not declared.is_open:
             key = self._guard.key(request)
             if not declared.is_part:
-                self._guard.pay(request)
+                self._guard.charge(request)
         return PageContext(request, self._clock(), key, session, token)
 
     async def _act(

@@ -22,7 +22,7 @@ from receiver.store.inbox import AcceptResult
 
 log = structlog.get_logger("receiver")
 
-_TO_BE_WRITTEN: Final = 0.2
+_SEND_TIMEOUT: Final = 0.2
 """Seconds in which a request to ourselves must be sent; a later answer is not waited for."""
 _REST: Final = 1
 """Seconds between two such requests of one process; the drain looks again after them."""
@@ -79,7 +79,7 @@ class AfterCallback:
             return
         self._next_wake = now + _REST
         try:
-            status = await self._deliveries.send(self._wake_url, _TO_BE_WRITTEN)
+            status = await self._deliveries.send(self._wake_url, _SEND_TIMEOUT)
         except (httpx.HTTPError, TimeoutError) as error:
             log.warning("wake.failed", reason=f"{type(error).__name__}: {error}")
         else:

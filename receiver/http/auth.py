@@ -46,7 +46,7 @@ class Keys:
 
         While an address has no more failures left, a key that could be guessed is refused.
         """
-        shortest = _UNGUESSABLE if limits.strangers_wait(client) else 1
+        shortest = _UNGUESSABLE if limits.failure_wait(client) else 1
         key = self._find(text)
         if key is None or len(key.text) < shortest or key.use not in uses:
             limits.unauthorized(client)

@@ -7,7 +7,7 @@ import resource
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -245,19 +245,25 @@ class Protocol(HttpToolsProtocol):
         self._stop_read_timer()
         if len(self.url) > _LONGEST_URL:
             self._refuse(414)
-        size = 0
+        size = hosts = 0
         for name, value in self.headers:
             size += len(name) + len(value)
+            hosts += name == b"host"
             if name == b"transfer-encoding" and value.lower() != b"chunked":
                 raise _Refused  # the parser takes "gzip, chunked", and leaves it compressed
         if len(self.headers) > _MOST_HEADERS or size > _LARGEST_HEAD:
             self._refuse(431)
-        if self.parser.get_http_version() == "1.0":
+        is_old = self.parser.get_http_version() == "1.0"
+        if hosts > 1 or (not hosts and not is_old):
+            raise _Refused  # as RFC 9112, 3.2, wants
+        if is_old:
             self.expect_100_continue = False  # which HTTP/1.0 does not know
         super().on_headers_complete()
         self._in_head = False
         self.headers = []  # trailers come here next, and are not given to the app
         cycle = self.cycle
+        if is_old:
+            cycle.send = partial(_send_unchunked, cycle, cycle.send)  # type: ignore[method-assign]
         self.scope["extensions"] = {IS_GONE: lambda: cycle.disconnected}  # type: ignore[dict-item]
         self._unanswered.append(cycle)
 
@@ -393,6 +399,21 @@ class Protocol(HttpToolsProtocol):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
+
+
+async def _send_unchunked(
+    cycle: RequestResponseCycle, send: Callable[[Any], Awaitable[None]], message: Any
+) -> None:
+    """Send a message of an answer to HTTP/1.0; without a length, its end is that of the connection.
+
+    uvicorn would send it in chunks, which only HTTP/1.1 knows.
+    """
+    if not cycle.response_started:
+        if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+            cycle.chunked_encoding = False
+    elif not cycle.expected_content_length:
+        cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 def _most_waiting() -> int:

@@ -19,7 +19,7 @@ _OVERTIME: Final = 5.0
 """Seconds after a drain's time in which its last attempts are cancelled and settled."""
 _PERIOD: Final = 600.0
 """Seconds between two rounds of housekeeping, of all processes together."""
-_LOOK_AGAIN: Final = 60.0
+_HOUSEKEEPING_RETRY: Final = 60.0
 """Seconds between two tries of one process to do the housekeeping."""
 
 
@@ -148,7 +148,7 @@ class Drain:
         clock = asyncio.get_running_loop().time
         if clock() < self._next_housekeeping:
             return
-        self._next_housekeeping = clock() + _LOOK_AGAIN
+        self._next_housekeeping = clock() + _HOUSEKEEPING_RETRY
         now = self._runtime.clock()
         role = LeaseRequest(
             name="housekeeping", owner=new_id("drain", now), now=now, until=now + _PERIOD

@@ -100,7 +100,7 @@ class Http:
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
         self._exchange_recipes = predictions.exchange
-        self._own: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
+        self._background_work: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
         """The background work of pages."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
@@ -173,7 +173,7 @@ class Http:
     def add(self, pages: Pages) -> None:
         """Serve pages beside these routes, and run their background work."""
         self.routes += pages.routes
-        self._own.append(pages.run)
+        self._background_work.append(pages.run)
 
     def _ranges(self) -> Mapping[str, Ranges]:
         """Return the allowed sources of callbacks, for providers whose settings restrict them."""
@@ -183,7 +183,7 @@ class Http:
             if allowed is not None
         }
 
-    def stand_before(self, app: ASGIApp) -> ASGIApp:
+    def with_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return the app inside the middleware that every request passes."""
         requests = Requests(app, self._telemetry, [*self.routes, *ALWAYS])
         return Proxied(requests, self._settings.trusted_proxies)
@@ -204,7 +204,7 @@ class Http:
             if accepts:
                 tasks.start(self.live.run())
                 tasks.start(self._rejections.run())
-                for run in self._own:
+                for run in self._background_work:
                     tasks.start(run())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:

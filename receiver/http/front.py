@@ -123,9 +123,9 @@ class Front:
         after = _FAILED
         try:
             async with self._run() as self._http:
-                self._exchange(self._http.routes, self._http.stand_before)
+                self._exchange(self._http.routes, self._http.with_middleware)
                 self.app.callbacks = ServerErrorMiddleware(
-                    self._http.stand_before(self._http.callbacks), ERROR_HANDLERS[Exception]
+                    self._http.with_middleware(self._http.callbacks), ERROR_HANDLERS[Exception]
                 )
                 after = _STOPPED
                 try:
@@ -187,8 +187,11 @@ class _App(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             send = partial(self._send_refusal, send)
-        if self.prefix and scope["type"] == "http":
-            self._enter(scope)
+        if scope["type"] == "http":
+            if self.prefix:
+                self._enter(scope)
+            if scope["path"].endswith("\n"):  # before which the `$` of a route's pattern matches
+                scope["path"], scope["raw_path"] = "", b""  # no route has it, and no log its token
         # Middleware that an embedding program has added must see callbacks too.
         if (
             self.callbacks is not None

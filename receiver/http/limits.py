@@ -28,7 +28,7 @@ _DEBT: Final = 2 * _WINDOW
 _ROUNDING: Final = 1e-6
 _MOST_NAMES: Final = 50_000
 """Maximum number of buckets of one limit, about 8 MB."""
-_SAY_AGAIN: Final = 10.0
+_LOG_INTERVAL: Final = 10.0
 """Seconds between two log lines about refusals."""
 
 
@@ -108,7 +108,7 @@ class Limits:
     def callback_proved(self, provider: str) -> None:
         self._callbacks.spend(provider.encode())
 
-    def strangers_wait(self, client: str) -> float:
+    def failure_wait(self, client: str) -> float:
         """Return the seconds for which an address has no more failures left; 0: it has some."""
         return self._unproved.wait(address(client))
 
@@ -128,7 +128,7 @@ class Limits:
         self._refused += 1
         now = self._clock()
         # A flood does not fill the log: one line has the number of refusals since the last.
-        if now - self._said_at >= _SAY_AGAIN:
+        if now - self._said_at >= _LOG_INTERVAL:
             log.warning("request.limited", limit=limit, client=client, refused=self._refused)
             self._refused, self._said_at = 0, now
         raise Limited(wait)

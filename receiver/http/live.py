@@ -35,7 +35,7 @@ _MOST_BYTES: Final = 8 * 1024 * 1024
 """Messages, and their bytes, that may wait for one reader before it is disconnected."""
 _MOST_WRITTEN: Final = 16
 """Messages that are encoded at once for a reader that catches up."""
-_NAP: Final = 0.25
+_POLL_INTERVAL: Final = 0.25
 """Seconds between two polls without a wake-up: other processes change predictions too."""
 
 
@@ -156,7 +156,7 @@ class LiveStream:
             position = await self._follow()
             if ended:
                 await self._publish(await self._attempts.read(ended, position), position)
-            return _NAP
+            return _POLL_INTERVAL
         self._position = None
         self._following.clear()
         return None  # until there is a reader

@@ -52,7 +52,7 @@ _MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Pro
 """Errors of a proof that cannot parse a call, as in `call.json()`: the call is not proved."""
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
 """Errors of a proof that are not the sender's fault."""
-_TOLD: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
+_ANSWERED_ERRORS: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
 """Errors of a route that have their own answers."""
 _UNPROVED: Final = Problem(401, "unproved", "this call could not be proved")
 _OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; why is in the log")
@@ -219,7 +219,7 @@ class PluginRoutes:
     async def _answered(self, route: PluginRoute, call: Call, door: Door) -> Any:
         try:
             return await self._bounded(route.timeout, route.function(call, door))
-        except _TOLD as error:
+        except _ANSWERED_ERRORS as error:
             return _failed(error)
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:

@@ -170,8 +170,9 @@ async def _on_fault(request: Request, error: Exception) -> Response:
     name = request_id(request.scope)
     log.error("request.failed", request=name, exc_info=error)
     body = problem_body(500, "internal-error", "a fault of ours; it is in the log")
-    # Only this answer is made outside of the middleware that adds the header.
-    return _problem(500, body, {"X-Request-Id": name})
+    # Only this answer is made outside of the middleware that adds the id. The error goes on to the
+    # server, which closes the connection.
+    return _problem(500, body, {"X-Request-Id": name, "Connection": "close"})
 
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {

@@ -102,7 +102,7 @@ class _Exchange:
         self._send = send
         self._name = name
         # Removed, as it would make the scope refer to itself.
-        self._is_gone = scope.get("extensions", {}).pop(IS_GONE, lambda: False)
+        self._is_gone = (scope.get("extensions") or {}).pop(IS_GONE, lambda: False)
         self.status = 0
         self.received: int | None = None
         """Bytes of the body; None: it was not read."""

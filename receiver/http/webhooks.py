@@ -72,7 +72,7 @@ LATER: Final[dict[type[Exception], str]] = {
 _UNKNOWN: Final = "unknown"
 """The name of any unknown provider, in counts and logs."""
 _UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
-_NOBODY: Final = _raw_problem(404, "not-found", "no such provider")
+_UNKNOWN_PROVIDER: Final = _raw_problem(404, "not-found", "no such provider")
 
 
 WEBHOOK_PATH: Final = "/webhooks/{provider}/{token}"
@@ -143,7 +143,7 @@ class WebhookRoute:
             taken = await self._prove(scope, provider, made, body)
         except Unproved as error:
             reason = error.reason
-            answer = _UNPROVED if provider != _UNKNOWN else _NOBODY
+            answer = _UNPROVED if provider != _UNKNOWN else _UNKNOWN_PROVIDER
         except TooSlow:
             reason = "too_slow"
             answer = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from receiver.model.costs import PriceList
 from receiver.model.recipes import Limit, RecipeBook
@@ -366,7 +366,9 @@ class Settings:
     @property
     def prefix(self) -> str:
         """The path prefix that our routes may have; empty if there is none."""
-        return urlsplit(self.public_url or "").path if self.root_path is None else self.root_path
+        if self.root_path is not None:
+            return self.root_path
+        return unquote(urlsplit(self.public_url or "").path)
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -390,6 +392,11 @@ class Settings:
         if set(settings.viewer_keys) & set(settings.api_keys):
             problems.append(
                 "RECEIVER_VIEWER_KEYS: must have no key of RECEIVER_API_KEYS, which may do more"
+            )
+        if set(settings.cron_secrets) & {*settings.api_keys, *settings.viewer_keys}:
+            problems.append(
+                "RECEIVER_CRON_SECRET, or CRON_SECRET, must have no key of RECEIVER_API_KEYS or "
+                "RECEIVER_VIEWER_KEYS: it is good for draining alone"
             )
         is_reported = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
         if not settings.secret_keys and not settings.dev and not is_reported:

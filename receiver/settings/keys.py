@@ -43,10 +43,12 @@ def keys(text: str) -> tuple[ApiKey, ...]:
     return found
 
 
-def shown(text: str) -> Secret | None:
+def shown(text: str) -> ApiKey:
     if "," in text:
         raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
-    return header_safe(_one(text).reveal())
+    key = _one(text)
+    header_safe(key.reveal())
+    return key
 
 
 def api_keys(reader: Reader) -> tuple[ApiKey, ...]:
@@ -54,14 +56,14 @@ def api_keys(reader: Reader) -> tuple[ApiKey, ...]:
     if reader.is_set("RECEIVER_API_KEYS"):
         return reader.get("RECEIVER_API_KEYS", keys, ())
     key = reader.get("RECEIVER_API_KEY", shown, None)
-    return () if key is None else (ApiKey(key.reveal()),)
+    return () if key is None else (key,)
 
 
 def shown_key(reader: Reader) -> Secret | None:
     """Read the key that commands send; without one, the first of those that are accepted."""
     if reader.is_set("RECEIVER_API_KEY"):
         return reader.get("RECEIVER_API_KEY", shown, None)
-    return reader.get("RECEIVER_API_KEYS", lambda text: shown(texts(text)[0]), None)
+    return reader.get("RECEIVER_API_KEYS", lambda text: next(map(shown, texts(text)), None), None)
 
 
 def cron_secrets(reader: Reader) -> tuple[Secret, ...]:

@@ -15,7 +15,7 @@ import msgspec
 from receiver.model.recipes import Limit
 from receiver.model.text import meant
 from receiver.settings.reader import Reader
-from receiver.settings.toml import Table, money, one_of, tables_in, text, whole
+from receiver.settings.toml import Table, money, number, one_of, tables_in, text, whole
 
 NAME: Final = "RECEIVER_LIMITS"
 _BY: Final = ("key", "provider", "model", "all")
@@ -34,7 +34,7 @@ def read_limits(reader: Reader) -> tuple[Limit, ...]:
 def _listed(text: str) -> list[Any]:
     try:
         return tables_in(msgspec.json.decode(text))
-    except ValueError:  # msgspec.DecodeError is one
+    except (ValueError, RecursionError):  # msgspec.DecodeError is a ValueError
         raise ValueError(
             'must be a list in JSON, as [{"by": "all", "per": "day", "cost": 20}]'
         ) from None
@@ -65,4 +65,4 @@ def _by(words: Collection[str]) -> Callable[[Any], str]:
 
 
 def _count(value: Any) -> int:
-    return 0 if value == 0 and isinstance(value, int) else whole(value)
+    return 0 if isinstance(value, int) and number(value) == 0 else whole(value)

@@ -112,7 +112,7 @@ def _is_plain_url(text: str) -> bool:
         sendable = bool(parts.hostname) and parts.port != 0 and text.isprintable()
     except ValueError:
         return False
-    more = parts.username or parts.password or parts.query or parts.fragment or " " in text
+    more = parts.username or parts.password or re.search(r"[?#\\ ]", text)
     return parts.scheme in {"http", "https"} and sendable and not more
 
 

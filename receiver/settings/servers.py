@@ -31,6 +31,8 @@ def servers(url: str) -> Servers:
     Raises ValueError for an invalid URL, and MisnamedServers.
     """
     parts = urlsplit(url)
+    if "@" in parts.path + parts.fragment + parts.query.partition("=")[0]:
+        raise ValueError("a password with a /, # or ? that is not encoded")
     given = dict(parse_qsl(parts.query))
     hosts, ports = _in_front(parts.netloc.rpartition("@")[2])
     if host := given.get("host"):

@@ -278,11 +278,12 @@ def submit(client: Any) -> Any:
 def test_a_lost_answer_is_asked_for_again_by_the_same_key(awaited: bool) -> None:
     wire = Wire(
         httpx.ReadError("cut"), httpx.ReadTimeout("slow"), httpx.Response(502, text="<html>"),
+        answer(504, {"message": "timed out"}), answer(502, {"type": "https://proxy.test/502"}),
         httpx.Response(200, json=MADE_ONE.json()),
     )  # fmt: skip
     assert wire.run(submit, awaited=awaited).id == ID
     keys = {request.headers["idempotency-key"] for request in wire.asked}
-    assert (len(keys), len(wire.asked), wire.waits) == (1, 4, [0.5, 1.0, 2.0])
+    assert (len(keys), len(wire.asked), wire.waits) == (1, 6, [0.5, 1.0, 2.0, 4.0, 8.0])
     again = Wire(httpx.Response(200, json=MADE_ONE.json()))
     again.run(submit, awaited=awaited)
     assert again.asked[0].headers["idempotency-key"] not in keys
@@ -304,6 +305,13 @@ def test_later_is_later(awaited: bool, kind: str) -> None:
         wire.run(submit, awaited=awaited, patience=6.9)
     assert (raised.value.status, raised.value.retry_after) == (refused().status_code, 7)
     assert wire.waits == []
+
+
+def test_the_receivers_own_502_is_not_repeated() -> None:
+    wire = Wire(problem(502, "provider-unavailable", retry_after="9" * 5000))
+    with pytest.raises(ClientError, match="it is provider-unavailable") as raised:
+        submit(wire.blocking())
+    assert (raised.value.type, raised.value.retry_after) == ("provider-unavailable", None)
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
@@ -387,6 +395,10 @@ UNFIT: Final[dict[str, Callable[[Any], Any]]] = {
     "half a character": lambda c: c.submit("fal", "m", {"prompt": "\ud800"}),
     "an object": lambda c: c.submit("fal", "m", {"prompt": object()}),
     "a header": lambda c: c.call("GET", "/v1/handlers", headers={"Prefer": "a\nb"}),
+    "a header in Unicode": lambda c: c.call("GET", "/v1/handlers", headers={"Prefer": "\u0663"}),
+    "half a character in a query": lambda c: c.list(model="\ud800"),
+    "an endless path": lambda c: c.get("a" * 70_000),
+    "the URL of another server": lambda c: c.call("GET", "http://evil.test/v1/handlers"),
 }
 
 
@@ -401,6 +413,16 @@ def test_what_could_never_be_sent_is_refused_at_once(name: str) -> None:
         UNFIT[name](client)
     assert raised.value.type == "unfit"
     assert not server.asked
+
+
+def test_a_key_is_in_no_error() -> None:
+    with serving((200, {}, b"{}")) as server:
+        client = Receiver(server.url, headers={"Authorization": "Bearer hush "})
+        for call in (client.alive, lambda: next(client.events())):
+            with pytest.raises(ClientError) as raised:
+                call()
+            assert raised.value.type == "unfit"
+            assert "hush" not in str(raised.value)
 
 
 def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +509,7 @@ def test_the_stream_goes_on_after_every_loss(awaited: bool) -> None:
     assert wire.asked[0].url.params["type"] == "succeeded,failed,canceled"
 
 
-@pytest.mark.parametrize("status", [401, 404, 422])
+@pytest.mark.parametrize("status", [308, 401, 404, 422])
 @pytest.mark.parametrize("awaited", [False, True])
 def test_a_refusal_ends_the_stream(status: int, awaited: bool) -> None:
     wire = Wire(problem(status, "no"))

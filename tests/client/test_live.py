@@ -70,7 +70,7 @@ async def test_over_sockets_both_do_the_same(start: Start) -> None:
                 return client.wait(made.id).status
 
         blocked = asyncio.create_task(asyncio.to_thread(block))
-        async with AsyncReceiver(url, API_KEY) as client:
+        async with AsyncReceiver(url, f" {API_KEY}\n") as client:
             made = await client.submit("eachlabs", "x", {"prompt": "a"})
             waiting = asyncio.create_task(client.wait(made.id, seconds=3600))
             await eventually(lambda: readers(station) == 2)
@@ -82,6 +82,8 @@ async def test_over_sockets_both_do_the_same(start: Start) -> None:
             with pytest.raises(ClientError) as raised:
                 await client.wait(made.id)
             assert (raised.value.type, raised.value.status) == ("unauthorized", 401)
+            with pytest.raises(ClientError, match=r"refuses this \(HTTP 401, unauthorized\)"):
+                await client.place()
 
 
 async def test_an_app_that_fails_is_one_that_does_not_answer() -> None:

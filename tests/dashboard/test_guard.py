@@ -116,7 +116,10 @@ async def test_nothing_is_done_without_a_sign_in_or_a_token_or_from_elsewhere(
                 {"data": form, "headers": {"sec-fetch-site": site}}
                 for site in ("cross-site", "same-site")
             ),
-            {"data": form, "headers": {"origin": "https://evil.test"}},
+            *(
+                {"data": form, "headers": {"origin": origin}}
+                for origin in ("https://evil.test", "null", "http://[")
+            ),
         ]
         for path in POSTS:
             assert (await station.world.post(f"/ui{path}", data=form)).status_code == 303

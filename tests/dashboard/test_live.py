@@ -83,10 +83,13 @@ async def test_a_change_is_told_and_nothing_of_what_it_is(start: Start) -> None:
         async with listening(station, someone, "") as stream:
             assert (await stream.until("status 200")) == ["status 200"]
             await stream.until(": live")
-            sent = await station.submitted("fal", "a secret prompt")
+            words = {"note": "a secret id: 9"}
+            sent = await station.submitted("fal", "a secret prompt", metadata=words)
             seen = await stream.until("event: changed")
             await station.push(sent)
             seen += await stream.until("event: changed")
+        places = [line.removeprefix("id: ") for line in seen if line.startswith("id")]
+        assert all(place.isdecimal() for place in places)
         assert {line.partition(":")[0] for line in seen} <= {"", "id", "event", "data"}
         assert not any("secret" in line or "pred_" in line for line in seen)
 
@@ -114,6 +117,8 @@ async def test_a_page_of_one_prediction_hears_of_no_other(start: Start) -> None:
             seen = await stream.until("event: changed")
         assert seen.count("event: changed") == 1
         await someone.see("/live", 422, prediction="x")
+        head = await asyncio.wait_for(someone.http.head("/ui/live"), PATIENCE)
+        assert (head.status_code, head.headers["cache-control"]) == (200, "no-store")
 
 
 async def test_the_token_of_a_page_outlives_what_is_read_anew(start: Start) -> None:

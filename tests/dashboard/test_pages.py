@@ -361,6 +361,7 @@ async def test_what_is_unfit_is_refused(start: Start) -> None:
             await someone.see("/predictions", **{name: "\0", "is": "\0"})
         await someone.see("/deliveries", 422, state="odd")
         await someone.see("/discarded", 422, cursor="odd")
+        await someone.see("/discarded", 422, cursor="1_\n")
         await someone.see("/replays", 422, cursor="odd")
         for path in ("/predictions/x", "/replays/x", "/nothing", "/recipes/UPPER"):
             await someone.see(path, 404)

@@ -154,10 +154,19 @@ async def test_private_addresses_are_not_asked(start: Start) -> None:
         assert "will not fetch" in answer.text or "a moment ago" in answer.text
 
 
+@pytest.mark.parametrize(("file", "has_pillow"), [("a.png", True), ("a.PNG", False), ("写", False)])
 async def test_what_was_saved_is_shown_from_there(
-    start: Start, results: Results, tmp_path: Path
+    start: Start,
+    results: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    *,
+    has_pillow: bool,
 ) -> None:
-    kept = tmp_path / "kept results" / "a.png"
+    if not has_pillow:
+        monkeypatch.setattr("receiver.dashboard.pictures.thumbnail", lambda _: None)
+    kept = tmp_path / "kept results" / file
     kept.parent.mkdir()
     kept.write_bytes(png(30, 30))
     async with start(**ON, results=results) as station:
@@ -172,7 +181,8 @@ async def test_what_was_saved_is_shown_from_there(
             f"WHERE id = '{name}'"
         )
         assert (await someone.http.get(output)).content == kept.read_bytes()
-        assert (await someone.http.get(f"{output}/thumbnail")).status_code == 200
+        small = await someone.http.get(f"{output}/thumbnail")
+        assert small.headers["content-type"] == ("image/webp" if has_pillow else "image/png")
         assert results.asked == []
         assert "saved" in await someone.see(f"/predictions/{name}")
 

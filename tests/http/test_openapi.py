@@ -254,11 +254,11 @@ async def test_a_stranger_is_401_whatever_else_is_wrong_with_a_request(start: St
             for name, query, wrong in itertools.product(
                 NAMES_OF_NOTHING, ("", "?seconds=0&limit=x&x=1&x=2"), WRONG
             ):
-                url = re.sub(r"\{\w+\}", name, named) + query
-                if "handlers/x%0A/" in url:
+                asked = re.sub(r"\{\w+\}", name, named)
+                if "handlers/x%0A/" in asked or asked.endswith("%0A"):
                     continue  # the path of no route
-                answer = await station.world.request(method, url, **wrong)
-                assert answer.status_code == 401, (method, url, wrong)
+                answer = await station.world.request(method, asked + query, **wrong)
+                assert answer.status_code == 401, (method, asked, query, wrong)
 
 
 def refuse(_: Call) -> None:

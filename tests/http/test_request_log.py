@@ -254,6 +254,7 @@ async def test_a_fault_of_ours_is_told_of_and_named(app: Starlette, logged: Logg
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.get("/faulty/evt_1")
     assert answer.status_code == 500
+    assert answer.headers["connection"] == "close"  # as the server does then
     [line] = told(logged)
     assert line["request"] == answer.headers["x-request-id"]
     assert (line["status"], line["route"], line["event_id"]) == (500, "/faulty/{id}", "evt_1")
@@ -275,6 +276,7 @@ async def converse(app: Starlette, query: bytes, *, leaves: bool) -> list[Json]:
         "query_string": query,
         "headers": [],
         "client": None,
+        "extensions": None,
     }
 
     async def receive() -> Json:

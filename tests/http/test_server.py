@@ -219,6 +219,9 @@ NO_REQUESTS: Final = {
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a tunnel": b"CONNECT db.test:5432 HTTP/1.1\r\nhost: db.test:5432\r\n\r\n",
     "a tunnel's body": b"CONNECT a:1 HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(LIST),
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": post("/", HOST + b"\r\n"),
+    "two hosts in HTTP/1.0": post("/", HOST + b"\r\n").replace(b"/1.1", b"/1.0"),
     "two lengths": post("/", b"content-length: 3\r\ncontent-length: 4\r\n\r\n"),
     "one length twice": post("/", b"content-length: 3\r\ncontent-length: 3\r\n\r\n"),
     "a list of lengths": post("/", b"content-length: 3, 3\r\n\r\n"),
@@ -270,6 +273,23 @@ async def test_a_trailer_that_ends_the_connection_does(start: Start) -> None:
             said = post(path, b"transfer-encoding: chunked\r\n\r\n") + chunked(GOOD)[:-2]
             answers = await talk(port, LIST + said + b"connection: close\r\n\r\n" + LIST)
             assert statuses(answers) == [200, answer]  # and nobody waits for the last
+
+
+async def test_to_http_1_0_nothing_is_sent_in_chunks(start: Start) -> None:
+    async with start() as station, served(station) as port:
+        health = await talk(port, b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert (status(health), b"content-length: " in health) == (200, True)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /v1/events/stream HTTP/1.0\r\n" + BEARER + b"\r\n")
+        head, _, begun = (await reader.readuntil(b": live\n")).partition(b"\r\n\r\n")
+        assert b"connection: close" in head
+        assert b"transfer-encoding" not in head
+        sent = await station.submitted("eachlabs")
+        begun += await reader.readuntil(sent.prediction_id.encode())
+        assert b"\r\n" not in begun
+        station.app.state.release()
+        assert (await reader.read()).endswith(b"\n")
+        writer.close()
 
 
 # --- clients that have said all ---

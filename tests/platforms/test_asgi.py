@@ -135,6 +135,10 @@ def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:
         ({"RECEIVER_PUBLIC_URL": "https://x.test/a/b"}, "/a/b/webhooks/fal/pred_x.y", 401),
         ({"RECEIVER_PUBLIC_URL": "https://x.test/a/b"}, "/webhooks/fal/pred_x.y", 401),
         ({"RECEIVER_PUBLIC_URL": "https://x.test/a/b"}, "/a/webhooks/fal/pred_x.y", 404),
+        ({}, "/metrics%0A", 404),
+        ({}, "/webhooks/fal/pred_x.y%0A", 404),
+        ({"RECEIVER_ROOT_PATH": "/prod"}, "/prod/metrics%0A", 404),
+        ({"RECEIVER_PUBLIC_URL": "https://x.test/a%20b"}, "/a%20b/health", 200),
         (
             {"RECEIVER_PUBLIC_URL": "https://x.test/a", "RECEIVER_ROOT_PATH": "none"},
             "/a/health",

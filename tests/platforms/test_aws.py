@@ -152,6 +152,13 @@ def test_the_form_of_an_event_makes_no_difference_to_the_app(
     }
 
 
+def test_a_stage_has_a_root(handler: Any) -> None:
+    for path in ("/", ""):
+        event = SHAPES["staged"](Request("GET", path, []))
+        assert event["rawPath"] == f"/prod{path}"
+        assert handler(event, Time(30))["statusCode"] == 200
+
+
 def test_pictures_and_cookies_go_out_as_the_form_wants_them(module: ModuleType) -> None:
     picture = b"\x89PNG\r\n"
 
