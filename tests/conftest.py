@@ -87,7 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def stops_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time for which a stopping receiver waits for the answer to a submit."""
-    monkeypatch.setattr(submitter, "_LAST_WORD", 0.05)
+    monkeypatch.setattr(submitter, "_STOP_WAIT", 0.05)
 
 
 @pytest.fixture

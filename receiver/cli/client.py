@@ -19,7 +19,7 @@ from receiver.settings.tls import trusted
 
 __all__ = ["Client", "ClientError"]
 
-_NONE: Final = 0.0
+_NO_RETRIES: Final = 0.0
 """Seconds for retries: none, so that a command reports a missing receiver at once."""
 
 
@@ -50,7 +50,7 @@ class Client:
         self._receiver = Receiver(
             caller.url,
             key,
-            patience=_NONE,
+            patience=_NO_RETRIES,
             transport=transport,
             sleep=sleep,
             verify=trusted(),

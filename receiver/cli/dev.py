@@ -38,7 +38,7 @@ log = structlog.get_logger("receiver")
 
 _PICTURE: Final = 0.8
 """Seconds that an emulated picture takes."""
-_LOOK: Final = 1000
+_CHECK_INTERVAL_MS: Final = 1000
 """Milliseconds between two checks of the files; mostly the system reports a change earlier."""
 _SETTLE: Final = 0.2
 """Seconds to wait for a missing file, which an editor may be replacing."""
@@ -240,7 +240,7 @@ class _Watch:
             try:
                 await self._changed()
             except (OSError, RuntimeError):  # for example, too many watched folders
-                await asyncio.sleep(_LOOK / 1000)
+                await asyncio.sleep(_CHECK_INTERVAL_MS / 1000)
             if None in self._stamps().values():
                 await asyncio.sleep(_SETTLE)
             before = self._stamps()
@@ -261,7 +261,7 @@ class _Watch:
             recursive=False,
             step=50,
             debounce=200,
-            rust_timeout=_LOOK,
+            rust_timeout=_CHECK_INTERVAL_MS,
             yield_on_timeout=True,
             raise_interrupt=False,
         ):

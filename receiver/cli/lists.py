@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, Any]
 
 _LARGEST_PAGE: Final = 100
-_MOST_LOOKS: Final = 5
+_MAX_INCOMPLETE_PAGES: Final = 5
 """How many incomplete pages are read at most (--all: no limit); each costs a long search."""
 _DIGITS: Final = {"pred": 32, "dlv": 40, "rep": 32}
 _LISTS: Final = {"pred": "predictions", "dlv": "deliveries", "rep": "replays"}
@@ -118,7 +118,7 @@ def rows(
         if cursor is None:
             return
         looks += len(data) < size
-        if limit is not None and looks == _MOST_LOOKS:
+        if limit is not None and looks == _MAX_INCOMPLETE_PAGES:
             notice("searched far back for these; --all searches on")
             return
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
-_LOOK: Final = 0.5
+_POLL_INTERVAL: Final = 0.5
 """Seconds between two polls of a running replay."""
 
 
@@ -73,7 +73,7 @@ def replay_all(
         with Progress(disable=not is_interactive()) as bar:
             task = bar.add_task("redelivered", total=matched, completed=replay["replayed"])
             while replay["state"] == "running":
-                sleep(_LOOK)
+                sleep(_POLL_INTERVAL)
                 replay = client.get(path)
                 bar.update(task, completed=replay["replayed"])
     except KeyboardInterrupt:

@@ -56,7 +56,7 @@ _SHORT_POLL: Final = 1
 _KEPT_ALIVE: Final = 20.0
 """Seconds without a byte after which a wait polls: a proxy may buffer the stream."""
 _ANY: Final[type[Any]] = Any
-_SLACK: Final = 30.0
+_DRAIN_MARGIN: Final = 30.0
 """Seconds without an answer after which a drain counts as lost, beyond its own duration."""
 
 
@@ -316,7 +316,7 @@ class Operations:
     ) -> Steps[Drained]:
         """Run due work; return when it is done, or after `seconds`."""
         return self._send(
-            Drained, method, "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _SLACK
+            Drained, method, "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _DRAIN_MARGIN
         )
 
     @operation

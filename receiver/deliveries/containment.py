@@ -150,7 +150,7 @@ class _Program:
     thread: int | None = None
 
 
-_KEPT: Final = (
+_FORBIDDEN_METHODS: Final = (
     "set_task_factory",
     "set_default_executor",
     "shutdown_default_executor",
@@ -167,7 +167,7 @@ def is_program(loop: asyncio.AbstractEventLoop) -> bool:
 def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     """Run the receiver's own program to its end on its own loop, whatever handlers do to it."""
     contain(loop, owned=True)
-    for name in _KEPT:  # else a handler's factory and executor would run the receiver's tasks
+    for name in _FORBIDDEN_METHODS:  # they would decide how the receiver's own tasks run
         setattr(loop, name, partial(_keep, name))
     asyncio.set_event_loop(loop)
     _Program.loop, _Program.thread = loop, threading.get_ident()

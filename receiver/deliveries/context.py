@@ -260,7 +260,7 @@ class Context:
             key=f"{self.idempotency_key}/{step}{self._submits[step]}",
         )
         submitted: _Submitted = self._call(
-            "submit", lambda: self._insist(self._tools.submit, request)
+            "submit", lambda: self._retry_until_stored(self._tools.submit, request)
         )
         return submitted
 
@@ -276,7 +276,7 @@ class Context:
         _bounded("what record_stored is given", msgspec.json.encode(stored))
         addition = Annotation(prediction_id=self._prediction, stored={place: stored})
         return self._call(
-            "record_stored", lambda: self._insist(self._tools.memory.annotate, addition)
+            "record_stored", lambda: self._retry_until_stored(self._tools.memory.annotate, addition)
         )
 
     def annotate(self, /, **metadata: Any) -> Any:
@@ -289,7 +289,9 @@ class Context:
         _bounded("the metadata", msgspec.json.encode(all_of_it))
         given = {name: self._noted_metadata[name] for name in metadata}
         addition = Annotation(prediction_id=self._prediction, metadata=given)
-        return self._call("annotate", lambda: self._insist(self._tools.memory.annotate, addition))
+        return self._call(
+            "annotate", lambda: self._retry_until_stored(self._tools.memory.annotate, addition)
+        )
 
     def note(self, text: str) -> None:
         """Keep a text (its last 4,000 characters) with this attempt; it replaces an earlier one."""
@@ -318,7 +320,7 @@ class Context:
 
     async def _once(self, key: str, step: Callable[[], Any]) -> Any:
         key = _bounded_key(key)
-        known = await self._insist(self._tools.memory.recall, self._claim.id, key)
+        known = await self._retry_until_stored(self._tools.memory.recall, self._claim.id, key)
         if known is not None:
             return msgspec.json.decode(known)
         result = await self._run_step(key, step)
@@ -328,7 +330,9 @@ class Context:
             # An error here would run the step again in the next attempt, which must not happen.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
             text = "null"
-        kept = await self._insist(self._tools.memory.remember, self._claim.id, key, text)
+        kept = await self._retry_until_stored(
+            self._tools.memory.remember, self._claim.id, key, text
+        )
         return msgspec.json.decode(kept)
 
     async def _run_step(self, key: str, step: Callable[[], Any]) -> Any:
@@ -341,7 +345,7 @@ class Context:
         finally:
             _STEP.reset(token)
 
-    async def _insist(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
+    async def _retry_until_stored(self, ask: Callable[..., Awaitable[T]], *given: Any) -> T:
         """Retry while the store is unavailable, which is not the handler's failure.
 
         After the end of the attempt, a thread that still runs gets the error: nothing else would

@@ -45,7 +45,7 @@ def kind_of(head: bytes, promises: Sequence[str]) -> str:
     for promise in families:
         if not head:
             raise Dead(f"the result is empty: {promise} was promised")
-        if shown and not _keeps(shown, promise):
+        if shown and not _matches_promise(shown, promise):
             raise Dead(
                 f"the result is not what it says: {promise} was promised and the bytes are {shown}"
             )
@@ -53,9 +53,9 @@ def kind_of(head: bytes, promises: Sequence[str]) -> str:
     return _called(sniff(head), announced)
 
 
-def _keeps(shown: str, promise: str) -> bool:
+def _matches_promise(shown: str, promise: str) -> bool:
     family = promise.partition("/")[0]
-    if promise in _WRITTEN and shown in {"text/plain", "application/xml"}:
+    if promise in _TEXT_FORMATS and shown in {"text/plain", "application/xml"}:
         return True
     if shown in _CONTAINERS:
         return family != "image"
@@ -84,7 +84,7 @@ _EITHER: Final = {
 _CONTAINERS: Final = frozenset({*_EITHER, *_EITHER.values(), "video/quicktime"})
 _MOVING: Final = frozenset({"image/gif", "image/apng", "image/webp"})
 """Images that may be animated, and so are accepted as a video."""
-_WRITTEN: Final = frozenset(
+_TEXT_FORMATS: Final = frozenset(
     {
         "image/svg+xml",
         "image/x-xpixmap",

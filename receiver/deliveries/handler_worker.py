@@ -247,7 +247,7 @@ class HandlerWorker:
             started_at=started,
             ended_at=self._clock(),
         )
-        held = await self._insist(lambda: self._store.settle(settlement))
+        held = await self._retry_until_stored(lambda: self._store.settle(settlement))
         span.note(result=result, state=decision.state)
         if result not in _GOOD:
             span.fail(attempt.error or result)
@@ -265,7 +265,7 @@ class HandlerWorker:
         """Make a delivery pending again after we cut its attempt short: that does not count."""
         self.cut_short += 1
         self._runtime.telemetry.interrupted(claim)
-        lost = await self._insist(
+        lost = await self._retry_until_stored(
             lambda: self._store.release(self._owner, self._clock(), (claim.id,))
         )
         self._runtime.telemetry.lost(lost)
@@ -285,7 +285,7 @@ class HandlerWorker:
         over = decide(claim.attempt - 1, lost, self._policy, 0.0).state == "dead"
         return lost if over else None
 
-    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
         """Retry until it is stored: the handler has run, so its result must be settled."""
         while True:
             try:

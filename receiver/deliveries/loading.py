@@ -19,10 +19,10 @@ from typing import Any, Final
 
 __path__: list[str] = []
 """Makes this module a package; `_Finder` finds its contents."""
-_KEPT: Final = sys.stdlib_module_names | {"receiver"}
+_RESERVED_NAMES: Final = sys.stdlib_module_names | {"receiver"}
 """Top-level names that always mean the same module, even if a user's file has the name."""
 _BUILT_IN: Final = "receiver_handlers"
-_NEVER: Final = _KEPT | {_BUILT_IN, "__main__"}
+_NEVER: Final = _RESERVED_NAMES | {_BUILT_IN, "__main__"}
 """Top-level names that are not forgotten, wherever their files are."""
 _INSTALLED: Final = {"site-packages", "dist-packages"}
 _DEPTH: Final = __name__.count(".") + 2
@@ -182,7 +182,7 @@ def _import(
 def _package_with(name: str, importing: Mapping[str, Any]) -> str | None:
     """Return the package in here that has a file of this name beside the importing module."""
     top = name.partition(".")[0]
-    if top in _KEPT:
+    if top in _RESERVED_NAMES:
         return None
     package = importing.get("__package__") or ""
     for candidate in dict.fromkeys([package, ".".join(package.split(".")[:_DEPTH])]):

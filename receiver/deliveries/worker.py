@@ -62,7 +62,7 @@ class Worker:
         self._tasks = TaskSet()
         self._timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
         self._heartbeat = Heartbeat(store, runtime, self._running, self._timeouts, pace)
-        self._beaten = 0
+        self._drains_under_way = 0
         """Drains and requests under way that need the heartbeat."""
 
     def _make(self, name: str) -> HandlerWorker:
@@ -159,14 +159,14 @@ class Worker:
         if self._runs_by_itself:
             yield
             return
-        self._beaten += 1
-        if self._beaten == 1:
+        self._drains_under_way += 1
+        if self._drains_under_way == 1:
             self._heartbeat.start(asyncio.get_running_loop())
         try:
             yield
         finally:
-            self._beaten -= 1
-            if not self._beaten:
+            self._drains_under_way -= 1
+            if not self._drains_under_way:
                 self._heartbeat.stop()
 
     async def reclaim(self) -> None:

@@ -112,9 +112,11 @@ class Eachlabs:
         if rule := self._world.refusal("eachlabs", prompt):
             reason = rule.reason or "unavailable"
             return self._refused(rule.status, reason, "try later", rule.headers)
-        needed = ("model", "input", "version") if self._seed else ("model", "input")
+        needed = ("model", "input", "version") if self._is_old_shape else ("model", "input")
         if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
-            return self._refused(400 if self._seed else 422, "invalid request", ", ".join(missing))
+            return self._refused(
+                400 if self._is_old_shape else 422, "invalid request", ", ".join(missing)
+            )
         if not isinstance(body["model"], str) or not isinstance(body["input"], dict):
             return self._refused(400, "invalid request", "model is text, input an object")
         if body["model"] in {NO_SUCH_MODEL, TEXT_ONLY}:
@@ -149,7 +151,7 @@ class Eachlabs:
         return self._refused(402, "payment required", why)
 
     @property
-    def _seed(self) -> bool:
+    def _is_old_shape(self) -> bool:
         return self._world.options.shape == "old"
 
     def _refused(
@@ -186,7 +188,7 @@ class Eachlabs:
         return prediction
 
     def _state(self, prediction: Prediction) -> dict[str, Any]:
-        return self._seed_state(prediction) if prediction.old else self._new_state(prediction)
+        return self._old_state(prediction) if prediction.old else self._new_state(prediction)
 
     def _new_state(self, prediction: Prediction) -> dict[str, Any]:
         url = f"{prediction.origin}/eachlabs/v1/prediction/{prediction.id}"
@@ -200,7 +202,7 @@ class Eachlabs:
             "urls": {"cancel": url + "/cancel", "get": url},
         }
 
-    def _seed_state(self, prediction: Prediction) -> dict[str, Any]:
+    def _old_state(self, prediction: Prediction) -> dict[str, Any]:
         state: dict[str, Any] = {"predictionID": prediction.id}
         if not prediction.finished:
             return state | {"status": "processing", "message": "Prediction is still processing"}

@@ -43,7 +43,7 @@ _ENDS: Final = {
 }
 
 
-ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
+TRANSITIONS: Final[dict[Status, dict[Cause, Status]]] = {
     # It may be queued again after a refusal; the provider's id in an outcome proves acceptance.
     Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
     Status.SUBMITTING: {
@@ -62,12 +62,12 @@ ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
 
 def step(status: Status, cause: Cause) -> Status | None:
     """Return the new status; None if `cause` does not apply: callers then change nothing."""
-    return ARROWS[status].get(cause)
+    return TRANSITIONS[status].get(cause)
 
 
 def sources(cause: Cause) -> frozenset[Status]:
     """Return the states in which `cause` applies, for the WHERE of an UPDATE."""
-    return frozenset(status for status, arrows in ARROWS.items() if cause in arrows)
+    return frozenset(status for status, arrows in TRANSITIONS.items() if cause in arrows)
 
 
 _CAUSES: Final = {str(cause): cause for cause in _ENDS}
@@ -100,4 +100,4 @@ def advance(
         # An outcome with the provider's id proves that the submit was accepted.
         taken = names and outcome.kind != "missing" and step(status, Cause.ACCEPTED)
         return ("ask" if outcome.kind == "ask" else "noted"), taken or status, outcome.kind
-    return "accepted", ARROWS[status][cause], outcome.kind
+    return "accepted", TRANSITIONS[status][cause], outcome.kind

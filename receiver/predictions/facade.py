@@ -70,7 +70,7 @@ class Predictions:
         self.limits = Limits(settings)
         self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, self.limits, runtime)
         clients = {
-            name: self._wire(name, given.requests_per_minute)
+            name: self._provider_client(name, given.requests_per_minute)
             for name, given in settings.providers.items()
         }
         schedule = Schedule(settings, runtime)
@@ -120,13 +120,13 @@ class Predictions:
         self.orders = Orders(settings.recipes, store, self.service, runtime)
         # Bills are not urgent: they leave a quarter of a provider's requests per minute to others.
         unhurried = {
-            name: self._wire(name, limit and max(limit * 3 // 4, 1))
+            name: self._provider_client(name, limit and max(limit * 3 // 4, 1))
             for name, given in settings.providers.items()
             for limit in [given.requests_per_minute]
         }
         self.bills = Bills(store, {name: providers[name] for name in self.on}, unhurried, runtime)
 
-    def _wire(self, provider: str, per_minute: int | None) -> ProviderClient:
+    def _provider_client(self, provider: str, per_minute: int | None) -> ProviderClient:
         return ProviderClient(provider, per_minute, self.client, self._store.limits, self._runtime)
 
     def _stream(self, name: str, provider: Streamed) -> Listener | Leader:

@@ -35,7 +35,7 @@ _MOST_LOOKS: Final = 32
 _MOST_FOLLOWS: Final = 3
 _MOST_PAGES: Final = 6
 """The most requests of one search for the prediction of an ambiguous submit."""
-_LAST_WORD: Final = 60.0
+_DEADLINE_GRACE: Final = 60.0
 """Seconds past its deadline that a prediction waits until the provider's limits allow a poll."""
 _LAST_WRITE: Final = 1.0
 """Seconds that a stop waits for claims to end, and to make claimed predictions due again."""
@@ -50,7 +50,7 @@ class Poller:
         inbox: Inbox,
         providers: Mapping[str, Provider],
         on: Collection[str],
-        wires: Mapping[str, ProviderClient],
+        clients: Mapping[str, ProviderClient],
         schedule: Schedule,
         runtime: Runtime,
         *,
@@ -66,7 +66,7 @@ class Poller:
         self._inbox = inbox
         self._providers = providers
         self._on = frozenset(on)
-        self._wires = wires
+        self._clients = clients
         self._schedule = schedule
         self._timeout = timeout
         self.under_way = TaskSet(lambda: runtime.wakeups.wake_all("poll"))
@@ -174,7 +174,7 @@ class Poller:
             ended = await self._ask(job)
         except Busy as busy:
             # Past its deadline a prediction waits for one last answer, but not for ever.
-            latest = deadline if now < deadline else deadline + _LAST_WORD
+            latest = deadline if now < deadline else deadline + _DEADLINE_GRACE
             if now < latest:
                 await self._again(job, min(now + busy.seconds, latest))
                 return
@@ -245,7 +245,7 @@ class Poller:
 
     async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
         provider = self._providers[job.provider]
-        wire = self._wires[job.provider]
+        wire = self._clients[job.provider]
         answer = await wire.ask(provider.poll(job.ticket))
         outcome = provider.polled(job.ticket, answer)
         for _ in range(_MOST_FOLLOWS):
@@ -264,13 +264,13 @@ class Poller:
         for _ in range(_MOST_PAGES):
             if not pages:
                 break
-            answer = await self._wires[job.provider].ask(pages.popleft())
+            answer = await self._clients[job.provider].ask(pages.popleft())
             found = provider.found(job.ticket, answer)
             for candidate in found.candidates:
                 if await self._may_be(job, candidate):
                     ticket = msgspec.structs.replace(job.ticket, provider_id=candidate.provider_id)
                     if ticket.cancel_requested:
-                        await send_cancel(provider, self._wires[job.provider], ticket)
+                        await send_cancel(provider, self._clients[job.provider], ticket)
                     return await self._ask(msgspec.structs.replace(job, ticket=ticket))
             if found.more is not None:
                 pages.appendleft(found.more)

@@ -71,7 +71,7 @@ _PUSHED_POLL: Final = 30.0
 _UNPUSHED_POLL: Final = 3.0
 _RETRY_BASE: Final = 1.0
 _RETRY_CAP: Final = 60.0
-_LAST_WORD: Final = 1.5
+_STOP_WAIT: Final = 1.5
 """Seconds that a stop waits for the answers to submits under way."""
 _LAST_WRITE: Final = 1.0
 """Seconds to store that a submit was cut off by the stop."""
@@ -149,7 +149,7 @@ class Submitter:
         self,
         provider: Provider,
         limits: ProviderSettings,
-        wire: ProviderClient,
+        client: ProviderClient,
         store: Store,
         inbox: Inbox,
         tokens: Tokens,
@@ -174,7 +174,7 @@ class Submitter:
         self._ready = ready
         self._due = due
         self._limits = limits
-        self._wire = wire
+        self._client = client
         self._store = store
         self._inbox = inbox
         self._tokens = tokens
@@ -219,7 +219,7 @@ class Submitter:
         """Begin no more submits, wait a moment for those under way, and cancel the rest."""
         self._stopping = True
         await self._begun.wait()
-        await self.under_way.wait(_LAST_WORD)
+        await self.under_way.wait(_STOP_WAIT)
         await self.under_way.cancel()
 
     async def send_now(self, prediction_id: str) -> None:
@@ -266,7 +266,7 @@ class Submitter:
             return await self._begin()
 
     async def _begin(self) -> float:
-        wait = max(self._wire.paused(), self.room.wait())
+        wait = max(self._client.paused(), self.room.wait())
         now = self._clock()
         room = self.room.at_once(AT_ONCE) - len(self.under_way)
         if self._stopping:
@@ -377,10 +377,10 @@ class Submitter:
     async def _hold(self, job: Job, receipt: Postponed, began: float) -> float:
         """Hold other submits back if the refusal concerns them too; return when this one is due."""
         if receipt.whole_provider:
-            self._wire.pause(receipt.after)
+            self._client.pause(receipt.after)
         due_at = self._schedule.next_submit(job, receipt.after)
         if receipt.holds == "full":
-            in_flight = await self._insist(
+            in_flight = await self._retry_until_stored(
                 job, lambda: self._store.predictions.in_flight(self.provider.name, AT_ONCE)
             )
             self.room.full(in_flight - 1, began, receipt.after)
@@ -397,7 +397,7 @@ class Submitter:
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
         """Record the answer to a blocking call; if it does not end the prediction, poll it."""
-        taken = await self._insist(
+        taken = await self._retry_until_stored(
             job,
             lambda: self._inbox.answer(self.provider.name, job.ticket.id, "sync", outcome, body),
         )
@@ -421,7 +421,7 @@ class Submitter:
         try:
             # The request that was counted when the submit began is enough: a permit for each would
             # never be had, as the submits have taken them all.
-            answer = await self._wire.ask(self.provider.details(ticket.model), is_counted=True)
+            answer = await self._client.ask(self.provider.details(ticket.model), is_counted=True)
             return self.provider.addressed(ticket, answer)
         except Problem as error:
             return Refused(str(error))
@@ -439,7 +439,7 @@ class Submitter:
         sending = Sending(request, lambda: self._mark_sent(job, seconds))
         answer = None
         try:
-            answer = await self._wire.send(sending.request, seconds)
+            answer = await self._client.send(sending.request, seconds)
             return self.provider.accepted(job.ticket, answer), answer.body
         except _UNSENT as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
@@ -477,12 +477,12 @@ class Submitter:
         if receipt.cost is not None:  # its outcome may have come first
             cost = Price(receipt.cost, "provider")
             figure = Figure(prediction_id=job.ticket.id, cost=cost, at=self._clock())
-            await self._insist(job, lambda: self._store.costs.learn(figure))
+            await self._retry_until_stored(job, lambda: self._store.costs.learn(figure))
         if done == "to_cancel":
             ticket = msgspec.structs.replace(
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
-            await send_cancel(self.provider, self._wire, ticket)
+            await send_cancel(self.provider, self._client, ticket)
             await self._progress(job, "polled", self._clock())
 
     async def _progress(
@@ -504,13 +504,15 @@ class Submitter:
             reason=reason,
             submits=job.submits,
         )
-        done = await self._insist(job, lambda: self._store.predictions.progress(progress))
+        done = await self._retry_until_stored(
+            job, lambda: self._store.predictions.progress(progress)
+        )
         self._due(due_at)
         return done
 
     async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
         """End a prediction that the provider did not take; `body` is its answer, if it gave one."""
-        await self._insist(
+        await self._retry_until_stored(
             job,
             lambda: self._inbox.verdict(
                 self.provider.name,
@@ -525,7 +527,7 @@ class Submitter:
             ),
         )
 
-    async def _insist(self, job: Job, write: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_until_stored(self, job: Job, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat a write until the store takes it, as the provider will not answer again.
 
         Callers that wait for this submit are woken at each failure: it may take hours.
@@ -538,11 +540,11 @@ class Submitter:
                 await asyncio.sleep(0.5)
 
 
-async def send_cancel(provider: Provider, wire: ProviderClient, ticket: Ticket) -> None:
+async def send_cancel(provider: Provider, client: ProviderClient, ticket: Ticket) -> None:
     """Send a cancel that was requested before the provider's id was known; a poll shows its end."""
     try:
         if isinstance(provider, Stopping):
-            await wire.ask(provider.cancel(ticket))
+            await client.ask(provider.cancel(ticket))
     except Unreadable as error:
         log.warning("cancel.failed", prediction=ticket.id, reason=str(error))
 

@@ -68,7 +68,11 @@ class Bfl:
         ):
             return settled
         url, provider_id = body.get("polling_url"), parsing.identifier(body.get("id"))
-        links = {"polling_url": str(url)} if parsing.leads_to(url, [self.api.base], _DOMAIN) else {}
+        links = (
+            {"polling_url": str(url)}
+            if parsing.may_receive_key(url, [self.api.base], _DOMAIN)
+            else {}
+        )
         return parsing.accepted("BFL", provider_id, links, _cost(body.get("cost")))
 
     authenticate = staticmethod(_SIGNATURE.verify)
@@ -108,7 +112,7 @@ def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
         error = parsing.failure(parsing.join([status, *_reasons(body.get("details"))]), status)
     else:
         error = parsing.failure(_reason(body) or status, parsing.first_text(body.get("error")))
-    return parsing.unmade(kind, provider_id, error)
+    return parsing.outcome_without_output(kind, provider_id, error)
 
 
 def _reason(body: dict[str, Any]) -> str:

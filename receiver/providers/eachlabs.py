@@ -198,7 +198,7 @@ def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Out
         made = results.outputs(payload.get("output"), sent or payload.get("input"))
         return Outcome(kind=kind, provider_id=provider_id, output=made)
     error = parsing.failure(_reason(payload), *_hints(payload))
-    return parsing.unmade(kind, provider_id, error, "canceled at Eachlabs")
+    return parsing.outcome_without_output(kind, provider_id, error, "canceled at Eachlabs")
 
 
 def _reason(payload: dict[str, Any]) -> str:

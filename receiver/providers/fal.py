@@ -248,7 +248,7 @@ class Fal:
 
     def _ours(self, url: Any) -> bool:
         """Return whether a URL from an answer is at a configured host, and may receive our key."""
-        return parsing.leads_to(url, (self.queue_url, self.run_url))
+        return parsing.may_receive_key(url, (self.queue_url, self.run_url))
 
     def _link(self, ticket: Ticket, name: str) -> str:
         """Return the URL that fal returned; if there is none, build it as fal's clients do."""

@@ -154,7 +154,7 @@ def _outcome(
     if kind == "succeeded":
         return _made(body, provider_id, ticket.input if ticket else None)
     error = parsing.failure(parsing.error_text(body.get("failure_reason")) or _reason(body))
-    return parsing.unmade(kind, provider_id, error, cost=_cost(body))
+    return parsing.outcome_without_output(kind, provider_id, error, cost=_cost(body))
 
 
 def _made(body: dict[str, Any], provider_id: str | None, sent: Any = None) -> Outcome:

@@ -92,7 +92,7 @@ class OpenRouter:
 
     def authorization(self, url: str) -> str | None:
         """Return our key for the URL of a video, which is at the API itself."""
-        ours = parsing.leads_to(url, [self.api.base])
+        ours = parsing.may_receive_key(url, [self.api.base])
         return self.api.headers.get("Authorization") if ours else None
 
     def _outcome(self, job: dict[str, Any]) -> Outcome:
@@ -104,7 +104,7 @@ class OpenRouter:
             return Outcome(kind=kind, provider_id=provider_id, output=made, cost=_cost(job))
         error = parsing.failure(reason, "timeout" if status == "expired" else "")
         canceled = reason or "canceled at OpenRouter"
-        return parsing.unmade(kind, provider_id, error, canceled, cost=_cost(job))
+        return parsing.outcome_without_output(kind, provider_id, error, canceled, cost=_cost(job))
 
     def _videos(self, provider_id: str, job: dict[str, Any]) -> list[Output]:
         """Return the URLs at the API, which need our key; signed URLs expire."""

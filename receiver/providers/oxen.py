@@ -227,7 +227,7 @@ def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
             return Outcome(kind="ask", provider_id=provider_id)
         return Outcome(kind=kind, provider_id=provider_id, output=made)
     error = parsing.failure(parsing.error_text(row.get(reason)) or _reason(row), _type(row))
-    return parsing.unmade(kind, provider_id, error, "canceled at Oxen.ai")
+    return parsing.outcome_without_output(kind, provider_id, error, "canceled at Oxen.ai")
 
 
 def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:

@@ -192,7 +192,7 @@ def only_an_end(outcome: Outcome, *, doubt: bool = False) -> Outcome:
     return outcome
 
 
-def unmade(
+def outcome_without_output(
     kind: OutcomeKind, provider_id: str | None, failure: Error, canceled: str = "", **more: Any
 ) -> Outcome:
     """Return an outcome without output: failed, canceled, missing or still processing."""
@@ -281,7 +281,7 @@ def segment(ticket: Ticket) -> str:
     return model_path(ticket.provider_id or "")
 
 
-def leads_to(url: Any, bases: Iterable[str], domain: str = "") -> bool:
+def may_receive_key(url: Any, bases: Iterable[str], domain: str = "") -> bool:
     """Return whether our key may be sent to a URL from an answer.
 
     It may at the origin of one of `bases`, and at `domain` and below by HTTPS at its default port.

@@ -117,7 +117,9 @@ class Replicate:
         if not isinstance(rows, list):
             raise Unreadable("no list of predictions")
         candidates = [_candidate(ticket, row) for row in reversed(rows) if isinstance(row, dict)]
-        more = self.api.get(following) if parsing.leads_to(following, [self.api.base]) else None
+        more = (
+            self.api.get(following) if parsing.may_receive_key(following, [self.api.base]) else None
+        )
         return Found([candidate for candidate in candidates if candidate], more)
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
@@ -171,7 +173,7 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
         )
     status = parsing.first_text(payload.get("status"))
     error = parsing.failure(parsing.error_text(payload.get("error")))
-    return parsing.unmade(kind, provider_id, error, f"{status} at Replicate")
+    return parsing.outcome_without_output(kind, provider_id, error, f"{status} at Replicate")
 
 
 def _made(output: Any, sent: Any) -> list[Any]:

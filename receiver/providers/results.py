@@ -61,7 +61,7 @@ _INPUTS: Final = re.compile(
     r"conditioning|original|user)_.*|\w*(?:status|response|cancel|callback|webhook)_url"
 )
 """Names of values that repeat the request, or describe it."""
-_ABOUT: Final = frozenset(
+_PARTICIPANTS: Final = frozenset(
     {"model", "user", "author", "creator", "owner", "account", "options", "config", "settings"}
 )
 """Names of participants; a file under one is a result only if it is described as a file (a model
@@ -152,7 +152,7 @@ def _members(value: dict[str, Any], *, any_name: bool, depth: int) -> Iterator[O
         yield file
     for name, item in value.items():
         kind = name.lower()[:LONGEST_ID]
-        took_part = kind in _ABOUT and not _is_described(item)
+        took_part = kind in _PARTICIPANTS and not _is_described(item)
         if _INPUTS.fullmatch(kind) or (took_part and not any_name):
             continue
         if file and (kind in _SMALLER or isinstance(item, str)):

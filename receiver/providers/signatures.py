@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported on first use, as not every provider needs it
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""
 _LONGEST_TIMESTAMP: Final = 12
-_SIGNING: Final[set[bytes]] = set()
+_VERIFYING_KEYS: Final[set[bytes]] = set()
 """Public keys that have verified a signature: they are tried first, as each try takes 100 us."""
 _KEY_BYTES: Final = 32
 _SIGNATURE_DIGITS: Final = 128
@@ -146,11 +146,11 @@ def verify_ed25519(
     named = callback.header(prefix + id_header)
     digest = hashlib.sha256(callback.body).hexdigest().encode()
     message = b"\n".join((named, callback.header(prefix + b"user-id"), stamp, digest))
-    likely = sorted(keys, key=lambda key: key not in _SIGNING)
+    likely = sorted(keys, key=lambda key: key not in _VERIFYING_KEYS)
     signed_by = next((key for key in likely if _verifies(key, signature, message)), None)
     if signed_by is None:
         raise Unproved("bad_signature")
-    _SIGNING.add(signed_by)
+    _VERIFYING_KEYS.add(signed_by)
     proved_id = identifier(named.decode("latin-1"))
     if proved_id is None:
         raise Unproved("bad_request_id")

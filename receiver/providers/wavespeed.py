@@ -68,7 +68,7 @@ class WaveSpeed:
         if provider_id is not None and ticket.mode == "sync":
             return _outcome(task, ticket.input)
         link = urls.get("get") if isinstance(urls, dict) else None
-        ours = parsing.leads_to(link, [self.api.base])
+        ours = parsing.may_receive_key(link, [self.api.base])
         return parsing.accepted("WaveSpeed", provider_id, {"get": str(link)} if ours else {})
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
@@ -131,7 +131,7 @@ def _outcome(task: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcom
     if task.get("code") == _STILL_AT_WORK:
         return Outcome(kind="processing", provider_id=provider_id)
     error = parsing.failure(_reason(task) or parsing.first_text(task.get("status")), *_hints(task))
-    return parsing.unmade(kind, provider_id, error, "canceled at WaveSpeed")
+    return parsing.outcome_without_output(kind, provider_id, error, "canceled at WaveSpeed")
 
 
 def _results(outputs: Any, sent: Any) -> list[Output]:

@@ -680,9 +680,9 @@ def test_a_file_is_a_data_uri(tmp_path: Path) -> None:
         ("big.png", "larger than 3,000,000 bytes: put it where"),
         ("none.png", "cannot be read"),
         ("a\0.png", "cannot be read"),
-        ("", "its name does not tell"),
-        ("a.what", "its name does not tell"),
-        ("png", "its name does not tell"),
+        ("", "its name shows no type"),
+        ("a.what", "its name shows no type"),
+        ("png", "its name shows no type"),
     ):
         with pytest.raises(ClientError, match=words):
             file(tmp_path / name)

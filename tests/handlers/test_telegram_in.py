@@ -201,7 +201,7 @@ async def test_what_waited_for_too_long_is_not_ordered(
     env = {**RECIPES, "RECEIVER_RECIPES": str(recipes)}
     async with start(telegram, clock=lambda: AT + 601.0, others=nowhere(), **env) as station:
         answer = await call(station, "/in/telegram", update(), secret())
-        assert "too long ago" in answer.json()["text"]
+        assert "too old" in answer.json()["text"]
         assert station.count("predictions") == 0
 
 

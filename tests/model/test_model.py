@@ -25,9 +25,9 @@ from receiver.model.retry import (
     decide,
 )
 from receiver.model.states import (
-    ARROWS,
     IN_FLIGHT,
     TERMINAL,
+    TRANSITIONS,
     Cause,
     Verdict,
     advance,
@@ -64,16 +64,16 @@ def test_a_prediction_moves_along_these_arrows_only() -> None:
 
 def test_the_table_names_every_status_and_every_cause() -> None:
     assert {(status, cause) for status, cause, _ in arrows()} == set(product(Status, Cause))
-    assert set(ARROWS) == set(Status)
+    assert set(TRANSITIONS) == set(Status)
 
 
 def test_terminal_states_are_those_without_an_arrow() -> None:
-    assert frozenset(status for status in Status if not ARROWS[status]) == TERMINAL
+    assert frozenset(status for status in Status if not TRANSITIONS[status]) == TERMINAL
 
 
 def test_every_living_state_can_reach_every_end() -> None:
     for status in set(Status) - TERMINAL:
-        assert {to for to in ARROWS[status].values() if to in TERMINAL} == TERMINAL
+        assert {to for to in TRANSITIONS[status].values() if to in TERMINAL} == TERMINAL
 
 
 def test_what_is_in_flight_is_all_that_may_be_at_the_provider() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from receiver.model.states import ARROWS, TERMINAL, Cause
+from receiver.model.states import TERMINAL, TRANSITIONS, Cause
 from receiver.model.values import Shift, Status
 from receiver.store import predictions
 from receiver.store.facade import Store
@@ -199,7 +199,7 @@ async def test_progress_follows_the_arrows_and_nothing_else(
 
         read = await store.predictions.get(one)
         assert read is not None
-        assert read.status == ARROWS[status].get(CAUSES[cause], status)
+        assert read.status == TRANSITIONS[status].get(CAUSES[cause], status)
         if status in TERMINAL:
             assert engine.column("due_at", one) is None
         elif read.status == status and cause != "accepted":
