@@ -200,4 +200,4 @@ def check_allowed(allow: Iterable[Allow], order: Order) -> None:
             order.person or "", each.person
         ):
             return
-    raise Problem(403, "not-allowed", "you may not order here: ask whoever runs this bot")
+    raise Problem(403, "not-allowed", "you may not order here: ask its operator")
