@@ -236,7 +236,9 @@ async def find_message(given: Interaction, door: Door, prediction_id: str) -> No
 
 def is_dead(answer: httpx.Response) -> bool:
     """Return whether an interaction's token is refused: it is not to be used again."""
-    return answer.status_code == httpx.codes.UNAUTHORIZED or b"10015" in answer.content
+    return answer.status_code == httpx.codes.UNAUTHORIZED or bool(
+        re.search(rb'"code":\s*10015\b', answer.content)
+    )
 
 
 def webhook_url(token: str) -> str:

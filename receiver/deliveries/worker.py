@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 
 import structlog
 
@@ -22,13 +22,11 @@ from receiver.deliveries.heartbeat import TIMING, Heartbeat, Timing
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import Policy
-from receiver.model.tasks import TaskSet, repeat
+from receiver.model.tasks import TaskSet, repeat, wait_for_all
 from receiver.observability.runtime import Runtime
 from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
-
-T = TypeVar("T")
 
 BREAKER: Final = BreakerPolicy()
 
@@ -138,7 +136,7 @@ class Worker:
         """
         workers = [worker for name, worker in self._workers.items() if name in names]
         async with self._beating():
-            await _all(worker.drain(until, seconds) for worker in workers)
+            await wait_for_all(*(worker.drain(until, seconds) for worker in workers))
 
     async def run_now(self, event: str, names: Collection[str], seconds: float) -> None:
         """Run one event's deliveries to those of these handlers that may run within a request.
@@ -150,7 +148,7 @@ class Worker:
         chosen = [worker for worker in workers if worker.may_run_within(seconds)]
         # The end of a delivery may make others due that waited for it.
         async with self._beating():
-            while any(await _all(worker.run_now(event, until) for worker in chosen)):
+            while any(await wait_for_all(*(worker.run_now(event, until) for worker in chosen))):
                 pass
 
     @asynccontextmanager
@@ -222,10 +220,3 @@ class Worker:
                 log.warning(
                     "handler.waiting", handler=name, state=state, pending=pending.get(name, 0)
                 )
-
-
-async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for all, also after an error, as claims are renewed meanwhile; raise the first error."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    await asyncio.gather(*tasks, return_exceptions=True)
-    return [task.result() for task in tasks]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Final, NamedTuple
 
 from receiver.deliveries.facade import Deliveries
 from receiver.model.answers import Drained
 from receiver.model.ids import new_id
+from receiver.model.tasks import wait_for_all
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.store.due import Due
@@ -117,7 +117,7 @@ class Drain:
             elif not _is_work(due):
                 break
             started = self._done()
-            await _all(
+            await wait_for_all(
                 self._predictions.drain(until, last_start),
                 self._worker.drain(due.handlers, until, seconds),
             )
@@ -166,9 +166,3 @@ class Drain:
 
 def _is_work(due: Due) -> bool:
     return bool(due.handlers or due.submits or due.polls)
-
-
-async def _all(*work: Awaitable[None]) -> None:
-    """Wait for all, then raise the first error, so that none still runs when it is raised."""
-    for error in filter(None, await asyncio.gather(*work, return_exceptions=True)):
-        raise error

@@ -8,13 +8,15 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context
-from typing import Any, Final, Literal, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
 
 import structlog
 
 from receiver.model.errors import StoreUnavailable
 
 log = structlog.get_logger("receiver")
+
+T = TypeVar("T")
 
 Topic: TypeAlias = Literal["handler", "prediction", "capacity", "poll", "changes", "role"]
 """The topics of wake-ups: deliveries of a handler, the state of a prediction, room at a
@@ -151,6 +153,13 @@ class TaskSet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def wait_for_all(*work: Awaitable[T]) -> list[T]:
+    """Wait for all, then raise the first error, so that none still runs when it is raised."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks]
 
 
 def start_thread(name: str, run: Callable[..., None], *given: Any) -> threading.Thread:

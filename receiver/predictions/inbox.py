@@ -219,11 +219,11 @@ class Inbox:
             )
         )
 
-    async def too_late(self, provider_name: str, prediction_id: str, last_words: str) -> None:
-        """End what was still queued at its latest time; `last_words` are why it was put off."""
+    async def too_late(self, provider_name: str, prediction_id: str, last_reason: str) -> None:
+        """End what was still queued at its latest time; `last_reason` is why it was put off."""
         error = expired("it was too late to begin: nothing was spent", "")
-        if last_words:
-            error = expired("every submit was put off", last_words)
+        if last_reason:
+            error = expired("every submit was put off", last_reason)
         log.warning("prediction.expired", prediction=prediction_id, code=error.code)
         await self.verdict(
             provider_name, prediction_id, error, only_from=frozenset({Status.QUEUED})

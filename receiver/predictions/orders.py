@@ -33,7 +33,7 @@ from receiver.store.orders import NewOrder
 log = structlog.get_logger("receiver")
 
 _LONGEST_SOURCE: Final = 64
-_Who = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None
+_Who = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")] | None
 
 
 class Wanted(msgspec.Struct, frozen=True):

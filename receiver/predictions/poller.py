@@ -245,13 +245,13 @@ class Poller:
 
     async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
         provider = self._providers[job.provider]
-        wire = self._clients[job.provider]
-        answer = await wire.ask(provider.poll(job.ticket))
+        client = self._clients[job.provider]
+        answer = await client.ask(provider.poll(job.ticket))
         outcome = provider.polled(job.ticket, answer)
         for _ in range(_MOST_FOLLOWS):
             if not isinstance(outcome, Follow):
                 return outcome, answer.body
-            answer = await wire.ask(outcome.request)
+            answer = await client.ask(outcome.request)
             outcome = outcome.read(job.ticket, answer)
         raise Unreadable("sent on too often")
 

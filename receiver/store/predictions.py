@@ -308,7 +308,7 @@ def find_late(items: Sequence[tuple[str, float, int]]) -> Steps[list[list[tuple[
     results = []
     for provider, now, most in items:
         rows = yield Run(sql.select_late, {"provider": provider, "now": now, "most": most})
-        results.append([(row["id"], row["last_words"] or "") for row in rows])
+        results.append([(row["id"], row["last_reason"] or "") for row in rows])
     return results
 
 

@@ -152,7 +152,7 @@ async def test_an_order_is_a_prediction_that_says_what_it_was_ordered_by(
         assert station.one("SELECT options FROM orders") == "{}"
 
 
-@pytest.mark.parametrize("bad", [{"person": "u\0v"}, {"place": "club/\x1b[2J"}])
+@pytest.mark.parametrize("bad", [{"person": "u\n"}, {"person": "u\0v"}, {"place": "club/\x1b[2J"}])
 async def test_a_person_and_a_place_are_plain_texts(
     start: Start, recipes: Path, bad: dict[str, str]
 ) -> None:

@@ -82,7 +82,7 @@ SELECT (SELECT min(due_at) FROM predictions
 
 -- name: select_late
 -- Find queued predictions that it is too late to submit, and why they were put off, if they were.
-SELECT id, error_message AS last_words FROM predictions
+SELECT id, error_message AS last_reason FROM predictions
 WHERE provider = :provider AND status = 'queued' AND latest_at <= :now::float
 ORDER BY latest_at LIMIT :most::int
 
