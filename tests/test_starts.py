@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +123,16 @@ async def test_what_an_embedding_program_adds_stays(tmp_path: Path) -> None:
 async def test_a_start_that_failed_is_told_and_another_may_follow(tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
     path.write_bytes(b"this is no database, but long enough to be taken for one")
-    before = left_over()
+    before, opened = left_over(), [descriptors()]
     app = app_on(f"sqlite:///{path}")
     async with client(app) as http:
         for _ in range(3):
             with pytest.raises(StoreUnusable, match="cannot open the database"):
                 await run_once(app)
             assert "its start failed" in (await http.get("/readyz")).json()["detail"]
+            opened.append(descriptors())
         assert left_over() == before
+        assert_none_kept(opened)
         path.unlink()
         async with app.router.lifespan_context(app):
             assert (await http.get("/readyz")).status_code == 200
@@ -179,11 +184,29 @@ async def test_while_it_stops_what_comes_is_refused(tmp_path: Path) -> None:
 # --- started again and again ---
 
 
-def left_over() -> tuple[list[str], int, int]:
-    """Give what lives in this process: threads, tasks, open files and sockets."""
-    gc.collect()
+def left_over() -> tuple[list[str], int]:
+    """Return what still runs in this process: the receiver's threads, and the number of tasks."""
     threads = sorted(one.name for one in threading.enumerate() if one.name.startswith("receiver"))
-    return threads, len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
+    return threads, len(asyncio.all_tasks())
+
+
+def descriptors() -> Counter[str]:
+    """Return what this process has open, each with how often."""
+    gc.collect()
+    found = Counter[str]()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found[fd.readlink().name] += 1
+    return found
+
+
+def assert_none_kept(opened: list[Counter[str]]) -> None:
+    """Fail if each of some rounds has left more open than the one before.
+
+    A single count may change with what other tests have left in this process.
+    """
+    growth = [later - earlier for earlier, later in pairwise(opened)]
+    assert any(later.total() <= earlier.total() for earlier, later in pairwise(opened)), growth
 
 
 def paths_of(app: Starlette) -> set[str]:
@@ -204,7 +227,7 @@ async def test_it_starts_as_often_as_one_likes(url: str, logged: Logged) -> None
 
     app = app_on(url, note)
     assert paths_of(app) == DESCRIBED.keys()
-    found = set()
+    found, opened = [], []
     async with client(app) as http:
         for number in range(1, 6):
             async with app.router.lifespan_context(app):
@@ -213,9 +236,10 @@ async def test_it_starts_as_often_as_one_likes(url: str, logged: Logged) -> None
                 await eventually(lambda number=number: len(ran) == number)  # type: ignore[misc]
                 assert paths_of(app) == DESCRIBED.keys()
             await asyncio.sleep(0)
-            if number > 1:  # whatever libraries keep for good they have by now
-                found.add(str(left_over()))
-    assert len(found) == 1, found
+            found.append(left_over())
+            opened.append(descriptors())
+    assert found == [([], found[0][1])] * 5
+    assert_none_kept(opened)
     owners = [line["owner"] for line in logged if line["event"] == "receiver.started"]
     assert len(set(owners)) == 5
 
@@ -226,7 +250,7 @@ async def test_a_start_that_fails_in_the_middle_gives_all_back(
 ) -> None:
     app = app_on(url)
     await run_once(app)
-    before = left_over()
+    before, opened = left_over(), [descriptors()]
 
     async def fails(*_: object) -> None:
         raise StoreUnavailable("just now")
@@ -234,10 +258,12 @@ async def test_a_start_that_fails_in_the_middle_gives_all_back(
     for kind in (Store, *Store.__subclasses__(), DeliveryStore):
         if step in vars(kind):
             monkeypatch.setattr(kind, step, fails)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(StoreUnavailable, match="just now"):
             await run_once(app)
         await eventually(lambda: left_over() == before)
+        opened.append(descriptors())
+    assert_none_kept(opened)
     monkeypatch.undo()
     await run_once(app)
 

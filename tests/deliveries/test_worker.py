@@ -468,7 +468,7 @@ async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(
 
 async def test_attempts_that_overlap_get_one_result_of_a_step(place: Place) -> None:
     may_end = threading.Event()
-    seen: list[tuple[int, int]] = []
+    seen: dict[int, int] = {}
 
     @on(name="slow", timeout=0.1)
     def slow(_: Event, ctx: Context) -> None:
@@ -477,13 +477,14 @@ async def test_attempts_that_overlap_get_one_result_of_a_step(place: Place) -> N
                 may_end.wait(PATIENCE)
             return ctx.attempt
 
-        seen.append((ctx.attempt, ctx.once("step", step)))
+        seen[ctx.attempt] = ctx.once("step", step)
 
     async with dispatching(place, slow) as running:
         await running.ends(await running.enqueue(), "slow")
         may_end.set()
-        await eventually(lambda: len(seen) == 2)
-    assert seen == [(2, 2), (1, 2)]
+        await eventually(lambda: 1 in seen and len(seen) > 1)
+    [result] = set(seen.values())
+    assert result > 1
 
 
 @pytest.mark.parametrize("key", ["step", LONG_KEY], ids=["short", "long"])
