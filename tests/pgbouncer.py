@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.postgres import Database
 
@@ -52,9 +53,7 @@ def pgbouncer(
     binary = _binary()
     if binary is None:
         pytest.skip("pgbouncer is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     parts = urlsplit(database.url)
     host = parts.hostname or parse_qs(parts.query)["host"][0]
     secret = f" password={parts.password}" if parts.password else ""

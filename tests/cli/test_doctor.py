@@ -45,6 +45,7 @@ from receiver.store.schema import migrations
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
 from tests.forked import run_to_end
+from tests.loopback import free_port
 from tests.postgres import Database
 
 pytestmark = pytest.mark.anyio
@@ -63,13 +64,8 @@ def env(tmp_path: Path) -> Env:
         "RECEIVER_SECRET_KEY": KEY,
         "RECEIVER_API_KEYS": API_KEY,
         "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'receiver.db'}",
-        "RECEIVER_URL": f"http://127.0.0.1:{dead_port()}",
+        "RECEIVER_URL": f"http://127.0.0.1:{free_port()}",
     }
-
-
-def dead_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 async def found(env: Mapping[str, str], name: str = "") -> list[tuple[str, str]]:
@@ -189,10 +185,10 @@ async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
             "RECEIVER_SECRET_KEY": f"{KEY},{OTHER_KEY}",
             "RECEIVER_API_KEYS": f"{secrets[2]},{KEY}",
             "RECEIVER_API_KEY": secrets[5],
-            "RECEIVER_DATABASE_URL": f"postgresql://me:{password}@127.0.0.1:{dead_port()}/x",
+            "RECEIVER_DATABASE_URL": f"postgresql://me:{password}@127.0.0.1:{free_port()}/x",
             "FAL_KEY": secrets[4],
-            "FAL_QUEUE_URL": f"http://127.0.0.1:{dead_port()}",
-            "FAL_JWKS_URL": f"http://127.0.0.1:{dead_port()}",
+            "FAL_QUEUE_URL": f"http://127.0.0.1:{free_port()}",
+            "FAL_JWKS_URL": f"http://127.0.0.1:{free_port()}",
             "RECEIVER_HANDLERS": str(handlers),
         }
     )
@@ -377,7 +373,7 @@ async def test_a_newer_schema_on_a_server_is_told(env: Env, bare_database: Datab
 
 
 async def test_a_server_that_is_away_is_told(env: Env) -> None:
-    env["RECEIVER_DATABASE_URL"] = f"postgresql://me@127.0.0.1:{dead_port()}/x"
+    env["RECEIVER_DATABASE_URL"] = f"postgresql://me@127.0.0.1:{free_port()}/x"
     lines = await found(env, "database")
     assert says(lines, "FAIL", "cannot open the database", "set RECEIVER_DATABASE_URL")
 
@@ -692,13 +688,13 @@ async def test_a_name_without_an_address_and_a_port_without_a_server_are_told(
     nowhere = "https://receiver.invalid"
     lines = await found({**env, "RECEIVER_PUBLIC_URL": nowhere}, "public url")
     assert says(lines, "FAIL", "its name cannot be resolved")
-    closed = f"http://127.0.0.1:{dead_port()}"
+    closed = f"http://127.0.0.1:{free_port()}"
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": closed}, "public url")
     assert says(lines, "FAIL", "connection refused")
 
 
 async def test_before_a_receiver_runs_its_public_url_is_not_blamed(env: Env) -> None:
-    env |= {"RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{dead_port()}", "RECEIVER_DEV": "1"}
+    env |= {"RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{free_port()}", "RECEIVER_DEV": "1"}
     lines = await found(env)
     assert says(lines, "warn", "receiver: no receiver of ours answers", "receiver serve")
     assert says(lines, "warn", "public url:", "cannot be checked while no receiver runs")
@@ -782,7 +778,7 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
 ) -> None:
     wrong = {
         "OXEN_API_KEY": "",
-        "EACHLABS_BASE_URL": f"http://127.0.0.1:{dead_port()}",
+        "EACHLABS_BASE_URL": f"http://127.0.0.1:{free_port()}",
         "FAL_JWKS_URL": proxy(_says(Response("<html>"))),
         "REPLICATE_BASE_URL": proxy(_says(Response("<html>"))),
         "FAL_QUEUE_URL": proxy(_says(Response(status_code=302, headers={"location": "/x"}))),
@@ -858,7 +854,7 @@ async def test_a_handler_that_is_no_python_is_one_finding(env: Env, tmp_path: Pa
 
 
 async def test_results_that_are_gone_soon_and_kept_by_nobody_are_a_warning(env: Env) -> None:
-    env |= {"BFL_API_KEY": "key-of-mine", "HTTPS_PROXY": f"http://127.0.0.1:{dead_port()}"}
+    env |= {"BFL_API_KEY": "key-of-mine", "HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
     assert says(await found(env, "handlers"), "warn", "bfl are gone after 10 minutes", "`save`")
     lines = await found(env | {"RECEIVER_HANDLERS": "save"}, "handlers")
     assert lines == [("ok", "handlers: save: loaded")]

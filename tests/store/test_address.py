@@ -1,8 +1,6 @@
 """URLs as hosts hand them out."""
 
-from contextlib import closing
 from pathlib import Path
-from socket import create_server
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
@@ -15,6 +13,7 @@ from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.address import read
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
+from tests.loopback import free_port
 from tests.postgres import Database
 from tests.store.parts import arrival, new, settlement, wanted
 
@@ -204,8 +203,7 @@ async def test_a_server_that_is_away_is_passed_over(database: Database, *, in_fr
     """The store works, and PgQueuer's own connections do, by the second of two servers."""
     there, parts = servers(database.url), urlsplit(database.url)
     host, port = there.hosts[0], there.ports[0] if there.ports else "5432"
-    with closing(create_server(("127.0.0.1", 0))) as was:
-        dead = was.getsockname()[1]
+    dead = free_port()
     user = parts.netloc.rpartition("@")[0]
     url = f"postgresql://{user}@{parts.path}?"
     if in_front:
