@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractAsyncContextManager
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ LONG = (
     "tests/test_typescript.py",
 )
 """Tests that take many seconds, mostly waiting."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Let one worker compile the tests while the others wait: each would do all of it."""
+    with Path(__file__).open(encoding="utf-8") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            flock(lock, LOCK_SH)
+        yield
 
 
 @pytest.hookimpl(trylast=True)
@@ -129,8 +141,10 @@ log_plainly()
 def logged() -> Iterator[Logged]:
     """Collect the log lines, whatever an earlier test configured."""
     log_plainly()
-    for module in list(sys.modules.values()):
-        if isinstance(log := vars(module).get("log"), BoundLoggerLazyProxy):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("receiver") and isinstance(
+            log := vars(module).get("log"), BoundLoggerLazyProxy
+        ):
             vars(log).pop("bind", None)  # structlog's cache
     with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
         yield lines

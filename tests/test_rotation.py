@@ -16,7 +16,7 @@ from tests.conftest import Start
 from tests.postgres import Database
 from tests.receiving import API_KEY, ENV, PUSHING, Network, Station, receiving
 
-pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
+pytestmark = pytest.mark.anyio
 
 OLD: Final = ENV["RECEIVER_SECRET_KEY"]
 NEW: Final = "a-key-that-is-newer-than-all-the-others"
