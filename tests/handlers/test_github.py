@@ -1,4 +1,4 @@
-"""`github` dispatches events, as GitHub's REST API takes them."""
+"""`github` sends events to GitHub's REST API, as repository or workflow dispatches."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def refusal(status: int, message: str, **headers: str) -> Answer:
 
 @dataclass
 class GitHub:
-    """Answers as https://docs.github.com/rest says."""
+    """Answers as documented at https://docs.github.com/rest."""
 
     token: str = TOKEN
     answers: list[Answer] = field(default_factory=list)
-    """What it says to the next requests instead."""
+    """Answers to the next requests, instead of real ones."""
     asked: int = 0
     dispatched: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """What it took: the last part of the path before `dispatches`, and the body."""
+    """Accepted requests: the last part of the path before `dispatches`, and the body."""
     url: str = ""
 
     def __call__(self, asked: Asked) -> Answer:
@@ -86,7 +86,7 @@ class GitHub:
 
     @property
     def told(self) -> dict[str, Any]:
-        """Give the one event it got."""
+        """Return the payload of the only dispatch."""
         [(_, body)] = self.dispatched
         payload: dict[str, Any] = body["client_payload"]
         return payload
@@ -109,7 +109,7 @@ def kit(github: GitHub, receiver_kit: Kits) -> Kit:  # noqa: ARG001 - it sets th
     return receiver_kit(built_in("github"), online=True)
 
 
-def test_a_result_is_told_as_a_repository_dispatch(github: GitHub, kit: Kit) -> None:
+def test_result_is_sent_as_a_repository_dispatch(github: GitHub, kit: Kit) -> None:
     event = make_event(output=["https://cdn.example/a.png", "https://cdn.example/b.mp4"])
     delivered = kit.deliver(event, times=2)
     assert delivered.delivery.state == "done"
@@ -127,13 +127,15 @@ def test_a_result_is_told_as_a_repository_dispatch(github: GitHub, kit: Kit) -> 
 
 
 @pytest.mark.parametrize("kind", ["failed", "canceled"])
-def test_other_ends_are_told_too(github: GitHub, kit: Kit, kind: Any) -> None:
+def test_failed_and_canceled_predictions_are_dispatched(
+    github: GitHub, kit: Kit, kind: Any
+) -> None:
     assert kit.deliver(make_event(kind)).delivery.state == "done"
     assert github.told["type"] == f"prediction.{kind}"
     assert github.told["prediction"]["error"]["message"]
 
 
-def test_a_workflow_gets_the_event_as_one_input(
+def test_workflow_gets_the_event_as_one_input(
     github: GitHub, receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_WORKFLOW", "publish.yml")
@@ -145,7 +147,7 @@ def test_a_workflow_gets_the_event_as_one_input(
     assert told["prediction"]["input"]["prompt"] == 'a "lighthouse"\n${{ secrets.KEY }}'
 
 
-def test_the_ref_and_the_name_of_the_input_can_be_set(
+def test_ref_and_input_name_can_be_set(
     github: GitHub, receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_WORKFLOW", "publish.yml")
@@ -159,7 +161,7 @@ def test_the_ref_and_the_name_of_the_input_can_be_set(
 
 @pytest.mark.parametrize("workflow", ["", "publish.yml"])
 @pytest.mark.parametrize("character", ["x", '"', "𝄞"])
-def test_what_is_too_large_is_left_out(
+def test_oversized_fields_are_left_out_of_the_payload(
     github: GitHub,
     receiver_kit: Kits,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,20 +184,22 @@ def test_what_is_too_large_is_left_out(
     assert told["prediction"]["output"][0]["url"] == "https://cdn.example/a.png"
 
 
-def test_an_output_that_is_too_large_goes_alone(github: GitHub, kit: Kit) -> None:
+def test_oversized_output_is_left_out_and_the_input_is_kept(github: GitHub, kit: Kit) -> None:
     kit.deliver(make_event(output=["data:image/png;base64," + 100_000 * "A"]))
     assert github.told["left_out"] == ["output"]
     assert github.told["prediction"]["input"] == {"prompt": "a lighthouse"}
 
 
-def test_odd_metadata_is_told_as_it_is(github: GitHub, kit: Kit) -> None:
+def test_metadata_is_dispatched_unchanged(github: GitHub, kit: Kit) -> None:
     metadata = {"a": [1, None], "b": {"c": True}, "d": "\u202e```\r\n@everyone"}
     assert kit.deliver(make_event(metadata=metadata)).delivery.state == "done"
     assert github.told["prediction"]["metadata"] == metadata
 
 
 @pytest.mark.parametrize("status", [403, 429])
-def test_the_primary_limit_is_waited_for(github: GitHub, kit: Kit, status: int) -> None:
+def test_primary_rate_limit_is_retried_after_its_reset(
+    github: GitHub, kit: Kit, status: int
+) -> None:
     reset = str(int(time.time()) + 1800)
     said = "API rate limit exceeded for user ID 1."
     github.answers = [
@@ -211,7 +215,7 @@ def test_the_primary_limit_is_waited_for(github: GitHub, kit: Kit, status: int) 
 
 @pytest.mark.parametrize("status", [403, 429])
 @pytest.mark.parametrize(("headers", "least"), [({"retry_after": "90"}, 90), ({}, 60)])
-def test_the_secondary_limit_is_waited_for(
+def test_secondary_rate_limit_is_retried_after_its_wait(
     github: GitHub, kit: Kit, status: int, headers: dict[str, str], least: int
 ) -> None:
     said = "You have exceeded a secondary rate limit. Please wait a few minutes."
@@ -222,7 +226,9 @@ def test_the_secondary_limit_is_waited_for(
     assert (delivered.delivery.state, len(github.dispatched)) == ("done", 1)
 
 
-def test_a_reset_that_is_past_is_no_reason_to_ask_at_once(github: GitHub, kit: Kit) -> None:
+def test_rate_limit_reset_in_the_past_uses_the_backoff_of_the_policy(
+    github: GitHub, kit: Kit
+) -> None:
     past = {"x_ratelimit_remaining": "0", "x_ratelimit_reset": "1700000000"}
     github.answers = [refusal(403, "API rate limit exceeded", **past)]
     delivered = kit.deliver(make_event())
@@ -240,7 +246,9 @@ def test_a_reset_that_is_past_is_no_reason_to_ask_at_once(github: GitHub, kit: K
         (301, "Moved Permanently"),
     ],
 )
-def test_what_cannot_get_better_is_dead(github: GitHub, kit: Kit, status: int, said: str) -> None:
+def test_permanent_error_ends_dead_with_its_message(
+    github: GitHub, kit: Kit, status: int, said: str
+) -> None:
     github.answers = [refusal(status, said, x_ratelimit_remaining="4999", x_ratelimit_reset="1")]
     delivered = kit.deliver(make_event())
     assert (delivered.delivery.state, delivered.delivery.reason) == (
@@ -249,7 +257,7 @@ def test_what_cannot_get_better_is_dead(github: GitHub, kit: Kit, status: int, s
     )
 
 
-def test_a_bad_token_is_dead_and_not_told(github: GitHub, kit: Kit) -> None:
+def test_bad_token_ends_dead_and_is_not_revealed(github: GitHub, kit: Kit) -> None:
     github.token = "another"
     delivered = kit.deliver(make_event())
     assert (delivered.delivery.state, delivered.delivery.reason) == (
@@ -260,7 +268,7 @@ def test_a_bad_token_is_dead_and_not_told(github: GitHub, kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Unicorn!</html>", b"null"])
-def test_a_bad_day_of_github_is_tried_again(github: GitHub, kit: Kit, body: bytes) -> None:
+def test_502_and_503_are_retried(github: GitHub, kit: Kit, body: bytes) -> None:
     github.answers = [(502, {}, body), (503, {}, body)]
     delivered = kit.deliver(make_event())
     assert delivered.delivery.state == "pending"
@@ -268,17 +276,17 @@ def test_a_bad_day_of_github_is_tried_again(github: GitHub, kit: Kit, body: byte
     assert (delivered.delivery.state, github.asked) == ("done", 3)
 
 
-def test_a_refusal_in_no_form_has_the_words_of_its_status(github: GitHub, kit: Kit) -> None:
+def test_error_without_a_message_is_reported_by_its_status(github: GitHub, kit: Kit) -> None:
     github.answers = [(404, {}, b"[]")]
     assert kit.deliver(make_event()).delivery.reason == "HTTP 404: Not Found"
 
 
-def test_a_crash_before_it_runs_dispatches_once(github: GitHub, kit: Kit) -> None:
+def test_crash_before_the_handler_runs_dispatches_once(github: GitHub, kit: Kit) -> None:
     assert kit.crash_after_ack(make_event()).delivery.state == "done"
     assert len(github.dispatched) == 1
 
 
-def test_a_crash_after_it_ran_does_not_dispatch_again(github: GitHub, kit: Kit) -> None:
+def test_crash_after_the_handler_ran_does_not_dispatch_again(github: GitHub, kit: Kit) -> None:
     assert kit.crash_after_run(make_event()).delivery.state == "done"
     assert len(github.dispatched) == 1
 
@@ -293,7 +301,7 @@ def test_a_crash_after_it_ran_does_not_dispatch_again(github: GitHub, kit: Kit) 
         ("GITHUB_API_URL", "api.github.com", "GITHUB_API_URL"),
     ],
 )
-def test_senseless_settings_cannot_be_loaded(
+def test_invalid_settings_are_rejected(
     github: GitHub,
     receiver_kit: Kits,
     monkeypatch: pytest.MonkeyPatch,

@@ -25,7 +25,7 @@ from tests.handlers.parts import built_in
         (make_event("canceled"), ("prediction.canceled", 0, "canceled")),
     ],
 )
-def test_one_line_tells_the_outcome(
+def test_outcome_is_logged_in_exactly_one_line(
     receiver_kit: Callable[..., Kit], event: Event, expected: tuple[Any, ...]
 ) -> None:
     with capture_logs() as lines:

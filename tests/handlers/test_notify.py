@@ -1,4 +1,4 @@
-"""`notify` tells people by apprise: over HTTP and by mail, each once, and without its secrets."""
+"""`notify` sends notifications through apprise, by HTTP and by mail: once, without secrets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.handlers.parts import Answer, Asked, built_in
 from tests.handlers.services import service
 from tests.patience import PATIENCE
 
-# apprise's plugins import it as soon as one of them is asked for.
+# apprise's plugins import imghdr.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 Kits = Callable[..., Kit]
@@ -42,7 +42,7 @@ OK: Final[Answer] = (200, {}, b"")
 
 @dataclass
 class Hook:
-    """Takes what apprise's json://, form:// and gotify:// post, and looks at it closely."""
+    """Accepts and checks the requests of apprise's json://, form:// and gotify://."""
 
     answers: list[Answer] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Hook:
 
 @dataclass
 class Post:
-    """A mail server that keeps what it takes."""
+    """A mail server that keeps the mails it accepts."""
 
     refuses: bool = False
     mails: list[email.message.EmailMessage] = field(default_factory=list)
@@ -93,7 +93,7 @@ def hook() -> Iterator[Hook]:
 
 @pytest.fixture
 def post() -> Iterator[tuple[Post, str]]:
-    """Give a server, and the address by which apprise sends it a mail in plain text."""
+    """Run a mail server; return it and the apprise URL that sends it mail without TLS."""
     post = Post()
     loop = asyncio.new_event_loop()
     listening = loop.create_server(lambda: SMTP(post, loop=loop), "127.0.0.1", 0)
@@ -121,7 +121,7 @@ async def over(server: asyncio.Server) -> None:
 
 @pytest.fixture
 def notify(monkeypatch: pytest.MonkeyPatch) -> Notify:
-    """Give the handler's file, set as a test wants it."""
+    """Return a function that sets the handler's settings and returns its file."""
 
     def notify(*urls: str, **more: str) -> str:
         for name in ("TITLE", "TEXT", "MAX_BYTES"):
@@ -145,10 +145,10 @@ def kept(url: str, flagged: str | None = None) -> Stored:
     return Stored(url=url, sha256=64 * "0", size=8, content_type="image/png", flagged=flagged)
 
 
-# --- what is told ---
+# --- content ---
 
 
-def test_a_picture_is_told_and_attached_once(
+def test_duplicate_callback_sends_one_notification_with_the_picture(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
@@ -171,7 +171,9 @@ def test_pictures_and_videos_are_attached_together(
     }
 
 
-def test_a_form_has_the_picture_as_a_part(notify: Notify, receiver_kit: Kits, hook: Hook) -> None:
+def test_form_service_gets_the_picture_as_a_file_part(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
     kit = receiver_kit(notify(f"form://{hook.place}/form/"), files=FILES)
     assert kit.deliver(make_event()).delivery.state == "done"
     [asked] = hook.asked
@@ -184,7 +186,7 @@ def test_a_form_has_the_picture_as_a_part(notify: Notify, receiver_kit: Kits, ho
 
 
 @pytest.mark.parametrize("form", ["html", "text"])
-def test_a_mail_has_the_picture_attached(
+def test_mail_has_the_results_attached_and_no_injected_header(
     notify: Notify, receiver_kit: Kits, post: tuple[Post, str], form: str
 ) -> None:
     server, url = post
@@ -213,7 +215,7 @@ def test_a_mail_has_the_picture_attached(
         ("canceled", "warning", "cancelled by the client"),
     ],
 )
-def test_other_ends_are_told_too(
+def test_failed_and_canceled_predictions_are_notified(
     notify: Notify, receiver_kit: Kits, hook: Hook, kind: Any, word: str, message: str
 ) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/"))
@@ -233,7 +235,7 @@ def test_title_and_text_are_templates(notify: Notify, receiver_kit: Kits, hook: 
     assert (told["title"], told["message"]) == ("7: succeeded", f"fal\n{URL}")
 
 
-def test_an_event_that_leaves_the_text_empty_is_told_by_its_title(
+def test_empty_text_is_replaced_by_the_title(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/", text="{code}"))
@@ -244,7 +246,7 @@ def test_an_event_that_leaves_the_text_empty_is_told_by_its_title(
 # --- results that cannot be attached ---
 
 
-def test_a_service_that_takes_no_files_gets_the_addresses(
+def test_service_without_attachments_gets_the_urls(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"gotify://{hook.place}/gotify/token"))
@@ -253,9 +255,7 @@ def test_a_service_that_takes_no_files_gets_the_addresses(
     assert hook.told[0]["message"] == f"a lighthouse\n{URL}\n{VIDEO}"
 
 
-def test_a_result_that_is_gone_is_told_by_its_address(
-    notify: Notify, receiver_kit: Kits, hook: Hook
-) -> None:
+def test_missing_result_is_sent_as_its_url(notify: Notify, receiver_kit: Kits, hook: Hook) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/"), files={VIDEO: MP4})
     assert kit.deliver(make_event(output=[URL, VIDEO])).delivery.state == "done"
     [told] = hook.told
@@ -263,7 +263,7 @@ def test_a_result_that_is_gone_is_told_by_its_address(
     assert attached(told) == {"result-2.mp4 video/mp4": MP4}
 
 
-def test_a_result_that_is_too_large_is_told_by_its_address(
+def test_oversized_result_is_sent_as_its_url(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/", max_bytes="50"), files=FILES)
@@ -273,7 +273,7 @@ def test_a_result_that_is_too_large_is_told_by_its_address(
     assert told["attachments"] == []
 
 
-def test_a_result_that_is_too_large_for_the_service_is_told_by_its_address(
+def test_result_that_the_service_rejects_with_413_is_sent_as_its_url(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     hook.most = 5_000
@@ -282,7 +282,7 @@ def test_a_result_that_is_too_large_for_the_service_is_told_by_its_address(
     assert hook.told[0]["message"] == f"a lighthouse\n{URL}"
 
 
-def test_an_address_that_the_text_has_is_not_told_twice(
+def test_url_that_is_in_the_text_is_not_repeated(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/", text="{urls}"))
@@ -290,7 +290,7 @@ def test_an_address_that_the_text_has_is_not_told_twice(
     assert hook.told[0]["message"] == f"{URL}\n{VIDEO}"
 
 
-def test_more_results_than_anyone_wants_are_counted(
+def test_results_after_the_tenth_are_only_counted(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"gotify://{hook.place}/gotify/token"))
@@ -299,10 +299,10 @@ def test_more_results_than_anyone_wants_are_counted(
     assert (len(lines), lines[-1]) == (12, "and 2 more")
 
 
-# --- hostile and odd fields ---
+# --- hostile and unusual fields ---
 
 
-def test_nothing_in_a_prompt_pings_anyone_or_takes_a_line(
+def test_prompt_cannot_mention_people_or_add_lines_to_the_title(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     prompt = "@everyone <@123> <!channel> <#C1> \x00\x1b[31m https://x.example/@here {url}"
@@ -320,7 +320,7 @@ def test_nothing_in_a_prompt_pings_anyone_or_takes_a_line(
 
 
 @pytest.mark.parametrize("note", [7, None, [1, {"a": 2}], {"b": True}, 10_000 * "x@"])
-def test_odd_metadata_does_no_harm(
+def test_metadata_of_any_type_or_size_does_not_break_the_notification(
     notify: Notify, receiver_kit: Kits, hook: Hook, note: Any
 ) -> None:
     file = notify(f"json://{hook.place}/json/", title="{metadata[note]}", text="{metadata[note]}")
@@ -330,10 +330,10 @@ def test_odd_metadata_does_no_harm(
     assert len(hook.told[0]["message"]) <= 8_000
 
 
-def test_what_is_longer_than_a_service_takes_comes_in_parts(
+def test_text_over_the_limit_of_the_service_is_split_into_messages(
     notify: Notify, receiver_kit: Kits, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apprise.plugins.custom_json import NotifyJSON  # noqa: PLC0415 - the first to need it
+    from apprise.plugins.custom_json import NotifyJSON  # noqa: PLC0415 - only needed here
 
     monkeypatch.setattr(NotifyJSON, "body_maxlen", 1_000)
     kit = receiver_kit(notify(f"json://{hook.place}/json/", text="{prompt}"), files=FILES)
@@ -343,10 +343,10 @@ def test_what_is_longer_than_a_service_takes_comes_in_parts(
     assert [len(told["attachments"]) for told in hook.told] == [1, 0, 0]
 
 
-# --- services that fail ---
+# --- failing and slow services, crashes ---
 
 
-def test_one_that_fails_does_not_repeat_the_others(
+def test_retry_sends_only_to_the_service_that_failed(
     notify: Notify, receiver_kit: Kits, hook: Hook, post: tuple[Post, str]
 ) -> None:
     server, url = post
@@ -361,15 +361,17 @@ def test_one_that_fails_does_not_repeat_the_others(
     assert (delivered.delivery.state, len(hook.asked), len(server.mails)) == ("done", 3, 1)
 
 
-def test_a_mail_server_that_says_later_is_asked_again(
+def test_mail_refused_with_451_is_retried(
     notify: Notify,
     receiver_kit: Kits,
     post: tuple[Post, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from apprise.plugins.email import NotifyEmail  # noqa: PLC0415 - the first to need it
+    from apprise.plugins.email import NotifyEmail  # noqa: PLC0415 - only needed here
 
-    monkeypatch.setattr(NotifyEmail, "request_rate_per_sec", 0)  # else it waits between two mails
+    monkeypatch.setattr(
+        NotifyEmail, "request_rate_per_sec", 0
+    )  # otherwise it waits between two mails
     server, url = post
     server.refuses = True
     kit = receiver_kit(notify(url), files=FILES)
@@ -380,7 +382,7 @@ def test_a_mail_server_that_says_later_is_asked_again(
     assert (delivered.delivery.state, len(server.mails)) == ("done", 1)
 
 
-def test_a_service_that_does_not_know_us_is_dead_after_all_were_told(
+def test_401_or_404_ends_dead_after_all_services_were_tried(
     notify: Notify, receiver_kit: Kits, hook: Hook, post: tuple[Post, str]
 ) -> None:
     server, url = post
@@ -394,7 +396,7 @@ def test_a_service_that_does_not_know_us_is_dead_after_all_were_told(
     assert len(server.mails) == 1
 
 
-def test_no_secret_is_told_of_a_service_that_fails(
+def test_secrets_of_a_failing_service_are_not_revealed(
     notify: Notify,
     receiver_kit: Kits,
     hook: Hook,
@@ -415,12 +417,12 @@ def test_no_secret_is_told_of_a_service_that_fails(
     )
     assert SECRET in str(hook.asked[0].headers)
     assert SECRET not in str([delivered.delivery, capfd.readouterr(), caplog.text])
-    # The first import of apprise tells of its language.
+    # The first import of apprise logs its language.
     said = [record for record in caplog.records if record.module != "locale"]
     assert "apprise" not in {record.name for record in said}
 
 
-def test_a_slow_service_holds_up_nobody(notify: Notify, receiver_kit: Kits) -> None:
+def test_slow_service_does_not_delay_the_others(notify: Notify, receiver_kit: Kits) -> None:
     others = threading.Event()
     held: list[bool] = []
 
@@ -439,13 +441,15 @@ def test_a_slow_service_holds_up_nobody(notify: Notify, receiver_kit: Kits) -> N
     assert held == [True]
 
 
-def test_a_crash_before_it_runs_tells_once(notify: Notify, receiver_kit: Kits, hook: Hook) -> None:
+def test_crash_before_the_handler_runs_sends_once(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
     assert kit.crash_after_ack(make_event()).delivery.state == "done"
     assert len(hook.asked) == 1
 
 
-def test_a_crash_after_it_ran_does_not_tell_again(
+def test_crash_after_the_handler_ran_does_not_send_again(
     notify: Notify, receiver_kit: Kits, hook: Hook
 ) -> None:
     kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
@@ -468,7 +472,7 @@ def test_a_crash_after_it_ran_does_not_tell_again(
         (["json://127.0.0.1"], {"max_bytes": "8 MB"}, "NOTIFY_MAX_BYTES must be a number"),
     ],
 )
-def test_senseless_settings_cannot_be_loaded(
+def test_invalid_settings_are_rejected_without_revealing_secrets(
     notify: Notify,
     receiver_kit: Kits,
     capfd: pytest.CaptureFixture[str],
@@ -481,7 +485,7 @@ def test_senseless_settings_cannot_be_loaded(
     assert SECRET not in str(raised.value) + "".join(capfd.readouterr())
 
 
-def test_without_apprise_it_says_what_to_install(
+def test_missing_apprise_is_reported_with_the_pip_command(
     notify: Notify, receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)

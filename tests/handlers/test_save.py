@@ -1,4 +1,4 @@
-"""`save` keeps results: in a folder, in a store that speaks S3, and says where."""
+"""`save` saves results in a folder or an S3 bucket, and records where."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def save(receiver_kit: Kits, event: Event, files: dict[str, bytes]) -> Delivered
 A, B = "https://cdn.example/a", "https://cdn.example/b"
 
 
-def test_every_file_is_kept_under_a_name_that_says_what_it_is(
+def test_files_are_named_by_prediction_number_and_content_hash(
     receiver_kit: Kits, folder: Path
 ) -> None:
     event = make_event(output=[A, B])
@@ -81,7 +81,7 @@ def test_every_file_is_kept_under_a_name_that_says_what_it_is(
     assert contents(folder) == dict(zip(names, (PNG, JPEG), strict=True))
 
 
-def test_where_a_result_is_kept_is_on_the_prediction(receiver_kit: Kits, folder: Path) -> None:
+def test_prediction_records_where_each_result_is_saved(receiver_kit: Kits, folder: Path) -> None:
     event = make_event(output=[Output(url=A, width=7), B])
     delivered = save(receiver_kit, event, {A: PNG, B: JPEG})
     outputs = delivered.prediction.output
@@ -95,9 +95,7 @@ def test_where_a_result_is_kept_is_on_the_prediction(receiver_kit: Kits, folder:
     assert (outputs[0].url, outputs[0].width) == (A, 7)
 
 
-def test_handlers_that_come_after_it_see_the_durable_address(
-    receiver_kit: Kits, folder: Path
-) -> None:
+def test_handler_after_save_sees_the_saved_url(receiver_kit: Kits, folder: Path) -> None:
     seen: list[Any] = []
 
     @on("succeeded", name="post", after="save")
@@ -115,7 +113,7 @@ def test_handlers_that_come_after_it_see_the_durable_address(
     assert stored.url.startswith(folder.as_uri())
 
 
-def test_what_comes_after_it_comes_even_if_it_is_dead(receiver_kit: Kits, folder: Path) -> None:
+def test_handler_after_save_runs_even_if_save_ends_dead(receiver_kit: Kits, folder: Path) -> None:
     seen: list[Any] = []
 
     @on("succeeded", name="post", after="save")
@@ -130,7 +128,9 @@ def test_what_comes_after_it_comes_even_if_it_is_dead(receiver_kit: Kits, folder
     assert (seen, contents(folder)) == ([None], {})
 
 
-def test_only_what_is_missing_is_fetched_again(receiver_kit: Kits, folder: Path) -> None:
+def test_retry_fetches_only_missing_results_and_replay_fetches_all(
+    receiver_kit: Kits, folder: Path
+) -> None:
     with serving(file(), (503, {}, b""), file(JPEG), file()) as server:
         kit = receiver_kit(built_in("save"), online=True)
         delivered = kit.deliver(make_event(output=[f"{server.url}?1", f"{server.url}?2"]))
@@ -139,11 +139,11 @@ def test_only_what_is_missing_is_fetched_again(receiver_kit: Kits, folder: Path)
         assert len(server.asked) == 3
         assert len(contents(folder)) == 2
         kit.replay(delivered)
-        assert len(server.asked) == 5  # a replay means to do it all again
+        assert len(server.asked) == 5  # a replay fetches everything again
 
 
 @pytest.mark.parametrize("crash", ["crash_after_ack", "crash_after_run"])
-def test_a_crash_loses_and_doubles_nothing(receiver_kit: Kits, folder: Path, crash: str) -> None:
+def test_crash_saves_the_result_exactly_once(receiver_kit: Kits, folder: Path, crash: str) -> None:
     with serving(file()) as server:
         kit = receiver_kit(built_in("save"), online=True)
         delivered = getattr(kit, crash)(make_event(output=[server.url]))
@@ -164,7 +164,7 @@ def test_a_crash_loses_and_doubles_nothing(receiver_kit: Kits, folder: Path, cra
         ((410, {}, b""), "gone"),
     ],
 )
-def test_what_is_no_result_is_a_clear_dead_letter(
+def test_invalid_oversized_or_missing_result_ends_dead_with_the_reason(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, words: str
 ) -> None:
     monkeypatch.setenv("SAVE_MAX_BYTES", "1000")
@@ -178,7 +178,9 @@ def test_what_is_no_result_is_a_clear_dead_letter(
     assert contents(folder) == {}
 
 
-def test_one_lost_result_does_not_cost_the_others(receiver_kit: Kits, folder: Path) -> None:
+def test_missing_result_does_not_prevent_saving_the_others(
+    receiver_kit: Kits, folder: Path
+) -> None:
     delivered = save(receiver_kit, make_event(output=[B, A]), {A: PNG})
     assert delivered.delivery.state == "dead"
     assert delivered.delivery.reason == "output 0: the result is gone: HTTP 404"
@@ -187,7 +189,7 @@ def test_one_lost_result_does_not_cost_the_others(receiver_kit: Kits, folder: Pa
     assert delivered.prediction.output[1].stored is not None
 
 
-def test_only_the_types_that_were_asked_for_are_kept(
+def test_content_types_named_in_save_types_are_saved(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_TYPES", "text/,application/json")
@@ -200,7 +202,7 @@ def test_only_the_types_that_were_asked_for_are_kept(
     assert sorted(Path(name).suffix for name in contents(folder)) == [".json", ".txt"]
 
 
-def test_half_of_a_file_is_never_seen(receiver_kit: Kits, folder: Path) -> None:
+def test_truncated_download_leaves_no_file(receiver_kit: Kits, folder: Path) -> None:
     with serving((200, {"content-length": "1000"}, JPEG)) as server:
         kit = receiver_kit(built_in("save"), online=True, settings={"RECEIVER_RETRY_ATTEMPTS": "3"})
         delivered = kit.deliver(make_event(output=[server.url]))
@@ -209,7 +211,7 @@ def test_half_of_a_file_is_never_seen(receiver_kit: Kits, folder: Path) -> None:
     assert contents(folder) == {}
 
 
-def test_what_is_not_surely_on_the_disk_is_written_again(
+def test_failed_fsync_is_retried(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kit = receiver_kit(built_in("save"), files={A: PNG})
@@ -228,7 +230,7 @@ def test_what_is_not_surely_on_the_disk_is_written_again(
 
 
 @pytest.mark.parametrize("output", [[], [Output(text="words")]])
-def test_what_has_no_file_is_skipped(
+def test_prediction_without_files_is_skipped(
     receiver_kit: Kits, folder: Path, output: list[Output]
 ) -> None:
     delivered = save(receiver_kit, make_event(output=output), {})
@@ -238,7 +240,7 @@ def test_what_has_no_file_is_skipped(
 # --- names ---
 
 
-def test_equal_results_are_kept_once_by_their_content(
+def test_identical_results_are_saved_once_if_named_by_hash(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_NAME", "{sha256}.{extension}")
@@ -248,7 +250,7 @@ def test_equal_results_are_kept_once_by_their_content(
     assert urls == {(folder / f"{sha(PNG)}.png").as_uri()}
 
 
-def test_a_template_sorts_results_into_folders(
+def test_template_sorts_results_into_folders(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(
@@ -263,7 +265,7 @@ def test_a_template_sorts_results_into_folders(
 @pytest.mark.parametrize(
     "user", ["../../up", "/etc/passwd", "..", ".", "", "\0", "a" * 5000, "\\..\\x", 7, None, ["a"]]
 )
-def test_no_value_leads_out_of_the_folder(
+def test_template_values_cannot_leave_the_folder(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch, user: Any
 ) -> None:
     monkeypatch.setenv("SAVE_NAME", "{metadata[user]}/{prompt}.{extension}")
@@ -278,7 +280,7 @@ def test_no_value_leads_out_of_the_folder(
     ("name", "value"),
     [("SAVE_NAME", "{nothing}.png"), ("SAVE_NAME", "{id"), ("SAVE_URL", "ftp://somewhere/else")],
 )
-def test_what_cannot_be_meant_is_refused_at_load(
+def test_invalid_settings_are_rejected_at_load(
     receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -290,7 +292,7 @@ def stored_urls(delivered: Delivered) -> list[str]:
     return [output.stored.url for output in delivered.prediction.output or [] if output.stored]
 
 
-def test_a_file_never_replaces_another_and_comes_again_under_its_own_name(
+def test_name_collision_adds_a_hash_and_replay_reuses_the_names(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_NAME", "{prompt}.{extension}")
@@ -311,7 +313,7 @@ def test_a_file_never_replaces_another_and_comes_again_under_its_own_name(
     assert contents(folder) == names
 
 
-def test_prompts_in_any_script_give_names_of_their_own(
+def test_prompts_in_any_script_give_distinct_names(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_NAME", "{prompt}-{number}.{extension}")
@@ -336,7 +338,7 @@ def test_prompts_in_any_script_give_names_of_their_own(
         ("{prompt}/{number}", "..", "_/0"),
     ],
 )
-def test_odd_names_are_made_fit_for_every_file_system(
+def test_file_names_are_made_valid_on_every_file_system(
     receiver_kit: Kits,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -350,7 +352,7 @@ def test_odd_names_are_made_fit_for_every_file_system(
     assert contents(folder) == {name: PNG}
 
 
-def test_a_file_system_without_links_will_do(
+def test_file_system_without_hard_links_is_supported(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: object) -> None:
@@ -363,7 +365,7 @@ def test_a_file_system_without_links_will_do(
     assert sorted(contents(folder).values()) == sorted([PNG, BLACK["png"]])
 
 
-def test_a_type_that_is_not_wanted_does_not_cost_the_others(
+def test_unwanted_content_type_is_noted_and_the_others_are_saved(
     receiver_kit: Kits, folder: Path
 ) -> None:
     glb = b"glTF\2\0\0\0" + bytes(56)
@@ -376,7 +378,7 @@ def test_a_type_that_is_not_wanted_does_not_cost_the_others(
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_result_that_is_not_there_yet_is_waited_for(
+def test_result_with_403_or_404_is_fetched_again_in_the_same_attempt(
     receiver_kit: Kits, folder: Path, status: int
 ) -> None:
     with serving((status, {}, b""), file()) as server:
@@ -400,7 +402,7 @@ BLACK: Final = {
 
 
 @pytest.mark.parametrize("kind", BLACK)
-def test_an_all_black_picture_is_kept_and_flagged(
+def test_all_black_picture_is_saved_and_flagged(
     receiver_kit: Kits, folder: Path, kind: str
 ) -> None:
     event = make_event(output=[A], metadata={"order": 7})
@@ -444,7 +446,9 @@ NOT_BLACK: Final[dict[str, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("kind", NOT_BLACK)
-def test_no_other_picture_is_flagged(receiver_kit: Kits, folder: Path, kind: str) -> None:
+def test_pictures_that_are_not_all_black_are_not_flagged(
+    receiver_kit: Kits, folder: Path, kind: str
+) -> None:
     content = NOT_BLACK[kind]()
     delivered = save(receiver_kit, make_event(output=[A]), {A: content})
     assert list(contents(folder).values()) == [content]
@@ -452,7 +456,7 @@ def test_no_other_picture_is_flagged(receiver_kit: Kits, folder: Path, kind: str
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_flag_of_the_callers_own_is_left_alone(receiver_kit: Kits) -> None:
+def test_flag_in_the_callers_metadata_is_not_overwritten(receiver_kit: Kits) -> None:
     event = make_event(output=[A], metadata={"flagged": "by me"})
     delivered = save(receiver_kit, event, {A: BLACK["png"]})
     assert delivered.prediction.metadata == {"flagged": "by me"}
@@ -464,7 +468,7 @@ def test_a_flag_of_the_callers_own_is_left_alone(receiver_kit: Kits) -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - a second, for these alone
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes a second
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -478,7 +482,7 @@ numbers: Final = itertools.count(1)
 
 @pytest.fixture
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make a bucket, point `save` at a folder in it, and give its name."""
+    """Create a bucket, set SAVE_URL to a folder in it, and return its name."""
     bucket = f"art{next(numbers)}"
     httpx.put(f"{s3}/{bucket}").raise_for_status()
     for name, value in {
@@ -495,13 +499,13 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def found(bucket: str, name: str) -> tuple[bytes, Any]:
-    """Read an object, and its type, as anybody with a key would."""
+    """Return an object's content and content type."""
     answer = obstore.get(from_url(f"s3://{bucket}"), f"some/where/{name}")
     return bytes(answer.bytes()), answer.attributes["Content-Type"]
 
 
-def test_results_are_kept_in_a_bucket_large_ones_too(receiver_kit: Kits, bucket: str) -> None:
-    large = JPEG + random.Random(1).randbytes(9_000_000)  # more than one part of an upload
+def test_small_and_large_results_are_saved_in_a_bucket(receiver_kit: Kits, bucket: str) -> None:
+    large = JPEG + random.Random(1).randbytes(9_000_000)  # a multipart upload
     event = make_event(output=[A, B], metadata={"who": "ann"})
     delivered = save(receiver_kit, event, {A: PNG, B: large})
     assert delivered.delivery.state == "done", delivered.delivery.reason
@@ -511,7 +515,7 @@ def test_results_are_kept_in_a_bucket_large_ones_too(receiver_kit: Kits, bucket:
     assert urls == [f"s3://{bucket}/some/where/ann/{name}" for name in ("0.png", "1.jpg")]
 
 
-def test_the_address_is_the_one_that_people_use(
+def test_recorded_url_starts_with_save_public_url(
     receiver_kit: Kits, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_PUBLIC_URL", "https://art.example/")
@@ -523,10 +527,10 @@ def test_the_address_is_the_one_that_people_use(
     assert found(bucket, "ann/0.png") == (PNG, "image/png")
 
 
-def test_no_object_is_replaced_large_or_small(
+def test_bucket_objects_are_never_overwritten(
     receiver_kit: Kits, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("AWS_ALLOW_HTTP")  # the address says as much
+    monkeypatch.delenv("AWS_ALLOW_HTTP")  # the http:// endpoint implies it
     monkeypatch.setenv("SAVE_NAME", "{metadata[who]}.{extension}")
     large = JPEG + random.Random(2).randbytes(9_000_000)
     other = JPEG + random.Random(3).randbytes(9_000_000)
@@ -548,7 +552,7 @@ def test_no_object_is_replaced_large_or_small(
 
 
 @pytest.mark.usefixtures("bucket")
-def test_a_store_that_refuses_is_tried_again(
+def test_missing_bucket_is_retried_until_the_attempts_end(
     receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_URL", "s3://nobody-made-this/")
@@ -559,7 +563,7 @@ def test_a_store_that_refuses_is_tried_again(
     assert "NoSuchBucket" in delivered.delivery.reason
 
 
-def test_without_its_packages_it_says_what_to_install(
+def test_missing_obstore_is_reported_with_the_extra_to_install(
     receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)

@@ -1,4 +1,4 @@
-"""`telegram` posts to Telegram's Bot API as its documents say."""
+"""`telegram` posts results through Telegram's Bot API, as documented."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Telegram(Service):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.chats = {CHAT: "", OTHER: "", "-1002": MOVED, MOVED: "", PLAIN: ""}
-        """By ids, where they have moved."""
+        """For each chat id, the new id if the chat has migrated."""
         self.posts: list[dict[str, Any]] = []
 
     def speak(self, asked: Asked) -> Answer:
@@ -145,7 +145,7 @@ def telegram(monkeypatch: pytest.MonkeyPatch) -> Iterator[Telegram]:
         yield telegram
 
 
-def test_each_kind_is_sent_by_its_method(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_content_type_determines_the_api_method(receiver_kit: Kits, telegram: Telegram) -> None:
     kit = receiver_kit(TELEGRAM, online=True)
     for content, method in {
         PNG: "sendPhoto",
@@ -165,7 +165,7 @@ def test_each_kind_is_sent_by_its_method(receiver_kit: Kits, telegram: Telegram)
 
 
 @pytest.mark.parametrize(("width", "height"), [(9000, 1001), (4200, 200), (100, 2001)])
-def test_photos_out_of_shape_are_documents(
+def test_photo_with_unsupported_dimensions_is_sent_as_a_document(
     receiver_kit: Kits, telegram: Telegram, width: int, height: int
 ) -> None:
     output = Output(url=telegram.put("a", PNG), width=width, height=height)
@@ -173,7 +173,7 @@ def test_photos_out_of_shape_are_documents(
     assert [post["method"] for post in telegram.posts] == ["sendDocument"]
 
 
-def test_photos_and_films_are_albums_and_the_rest_goes_alone(
+def test_photos_and_videos_form_albums_and_other_files_are_sent_alone(
     receiver_kit: Kits, telegram: Telegram
 ) -> None:
     contents = [PDF, MP4, *(PNG + bytes([n]) for n in range(10)), GIF]
@@ -194,7 +194,7 @@ def test_photos_and_films_are_albums_and_the_rest_goes_alone(
     assert telegram.posts[0]["kinds"] == ["video"] + ["photo"] * 9
 
 
-def test_an_album_that_is_too_large_is_two(
+def test_oversized_album_is_split(
     receiver_kit: Kits, telegram: Telegram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELEGRAM_MAX_BYTES", "1000")
@@ -204,7 +204,7 @@ def test_an_album_that_is_too_large_is_two(
     assert [post["method"] for post in telegram.posts] == ["sendMediaGroup", "sendVideo"]
 
 
-def test_an_album_with_a_bad_photo_is_one_of_documents(
+def test_album_with_a_rejected_photo_is_sent_as_documents(
     receiver_kit: Kits, telegram: Telegram
 ) -> None:
     urls = [telegram.put("a", BAD), telegram.put("b", PNG)]
@@ -215,7 +215,7 @@ def test_an_album_with_a_bad_photo_is_one_of_documents(
 
 
 @pytest.mark.parametrize("kind", ["failed", "canceled"])
-def test_what_did_not_succeed_is_a_message(
+def test_failed_and_canceled_predictions_are_sent_as_messages(
     receiver_kit: Kits, telegram: Telegram, kind: Any
 ) -> None:
     receiver_kit(TELEGRAM, online=True).deliver(make_event(kind))
@@ -224,7 +224,7 @@ def test_what_did_not_succeed_is_a_message(
     assert post["text"].startswith(f"{kind}: a lighthouse\nfal · fal-ai/nano-banana\n")
 
 
-def test_words_are_a_message_of_what_telegram_takes(
+def test_text_output_is_cut_to_the_message_limit(
     receiver_kit: Kits, telegram: Telegram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELEGRAM_TEXT", "{text}")
@@ -235,7 +235,9 @@ def test_words_are_a_message_of_what_telegram_takes(
     assert 4090 < units(text) <= 4096
 
 
-def test_it_answers_where_the_metadata_says(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_reply_goes_to_the_chat_message_and_thread_in_the_metadata(
+    receiver_kit: Kits, telegram: Telegram
+) -> None:
     where = {"telegram_chat": OTHER, "telegram_message": 17, "telegram_thread": "4"}
     kit = receiver_kit(TELEGRAM, online=True)
     kit.deliver(make_event("failed", metadata=where))
@@ -243,7 +245,9 @@ def test_it_answers_where_the_metadata_says(receiver_kit: Kits, telegram: Telegr
     assert [(p["chat"], p["reply"], p["thread"]) for p in telegram.posts] == [(OTHER, 17, 4)] * 2
 
 
-def test_a_group_without_topics_has_no_thread(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_chat_without_topics_gets_the_post_without_a_thread(
+    receiver_kit: Kits, telegram: Telegram
+) -> None:
     where = {"telegram_chat": PLAIN, "telegram_message": 17, "telegram_thread": "4"}
     event = make_event(output=[telegram.put("a", PNG)], metadata=where)
     receiver_kit(TELEGRAM, online=True).deliver(event)
@@ -251,7 +255,7 @@ def test_a_group_without_topics_has_no_thread(receiver_kit: Kits, telegram: Tele
     assert (post["chat"], post["reply"], post["files"]) == (PLAIN, 17, [PNG])
 
 
-def test_odd_metadata_is_as_none(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_invalid_metadata_is_ignored(receiver_kit: Kits, telegram: Telegram) -> None:
     kit = receiver_kit(TELEGRAM, online=True)
     for odd in (1.5, None, True, [OTHER], {"a": 1}, "", "17\n", "1&chat_id=2"):
         names = ("telegram_chat", "telegram_message", "telegram_thread")
@@ -261,13 +265,13 @@ def test_odd_metadata_is_as_none(receiver_kit: Kits, telegram: Telegram) -> None
         assert (post["chat"], post["reply"], post["thread"]) == (CHAT, None, None)
 
 
-def test_a_nasty_prompt_calls_nobody_and_fits(
+def test_hostile_prompt_mentions_no_one_and_fits_the_limits(
     receiver_kit: Kits, telegram: Telegram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELEGRAM_TEXT", "{prompt}{prompt}")
     kit = receiver_kit(TELEGRAM, online=True)
     event = {"input": {"prompt": NASTY}, "metadata": {"flagged": NASTY}}
-    kit.deliver(make_event("failed", **event))  # type: ignore[arg-type] # what they are fits
+    kit.deliver(make_event("failed", **event))  # type: ignore[arg-type] # the types match
     kit.deliver(make_event(output=[telegram.put("a", PNG)], **event))  # type: ignore[arg-type]
     assert [post["method"] for post in telegram.posts] == ["sendMessage", "sendPhoto"]
     for post in telegram.posts:
@@ -275,7 +279,7 @@ def test_a_nasty_prompt_calls_nobody_and_fits(
         assert not re.search(r"@\w", post["text"])
 
 
-def test_what_is_gone_or_too_large_is_linked_first(
+def test_missing_or_oversized_results_are_linked_in_the_first_message(
     receiver_kit: Kits, telegram: Telegram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELEGRAM_MAX_BYTES", "1000")
@@ -294,7 +298,7 @@ def test_what_is_gone_or_too_large_is_linked_first(
     assert note(delivered, "telegram").startswith("output 1: the result ")
 
 
-def test_long_links_displace_words_and_not_each_other(
+def test_long_links_shorten_the_text_and_are_not_cut(
     receiver_kit: Kits, telegram: Telegram
 ) -> None:
     urls = [f"{telegram.url}/gone/{n}{'a' * 1900}" for n in range(3)]
@@ -303,7 +307,9 @@ def test_long_links_displace_words_and_not_each_other(
     assert telegram.posts[0]["text"].splitlines()[-2:] == urls[:2]
 
 
-def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_all_black_result_is_flagged_and_its_saved_file_linked(
+    receiver_kit: Kits, telegram: Telegram
+) -> None:
     kit = receiver_kit(keeping, TELEGRAM, online=True)
     kit.deliver(make_event(output=[f"{telegram.url}/gone"]))
     [post] = telegram.posts
@@ -311,14 +317,16 @@ def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, telegram: 
     assert post["text"].endswith(f"\n{KEPT}")
 
 
-def test_a_chat_that_has_moved_is_followed(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_post_to_a_migrated_chat_goes_to_its_new_id(receiver_kit: Kits, telegram: Telegram) -> None:
     event = make_event(output=[telegram.put("a", BAD)], metadata={"telegram_chat": "-1002"})
     delivered = receiver_kit(TELEGRAM, online=True).deliver(event)
     assert delivered.delivery.state == "done"
     assert [(post["chat"], post["method"]) for post in telegram.posts] == [(MOVED, "sendDocument")]
 
 
-def test_it_waits_as_long_as_telegram_asks(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_429_is_retried_after_the_time_that_telegram_asks_for(
+    receiver_kit: Kits, telegram: Telegram
+) -> None:
     kit = receiver_kit(TELEGRAM, online=True)
     telegram.refusals = [refused(429, "Too Many Requests: retry after 30", retry_after=30)]
     delivered = kit.deliver(make_event(output=[telegram.put("a", PNG)]))
@@ -336,7 +344,7 @@ def test_it_waits_as_long_as_telegram_asks(receiver_kit: Kits, telegram: Telegra
         (404, "Not Found"),
     ],
 )
-def test_what_stays_is_dead(
+def test_permanent_error_ends_dead_after_one_attempt(
     receiver_kit: Kits, telegram: Telegram, status: int, words: str
 ) -> None:
     telegram.refusals = [refused(status, words)]
@@ -345,7 +353,7 @@ def test_what_stays_is_dead(
     assert words in delivered.delivery.reason
 
 
-def test_a_wrong_token_or_chat_is_dead_and_no_secret_is_told(
+def test_invalid_token_or_chat_ends_dead_without_revealing_secrets(
     receiver_kit: Kits,
     telegram: Telegram,
     monkeypatch: pytest.MonkeyPatch,
@@ -368,7 +376,7 @@ def test_a_wrong_token_or_chat_is_dead_and_no_secret_is_told(
     assert "hushed" not in f"{logged} {caplog.text} {delivered.delivery}"
 
 
-def test_repeats_and_crashes_post_once(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_duplicate_callbacks_and_crashes_post_once(receiver_kit: Kits, telegram: Telegram) -> None:
     event = make_event(output=[telegram.put("a", PNG), telegram.put("b", PDF)])
     kit = receiver_kit(TELEGRAM, online=True)
     for n, happen in enumerate((kit.crash_after_ack, kit.crash_after_run), 1):
@@ -380,7 +388,9 @@ def test_repeats_and_crashes_post_once(receiver_kit: Kits, telegram: Telegram) -
     assert len(telegram.posts) == 6
 
 
-def test_what_is_posted_is_not_fetched_again(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_posted_result_is_not_fetched_again_after_a_crash(
+    receiver_kit: Kits, telegram: Telegram
+) -> None:
     telegram.is_fleeting = True
     kit = receiver_kit(TELEGRAM, online=True)
     delivered = kit.crash_after_run(make_event(output=[telegram.put("a", PNG)]))
@@ -388,7 +398,9 @@ def test_what_is_posted_is_not_fetched_again(receiver_kit: Kits, telegram: Teleg
     assert [post["method"] for post in telegram.posts] == ["sendPhoto"]
 
 
-def test_what_goes_between_attempts_is_linked(receiver_kit: Kits, telegram: Telegram) -> None:
+def test_result_that_disappears_between_attempts_is_linked(
+    receiver_kit: Kits, telegram: Telegram
+) -> None:
     urls = [telegram.put("a", PNG), telegram.put("b", PDF)]
     telegram.refusals = [None, (502, {}, b"")]
     kit = receiver_kit(TELEGRAM, online=True)
@@ -411,7 +423,7 @@ def test_what_goes_between_attempts_is_linked(receiver_kit: Kits, telegram: Tele
         ("TELEGRAM_MAX_BYTES", "-1"),
     ],
 )
-def test_senseless_settings_are_refused(
+def test_invalid_settings_are_rejected(
     receiver_kit: Kits, telegram: Telegram, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

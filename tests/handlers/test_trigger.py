@@ -1,4 +1,4 @@
-"""`trigger-in`: who gets in, what is ordered and how often, and what is said of mistakes."""
+"""`trigger-in`: proofs, idempotent orders, rejected calls, and mistakes in the triggers file."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ TIMER: Final = {"authorization": f"Bearer {BEARER}"}
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
-    """Write the two files, and give what names them."""
+    """Return a function that writes both files and returns the settings that name them."""
 
     def write(triggers: str = TRIGGERS, recipes: str = RECIPES) -> dict[str, str]:
         named = {"RECEIVER_RECIPES": "recipes.toml", "TRIGGERS": "triggers.toml"}
@@ -152,7 +152,7 @@ Prove = Callable[[Call], None]
 def standard(
     body: bytes, key: str = "msg_1", at: float | None = None, **more: str
 ) -> dict[str, str]:
-    """Sign as the official library does."""
+    """Sign with the official library."""
     when = datetime.now(UTC) if at is None else datetime.fromtimestamp(int(at), UTC)
     return {
         "webhook-id": key,
@@ -210,13 +210,11 @@ def serve(start: Start, files: Files) -> Callable[..., Any]:
 Serve = Callable[..., Any]
 
 
-# --- once ---
+# --- duplicates ---
 
 
 @pytest.mark.both_engines
-async def test_what_comes_four_times_at_once_and_a_day_later_is_ordered_once(
-    serve: Serve, network: Network
-) -> None:
+async def test_duplicate_calls_order_once_even_a_day_later(serve: Serve, network: Network) -> None:
     body = body_of()
     async with serve() as station:
         answers = await asyncio.gather(
@@ -228,7 +226,7 @@ async def test_what_comes_four_times_at_once_and_a_day_later_is_ordered_once(
         await eventually(lambda: network.count("fal.submit") == 1)
     tomorrow = Clock()
     tomorrow.ahead = 86_400.0
-    # The body is another, and so is the file of triggers; the key decides.
+    # The body and the triggers file differ; only the key identifies a duplicate.
     async with serve(TRIGGERS.replace('"hook"', '"other"'), clock=tomorrow) as station:
         again = body_of("another")
         answer = await call(station, "webhook", again, standard(again, at=tomorrow()))
@@ -239,7 +237,7 @@ async def test_what_comes_four_times_at_once_and_a_day_later_is_ordered_once(
         assert other.json()["id"] != first["id"]
 
 
-async def test_two_triggers_that_get_the_same_key_order_twice(serve: Serve) -> None:
+async def test_same_key_at_two_triggers_gives_two_orders(serve: Serve) -> None:
     headers = {**TIMER, "ce-source": "x", "ce-id": "1", "x-off": "no", "idempotency-key": "x/1"}
     async with serve() as station:
         answers = [
@@ -249,10 +247,10 @@ async def test_two_triggers_that_get_the_same_key_order_twice(serve: Serve) -> N
         assert station.count("predictions") == 2
 
 
-# --- what is ordered ---
+# --- orders ---
 
 
-async def test_values_keep_their_kinds_and_what_is_not_there_is_left_out(serve: Serve) -> None:
+async def test_values_keep_their_type_and_missing_ones_are_omitted(serve: Serve) -> None:
     async with serve() as station:
         body = body_of(count=3, raw=False, order=42)
         answer = await call(station, "webhook", body, standard(body))
@@ -268,7 +266,7 @@ async def test_values_keep_their_kinds_and_what_is_not_there_is_left_out(serve: 
         assert found["metadata"] == {"kind": "hook", "n": 3}
 
 
-async def test_github_orders_for_people_who_are_allowed_and_its_ping_is_nothing(
+async def test_github_sender_must_be_allowed_and_other_events_are_ignored(
     serve: Serve,
 ) -> None:
     async with serve() as station:
@@ -300,7 +298,9 @@ async def test_github_orders_for_people_who_are_allowed_and_its_ping_is_nothing(
         assert station.count("predictions") == 1
 
 
-async def test_cloudevents_are_unwrapped_and_both_modes_are_one_order(serve: Serve) -> None:
+async def test_both_cloudevents_modes_give_one_order_and_malformed_events_get_400(
+    serve: Serve,
+) -> None:
     attributes = {"specversion": "1.0", "id": "é 1", "source": "/shop", "type": "wish"}
     data = {"prompt": "a lighthouse"}
     packed = base64.b64encode(json.dumps(data).encode()).decode()
@@ -329,19 +329,19 @@ async def test_cloudevents_are_unwrapped_and_both_modes_are_one_order(serve: Ser
         assert (await call(station, "timer", b"[]", batch)).status_code == 400
 
 
-# --- who gets in ---
+# --- proofs ---
 
 
 @pytest.fixture
 def prove(files: Files) -> Prove:
-    """Give the proof by itself, which is asked at whatever time a vector is from."""
+    """Return the proof function alone, so that a vector can be checked at its own time."""
     files()
     load([built_in("trigger_in")])
     return load_file(HANDLERS / "trigger_in.py").prove  # type: ignore[no-any-return]
 
 
-def test_official_vectors_are_proved(prove: Prove) -> None:
-    """Those of the libraries of Standard Webhooks, and of GitHub's documentation."""
+def test_official_signature_test_vectors_are_accepted(prove: Prove) -> None:
+    """They are from the libraries of Standard Webhooks and from GitHub's documentation."""
     signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     headers = {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -360,7 +360,7 @@ def test_official_vectors_are_proved(prove: Prove) -> None:
         prove(Call(rest="issues", body=b"Hello, World!", headers=headers))
 
 
-async def test_what_is_forged_stale_or_unknown_is_one_answer_and_nothing_is_ordered(
+async def test_forged_stale_or_unknown_calls_get_401_and_order_nothing(
     serve: Serve,
 ) -> None:
     body, now = body_of(), Clock()()
@@ -402,11 +402,11 @@ async def test_what_is_forged_stale_or_unknown_is_one_answer_and_nothing_is_orde
             good = await call(station, name, content, headers)
             assert good.status_code == 202, good.text
         prompts = {prompt for (prompt,) in station.rows("SELECT input FROM predictions")}
-        # A brace that is written twice is one.
+        # In a template, a double brace stands for one brace.
         assert any('"{x}"' in prompt for prompt in prompts)
 
 
-# --- what is proved, and cannot be ordered ---
+# --- proved calls that are rejected ---
 
 
 UNFIT: Final[list[tuple[bytes, str]]] = [
@@ -430,7 +430,7 @@ UNFIT: Final[list[tuple[bytes, str]]] = [
 ]
 
 
-async def test_a_body_that_does_not_fit_is_the_callers_fault(serve: Serve) -> None:
+async def test_signed_malformed_body_gets_400_or_422(serve: Serve) -> None:
     async with serve() as station:
         for body, says in UNFIT:
             answer = await call(station, "webhook", body, standard_of(body))
@@ -444,7 +444,7 @@ async def test_a_body_that_does_not_fit_is_the_callers_fault(serve: Serve) -> No
 
 
 def standard_of(body: bytes) -> dict[str, str]:
-    """Sign what the library cannot, as it is no text."""
+    """Sign a body of any bytes; the library accepts only text."""
     if body.isascii():
         return standard(body)
     signed = f"msg_1.{int(Clock()())}.".encode() + body
@@ -453,7 +453,7 @@ def standard_of(body: bytes) -> dict[str, str]:
     return {**standard(b""), "webhook-signature": f"v1,{digest}"}
 
 
-async def test_calls_without_key_person_or_parts_are_refused_and_long_ones_cut_off(
+async def test_missing_key_or_invalid_person_gets_400_and_oversized_body_413(
     serve: Serve,
 ) -> None:
     async with serve() as station:
@@ -477,7 +477,7 @@ async def test_calls_without_key_person_or_parts_are_refused_and_long_ones_cut_o
         assert station.count("predictions") == 0
 
 
-async def test_a_refused_order_is_answered_as_orders_are(serve: Serve) -> None:
+async def test_order_over_the_limit_gets_429_with_retry_after(serve: Serve) -> None:
     scarce = RECIPES.replace("count = 100", "count = 1")
     async with serve(recipes=scarce) as station:
         first, again, over = [
@@ -489,7 +489,7 @@ async def test_a_refused_order_is_answered_as_orders_are(serve: Serve) -> None:
         assert int(over.headers["retry-after"]) > 0
 
 
-# --- whatever comes ---
+# --- random calls ---
 
 NAMES: Final = st.sampled_from(["webhook", "issues", "shop", "timer", "rare", "none", ""])
 STARTS: Final = ("v1,", "sha256=", "v0=", "Bearer ", "1764000000", "application/cloudevents+json")
@@ -513,7 +513,7 @@ VALUES: Final = st.recursive(
 )
 
 
-async def test_whatever_strangers_send_is_refused_and_whatever_is_signed_is_no_fault_of_ours(
+async def test_random_unsigned_calls_are_rejected_and_signed_ones_cause_no_500(
     serve: Serve,
 ) -> None:
     async with serve() as station:
@@ -534,7 +534,7 @@ async def test_whatever_strangers_send_is_refused_and_whatever_is_signed_is_no_f
             body = encoded({"data": {"prompt": prompt, "order": order}})
             headers = {**standard_of(body), "content-type": kind}
             latin = {key: value.encode("latin-1") for key, value in headers.items()}
-            # A text is a prompt; it is ordered once, as all of these have one key.
+            # A text is a valid prompt; all of these calls have the same key, so it is ordered once.
             assert ask("webhook", body, latin) in {202, 400, 422}
 
         await asyncio.to_thread(strangers)
@@ -552,7 +552,7 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-# --- mistakes in the file ---
+# --- mistakes in the triggers file ---
 
 BAD: Final = """
 [Webhook]
@@ -616,7 +616,7 @@ SHORT_SECRET must have 16 characters or more
 """
 
 
-def test_all_mistakes_are_told_together_and_no_secret_is(
+def test_all_mistakes_in_the_triggers_file_are_reported_without_secrets(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files(BAD)
@@ -638,13 +638,13 @@ def test_all_mistakes_are_told_together_and_no_secret_is(
         ("[", r"triggers\.toml:1:2: not TOML: "),
     ],
 )
-def test_a_file_without_triggers_does_not_start(files: Files, triggers: str, says: str) -> None:
+def test_triggers_file_without_triggers_is_rejected(files: Files, triggers: str, says: str) -> None:
     files(triggers)
     with pytest.raises(HandlerError, match=says):
         load([built_in("trigger_in")])
 
 
-def test_the_file_must_be_named_and_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_triggers_setting_or_file_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRIGGERS", raising=False)
     with pytest.raises(HandlerError, match="needs TRIGGERS as the file of triggers"):
         load([built_in("trigger_in")])
@@ -653,7 +653,7 @@ def test_the_file_must_be_named_and_be_there(monkeypatch: pytest.MonkeyPatch) ->
         load([built_in("trigger_in")])
 
 
-def test_without_a_file_of_recipes_its_names_are_not_judged(
+def test_recipe_names_are_not_checked_without_a_recipes_file(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files(TRIGGERS.replace('"rare"', '"another"'))
