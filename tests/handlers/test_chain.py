@@ -1,4 +1,4 @@
-"""`chain` submits the next prediction from a result, once, and ends somewhere."""
+"""`chain` submits the next prediction from a result, exactly once and to a limited depth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA: Final = "data:image/png;base64,iVBORw0KGgo="
 
 @pytest.fixture
 def chain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Give the handler's file, set as a test wants it."""
+    """Return a function that sets the handler's settings and returns its file."""
 
     def chain(input: Any = None, **more: str) -> str:
         given = {
@@ -65,15 +65,15 @@ class Deliveries(msgspec.Struct):
 
 
 def ends(kit: Kit, prediction: Prediction) -> list[tuple[str, str]]:
-    """Give the states and reasons of a prediction's deliveries."""
+    """Return the states and reasons of a prediction's deliveries."""
     found = kit.get(f"/v1/deliveries?prediction={prediction.id}", Deliveries).data
     return [(delivery.state, str(delivery.reason)) for delivery in found]
 
 
-# --- what is submitted ---
+# --- submits ---
 
 
-def test_a_result_leads_to_the_next_prediction(chain: Any, receiver_kit: Kits) -> None:
+def test_result_submits_the_next_prediction(chain: Any, receiver_kit: Kits) -> None:
     kit = receiver_kit(chain({"image_url": "{url}", "prompt": "{prompt}, at night", "scale": 2}))
     delivered = kit.deliver(make_event(metadata={"order": 7}), times=2)
     [child] = delivered.children
@@ -84,7 +84,7 @@ def test_a_result_leads_to_the_next_prediction(chain: Any, receiver_kit: Kits) -
     assert child.metadata == {"order": 7}
 
 
-def test_every_address_becomes_an_item_and_texts_are_filled_at_any_depth(chain: Any) -> None:
+def test_input_is_filled_at_any_depth_with_one_list_item_per_url(chain: Any) -> None:
     given = {
         "image_urls": ["https://style.example/s.png", "{urls}"],
         "nested": {"layers": [[{"source": "{url}"}], ["{urls}"]], "on": True, "none": None},
@@ -103,14 +103,18 @@ def test_every_address_becomes_an_item_and_texts_are_filled_at_any_depth(chain: 
 
 
 @pytest.mark.parametrize("note", [7, None, [1, {"a": 2}], {"b": True}, "\r\n\u202e"])
-def test_odd_metadata_does_no_harm(chain: Any, note: Any) -> None:
+def test_metadata_of_any_type_is_text_in_the_input_and_copied_unchanged(
+    chain: Any, note: Any
+) -> None:
     result = told(chain({"note": "{metadata[note]}"}), make_event(metadata={"note": note}))
     assert result.state == "done"
     assert result.submitted[0].metadata == {"note": note}
     assert isinstance(result.submitted[0].input["note"], str)
 
 
-def test_metadata_is_added_to_the_parent_s(chain: Any, receiver_kit: Kits) -> None:
+def test_chain_metadata_is_merged_into_the_metadata_of_the_parent(
+    chain: Any, receiver_kit: Kits
+) -> None:
     file = chain(metadata='{"step": "upscale", "order": 8}')
     delivered = receiver_kit(file).deliver(make_event(metadata={"order": 7, "channel": "#art"}))
     [child] = delivered.children
@@ -118,14 +122,16 @@ def test_metadata_is_added_to_the_parent_s(chain: Any, receiver_kit: Kits) -> No
     assert delivered.prediction.metadata == {"order": 7, "channel": "#art"}
 
 
-def test_only_the_models_that_are_named_are_started_from(chain: Any, receiver_kit: Kits) -> None:
+def test_only_models_that_match_chain_from_start_the_chain(chain: Any, receiver_kit: Kits) -> None:
     kit = receiver_kit(chain(**{"from": "fal-ai/*"}))
     assert kit.deliver(make_event(model="fal-ai/flux")).delivery.state == "done"
     assert kit.deliver(make_event(model="acme/flux")).deliveries == {}
 
 
 @pytest.mark.parametrize("kind", ["failed", "canceled"])
-def test_what_did_not_succeed_leads_to_nothing(chain: Any, receiver_kit: Kits, kind: Any) -> None:
+def test_failed_and_canceled_predictions_submit_nothing(
+    chain: Any, receiver_kit: Kits, kind: Any
+) -> None:
     delivered = receiver_kit(chain()).deliver(make_event(kind))
     assert (delivered.deliveries, delivered.children) == ({}, [])
 
@@ -133,19 +139,19 @@ def test_what_did_not_succeed_leads_to_nothing(chain: Any, receiver_kit: Kits, k
 # --- results ---
 
 
-def test_a_result_that_is_kept_goes_by_its_lasting_address(chain: Any) -> None:
+def test_saved_result_is_passed_by_its_saved_url(chain: Any) -> None:
     lasting = "https://files.example/a.png"
     event = make_event(output=[Output(url=URL, stored=kept(lasting))])
     assert told(chain(), event).submitted[0].input == {"image_url": lasting}
 
 
-def test_a_data_uri_that_is_kept_in_public_goes_by_its_address(chain: Any) -> None:
+def test_data_uri_with_a_public_saved_url_is_passed_by_that_url(chain: Any) -> None:
     lasting = "https://files.example/a.png"
     event = make_event(output=[Output(url=DATA, stored=kept(lasting))])
     assert told(chain(), event).submitted[0].input == {"image_url": lasting}
 
 
-def test_what_is_kept_where_no_provider_can_get_it_goes_by_the_provider_s_address(
+def test_result_saved_in_a_local_folder_is_passed_by_the_url_of_the_provider(
     chain: Any,
 ) -> None:
     event = make_event(output=[Output(url=URL, stored=kept("file:///results/a.png"))])
@@ -153,14 +159,14 @@ def test_what_is_kept_where_no_provider_can_get_it_goes_by_the_provider_s_addres
 
 
 @pytest.mark.parametrize("stored", [None, kept("file:///results/a.png"), kept("s3://b/a.png")])
-def test_a_result_that_no_provider_can_get_is_dead(chain: Any, stored: Stored | None) -> None:
+def test_data_uri_without_a_public_url_ends_dead(chain: Any, stored: Stored | None) -> None:
     result = told(chain(), make_event(output=[Output(url=DATA, stored=stored)]))
     assert (result.state, result.submitted) == ("dead", [])
     assert "data: URI" in result.reason
     assert "SAVE_PUBLIC_URL" in result.reason
 
 
-def test_the_results_that_can_be_got_go_without_the_others(chain: Any) -> None:
+def test_results_that_are_flagged_or_have_no_public_url_are_left_out(chain: Any) -> None:
     output = [
         Output(url=DATA, stored=kept("file:///results/a.png")),
         Output(url="https://cdn.example/black.png", stored=kept(URL, flagged="all_black")),
@@ -170,21 +176,21 @@ def test_the_results_that_can_be_got_go_without_the_others(chain: Any) -> None:
     assert child.input == {"one": URL, "all": [URL]}
 
 
-def test_a_flagged_result_is_not_worth_money(chain: Any) -> None:
+def test_flagged_result_is_skipped(chain: Any) -> None:
     result = told(chain(), make_event(output=[Output(url=URL, stored=kept(URL, "all_black"))]))
     assert (result.state, result.submitted) == ("skipped", [])
     assert "all_black" in result.reason
 
 
-def test_words_alone_lead_to_nothing(chain: Any) -> None:
+def test_text_output_is_skipped(chain: Any) -> None:
     result = told(chain(), make_event(output=[Output(text="a lighthouse")]))
     assert (result.state, result.reason) == ("skipped", "no result has an address")
 
 
-# --- where it ends ---
+# --- depth ---
 
 
-def test_what_it_submitted_does_not_start_it_again(chain: Any, receiver_kit: Kits) -> None:
+def test_chained_prediction_does_not_start_the_chain_again(chain: Any, receiver_kit: Kits) -> None:
     kit = receiver_kit(chain())
     delivered = kit.deliver(make_event(provider="eachlabs", model="upscale"))
     [child] = delivered.children
@@ -195,25 +201,25 @@ def test_what_it_submitted_does_not_start_it_again(chain: Any, receiver_kit: Kit
 
 
 def circle(kit: Kit) -> list[Prediction]:
-    """Let the provider answer for ever; give all that was submitted, the first one first."""
+    """Let every prediction succeed until none is submitted; return all, the oldest first."""
     chained = [kit.deliver(make_event()).prediction]
     for number in range(10):
         new = newest(kit)
         if new.id == chained[-1].id:
             return chained
         chained.append(new)
-        # Its own input would be no result.
+        # A result must differ from the prediction's own input.
         kit.finish(new, make_event(output=[f"https://cdn.example/{number}.png"]))
     raise AssertionError("it goes on for ever")
 
 
-def test_it_goes_as_deep_as_it_may(chain: Any, receiver_kit: Kits) -> None:
+def test_chain_stops_at_chain_depth(chain: Any, receiver_kit: Kits) -> None:
     chained = circle(receiver_kit(chain(depth="3")))
     assert [prediction.depth for prediction in chained] == [0, 1, 2, 3]
     assert [prediction.parent_id for prediction in chained[1:]] == [p.id for p in chained[:-1]]
 
 
-def test_no_depth_is_deeper_than_the_receiver_s_own(chain: Any, receiver_kit: Kits) -> None:
+def test_receiver_max_chain_limits_a_larger_chain_depth(chain: Any, receiver_kit: Kits) -> None:
     kit = receiver_kit(chain(depth="1000"), settings={"RECEIVER_MAX_CHAIN": "2"})
     chained = circle(kit)
     assert [prediction.depth for prediction in chained] == [0, 1, 2]
@@ -221,19 +227,19 @@ def test_no_depth_is_deeper_than_the_receiver_s_own(chain: Any, receiver_kit: Ki
     assert ends(kit, chained[-1]) == [("dead", reason)]
 
 
-# --- once, whatever happens ---
+# --- crashes, replays, failed submits ---
 
 
-def test_a_crash_before_it_runs_submits_once(chain: Any, receiver_kit: Kits) -> None:
+def test_crash_before_the_handler_runs_submits_once(chain: Any, receiver_kit: Kits) -> None:
     assert len(receiver_kit(chain()).crash_after_ack(make_event()).children) == 1
 
 
-def test_a_crash_after_it_ran_does_not_submit_again(chain: Any, receiver_kit: Kits) -> None:
+def test_crash_after_the_handler_ran_does_not_submit_again(chain: Any, receiver_kit: Kits) -> None:
     delivered = receiver_kit(chain()).crash_after_run(make_event())
     assert (delivered.delivery.state, len(delivered.children)) == ("done", 1)
 
 
-def test_a_replay_means_to_do_it_again(chain: Any, receiver_kit: Kits) -> None:
+def test_replay_submits_again(chain: Any, receiver_kit: Kits) -> None:
     kit = receiver_kit(chain())
     delivered = kit.deliver(make_event())
     kit.replay(delivered)
@@ -248,12 +254,12 @@ def test_a_replay_means_to_do_it_again(chain: Any, receiver_kit: Kits) -> None:
         (Rule(fault="drop_submit"), "unconfirmed"),
     ],
 )
-def test_what_the_provider_makes_of_it_is_the_child_s_affair(
+def test_rejected_or_ambiguous_submit_of_the_child_leaves_the_handler_done(
     chain: Any, receiver_kit: Kits, fault: Rule, status: str
 ) -> None:
     @on("succeeded", name="save")
     def save(_: Event) -> None:
-        kit._providers.faults.replace([fault])  # noqa: SLF001 - the kit has no word for it
+        kit._providers.faults.replace([fault])  # noqa: SLF001 - the kit has no method for it
 
     kit = receiver_kit(save, chain())
     delivered = kit.deliver(make_event())
@@ -264,9 +270,7 @@ def test_what_the_provider_makes_of_it_is_the_child_s_affair(
     assert len(delivered.children) == 1
 
 
-def test_what_could_never_be_submitted_ends_dead_and_costs_nothing(
-    chain: Any, receiver_kit: Kits
-) -> None:
+def test_unknown_provider_ends_dead_and_submits_nothing(chain: Any, receiver_kit: Kits) -> None:
     kit = receiver_kit(chain(provider="nobody"), settings={"RECEIVER_RETRY_ATTEMPTS": "2"})
     delivered = kit.deliver(make_event())
     kit.exhaust(delivered)
@@ -292,12 +296,12 @@ def test_what_could_never_be_submitted_ends_dead_and_costs_nothing(
         ({"depth": "deep"}, "CHAIN_DEPTH must be a whole number"),
     ],
 )
-def test_senseless_settings_cannot_be_loaded(chain: Any, more: dict[str, Any], said: str) -> None:
+def test_invalid_settings_are_rejected(chain: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(HandlerError, match=said):
         load([chain(**more)])
 
 
-def test_an_input_there_must_be(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_chain_input_is_rejected(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     file = chain()
     monkeypatch.delenv("CHAIN_INPUT")
     with pytest.raises(HandlerError, match="CHAIN_INPUT as a JSON object"):

@@ -1,4 +1,4 @@
-"""`discord` posts to Discord's API as its documents say, as a bot and by a webhook."""
+"""`discord` posts results through Discord's API, as a bot or by a webhook, as documented."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def webhook(discord: Discord, monkeypatch: pytest.MonkeyPatch) -> Discord:
     return discord
 
 
-def test_files_and_words_are_in_one_message(receiver_kit: Kits, discord: Discord) -> None:
+def test_files_and_text_are_sent_in_one_message(receiver_kit: Kits, discord: Discord) -> None:
     urls = [discord.put("a", PNG), discord.put("b", MP4), discord.put("c", PNG)]
     delivered = receiver_kit(DISCORD, online=True).deliver(make_event(output=urls))
     assert delivered.delivery.state == "done"
@@ -153,7 +153,7 @@ def test_files_and_words_are_in_one_message(receiver_kit: Kits, discord: Discord
 
 
 @pytest.mark.parametrize("kind", ["failed", "canceled"])
-def test_what_did_not_succeed_is_said_in_another_colour(
+def test_failed_and_canceled_predictions_have_another_colour(
     receiver_kit: Kits, discord: Discord, kind: Any
 ) -> None:
     kit = receiver_kit(DISCORD, online=True)
@@ -164,13 +164,15 @@ def test_what_did_not_succeed_is_said_in_another_colour(
     assert bad["color"] != good["color"]
 
 
-def test_words_are_a_message(receiver_kit: Kits, discord: Discord) -> None:
+def test_text_output_is_sent_as_a_message(receiver_kit: Kits, discord: Discord) -> None:
     event = make_event(provider="eachlabs", output=[Output(text="some\nwords")])
     receiver_kit(DISCORD, online=True).deliver(event)
     assert discord.posts[0]["embeds"][0]["description"] == "a lighthouse\nsome\nwords"
 
 
-def test_many_files_are_several_messages(receiver_kit: Kits, discord: Discord) -> None:
+def test_more_than_ten_files_are_sent_in_several_messages(
+    receiver_kit: Kits, discord: Discord
+) -> None:
     urls = [discord.put(f"{n}", PNG + bytes([n])) for n in range(12)]
     discord.refusals = [None, (503, {}, b"")]
     kit = receiver_kit(DISCORD, online=True)
@@ -181,7 +183,9 @@ def test_many_files_are_several_messages(receiver_kit: Kits, discord: Discord) -
     assert "title" not in discord.posts[1]["embeds"][0]
 
 
-def test_a_bot_answers_where_the_metadata_says(receiver_kit: Kits, discord: Discord) -> None:
+def test_bot_replies_to_the_channel_message_and_thread_in_the_metadata(
+    receiver_kit: Kits, discord: Discord
+) -> None:
     kit = receiver_kit(DISCORD, online=True)
     where = {"discord_channel": OTHER, "discord_message": MESSAGE}
     kit.deliver(make_event("failed", metadata=where))
@@ -193,7 +197,9 @@ def test_a_bot_answers_where_the_metadata_says(receiver_kit: Kits, discord: Disc
     ]
 
 
-def test_a_webhook_posts_too_and_knows_threads_only(receiver_kit: Kits, webhook: Discord) -> None:
+def test_webhook_posts_files_and_supports_only_the_thread_of_the_metadata(
+    receiver_kit: Kits, webhook: Discord
+) -> None:
     kit = receiver_kit(DISCORD, online=True)
     kit.deliver(make_event(output=[webhook.put("a", PNG)], metadata={"discord_message": MESSAGE}))
     where = {"discord_channel": OTHER, "discord_thread": THREAD}
@@ -202,7 +208,7 @@ def test_a_webhook_posts_too_and_knows_threads_only(receiver_kit: Kits, webhook:
     assert webhook.posts[0]["files"] == [PNG]
 
 
-def test_odd_metadata_is_as_none(receiver_kit: Kits, discord: Discord) -> None:
+def test_invalid_metadata_is_ignored(receiver_kit: Kits, discord: Discord) -> None:
     kit = receiver_kit(DISCORD, online=True)
     for odd in (7, 1.5, None, True, [OTHER], {"a": 1}, "", f"{OTHER}/../..", f"{OTHER}\n"):
         names = ("discord_channel", "discord_message", "discord_thread")
@@ -212,7 +218,7 @@ def test_odd_metadata_is_as_none(receiver_kit: Kits, discord: Discord) -> None:
         assert (post["place"], "message_reference" in post) == (CHANNEL, False)
 
 
-def test_a_nasty_prompt_calls_nobody_and_fits(
+def test_hostile_prompt_is_escaped_and_fits_the_limits(
     receiver_kit: Kits, discord: Discord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISCORD_TEXT", "{prompt}")
@@ -225,14 +231,14 @@ def test_a_nasty_prompt_calls_nobody_and_fits(
             assert not re.search(r"[*_~`|<>\[\]()@#:\\]", re.sub(r"\\[!-/:-@\[-`{-~]", "", text))
 
 
-def test_a_nasty_flag_is_harmless_too(receiver_kit: Kits, discord: Discord) -> None:
+def test_hostile_flag_is_escaped(receiver_kit: Kits, discord: Discord) -> None:
     kit = receiver_kit(DISCORD, online=True)
     kit.deliver(make_event("failed", metadata={"flagged": "a_b\\ @everyone"}))
     text = discord.posts[0]["embeds"][0]["description"]
     assert text.startswith("(flagged: a b\\\\ \\@everyone)\n")
 
 
-def test_what_is_gone_or_too_large_is_linked(receiver_kit: Kits, discord: Discord) -> None:
+def test_missing_or_oversized_results_are_linked(receiver_kit: Kits, discord: Discord) -> None:
     large = PNG + bytes(9_000_000)
     urls = [f"{discord.url}/gone?a=<b>c", *(discord.put(f"{n}", large) for n in range(3))]
     urls += [discord.put("huge", PNG + bytes(10 * 1024 * 1024)), "data:image/png;base64,%"]
@@ -249,7 +255,7 @@ def test_what_is_gone_or_too_large_is_linked(receiver_kit: Kits, discord: Discor
     assert note(delivered, "discord").count("\n") == 3
 
 
-def test_an_empty_file_is_linked(receiver_kit: Kits, discord: Discord) -> None:
+def test_empty_file_is_linked(receiver_kit: Kits, discord: Discord) -> None:
     url = discord.put("empty", b"")
     delivered = receiver_kit(DISCORD, online=True).deliver(make_event(output=[url]))
     [post] = discord.posts
@@ -257,13 +263,15 @@ def test_an_empty_file_is_linked(receiver_kit: Kits, discord: Discord) -> None:
     assert note(delivered, "discord") == "output 0: it is empty"
 
 
-def test_links_that_do_not_fit_go(receiver_kit: Kits, discord: Discord) -> None:
+def test_links_that_do_not_fit_are_left_out(receiver_kit: Kits, discord: Discord) -> None:
     urls = [f"{discord.url}/gone/{n}{'a' * 900}" for n in range(4)]
     receiver_kit(DISCORD, online=True).deliver(make_event(output=urls))
     assert len(discord.posts[0]["content"].splitlines()) == 2
 
 
-def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, discord: Discord) -> None:
+def test_all_black_result_is_flagged_and_its_saved_file_linked(
+    receiver_kit: Kits, discord: Discord
+) -> None:
     kit = receiver_kit(keeping, DISCORD, online=True)
     delivered = kit.deliver(make_event(output=[f"{discord.url}/gone"]))
     assert delivered.deliveries["discord"].state == "done"
@@ -280,7 +288,7 @@ def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, discord: D
         (said(429, {"retry-after": "30"}, retry_after=-5), 30),
     ],
 )
-def test_it_waits_as_long_as_discord_asks(
+def test_429_is_retried_after_the_time_that_discord_asks_for(
     receiver_kit: Kits, discord: Discord, limit: Answer, seconds: float
 ) -> None:
     kit = receiver_kit(DISCORD, online=True)
@@ -292,7 +300,9 @@ def test_it_waits_as_long_as_discord_asks(
     assert len(discord.posts) == 1
 
 
-def test_a_repeat_is_told_by_its_nonce(receiver_kit: Kits, discord: Discord) -> None:
+def test_retry_after_a_lost_answer_is_deduplicated_by_its_nonce(
+    receiver_kit: Kits, discord: Discord
+) -> None:
     kit = receiver_kit(DISCORD, online=True)
     discord.lost = [(502, {}, b"")]
     delivered = kit.deliver(make_event(output=[discord.put("a", PNG)]))
@@ -303,7 +313,7 @@ def test_a_repeat_is_told_by_its_nonce(receiver_kit: Kits, discord: Discord) -> 
     assert len(discord.posts) == 2
 
 
-def test_repeats_and_crashes_post_once(receiver_kit: Kits, discord: Discord) -> None:
+def test_duplicate_callbacks_and_crashes_post_once(receiver_kit: Kits, discord: Discord) -> None:
     event = make_event(output=[discord.put("a", PNG)])
     kit = receiver_kit(DISCORD, online=True)
     for n, happen in enumerate((kit.crash_after_ack, kit.crash_after_run), 1):
@@ -315,7 +325,7 @@ def test_repeats_and_crashes_post_once(receiver_kit: Kits, discord: Discord) -> 
     assert len(discord.asked) == 3
 
 
-def test_a_wrong_token_or_channel_is_dead_and_no_secret_is_told(
+def test_invalid_token_or_channel_ends_dead_without_revealing_secrets(
     receiver_kit: Kits,
     discord: Discord,
     monkeypatch: pytest.MonkeyPatch,
@@ -334,7 +344,7 @@ def test_a_wrong_token_or_channel_is_dead_and_no_secret_is_told(
     assert "hushed" not in f"{logged} {caplog.text}"
 
 
-def test_a_webhook_that_is_gone_is_dead_and_no_secret_is_told(
+def test_deleted_webhook_ends_dead_without_revealing_secrets(
     receiver_kit: Kits,
     webhook: Discord,
     monkeypatch: pytest.MonkeyPatch,
@@ -376,7 +386,7 @@ WAYS: Final = {
         {"DISCORD_WEBHOOK": WAYS["DISCORD_WEBHOOK"], "DISCORD_URL": "ftp://a"},
     ],
 )
-def test_senseless_settings_are_refused(
+def test_invalid_settings_are_rejected(
     receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 ) -> None:
     for name, value in given.items():

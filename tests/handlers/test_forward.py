@@ -1,4 +1,4 @@
-"""`forward` hands events on: what it sends is read by the libraries that others read it with."""
+"""`forward` sends events that the libraries of Standard Webhooks and CloudEvents can read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Ends = Literal["succeeded", "failed", "canceled"]
 
 @pytest.fixture
 def forward(receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch) -> Forward:
-    """Run the handler under settings, given by the ends of their names."""
+    """Return a function that runs the handler; settings are named without FORWARD_."""
 
     def start(url: str, attempts: int = 10, base: str = "2", **settings: str) -> Kit:
         for name, value in {"URL": url, "SECRET": SECRET, **settings}.items():
@@ -44,11 +44,11 @@ def forward(receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch) -
 
 
 def verify(asked: Asked, secret: str = SECRET) -> Any:
-    """Check a signature as its receiver would."""
+    """Check a signature with the official library, and return the message."""
     return Webhook(secret).verify(asked.body, asked.headers)
 
 
-def test_what_is_sent_is_signed(forward: Forward) -> None:
+def test_event_is_sent_once_with_a_standard_webhooks_signature(forward: Forward) -> None:
     with serving(OK) as server:
         delivered = forward(server.url).deliver(make_event(output=[A]), times=2)
     assert delivered.delivery.state == "done"
@@ -69,13 +69,13 @@ def test_what_is_sent_is_signed(forward: Forward) -> None:
         verify(Asked(asked.method, asked.path, asked.headers, asked.body + b" "))
 
 
-def test_failures_are_told_too(forward: Forward) -> None:
+def test_failed_predictions_are_sent(forward: Forward) -> None:
     with serving(OK) as server:
         forward(server.url).deliver(make_event("failed", error=("content_policy", "no")))
     assert verify(server.asked[0])["data"]["prediction"]["error"]["code"] == "content_policy"
 
 
-def test_the_id_stays_over_retries_and_crashes_and_is_another_for_a_replay(
+def test_webhook_id_is_the_same_for_retries_and_new_for_a_replay(
     forward: Forward,
 ) -> None:
     with serving((500, {}, b"oh"), (302, {"location": "/elsewhere"}, b""), OK) as server:
@@ -92,13 +92,13 @@ def test_the_id_stays_over_retries_and_crashes_and_is_another_for_a_replay(
         verify(asked)
 
 
-def test_after_a_crash_the_same_is_sent_again(forward: Forward) -> None:
+def test_crash_after_the_handler_ran_sends_the_same_id_again(forward: Forward) -> None:
     with serving(OK) as server:
         delivered = forward(server.url).crash_after_run(make_event())
     assert [asked.headers["webhook-id"] for asked in server.asked] == [delivered.delivery.id] * 2
 
 
-def test_every_secret_signs_while_one_replaces_another(forward: Forward) -> None:
+def test_event_is_signed_with_every_secret_during_rotation(forward: Forward) -> None:
     with serving(OK) as server:
         forward(server.url, SECRET=f"{SECRET}  {OTHER}").deliver(make_event())
     for secret in (SECRET, OTHER):
@@ -107,7 +107,7 @@ def test_every_secret_signs_while_one_replaces_another(forward: Forward) -> None
 
 @pytest.mark.parametrize("mode", ["standard", "cloudevents", "cloudevents-binary"])
 @pytest.mark.parametrize("ends", ["succeeded", "failed", "canceled"])
-def test_what_is_sent_is_as_openapi_says(forward: Forward, mode: str, ends: Ends) -> None:
+def test_requests_match_the_openapi_document(forward: Forward, mode: str, ends: Ends) -> None:
     with serving(OK) as server:
         forward(server.url, FORMAT=mode).deliver(make_event(ends))
     [asked] = server.asked
@@ -118,7 +118,7 @@ def test_what_is_sent_is_as_openapi_says(forward: Forward, mode: str, ends: Ends
     assert {name for name, one in given.items() if one["required"]} <= names
     for name in names:
         validate(given[name]["schema"], asked.headers[name])
-    # Each form has only its own fields, so that what fits one of them is that one.
+    # The fields identify the form: no two forms have the same fields.
     form = said["requestBody"]["content"][asked.headers["content-type"]]["schema"]
     forms = form.get("anyOf", [form])
     body = json.loads(asked.body)
@@ -133,7 +133,7 @@ def validate(schema: dict[str, Any], value: Any) -> None:
 
 
 def fields(schema: dict[str, str]) -> set[str]:
-    """Name all fields of a type of the document, every one of which is required."""
+    """Return the fields of a schema in the document; all of them are required."""
     found = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     assert set(found["required"]) == set(found["properties"])
     return set(found["properties"])
@@ -143,14 +143,14 @@ def fields(schema: dict[str, str]) -> set[str]:
 
 
 def read(server: Server) -> BaseCloudEvent:
-    """Read the one request as CloudEvents' own SDK does, in whatever mode it is."""
+    """Read the only request, of any mode, with the CloudEvents SDK."""
     [asked] = server.asked
     return cloudevents.from_http_event(cloudevents.HTTPMessage(asked.headers, asked.body))
 
 
 @pytest.mark.parametrize("mode", ["cloudevents", "cloudevents-binary"])
 @pytest.mark.parametrize("secret", [SECRET, ""])
-def test_cloudevents_are_read_by_their_own_sdk(forward: Forward, mode: str, secret: str) -> None:
+def test_cloudevents_sdk_reads_the_events(forward: Forward, mode: str, secret: str) -> None:
     source = "https://receiver.example/Käufer ü%22"
     with serving(OK) as server:
         kit = forward(server.url, FORMAT=mode, SOURCE=source, SECRET=secret)
@@ -172,7 +172,7 @@ def test_cloudevents_are_read_by_their_own_sdk(forward: Forward, mode: str, secr
         assert "webhook-signature" not in server.asked[0].headers
 
 
-def test_the_two_modes_differ_in_where_the_attributes_are(forward: Forward) -> None:
+def test_structured_and_binary_mode_differ_in_where_attributes_are(forward: Forward) -> None:
     with serving(OK) as server:
         for mode in ("cloudevents", "cloudevents-binary"):
             forward(server.url, FORMAT=mode).deliver(make_event())
@@ -187,7 +187,7 @@ def test_the_two_modes_differ_in_where_the_attributes_are(forward: Forward) -> N
 # --- answers ---
 
 
-def test_410_ends_it(forward: Forward) -> None:
+def test_410_ends_dead_without_a_retry(forward: Forward) -> None:
     with serving((410, {}, b"")) as server:
         delivered = forward(server.url).deliver(make_event())
     assert (delivered.delivery.state, delivered.delivery.reason) == ("dead", "HTTP 410")
@@ -200,7 +200,7 @@ def in_two_hours() -> str:
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("after", ["7200", in_two_hours])
-def test_it_comes_back_when_it_is_told(
+def test_retry_waits_for_the_retry_after_header(
     forward: Forward, status: int, after: str | Callable[[], str]
 ) -> None:
     header = after if isinstance(after, str) else after()
@@ -218,10 +218,10 @@ def test_it_comes_back_when_it_is_told(
     "header",
     ["", "soon", "-5", "nan", "inf", "0", "Thu, 99 Foo 2020", "Thu, 01 Jan 2026 00:00:00 GMT"],
 )
-def test_it_falls_back_on_the_policy_where_it_is_told_nonsense(
+def test_invalid_retry_after_falls_back_to_the_backoff_of_the_policy(
     forward: Forward, header: str
 ) -> None:
-    """It says to try at once here, where no time passes."""
+    """The base of 1e-9 seconds makes the policy's retries due at once."""
     with serving((503, {"retry-after": header}, b"")) as server:
         delivered = forward(server.url, attempts=3, base="1e-9").deliver(make_event())
     assert (delivered.delivery.state, delivered.delivery.attempts) == ("dead", 3)
@@ -229,7 +229,7 @@ def test_it_falls_back_on_the_policy_where_it_is_told_nonsense(
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 500])
-def test_what_may_be_fixed_is_tried_again(forward: Forward, status: int) -> None:
+def test_301_400_404_and_500_are_retried(forward: Forward, status: int) -> None:
     with serving((status, {}, b""), OK) as server:
         kit = forward(server.url)
         delivered = kit.deliver(make_event())
@@ -237,7 +237,7 @@ def test_what_may_be_fixed_is_tried_again(forward: Forward, status: int) -> None
     assert (delivered.delivery.state, delivered.delivery.attempts) == ("done", 2)
 
 
-def test_nobody_at_home_is_tried_again(forward: Forward) -> None:
+def test_refused_connection_is_retried(forward: Forward) -> None:
     kit = forward("http://127.0.0.1:1/hook", attempts=2)
     delivered = kit.deliver(make_event())
     kit.exhaust(delivered)
@@ -257,7 +257,7 @@ def test_nobody_at_home_is_tried_again(forward: Forward) -> None:
         ({"FORMAT": "xml"}, "FORWARD_FORMAT must be one of standard, cloudevents, "),
     ],
 )
-def test_half_of_its_settings_are_refused(
+def test_incomplete_or_invalid_settings_are_rejected(
     forward: Forward, settings: dict[str, str], words: str
 ) -> None:
     with pytest.raises(HandlerError, match=r"forward\.py:") as raised:

@@ -1,4 +1,4 @@
-"""`slack` posts to Slack's API as its documents say."""
+"""`slack` posts results through Slack's API, as documented."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slack]:
 SLACK: Final = built_in("slack")
 
 
-def test_all_files_are_in_one_message(receiver_kit: Kits, slack: Slack) -> None:
+def test_all_files_are_sent_in_one_message(receiver_kit: Kits, slack: Slack) -> None:
     urls = [slack.put("a", PNG), slack.put("b", MP4), slack.put("c", PNG + b"c")]
     kit = receiver_kit(SLACK, online=True)
     delivered = kit.deliver(make_event(output=urls))
@@ -142,7 +142,7 @@ def test_all_files_are_in_one_message(receiver_kit: Kits, slack: Slack) -> None:
         ("canceled", "*canceled*: a lighthouse"),
     ],
 )
-def test_what_did_not_succeed_is_a_message(
+def test_failed_and_canceled_predictions_are_sent_as_messages(
     receiver_kit: Kits, slack: Slack, kind: Any, text: str
 ) -> None:
     kit = receiver_kit(SLACK, online=True)
@@ -152,13 +152,15 @@ def test_what_did_not_succeed_is_a_message(
     assert post["files"] == []
 
 
-def test_words_are_a_message(receiver_kit: Kits, slack: Slack) -> None:
+def test_text_output_is_sent_as_a_message(receiver_kit: Kits, slack: Slack) -> None:
     event = make_event(provider="eachlabs", output=[Output(text="a <b> & c")])
     receiver_kit(SLACK, online=True).deliver(event)
     assert slack.posts[0]["texts"][0] == "*succeeded*: a lighthouse\na &lt;b&gt; &amp; c"
 
 
-def test_it_answers_in_the_thread_that_the_metadata_names(receiver_kit: Kits, slack: Slack) -> None:
+def test_reply_goes_to_the_channel_and_thread_in_the_metadata(
+    receiver_kit: Kits, slack: Slack
+) -> None:
     where = {"slack_channel": "C0OTHER", "slack_thread": "1524523204.000192"}
     kit = receiver_kit(SLACK, online=True)
     kit.deliver(make_event(output=[slack.put("a", PNG)], metadata=where))
@@ -166,7 +168,7 @@ def test_it_answers_in_the_thread_that_the_metadata_names(receiver_kit: Kits, sl
     assert [(p["channel"], p["thread"]) for p in slack.posts] == [tuple(where.values())] * 2
 
 
-def test_odd_metadata_is_as_none(receiver_kit: Kits, slack: Slack) -> None:
+def test_invalid_metadata_is_ignored(receiver_kit: Kits, slack: Slack) -> None:
     kit = receiver_kit(SLACK, online=True)
     for odd in (7, 1.5, None, True, ["C0OTHER"], {"a": 1}, "", "a&channel=C0OTHER", "C0OTHER\n"):
         metadata = {"slack_channel": odd, "slack_thread": odd}
@@ -175,7 +177,7 @@ def test_odd_metadata_is_as_none(receiver_kit: Kits, slack: Slack) -> None:
         assert (post["channel"], post["thread"]) == ("C0123456789", None)
 
 
-def test_a_nasty_prompt_calls_nobody_and_fits(
+def test_hostile_prompt_is_escaped_and_fits_the_limits(
     receiver_kit: Kits, slack: Slack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLACK_TEXT", "{prompt} {input[n]:.3f} {metadata[flagged]}")
@@ -187,7 +189,7 @@ def test_a_nasty_prompt_calls_nobody_and_fits(
     assert "(flagged: &lt;!channel&gt;" in text
 
 
-def test_what_is_gone_too_large_or_one_too_many_is_linked(
+def test_missing_oversized_or_surplus_results_are_linked(
     receiver_kit: Kits, slack: Slack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLACK_MAX_BYTES", str(len(PNG)))
@@ -210,13 +212,17 @@ def test_what_is_gone_too_large_or_one_too_many_is_linked(
     assert "output 11: 10 files" in noted
 
 
-def test_nothing_to_show_is_a_message_with_links(receiver_kit: Kits, slack: Slack) -> None:
+def test_message_has_only_links_if_no_file_can_be_uploaded(
+    receiver_kit: Kits, slack: Slack
+) -> None:
     urls = [f"{slack.url}/gone", slack.put("empty", b"")]
     receiver_kit(SLACK, online=True).deliver(make_event(output=urls))
     assert slack.posts[0]["texts"][1:-1] == [f"<{url}>" for url in urls]
 
 
-def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, slack: Slack) -> None:
+def test_all_black_result_is_flagged_and_its_saved_file_linked(
+    receiver_kit: Kits, slack: Slack
+) -> None:
     kit = receiver_kit(keeping, SLACK, online=True)
     delivered = kit.deliver(make_event(output=[f"{slack.url}/gone"]))
     assert delivered.deliveries["slack"].state == "done"
@@ -233,7 +239,7 @@ def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, slack: Sla
         refused("ratelimited", 200, {"retry-after": "30"}),
     ],
 )
-def test_it_waits_as_long_as_slack_asks_and_uploads_once(
+def test_rate_limit_is_retried_after_retry_after_and_uploads_once(
     receiver_kit: Kits, slack: Slack, limit: Answer
 ) -> None:
     url = slack.put("a", PNG)
@@ -258,8 +264,8 @@ PASSES: Final[tuple[Answer, ...]] = (
 )
 
 
-def test_what_may_pass_is_tried_again(receiver_kit: Kits, slack: Slack) -> None:
-    """Tried as the policy says, which is at once: no time passes here."""
+def test_temporary_errors_are_retried(receiver_kit: Kits, slack: Slack) -> None:
+    """The base of 1e-9 seconds makes the policy's retries due at once."""
     kit = receiver_kit(SLACK, online=True, settings={"RECEIVER_RETRY_BASE": "1e-9"})
     for answer in PASSES:
         slack.refusals = [answer]
@@ -274,7 +280,7 @@ ENDS: Final = (
 )
 
 
-def test_what_stays_is_dead(receiver_kit: Kits, slack: Slack) -> None:
+def test_permanent_errors_end_dead_after_one_attempt(receiver_kit: Kits, slack: Slack) -> None:
     kit = receiver_kit(SLACK, online=True)
     for error in ENDS:
         slack.refusals = [refused(error)]
@@ -283,14 +289,14 @@ def test_what_stays_is_dead(receiver_kit: Kits, slack: Slack) -> None:
         assert delivered.delivery.reason == f"chat.postMessage: {error}"
 
 
-def test_a_scope_that_is_missing_is_named(receiver_kit: Kits, slack: Slack) -> None:
+def test_missing_scope_is_named_in_the_reason(receiver_kit: Kits, slack: Slack) -> None:
     slack.refusals = [refused("missing_scope", needed="files:write", provided="chat:write")]
     delivered = receiver_kit(SLACK, online=True).deliver(make_event(output=[slack.put("a", PNG)]))
     assert delivered.delivery.state == "dead"
     assert "missing_scope files:write" in delivered.delivery.reason
 
 
-def test_a_wrong_token_or_channel_is_dead_and_no_secret_is_told(
+def test_invalid_token_or_channel_ends_dead_without_revealing_secrets(
     receiver_kit: Kits,
     slack: Slack,
     monkeypatch: pytest.MonkeyPatch,
@@ -308,14 +314,14 @@ def test_a_wrong_token_or_channel_is_dead_and_no_secret_is_told(
     assert not re.search("hushed|5678", f"{logged} {caplog.text}")
 
 
-def test_files_go_to_safe_addresses_only(receiver_kit: Kits, slack: Slack) -> None:
+def test_files_are_uploaded_only_to_https_urls(receiver_kit: Kits, slack: Slack) -> None:
     slack.upload_url = "http://169.254.169.254/upload"
     delivered = receiver_kit(SLACK, online=True).deliver(make_event(output=[slack.put("a", PNG)]))
     assert (delivered.delivery.state, slack.posts) == ("dead", [])
     assert "not https" in delivered.delivery.reason
 
 
-def test_repeats_and_crashes_post_once(receiver_kit: Kits, slack: Slack) -> None:
+def test_duplicate_callbacks_and_crashes_post_once(receiver_kit: Kits, slack: Slack) -> None:
     event = make_event(output=[slack.put("a", PNG)])
     kit = receiver_kit(SLACK, online=True)
     for n, happen in enumerate((kit.crash_after_ack, kit.crash_after_run), 1):
@@ -342,7 +348,7 @@ def test_repeats_and_crashes_post_once(receiver_kit: Kits, slack: Slack) -> None
         ("SLACK_TEXT", "{nothing}"),
     ],
 )
-def test_senseless_settings_are_refused(
+def test_invalid_settings_are_rejected(
     receiver_kit: Kits, slack: Slack, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

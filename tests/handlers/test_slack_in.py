@@ -1,4 +1,4 @@
-"""`slack-in` takes orders in Slack: proved, once, in time, and answered where they were made."""
+"""`slack-in` takes orders in Slack: signatures, duplicates, deadlines, answers and buttons."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ VECTORS: Final = {
     "empty": (FORM, b"", "a5b43b014ed473febe5f6cc6ec6d9feed6b12bd87f831b83d37733c38cf4c51c"),
 }
 PUBLIC: Final = "8f742231b10e8888abcd99yyyzzz85a5"
-"""The secret of the example in Slack's documents."""
+"""The secret of the example in Slack's documentation."""
 
 
 def proof(stamp: str, signature: str) -> dict[str, str]:
@@ -86,7 +86,7 @@ def slack(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.anyio
-async def test_what_slack_signs_is_taken_and_nothing_else(start: Start, slack: str) -> None:
+async def test_only_requests_signed_by_slack_are_accepted(start: Start, slack: str) -> None:
     async with start(slack, clock=lambda: float(AT), others=nowhere(), **RECIPES) as station:
         for name, (kind, body, signature) in VECTORS.items():
             good = kind | proof(str(AT), f"v0={signature}")
@@ -109,10 +109,10 @@ async def test_what_slack_signs_is_taken_and_nothing_else(start: Start, slack: s
             JSON | proof(str(AT), f"v0={VECTORS['set-up'][2]}"),
         )
         assert answer.json() == {"challenge": json.loads(SET_UP)["challenge"]}
-        assert station.count("predictions") == 0  # U01 may not order
+        assert station.count("predictions") == 0  # the recipes do not allow U01
 
 
-def test_the_proof_agrees_with_slacks_own(slack: str) -> None:
+def test_signature_check_agrees_with_the_slack_sdk(slack: str) -> None:
     prove = load([slack]).routes["slack"].proof
 
     class Clock:
@@ -148,7 +148,7 @@ def test_the_proof_agrees_with_slacks_own(slack: str) -> None:
     prove(Call(body=public, headers=proof(stamp, f"v0={signature}"), at=1531420618))
 
 
-def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
+def test_random_requests_order_nothing_and_unsigned_ones_get_401(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
 
     @settings(max_examples=20)
@@ -163,7 +163,7 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
         proved = signed(SECRET, at, body) if is_signed else {}
         headers = {**kind, **proved} if is_signed else proof(noise.strip() or "1", noise.strip())
         encoded = {name: value.encode("latin-1") for name, value in (kind | headers).items()}
-        answer = kit.calls("/in/slack", body, encoded)  # type: ignore[arg-type] # bytes, too
+        answer = kit.calls("/in/slack", body, encoded)  # type: ignore[arg-type] # bytes are accepted
         assert answer.status_code in ({200, 400} if is_signed else {401})
 
     say()
@@ -174,7 +174,7 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
 
 
 @pytest.mark.anyio
-async def test_nothing_that_is_signed_is_a_fault_of_ours(start: Start, slack: str) -> None:
+async def test_malformed_signed_requests_cause_no_500(start: Start, slack: str) -> None:
     press = json.loads(dict(parse_qsl(BUTTON.decode()))["payload"]) | {
         "team": {"id": "T01"},
         "channel": {"id": "C01"},
@@ -196,7 +196,7 @@ async def test_nothing_that_is_signed_is_a_fault_of_ours(start: Start, slack: st
 # --- orders ---
 
 
-def test_a_command_is_answered_at_once_and_its_picture_follows(receiver_kit: Kits) -> None:
+def test_command_is_acknowledged_at_once_and_its_picture_follows(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     said = kit.says("/imagine a lighthouse & <b> --ratio 16:9")
     [told] = said.ephemerals
@@ -212,13 +212,13 @@ def test_a_command_is_answered_at_once_and_its_picture_follows(receiver_kit: Kit
     assert "response" not in json.dumps(prediction.metadata)
 
 
-def test_a_mention_is_answered_in_its_thread_and_a_direct_message_where_it_is(
+def test_mention_is_answered_in_a_thread_and_a_direct_message_in_place(
     receiver_kit: Kits,
 ) -> None:
     kit = talking(receiver_kit, "slack_in")
     people = kit.chats.people["slack"]
     assert isinstance(people, SlackPeople)
-    people.is_double = True  # the app hears a mention twice
+    people.is_double = True  # Slack sends a mention as two events
     mention = kit.says("please <@UBOT> a lighthouse for <@U2>")
     asked = next(one for one in kit.chats.slack.board.messages if one.author == "U1")
     assert mention.reply.thread == asked.id
@@ -238,7 +238,7 @@ def test_a_mention_is_answered_in_its_thread_and_a_direct_message_where_it_is(
         ("/pictures help", "imagine  A picture from words"),
     ],
 )
-def test_refusals_and_help_are_told_to_the_asker_alone(
+def test_help_and_rejected_orders_are_visible_to_the_requester_only(
     receiver_kit: Kits, words: str, told: str
 ) -> None:
     kit = talking(receiver_kit, "slack_in")
@@ -248,7 +248,7 @@ def test_refusals_and_help_are_told_to_the_asker_alone(
     assert predictions(kit) == []
 
 
-def test_nobody_spends_what_was_not_allowed(receiver_kit: Kits) -> None:
+def test_order_without_permission_or_over_the_limit_is_rejected(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     [refused] = kit.says("/imagine a lighthouse", person="U9").messages
     assert (refused.only_for, "may not order here" in refused.text) == ("U9", True)
@@ -272,7 +272,7 @@ OTHERS: Final[list[dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("more", OTHERS, ids=str)
-def test_what_bots_say_and_what_is_said_to_others_is_taken_and_forgotten(
+def test_events_from_bots_or_not_for_the_bot_are_ignored(
     receiver_kit: Kits, more: dict[str, Any]
 ) -> None:
     kit = talking(receiver_kit, "slack_in")
@@ -283,7 +283,7 @@ def test_what_bots_say_and_what_is_said_to_others_is_taken_and_forgotten(
     assert (answer.status_code, answer.content, predictions(kit)) == (200, b"", [])
 
 
-def test_what_only_looks_whether_we_live_is_answered(receiver_kit: Kits) -> None:
+def test_requests_that_need_no_action_get_an_empty_200(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     for kind, body in (
         (FORM, b"ssl_check=1&token=old"),
@@ -294,12 +294,12 @@ def test_what_only_looks_whether_we_live_is_answered(receiver_kit: Kits) -> None
         assert (answer.status_code, answer.content) == (200, b"")
 
 
-# --- once, in time, whatever happens ---
+# --- duplicates, delays, faults ---
 
 
 @pytest.mark.anyio
 @pytest.mark.both_engines
-async def test_whatever_is_said_again_is_ordered_once(start: Start, slack: str) -> None:
+async def test_duplicate_requests_order_once(start: Start, slack: str) -> None:
     now = [float(AT)]
     async with start(slack, clock=lambda: now[0], others=nowhere(), **RECIPES) as station:
         for seconds in (0, 90_000):
@@ -313,7 +313,7 @@ async def test_whatever_is_said_again_is_ordered_once(start: Start, slack: str) 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("stops_soon")
-async def test_it_is_answered_while_the_provider_hangs(
+async def test_command_is_answered_while_the_provider_hangs(
     start: Start, network: Any, slack: str
 ) -> None:
     network.always("fal.submit", hangs)
@@ -328,7 +328,7 @@ async def test_it_is_answered_while_the_provider_hangs(
 @pytest.mark.anyio
 @pytest.mark.both_engines
 @pytest.mark.usefixtures("stops_soon")
-async def test_who_waits_is_told_how_many_are_before_them(
+async def test_queued_order_is_answered_with_its_queue_position(
     start: Start, network: Any, slack: str
 ) -> None:
     network.always("fal.submit", hangs)
@@ -346,7 +346,7 @@ async def test_who_waits_is_told_how_many_are_before_them(
 
 
 @pytest.mark.anyio
-async def test_while_the_store_is_away_slack_is_to_come_again(
+async def test_event_gets_503_on_a_full_disk_and_its_retries_order_once(
     start: Start, disk: Disk, slack: str
 ) -> None:
     chats = nowhere()
@@ -364,7 +364,9 @@ async def test_while_the_store_is_away_slack_is_to_come_again(
 
 
 @pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])
-def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, fault: Any) -> None:
+def test_picture_appears_once_if_its_post_fails_or_loses_the_answer(
+    receiver_kit: Kits, fault: Any
+) -> None:
     kit = talking(receiver_kit, "slack_in")
     rule = Rule(fault=fault, provider="slack", match="files.completeUploadExternal", times=1)
     kit.chats.scene.faults.replace([rule])
@@ -373,7 +375,7 @@ def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, f
     assert len(said.reply.pictures) == 1
 
 
-def test_a_failure_is_told_to_the_asker_alone_in_place_of_the_promise(receiver_kit: Kits) -> None:
+def test_failure_replaces_the_acknowledgement_of_the_requester(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     said = kit.says("/imagine a lighthouse", finish=False)
     kit.finish_all(make_event("failed", error=("content_policy", "unsafe")))
@@ -383,7 +385,7 @@ def test_a_failure_is_told_to_the_asker_alone_in_place_of_the_promise(receiver_k
 
 
 @pytest.mark.parametrize("minutes", [16, 31])
-def test_when_the_response_url_is_dead_a_failure_is_told_by_the_bot(
+def test_failure_is_posted_by_the_bot_after_the_response_url_expired(
     receiver_kit: Kits, minutes: int
 ) -> None:
     kit = talking(receiver_kit, "slack_in")
@@ -397,7 +399,7 @@ def test_when_the_response_url_is_dead_a_failure_is_told_by_the_bot(
 
 
 @pytest.mark.parametrize("url", ["https://hooks.slack.com/a\0b", "https://hooks.slack.com/ü"])
-def test_when_the_response_url_is_no_address_a_failure_is_told_by_the_bot(
+def test_failure_is_posted_by_the_bot_if_the_response_url_is_malformed(
     receiver_kit: Kits, url: str
 ) -> None:
     kit = talking(receiver_kit, "slack_in")
@@ -410,7 +412,7 @@ def test_when_the_response_url_is_no_address_a_failure_is_told_by_the_bot(
 
 
 @pytest.mark.parametrize("minutes", [0, 31])
-def test_where_the_bot_is_not_the_picture_comes_by_another_way(
+def test_picture_is_linked_or_sent_directly_if_the_bot_is_not_a_member(
     receiver_kit: Kits, minutes: int
 ) -> None:
     kit = talking(receiver_kit, "slack_in")
@@ -429,7 +431,7 @@ def test_where_the_bot_is_not_the_picture_comes_by_another_way(
 # --- pictures and buttons ---
 
 
-def test_an_attached_picture_goes_to_the_option_that_takes_one(receiver_kit: Kits) -> None:
+def test_attached_picture_becomes_the_image_option(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     said = kit.says("<@UBOT> like this", files={"a.png": PNG})
     assert len(said.reply.pictures) == 1
@@ -440,7 +442,7 @@ def test_an_attached_picture_goes_to_the_option_that_takes_one(receiver_kit: Kit
     assert (refused.only_for, "not a PNG" in refused.text) == ("U1", True)
 
 
-def test_an_attached_picture_is_kept_where_results_are_if_that_has_a_public_address(
+def test_attached_picture_is_saved_if_save_public_url_is_set(
     receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SAVE_URL", str(tmp_path))
@@ -453,7 +455,9 @@ def test_an_attached_picture_is_kept_where_results_are_if_that_has_a_public_addr
     assert (tmp_path / name).read_bytes() == PNG
 
 
-def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> None:
+def test_buttons_work_for_allowed_people_but_delete_only_for_the_requester(
+    receiver_kit: Kits,
+) -> None:
     kit = talking(receiver_kit, "slack_in")
     reply = kit.says("/imagine a lighthouse").reply
     larger = kit.presses(reply, "Larger", person="U2").reply
@@ -473,7 +477,7 @@ def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> Non
     assert not again.is_deleted
 
 
-def test_a_press_that_fails_leaves_the_picture_that_was_pressed_under(receiver_kit: Kits) -> None:
+def test_failure_after_a_button_press_keeps_the_original_picture(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     reply = kit.says("/imagine a lighthouse").reply
     said = kit.presses(reply, "Again", finish=False)
@@ -482,7 +486,7 @@ def test_a_press_that_fails_leaves_the_picture_that_was_pressed_under(receiver_k
     assert "took too long" in said.ephemerals[-1].text
 
 
-def test_a_picture_that_was_linked_can_be_deleted(receiver_kit: Kits) -> None:
+def test_linked_picture_can_be_deleted(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     kit.chats.slack.outside.add("C1")
     reply = kit.says("/imagine a lighthouse").reply
@@ -491,7 +495,7 @@ def test_a_picture_that_was_linked_can_be_deleted(receiver_kit: Kits) -> None:
 
 
 @pytest.mark.parametrize("person", ["U1", "U2", "U7"])
-def test_only_the_asker_and_admins_cancel(
+def test_only_the_requester_and_admins_can_cancel(
     receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, person: str
 ) -> None:
     monkeypatch.setenv("SLACK_ADMINS", "U7, U8")
@@ -511,7 +515,7 @@ def test_only_the_asker_and_admins_cancel(
         assert [one.text for one in said.messages] == ["Canceled."]
 
 
-def test_a_button_that_is_not_ours_does_nothing(receiver_kit: Kits) -> None:
+def test_forged_button_does_nothing(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     reply = kit.says("/imagine a lighthouse").reply
     value = reply.buttons[0].value
@@ -532,7 +536,7 @@ def test_a_button_that_is_not_ours_does_nothing(receiver_kit: Kits) -> None:
     assert not reply.is_deleted
 
 
-def test_what_was_ordered_in_slack_is_not_posted_by_the_other_handler_too(
+def test_slack_order_is_not_posted_again_by_the_slack_handler(
     receiver_kit: Callable[..., Any],
 ) -> None:
     kit = receiver_kit(built_in("slack"), built_in("slack_in"), chats=True, settings=RECIPES)

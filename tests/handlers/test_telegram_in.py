@@ -1,4 +1,4 @@
-"""`telegram-in` takes orders in Telegram, pushed or polled."""
+"""`telegram-in` takes orders in Telegram, by webhook or by polling."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def telegram(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.anyio
-async def test_what_has_the_secret_is_taken_and_nothing_else(start: Start, telegram: str) -> None:
+async def test_only_updates_with_the_secret_are_accepted(start: Start, telegram: str) -> None:
     async with start(telegram, others=nowhere(), **RECIPES) as station:
         for bad in (
             JSON,
@@ -84,7 +84,7 @@ async def test_what_has_the_secret_is_taken_and_nothing_else(start: Start, teleg
         assert station.one("SELECT ordered FROM predictions").count("telegram:4711") == 1
 
 
-def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
+def test_random_bytes_get_400_with_the_secret_and_401_without(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     good = kit.chats.telegram.webhook.secret
 
@@ -100,7 +100,7 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
 
 
 @pytest.mark.anyio
-async def test_nothing_that_is_proved_is_a_fault_of_ours(start: Start, telegram: str) -> None:
+async def test_malformed_updates_with_the_secret_cause_no_500(start: Start, telegram: str) -> None:
     message = COMMAND["message"]
     pressed = {"id": "1", "from": message["from"], "message": message, "data": "a"}
     said = [*spoilt(COMMAND), *spoilt({"update_id": 1, "callback_query": pressed})]
@@ -113,7 +113,7 @@ async def test_nothing_that_is_proved_is_a_fault_of_ours(start: Start, telegram:
 # --- orders ---
 
 
-def test_a_command_is_answered_by_its_picture(receiver_kit: Kits) -> None:
+def test_command_is_answered_with_its_picture(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", on="telegram", finish=False)
     promise = eventually(lambda: said.replies)[0]
@@ -131,13 +131,13 @@ def test_a_command_is_answered_by_its_picture(receiver_kit: Kits) -> None:
 @pytest.mark.parametrize(
     "words", ["imagine a tower", "a tower", "/imagine@imagine_bot a tower", "/imagine\na tower"]
 )
-def test_in_a_chat_of_ones_own_no_command_is_needed(receiver_kit: Kits, words: str) -> None:
+def test_private_chat_needs_no_command(receiver_kit: Kits, words: str) -> None:
     kit = talking(receiver_kit, "telegram_in")
     assert pictures(kit.says(words, place="D", on="telegram").replies)
     assert predictions(kit)[0].input["prompt"] == "a tower"
 
 
-def test_help_and_refusals_are_replies(receiver_kit: Kits) -> None:
+def test_help_and_rejected_orders_are_answered_with_a_reply(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     assert "A picture from words" in kit.says("/start", place="D", on="telegram").reply.text
     assert "What to draw" in kit.says("/help imagine", place="D", on="telegram").reply.text
@@ -162,7 +162,7 @@ def test_help_and_refusals_are_replies(receiver_kit: Kits) -> None:
     ],
     ids=str,
 )
-def test_what_bots_say_and_what_is_said_to_others_is_taken_and_forgotten(
+def test_messages_from_bots_or_not_for_the_bot_are_ignored(
     receiver_kit: Kits, more: dict[str, Any]
 ) -> None:
     kit = talking(receiver_kit, "telegram_in")
@@ -174,12 +174,12 @@ def test_what_bots_say_and_what_is_said_to_others_is_taken_and_forgotten(
     assert predictions(kit) == []
 
 
-# --- once, in time, whatever happens ---
+# --- duplicates, delays, faults ---
 
 
 @pytest.mark.anyio
 @pytest.mark.both_engines
-async def test_whatever_is_said_again_is_ordered_once(start: Start, telegram: str) -> None:
+async def test_duplicate_updates_order_once(start: Start, telegram: str) -> None:
     now, others = [float(AT)], nowhere()
     async with start(telegram, clock=lambda: now[0], others=others, **RECIPES) as station:
         for seconds in (0, 90_000):
@@ -192,11 +192,11 @@ async def test_whatever_is_said_again_is_ordered_once(start: Start, telegram: st
 
 
 @pytest.mark.anyio
-async def test_what_waited_for_too_long_is_not_ordered(
+async def test_update_older_than_the_recipe_allows_is_not_ordered(
     start: Start, telegram: str, tmp_path: Any
 ) -> None:
     recipes = tmp_path / "recipes.toml"
-    with open(RECIPES["RECEIVER_RECIPES"]) as file:  # noqa: PTH123, ASYNC230 - it is short
+    with open(RECIPES["RECEIVER_RECIPES"]) as file:  # noqa: PTH123, ASYNC230 - a short file
         recipes.write_text(file.read().replace("[imagine]\n", "[imagine]\nlatest = 600\n"))
     env = {**RECIPES, "RECEIVER_RECIPES": str(recipes)}
     async with start(telegram, clock=lambda: AT + 601.0, others=nowhere(), **env) as station:
@@ -207,7 +207,7 @@ async def test_what_waited_for_too_long_is_not_ordered(
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("stops_soon")
-async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_is_away(
+async def test_update_gets_503_on_a_full_disk_and_200_while_the_provider_hangs(
     start: Start, network: Any, disk: Disk, telegram: str
 ) -> None:
     network.always("fal.submit", hangs)
@@ -220,7 +220,7 @@ async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_i
 
 
 @pytest.mark.anyio
-async def test_without_a_public_address_updates_are_asked_for_and_confirmed_when_committed(
+async def test_polled_updates_are_confirmed_only_after_commit(
     start: Start, monkeypatch: pytest.MonkeyPatch, disk: Disk
 ) -> None:
     accounts(monkeypatch, TELEGRAM_POLL="1")
@@ -244,7 +244,7 @@ def pictures(messages: list[Message]) -> list[Message]:
 
 
 @pytest.mark.parametrize("fault", ["drop_call", "fail_call", "limit_call"])
-def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, fault: Any) -> None:
+def test_picture_appears_once_if_its_post_fails(receiver_kit: Kits, fault: Any) -> None:
     kit = talking(receiver_kit, "telegram_in")
     rule = Rule(fault=fault, provider="telegram", match="sendPhoto", times=1)
     kit.chats.scene.faults.replace([rule])
@@ -253,7 +253,7 @@ def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, f
     assert len(pictures(said.replies)) == 1
 
 
-def test_several_pictures_are_an_album_below_a_text_with_the_buttons(receiver_kit: Kits) -> None:
+def test_several_pictures_form_an_album_below_a_text_with_buttons(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine two towers", on="telegram", finish=False)
     eventually(lambda: predictions(kit)[0].metadata.get("telegram_acknowledgement"))
@@ -267,7 +267,7 @@ def test_several_pictures_are_an_album_below_a_text_with_the_buttons(receiver_ki
 
 @pytest.mark.parametrize("place", ["C1", "D"])
 @pytest.mark.parametrize("minutes", [16, 31])
-def test_a_failure_is_told_to_the_asker(receiver_kit: Kits, place: str, minutes: int) -> None:
+def test_failure_is_sent_to_the_requester(receiver_kit: Kits, place: str, minutes: int) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", place=place, on="telegram", finish=False)
     eventually(lambda: predictions(kit)[0].metadata.get("telegram_acknowledgement"))
@@ -278,7 +278,7 @@ def test_a_failure_is_told_to_the_asker(receiver_kit: Kits, place: str, minutes:
     assert kit.presses(told, "Again").pictures
 
 
-def test_where_the_bot_may_not_write_the_picture_comes_directly(receiver_kit: Kits) -> None:
+def test_picture_is_sent_directly_if_the_bot_may_not_post_in_the_chat(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", on="telegram", finish=False)
     kit.chats.telegram.blocked.add(kit.chats.place("telegram", "C1", "U1"))
@@ -289,7 +289,7 @@ def test_where_the_bot_may_not_write_the_picture_comes_directly(receiver_kit: Ki
 # --- pictures and buttons ---
 
 
-def test_a_picture_that_is_replied_to_goes_to_the_option_that_takes_one(
+def test_picture_that_is_replied_to_becomes_the_image_option(
     receiver_kit: Kits,
 ) -> None:
     kit = talking(receiver_kit, "telegram_in")
@@ -308,7 +308,7 @@ def press(kit: Kit, reply: Message, label: str, person: str = "U1") -> list[Mess
     return pictures(kit.presses(reply, label, person=person, on="telegram").replies)
 
 
-def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> None:
+def test_buttons_work_for_others_but_delete_only_for_the_requester(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     [reply] = pictures(kit.says("/imagine a lighthouse", on="telegram").replies)
     [larger] = press(kit, reply, "Larger", "U2")
@@ -325,7 +325,7 @@ def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> Non
     eventually(lambda: reply.is_deleted)
 
 
-def test_the_asker_cancels(receiver_kit: Kits) -> None:
+def test_requester_can_cancel(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     said = kit.says("/imagine a lighthouse", on="telegram", finish=False)
     promise = eventually(lambda: said.replies)[0]
