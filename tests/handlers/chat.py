@@ -1,4 +1,4 @@
-"""What the tests of chats share: a service on loopback that is strict, and results to fetch."""
+"""Helpers for tests of chat handlers: a strict service on loopback, and results to fetch."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Part:
 
 
 class Service:
-    """Answers as its documents say, and finds results."""
+    """Base of an emulated platform: it answers as documented, and serves results."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.results: dict[str, bytes] = {}
-        """Files by their paths."""
+        """Files by path."""
         self.is_fleeting = False
         """Whether a result can be fetched only once."""
         self.asked: list[Asked] = []
         self.refusals: list[Answer | None] = []
-        """What the next requests get without being looked at; None: they are."""
+        """Answers to the next requests, which are then not processed; None for a real answer."""
         self.lost: list[Answer] = []
-        """What comes when the work is done, in place of a real answer."""
+        """Answers to the next requests, which are processed, in place of the real answers."""
 
     def put(self, name: str, content: bytes) -> str:
         self.results[f"/results/{name}"] = content
@@ -72,7 +72,7 @@ class Service:
 
 @contextmanager
 def speaking(kind: type[S]) -> Iterator[S]:
-    """Run a service; what it does not understand fails the test."""
+    """Run a service; a request that it does not expect fails the test."""
     found: list[S] = []
 
     def answer(asked: Asked) -> Answer:
@@ -84,7 +84,7 @@ def speaking(kind: type[S]) -> Iterator[S]:
 
 
 def parts_of(asked: Asked) -> list[Part]:
-    """Read a multipart form."""
+    """Parse a multipart form."""
     kind, _, boundary = asked.headers["content-type"].partition("; boundary=")
     assert kind == "multipart/form-data", kind
     first, *pieces, last = asked.body.split(b"--" + boundary.encode())
@@ -101,7 +101,7 @@ def _part(piece: bytes) -> Part:
 
 
 def fields_of(asked: Asked) -> dict[str, str]:
-    """Read a form without files."""
+    """Parse a form without files."""
     assert asked.headers["content-type"] == "application/x-www-form-urlencoded"
     pairs = parse_qsl(asked.body.decode(), keep_blank_values=True, strict_parsing=True)
     assert len(dict(pairs)) == len(pairs)
@@ -109,7 +109,7 @@ def fields_of(asked: Asked) -> dict[str, str]:
 
 
 def note(delivered: Delivered, handler: str) -> str:
-    """Give what the last attempt noted."""
+    """Return the note of the last attempt."""
     return str(delivered.deliveries[handler].history[-1]["note"])
 
 
@@ -118,7 +118,7 @@ KEPT: Final = "https://kept.example/black.png"
 
 @on("succeeded", name="save")
 async def keeping(event: Event, ctx: Context) -> None:
-    """Stand in for `save`, which found a picture to be all black."""
+    """Stand in for `save`: record the result as saved and flagged all black."""
     first: Output = (event.prediction.output or [])[0]
     assert first.url
     stored = Stored(url=KEPT, sha256="0", size=1, content_type="image/png", flagged="all_black")

@@ -7,5 +7,5 @@ from receiver.deliveries import fetch
 
 @pytest.fixture(autouse=True)
 def asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for a result that is not there as often as ever, and without the pauses in between."""
+    """Shorten the pauses between fetches of a result that is not available yet."""
     monkeypatch.setattr(fetch, "_PAUSES", (0.01,) * len(fetch._PAUSES))  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Helpers for tests of built-in handlers: their files, and a server with scripted answers."""
+"""Helpers for tests of built-in handlers: their paths, and a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANDLERS: Final = Path(__file__).parents[2] / "handlers"
 
 
 def built_in(name: str) -> str:
-    """Return the path of a handler's file, which is loaded again with the current settings."""
+    """Return the path of a handler's file; loading it reads the current settings."""
     return str(HANDLERS / f"{name}.py")
 
 
@@ -28,7 +28,7 @@ class Asked:
     method: str
     path: str
     headers: dict[str, str]
-    """Values by names in lower case."""
+    """Values by lower-case names."""
     body: bytes
 
 
@@ -38,7 +38,7 @@ OK: Final[Answer] = (200, {}, b"")
 
 @dataclass
 class Server:
-    """A server with scripted answers, the last of which it repeats."""
+    """A server that gives scripted answers in turn, and repeats the last one."""
 
     url: str
     answers: list[Answer]

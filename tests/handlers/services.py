@@ -12,7 +12,7 @@ from tests.handlers.parts import Answer, Asked
 
 @contextmanager
 def service(answer: Callable[[Asked], Answer]) -> Iterator[str]:
-    """Serve the answers of a function; an error in it also fails the test, not only the request."""
+    """Serve the answers of a function; an exception in it fails the test, not only the request."""
     errors: list[Exception] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What the tests of the ways in from chats share: recipes, a kit that talks, calls by hand."""
+"""Helpers for tests of orders from chats: recipes, a kit with emulated chats, direct calls."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def talking(kits: Kits, handler: str, **more: Any) -> Kit:
 
 
 def predictions(kit: Kit) -> list[Prediction]:
-    """Give all, the oldest first."""
+    """Return all predictions, the oldest first."""
     found = kit.get("/v1/predictions?limit=100", dict[str, Any])["data"]
     return [kit.get(f"/v1/predictions/{one['id']}", Prediction) for one in reversed(found)]
 
 
 def rejected(kit: Kit) -> list[str]:
-    """Give the reasons for which calls were discarded."""
+    """Return the reasons of the calls that were discarded as rejected."""
     found = kit.get("/v1/discarded?kind=rejected", dict[str, Any])["data"]
     return [one["reason"] for one in found]
 
 
 def accounts(monkeypatch: Any, **more: str) -> None:
-    """Set the environment in which handlers find emulated accounts."""
+    """Set the environment variables of the emulated accounts."""
     for name, value in {**SETTINGS, **more}.items():
         monkeypatch.setenv(name, value)
 
@@ -55,7 +55,7 @@ async def call(
 async def four_times(
     station: Station, path: str, body: bytes, headers: Mapping[str, str]
 ) -> list[int]:
-    """Say the same at once, four times; give the statuses."""
+    """Send the same call four times at once; return the statuses."""
     answers = await asyncio.gather(*[call(station, path, body, headers) for _ in range(4)])
     return [answer.status_code for answer in answers]
 
@@ -77,7 +77,7 @@ ODD: Final[tuple[Any, ...]] = (
 
 
 def spoilt(value: Any) -> Iterator[Any]:
-    """Give copies of a JSON value in which one part, at any depth, is missing or is odd."""
+    """Yield copies of a JSON value in which one part, at any depth, is missing or invalid."""
     if isinstance(value, dict):
         for name, part in value.items():
             yield {key: each for key, each in value.items() if key != name}
@@ -87,5 +87,5 @@ def spoilt(value: Any) -> Iterator[Any]:
 
 
 def nowhere() -> EmulatedChats:
-    """Give chats in which nothing happens by itself, for what a receiver says to them."""
+    """Return emulated chats that send nothing by themselves and record what a receiver sends."""
     return EmulatedChats("https://hooks.test", CHATS)

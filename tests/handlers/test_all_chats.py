@@ -1,4 +1,4 @@
-"""What holds in Slack, Discord and Telegram alike: all that is known of a chat is stored."""
+"""Chats survive restarts in Slack, Discord and Telegram, as their state is stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAYS: Final = 3 * 86_400
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_after_a_restart_repeats_are_known_and_after_days_buttons_still_work(
+def test_duplicate_after_a_restart_is_ignored_and_buttons_work_after_days(
     receiver_kit: Kits, platform: Platform
 ) -> None:
     kit = talking(receiver_kit, f"{platform}_in")
@@ -34,9 +34,7 @@ def test_after_a_restart_repeats_are_known_and_after_days_buttons_still_work(
 
 
 @pytest.mark.parametrize("place", ["C1", "C2"])
-def test_where_pictures_cannot_be_hidden_a_flagged_one_is_a_link(
-    receiver_kit: Kits, place: str
-) -> None:
+def test_flagged_picture_is_only_linked_in_slack(receiver_kit: Kits, place: str) -> None:
     kit = receiver_kit(keeping, built_in("slack_in"), chats=True, settings=RECIPES)
     kit.chats.slack.outside.add("C2")
     reply = kit.says("/imagine a lighthouse", place=place).reply

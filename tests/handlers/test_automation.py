@@ -1,4 +1,4 @@
-"""The workflows in `deploy/automation/`: what they name is there, and what they sign is taken."""
+"""The workflows in `deploy/automation/` are complete, and the receiver accepts their requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-import yaml  # type: ignore[import-untyped] # stubs are not worth a package
+import yaml  # type: ignore[import-untyped] # its stubs are not installed
 
 from receiver.testing import Kit, make_event
 from tests.conftest import Start
@@ -36,7 +36,7 @@ HOSTS: Final = "https://receiver.example"
 
 @pytest.fixture
 def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Put the page's two files, with the trigger `actions` as it says; name the one of recipes."""
+    """Write the page's two files, with a trigger `actions` too; return the path of the recipes."""
     section = FILES["triggers.toml"].partition("[n8n]\n")[2].partition("\n[")[0]
     triggers = f"[n8n]\n{section}\n[actions]\n{section}"
     for name, text in {**FILES, "triggers.toml": triggers}.items():
@@ -56,7 +56,7 @@ def steps() -> dict[str, dict[str, Any]]:
 
 
 async def step(name: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a step as a runner does: bash, which ends with the first command that fails."""
+    """Run a step as GitHub's runner does: with bash, which stops at the first failing command."""
     named = set(steps()[name].get("env", {})) - set(env)
     assert not named, f"{name} needs {named}"
     return await asyncio.to_thread(
@@ -71,7 +71,7 @@ async def step(name: str, folder: Path, **env: str) -> subprocess.CompletedProce
     )
 
 
-async def test_the_job_orders_once_and_waits_for_the_picture(
+async def test_github_job_orders_once_and_waits_for_the_picture(
     start: Start, network: Network, ready: str, tmp_path: Path
 ) -> None:
     async with (
@@ -99,7 +99,7 @@ async def test_the_job_orders_once_and_waits_for_the_picture(
         assert station.count("predictions") == 1
 
 
-async def test_the_job_fails_where_the_prediction_does(
+async def test_github_job_fails_if_the_prediction_fails(
     start: Start, ready: str, tmp_path: Path
 ) -> None:
     async with start(RECEIVER_RECIPES=ready) as station, served(station) as port:
@@ -123,7 +123,7 @@ def nodes(file: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("file", ["order-and-be-told.json", "trigger.json"])
-def test_a_workflow_is_whole_and_says_what_it_is(file: str) -> None:
+def test_n8n_workflow_is_complete_and_documented(file: str) -> None:
     workflow, known = json.loads((FOLDER / file).read_text()), nodes(file)
     assert len(known) == len({node["id"] for node in workflow["nodes"]}) == len(workflow["nodes"])
     assert {*workflow["connections"]} <= {*known}
@@ -139,7 +139,7 @@ def test_a_workflow_is_whole_and_says_what_it_is(file: str) -> None:
 
 
 def evaluated(text: str, found: dict[str, Any]) -> str:
-    """Fill the expressions of a parameter as n8n does, by what each of them is."""
+    """Replace the expressions in a parameter by their values, as n8n does."""
 
     def value(match: re.Match[str]) -> str:
         return str(found[match[1]])
@@ -148,7 +148,7 @@ def evaluated(text: str, found: dict[str, Any]) -> str:
     return re.sub(r"\{\{ (.+?) \}\}", value, text[1:])
 
 
-async def test_the_signed_request_of_the_workflow_is_taken(start: Start, ready: str) -> None:
+async def test_signed_request_of_the_n8n_workflow_is_accepted(start: Start, ready: str) -> None:
     known = nodes("trigger.json")
     signing, sending = known["Signature"]["parameters"], known["Trigger"]["parameters"]
     async with start(built_in("trigger_in"), RECEIVER_RECIPES=ready) as station:
@@ -178,7 +178,7 @@ async def test_the_signed_request_of_the_workflow_is_taken(start: Start, ready: 
         assert (await station.read(answer.json()["id"]))["input"]["prompt"].endswith("Monday")
 
 
-async def test_the_order_of_the_workflow_is_taken(start: Start, ready: str) -> None:
+async def test_order_of_the_n8n_workflow_is_accepted(start: Start, ready: str) -> None:
     sending = nodes("order-and-be-told.json")["Order"]["parameters"]
     (key,) = sending["headerParameters"]["parameters"]
     options, metadata = {"prompt": "a lighthouse"}, {"n8n": "231"}
@@ -194,10 +194,10 @@ async def test_the_order_of_the_workflow_is_taken(start: Start, ready: str) -> N
         assert (await station.read(answer.json()["id"]))["metadata"] == metadata
 
 
-def test_what_forward_sends_is_what_the_workflow_expects(
+def test_forwarded_event_matches_the_n8n_workflow(
     receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The secret is made as the note says, and the signature as the node does."""
+    """The secret is made as the workflow's note says, and the signature as its node does."""
     text = "0123456789abcdef0123456789abcdef"
     made = subprocess.run(
         ["bash", "-c", f"echo whsec_$(printf %s {text} | base64)"], capture_output=True, check=True

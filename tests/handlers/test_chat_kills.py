@@ -1,4 +1,4 @@
-"""A receiver is killed (kill -9) while it answers chats: nothing is lost, nothing comes twice."""
+"""A receiver is killed (kill -9) while it answers chats: no order or post is lost or doubled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.patience import PATIENCE
 
 @dataclass
 class Scene:
-    """A receiver in a process of its own, among emulated chats."""
+    """A receiver in its own process, with emulated chats."""
 
     process: Process
     database: Path
@@ -87,7 +87,7 @@ def living(folder: Path, handler: str) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize("platform", ["slack", "discord"])
-def test_killed_between_the_post_and_its_record_it_does_not_post_again(
+def test_kill_after_a_post_and_before_its_record_does_not_post_twice(
     tmp_path: Path, platform: Platform
 ) -> None:
     with living(tmp_path, f"{platform}_in") as scene:
@@ -97,7 +97,7 @@ def test_killed_between_the_post_and_its_record_it_does_not_post_again(
         def then_kill(do: Callable[..., Message]) -> Callable[..., Message]:
             def done(message: Message, **more: Any) -> Message:
                 found = do(message, **more)
-                if message.pictures and not killed.is_set():  # it has it, and cannot know
+                if message.pictures and not killed.is_set():  # posted, not yet recorded
                     os.kill(pid, signal.SIGKILL)
                     killed.set()
                 return found
@@ -114,7 +114,7 @@ def test_killed_between_the_post_and_its_record_it_does_not_post_again(
         assert len(scene.shown(platform)) == 1
 
 
-def test_killed_between_the_commit_and_the_answer_the_event_is_ordered_once(tmp_path: Path) -> None:
+def test_kill_after_the_commit_of_an_order_does_not_order_twice(tmp_path: Path) -> None:
     with living(tmp_path, "slack_in") as scene:
         says = threading.Thread(target=scene.say, args=("slack", "<@UBOT> a lighthouse"))
         says.start()
@@ -122,12 +122,12 @@ def test_killed_between_the_commit_and_the_answer_the_event_is_ordered_once(tmp_
         scene.process.kill()
         says.join(PATIENCE)
         scene.process.start()
-        eventually(lambda: not scene.chats.scene.caller.tasks)  # Slack's repeat has its answer
+        eventually(lambda: not scene.chats.scene.caller.tasks)  # Slack's retry is answered
         assert scene.one("SELECT count(*) FROM predictions") == 1
         status = eventually(
             lambda: scene.one("SELECT status FROM predictions"),
             lambda status: status in {"succeeded", "unconfirmed"},
         )
-        if status == "succeeded":  # else it was killed during the submit, which is not repeated
+        if status == "succeeded":  # else the kill interrupted the submit
             scene.settled()
             assert len(scene.shown("slack")) == 1

@@ -1,4 +1,4 @@
-"""`command` runs a program, and nothing of it outlives its attempt."""
+"""`command` runs a program, and ends its processes with the attempt."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def python(monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Give the handler's file, set to run some lines of Python; -S starts faster."""
+    """Return a function that sets COMMAND to run Python code and returns the handler's file.
+
+    Python starts faster with -S.
+    """
 
     def python(code: str, *arguments: str, **more: str) -> str:
         command = shlex.join([sys.executable, "-I", "-S", "-c", code, *arguments])
@@ -70,7 +73,7 @@ def read(path: Path) -> Any:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that only waits to be counted does not."""
+    """Tell whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -83,10 +86,10 @@ def assert_gone(pid: int) -> None:
         assert time.monotonic() < until, f"{pid} is still there"
 
 
-# --- what it is given ---
+# --- input and environment ---
 
 
-def test_the_event_comes_on_standard_input(
+def test_event_is_passed_on_standard_input(
     python: Program, receiver_kit: Kits, tmp_path: Path
 ) -> None:
     file = python("import sys; open('event', 'w').write(sys.stdin.read()); print('kept')")
@@ -104,7 +107,7 @@ def test_the_event_comes_on_standard_input(
 
 
 @pytest.mark.parametrize("kind", ["failed", "canceled"])
-def test_other_ends_are_told_too(
+def test_program_runs_for_failed_and_canceled_predictions(
     python: Program, receiver_kit: Kits, tmp_path: Path, kind: Any
 ) -> None:
     kit = receiver_kit(python("import sys; open('event', 'w').write(sys.stdin.read())"))
@@ -112,7 +115,7 @@ def test_other_ends_are_told_too(
     assert read(tmp_path / "event")["prediction"]["status"] == kind
 
 
-def test_the_provider_s_own_payload_comes_if_it_is_wanted(
+def test_raw_payload_is_included_if_command_raw_is_set(
     python: Program, receiver_kit: Kits, tmp_path: Path
 ) -> None:
     file = python("import sys; open('event', 'w').write(sys.stdin.read())", raw="1")
@@ -120,7 +123,7 @@ def test_the_provider_s_own_payload_comes_if_it_is_wanted(
     assert read(tmp_path / "event")["raw"]["status"] == "OK"
 
 
-def test_the_environment_is_bare(
+def test_environment_has_only_allowed_variables_and_no_secrets(
     python: Program, receiver_kit: Kits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANTED", "yes")
@@ -136,11 +139,11 @@ def test_the_environment_is_bare(
     assert found["RECEIVER_ATTEMPT"] == "1"
     ours = {"WANTED", "RECEIVER_EVENT_ID", "RECEIVER_DELIVERY_KEY", "RECEIVER_ATTEMPT"}
     theirs = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"}
-    assert set(found) - ours - theirs <= {"LC_CTYPE"}  # which Python sets for itself
+    assert set(found) - ours - theirs <= {"LC_CTYPE"}  # set by Python itself
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
-def test_no_file_of_ours_is_open_in_it(
+def test_program_inherits_no_open_files(
     python: Program, tmp_path: Path, runner: Callable[[Any], None]
 ) -> None:
     file = python("import os, json; json.dump(os.listdir('/proc/self/fd'), open('fds', 'w'))")
@@ -151,11 +154,11 @@ def test_no_file_of_ours_is_open_in_it(
     finally:
         os.close(ours)
         os.close(other)
-    # The fourth is how it lists them.
+    # File descriptor 3 is the one that lists the folder.
     assert set(read(tmp_path / "fds")) == {"0", "1", "2", "3"}
 
 
-def test_no_shell_runs_it(
+def test_command_is_not_run_by_a_shell(
     monkeypatch: pytest.MonkeyPatch, receiver_kit: Kits, tmp_path: Path
 ) -> None:
     kit = receiver_kit(use(monkeypatch, "echo '$HOME' \"a  b\" > file; touch file *"))
@@ -164,7 +167,7 @@ def test_no_shell_runs_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_of_the_folder_is_found(
+def test_program_in_command_dir_is_found(
     monkeypatch: pytest.MonkeyPatch, receiver_kit: Kits, tmp_path: Path
 ) -> None:
     script = tmp_path / "run"
@@ -174,7 +177,7 @@ def test_a_program_of_the_folder_is_found(
     assert delivered.delivery.history[0]["note"] == f"{tmp_path.resolve()}\n"
 
 
-# --- what becomes of it ---
+# --- outcome of an attempt ---
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_a_program_of_the_folder_is_found(
         ("printf '%0999d' 7; exit 3", "pending", "exit 3: " + 300 * "0"),
     ],
 )
-def test_the_exit_status_decides(
+def test_exit_status_determines_the_delivery_state(
     monkeypatch: pytest.MonkeyPatch, script: str, state: str, reason: str
 ) -> None:
     result = run(handler(sh(monkeypatch, script)), make_event())
@@ -201,7 +204,7 @@ def handler(file: str) -> Callable[..., Any]:
     return load([file]).handlers["command"].function
 
 
-def test_it_is_tried_again_until_it_works(
+def test_failing_program_is_retried_until_it_succeeds(
     monkeypatch: pytest.MonkeyPatch, receiver_kit: Kits
 ) -> None:
     kit = receiver_kit(sh(monkeypatch, "echo $RECEIVER_ATTEMPT; test $RECEIVER_ATTEMPT = 3"))
@@ -212,7 +215,7 @@ def test_it_is_tried_again_until_it_works(
     assert history == [("exit 1: 1", "1\n"), ("exit 1: 2", "2\n"), ("", "3\n")]
 
 
-def test_it_runs_once_after_a_crash_that_came_before(
+def test_crash_before_the_handler_runs_starts_the_program_once(
     monkeypatch: pytest.MonkeyPatch, receiver_kit: Kits, tmp_path: Path
 ) -> None:
     kit = receiver_kit(sh(monkeypatch, "echo >> ran"))
@@ -220,7 +223,7 @@ def test_it_runs_once_after_a_crash_that_came_before(
     assert (tmp_path / "ran").read_text() == "\n"
 
 
-def test_it_does_not_run_again_after_a_crash(
+def test_crash_after_the_handler_ran_does_not_start_the_program_again(
     monkeypatch: pytest.MonkeyPatch, receiver_kit: Kits, tmp_path: Path
 ) -> None:
     kit = receiver_kit(sh(monkeypatch, "echo >> ran"))
@@ -231,12 +234,12 @@ def test_it_does_not_run_again_after_a_crash(
 # --- programs that behave badly ---
 
 
-def test_it_need_not_read_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_need_not_read_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     large = make_event(input={"prompt": 1_000_000 * "x"})
     assert run(handler(sh(monkeypatch, "exec <&-; exit 0")), large).state == "done"
 
 
-def test_much_output_is_read_to_its_end_and_its_end_is_kept(
+def test_large_output_is_read_completely_and_only_its_end_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = "head -c 100000000 /dev/zero | tr '\\0' 'x'; echo; echo the end; exit 3"
@@ -245,13 +248,13 @@ def test_much_output_is_read_to_its_end_and_its_end_is_kept(
     assert result.note == 3991 * "x" + "\nthe end\n"
 
 
-def test_output_that_is_no_text_is_kept_as_far_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_is_not_utf8_is_kept_with_replacements(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(handler(sh(monkeypatch, r"printf 'a\377\000\303b\n'; exit 3")), make_event())
     assert result.reason == "exit 3: a\ufffd\\x00\ufffdb"
     assert result.note == "a\ufffd\\x00\ufffdb\n"
 
 
-def test_a_child_that_keeps_the_output_open_is_ended(
+def test_child_that_holds_the_output_open_is_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "sleep 600 & echo $! > pid; echo fine"
@@ -262,7 +265,7 @@ def test_a_child_that_keeps_the_output_open_is_ended(
     assert_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_a_child_that_has_nothing_of_ours_is_left_alone(
+def test_child_that_closed_the_output_is_left_running(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "sleep 600 >/dev/null 2>&1 & echo $! > pid"
@@ -272,7 +275,7 @@ def test_a_child_that_has_nothing_of_ours_is_left_alone(
     os.kill(pid, signal.SIGKILL)
 
 
-def test_all_of_it_ends_when_it_takes_too_long(
+def test_timeout_ends_all_processes_of_the_program(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "sleep 600 >/dev/null & echo $! > pid; echo at work; wait"
@@ -281,7 +284,7 @@ def test_all_of_it_ends_when_it_takes_too_long(
     assert_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_who_does_not_mind_sigterm_is_killed(
+def test_program_that_ignores_sigterm_is_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "trap 'echo no' TERM; echo $$ > pid; while :; do sleep 600; done"
@@ -292,18 +295,20 @@ def test_who_does_not_mind_sigterm_is_killed(
     assert_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_it_ends_with_its_attempt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_program_is_killed_when_its_attempt_times_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     script = "trap '' TERM; echo $$ > pid; echo at work; while :; do sleep 600; done"
     failure, note = uvloop.run(tried(sh(monkeypatch, script), seconds=0.3))
     assert failure is not None
     assert failure.kind == "timeout"
-    # The loop ended before the two seconds were over, and no one else would have come back to it.
+    # The event loop ended within the 2 seconds before SIGKILL, so its timer could not send it.
     assert_gone(int((tmp_path / "pid").read_text()))
     assert note == "at work\n"
 
 
 async def tried(file: str, seconds: float | None) -> tuple[Failure | None, str]:
-    """Run one attempt, stopped after some time."""
+    """Run one attempt with a timeout."""
     event = make_event(output=[Output(url="https://cdn.example/a.png")])
     claim = Claim(id="dlv_1", handler="command", attempt=1, round=0, number=1, event=event)
     async with httpx.AsyncClient() as http:
@@ -324,10 +329,10 @@ async def never(*_: Any, **__: Any) -> Any:
     raise AssertionError("it submits nothing")
 
 
-# --- what cannot be run ---
+# --- programs that cannot run ---
 
 
-def test_a_program_that_has_gone_is_tried_again(
+def test_missing_or_unexecutable_program_is_retried(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = tmp_path / "run"
@@ -358,7 +363,7 @@ def test_a_program_that_has_gone_is_tried_again(
         ("true", {"dir": "/no/such/folder"}, "COMMAND_DIR"),
     ],
 )
-def test_senseless_settings_cannot_be_loaded(
+def test_invalid_settings_are_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, more: dict[str, str], said: str
 ) -> None:
     (tmp_path / "plain").write_text("#!/bin/sh\n")
@@ -366,6 +371,8 @@ def test_senseless_settings_cannot_be_loaded(
         load([use(monkeypatch, command, **more)])
 
 
-def test_the_attempt_may_take_longer_than_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempt_timeout_is_longer_than_the_program_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     [found] = load([use(monkeypatch, "true", timeout="90")]).handlers.values()
     assert found.timeout > 90 + 2

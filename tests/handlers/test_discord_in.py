@@ -1,4 +1,4 @@
-"""`discord-in` takes orders in Discord, though its tokens die when they like."""
+"""`discord-in` takes orders in Discord, and answers them even if the interaction token fails."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def discord(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.anyio
-async def test_what_discord_signs_is_taken_and_nothing_else(start: Start, discord: str) -> None:
+async def test_only_requests_signed_by_discord_are_accepted(start: Start, discord: str) -> None:
     async with start(discord, clock=lambda: AT, others=nowhere(), **RECIPES) as station:
         for body, good in VECTORS.items():
             answer = await call(station, "/in/discord", body, proof(good.upper()))
@@ -106,7 +106,9 @@ async def test_what_discord_signs_is_taken_and_nothing_else(start: Start, discor
 
 
 @pytest.mark.anyio
-async def test_a_command_is_stale_when_its_token_is(start: Start, discord: str) -> None:
+async def test_command_with_an_expired_token_is_rejected_as_stale(
+    start: Start, discord: str
+) -> None:
     async with start(discord, clock=lambda: AT + 1000, others=nowhere(), **RECIPES) as station:
         [(body, good)] = [each for each in VECTORS.items() if b'"type":2' in each[0]]
         assert (await call(station, "/in/discord", body, proof(good))).status_code == 401
@@ -116,7 +118,7 @@ async def test_a_command_is_stale_when_its_token_is(start: Start, discord: str) 
         assert [one["reason"] for one in found.json()["data"]] == ["stale"]
 
 
-def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
+def test_random_requests_order_nothing_and_unsigned_ones_get_401(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
 
     @settings(max_examples=20)
@@ -137,7 +139,7 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
 
 
 @pytest.mark.anyio
-async def test_nothing_that_is_signed_is_a_fault_of_ours(start: Start, discord: str) -> None:
+async def test_malformed_signed_requests_cause_no_500(start: Start, discord: str) -> None:
     said = [*spoilt(json.loads(COMMAND)), *spoilt(json.loads(BUTTON))]
     async with start(discord, clock=lambda: AT, others=nowhere(), **RECIPES) as station:
         for one in said:
@@ -149,7 +151,7 @@ async def test_nothing_that_is_signed_is_a_fault_of_ours(start: Start, discord: 
 # --- orders ---
 
 
-def test_the_picture_takes_the_place_of_the_first_answer(receiver_kit: Kits) -> None:
+def test_picture_replaces_the_acknowledgement(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
     said = kit.says("/imagine a lighthouse", on="discord", finish=False)
     promise = said.reply
@@ -164,7 +166,7 @@ def test_the_picture_takes_the_place_of_the_first_answer(receiver_kit: Kits) -> 
     assert "token" not in json.dumps(prediction.metadata)
 
 
-def test_refusals_are_told_to_the_asker_alone(receiver_kit: Kits) -> None:
+def test_rejected_orders_are_visible_to_the_requester_only(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
     [wrong] = kit.says("/nothing a tower", on="discord").messages
     assert (wrong.only_for, "no recipe 'nothing'" in wrong.text) == (str(numbered("U1")), True)
@@ -175,12 +177,12 @@ def test_refusals_are_told_to_the_asker_alone(receiver_kit: Kits) -> None:
     assert len(predictions(kit)) == 5
 
 
-# --- once, in time, whatever happens ---
+# --- duplicates, delays, faults ---
 
 
 @pytest.mark.anyio
 @pytest.mark.both_engines
-async def test_whatever_is_said_again_is_ordered_once(start: Start, discord: str) -> None:
+async def test_duplicate_commands_order_once(start: Start, discord: str) -> None:
     now = [AT]
     async with start(discord, clock=lambda: now[0], others=nowhere(), **RECIPES) as station:
         headers = proof(VECTORS[COMMAND])
@@ -192,7 +194,7 @@ async def test_whatever_is_said_again_is_ordered_once(start: Start, discord: str
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("stops_soon")
-async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_is_away(
+async def test_command_gets_503_on_a_full_disk_and_200_while_the_provider_hangs(
     start: Start, network: Any, disk: Disk, discord: str
 ) -> None:
     network.always("fal.submit", hangs)
@@ -207,12 +209,14 @@ async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_i
 
 
 def found_message(kit: Kit) -> None:
-    """Wait until it is known which message the first answer is."""
+    """Wait until the id of the acknowledgement is stored."""
     eventually(lambda: predictions(kit)[0].metadata.get("discord_reply"))
 
 
 @pytest.mark.parametrize("how", ["16 minutes", "31 minutes", "10015", "50027"])
-def test_a_dead_token_leaves_the_picture_in_the_same_message(receiver_kit: Kits, how: str) -> None:
+def test_expired_or_invalid_token_leaves_the_picture_in_the_same_message(
+    receiver_kit: Kits, how: str
+) -> None:
     kit = talking(receiver_kit, "discord_in")
     said = kit.says("/imagine a lighthouse", on="discord", finish=False)
     found_message(kit)
@@ -224,7 +228,7 @@ def test_a_dead_token_leaves_the_picture_in_the_same_message(receiver_kit: Kits,
     assert (len(said.reply.pictures), said.reply.by) == (1, "response")
 
 
-def test_a_token_that_never_lived_leaves_a_new_message_and_a_closed_channel_a_direct_one(
+def test_token_that_never_worked_gives_a_new_message_or_a_direct_one(
     receiver_kit: Kits,
 ) -> None:
     kit = talking(receiver_kit, "discord_in")
@@ -240,7 +244,7 @@ def test_a_token_that_never_lived_leaves_a_new_message_and_a_closed_channel_a_di
     assert direct.place == kit.chats.place("discord", "D", "U1")
 
 
-def test_a_token_that_fits_into_no_address_leaves_a_new_message(receiver_kit: Kits) -> None:
+def test_malformed_token_gives_a_new_message(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
     place, person = kit.chats.place("discord", "C1", "U1"), numbered("U1")
     given = json.loads(COMMAND) | {"token": "a b?\0", "channel_id": place}
@@ -255,7 +259,7 @@ def test_a_token_that_fits_into_no_address_leaves_a_new_message(receiver_kit: Ki
 
 @pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])
 @pytest.mark.parametrize("method", ["webhook.edit", "messages.post"])
-def test_a_picture_is_there_once_whatever_affects_its_post(
+def test_picture_appears_once_if_its_post_fails_or_loses_the_answer(
     receiver_kit: Kits, fault: Any, method: str
 ) -> None:
     kit = talking(receiver_kit, "discord_in")
@@ -271,7 +275,7 @@ def test_a_picture_is_there_once_whatever_affects_its_post(
     assert [len(one.pictures) for one in said.replies if one.pictures] == [1]
 
 
-def test_a_picture_that_is_flagged_is_hidden_until_it_is_asked_for(receiver_kit: Kits) -> None:
+def test_flagged_picture_is_hidden_as_a_spoiler(receiver_kit: Kits) -> None:
     kit = receiver_kit(keeping, built_in("discord_in"), chats=True, settings=RECIPES)
     reply = kit.says("/imagine a lighthouse", on="discord").reply
     assert [one.name.startswith("SPOILER_") for one in reply.files] == [True]
@@ -284,7 +288,7 @@ def test_a_picture_that_is_flagged_is_hidden_until_it_is_asked_for(receiver_kit:
 
 
 @pytest.mark.parametrize("minutes", [0, 16])
-def test_a_failure_is_told_to_the_asker_alone_and_the_promise_is_gone(
+def test_failure_is_sent_to_the_requester_and_deletes_the_acknowledgement(
     receiver_kit: Kits, minutes: int
 ) -> None:
     kit = talking(receiver_kit, "discord_in")
@@ -303,7 +307,7 @@ def test_a_failure_is_told_to_the_asker_alone_and_the_promise_is_gone(
 # --- pictures and buttons ---
 
 
-def test_an_attachment_is_handed_on(receiver_kit: Kits) -> None:
+def test_attachment_url_becomes_the_image_option(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
     kit.chats.discord.commands[""] = [
         {
@@ -318,9 +322,11 @@ def test_an_attachment_is_handed_on(receiver_kit: Kits) -> None:
 
 
 @pytest.mark.parametrize("is_closed", [False, True])
-def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits, is_closed: bool) -> None:
+def test_buttons_work_for_others_but_delete_only_for_the_requester(
+    receiver_kit: Kits, is_closed: bool
+) -> None:
     kit = talking(receiver_kit, "discord_in")
-    if is_closed:  # as where only people have installed the app
+    if is_closed:  # as where the app is installed for the person only
         kit.chats.discord.closed.add(kit.chats.place("discord", "C1", "U1"))
     reply = kit.says("/imagine a lighthouse", on="discord").reply
     larger = kit.presses(reply, "Larger", person="U2", on="discord").reply
@@ -335,7 +341,7 @@ def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits, is_clo
     eventually(lambda: reply.is_deleted)
 
 
-def test_the_asker_cancels(receiver_kit: Kits) -> None:
+def test_requester_can_cancel(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
     said = kit.says("/imagine a lighthouse", on="discord", finish=False)
     kit.presses(said.reply, "Cancel", on="discord", finish=False)

@@ -369,9 +369,8 @@ def test_mail_refused_with_451_is_retried(
 ) -> None:
     from apprise.plugins.email import NotifyEmail  # noqa: PLC0415 - only needed here
 
-    monkeypatch.setattr(
-        NotifyEmail, "request_rate_per_sec", 0
-    )  # otherwise it waits between two mails
+    # Otherwise apprise waits between two mails.
+    monkeypatch.setattr(NotifyEmail, "request_rate_per_sec", 0)
     server, url = post
     server.refuses = True
     kit = receiver_kit(notify(url), files=FILES)

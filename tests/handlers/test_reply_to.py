@@ -1,4 +1,4 @@
-"""An event is sent to where its submit asked for it, signed, if the operator allows the host."""
+"""An event is sent, signed, to the `reply_to` of its submit, if the operator allows the host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def host_of(url: str) -> str:
     return url.split("/")[2]
 
 
-def test_the_event_is_sent_there_signed_and_again_until_it_is_taken(replying: Replying) -> None:
+def test_event_is_sent_signed_to_reply_to_and_retried(replying: Replying) -> None:
     with serving((503, {"retry-after": "30"}, b""), OK) as server:
         kit = replying(f"other.example, {host_of(server.url)}")
         delivered = kit.deliver(make_event(reply_to=f"{server.url}?for=me"), times=2)
@@ -47,13 +47,13 @@ def test_the_event_is_sent_there_signed_and_again_until_it_is_taken(replying: Re
         assert (event.id, event.type) == (delivered.delivery.event_id, "prediction.succeeded")
 
 
-def test_who_asks_for_nothing_gets_nothing(replying: Replying) -> None:
+def test_prediction_without_reply_to_sends_nothing(replying: Replying) -> None:
     with serving(OK) as server:
         delivered = replying(host_of(server.url)).deliver(make_event())
     assert (delivered.deliveries, server.asked) == ({}, [])
 
 
-def test_it_is_sent_beside_what_goes_to_the_one_address_for_all(replying: Replying) -> None:
+def test_reply_to_is_sent_in_addition_to_forward_url(replying: Replying) -> None:
     with serving(OK) as server, serving(OK) as all_:
         kit = replying(host_of(server.url), all_.url, FORWARD_FORMAT="cloudevents")
         found = kit.deliver(make_event("failed", reply_to=server.url)).deliveries
@@ -63,7 +63,9 @@ def test_it_is_sent_beside_what_goes_to_the_one_address_for_all(replying: Replyi
 
 
 @pytest.mark.parametrize("status", [410, 302, 404])
-def test_what_is_not_taken_ends_dead(replying: Replying, status: int) -> None:
+def test_410_ends_dead_at_once_and_302_and_404_after_all_retries(
+    replying: Replying, status: int
+) -> None:
     with serving((status, {"location": "/elsewhere"}, b"")) as server:
         kit = replying(host_of(server.url), RECEIVER_RETRY_ATTEMPTS="2")
         delivered = kit.deliver(make_event(reply_to=server.url))
@@ -72,7 +74,7 @@ def test_what_is_not_taken_ends_dead(replying: Replying, status: int) -> None:
     assert {asked.path for asked in server.asked} == {"/hook"}
 
 
-# --- what is refused ---
+# --- rejected URLs ---
 
 HOSTS: Final = "bot.example, 127.0.0.1:8443,localhost,[::1]:9,8.8.8.8"
 
@@ -109,7 +111,7 @@ async def submitted(station: Station, url: Any, **more: Any) -> Json:
         ("http://a:b/", "it is not a URL"),
     ],
 )
-async def test_where_nothing_may_be_sent_nothing_is_submitted(
+async def test_submit_with_a_forbidden_reply_to_gets_403(
     start: Start, forwarding: str, url: str, words: str
 ) -> None:
     async with start(forwarding, FORWARD_HOSTS=HOSTS) as station:
@@ -126,13 +128,13 @@ async def test_where_nothing_may_be_sent_nothing_is_submitted(
 @pytest.mark.parametrize(
     "url", ["", "bot.example", "ftp://bot.example/", "https://a b", 7, "h" * 9]
 )
-async def test_what_is_no_address_is_unfit(start: Start, forwarding: str, url: Any) -> None:
+async def test_malformed_reply_to_gets_422(start: Start, forwarding: str, url: Any) -> None:
     async with start(forwarding, FORWARD_HOSTS=HOSTS) as station:
         assert (await submitted(station, url))["status_code"] == 422
 
 
 @pytest.mark.anyio
-async def test_it_is_kept_and_part_of_what_a_key_stands_for(
+async def test_other_reply_to_with_the_same_idempotency_key_gets_409(
     start: Start, forwarding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     public, key = "https://8.8.8.8/done", {"headers": {"idempotency-key": "k"}}
@@ -147,19 +149,19 @@ async def test_it_is_kept_and_part_of_what_a_key_stands_for(
             explained = await station.http.get(f"/v1/predictions/{name}/explain")
             [row] = explained.json()["handlers"]
             assert (row["handler"], row["runs"]) == ("reply", runs)
-        # A name server that is slow or away refuses nobody: it is looked at again when it is sent.
+        # A name server that is slow or down rejects no submit: the address is checked again later.
         monkeypatch.setattr(reply_to, "_PATIENCE", 0.0)
         assert (await submitted(station, "https://bot.example/"))["status_code"] == 202
 
 
 @pytest.mark.anyio
-async def test_without_a_handler_that_replies_it_is_refused(start: Start) -> None:
+async def test_reply_to_is_rejected_without_a_handler_that_replies(start: Start) -> None:
     async with start(FORWARD_HOSTS=HOSTS) as station:
         assert "no handler here" in (await submitted(station, "https://bot.example/"))["detail"]
 
 
-def test_a_host_that_is_named_no_more_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler checks again: the setting may change between the submit and the event."""
+def test_host_removed_from_forward_hosts_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler checks again, as the setting may change between the submit and the event."""
     monkeypatch.setenv("FORWARD_SECRET", SECRET)
     monkeypatch.setenv("FORWARD_HOSTS", "other.example")
     reply = load([built_in("forward")]).handlers["reply"].function
@@ -168,7 +170,7 @@ def test_a_host_that_is_named_no_more_gets_nothing(monkeypatch: pytest.MonkeyPat
     assert "FORWARD_HOSTS" in result.reason
 
 
-def test_where_an_address_turns_private_nothing_is_sent(
+def test_host_with_a_private_address_gets_nothing(
     replying: Replying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def guarded(**given: Any) -> httpx.AsyncClient:

@@ -1,4 +1,4 @@
-"""Settings of handlers: what is declared is read, and all that is wrong is told at once."""
+"""Settings of handlers are declared and read, and all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.handlers.parts import HANDLERS, OK, built_in, serving
 
 Kits = Callable[..., Kit]
 
-# apprise's own
+# apprise's plugins import imghdr.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 KEY: Final = b"\xfb\xef a secret of thirty-two bytes"
@@ -59,7 +59,7 @@ NAMES: Final = re.compile(
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """Give a handler's file under settings that are right but for some."""
+    """Return a function that sets valid settings, except those given, and returns the file."""
 
     def use(handler: str, **more: str) -> str:
         for name in [name for name in os.environ if NAMES.fullmatch(name)]:
@@ -72,7 +72,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("handler", GOOD)
-def test_carriage_returns_blanks_and_quotes_of_env_files_do_not_count(
+def test_carriage_returns_blanks_and_quotes_of_env_files_are_ignored(
     use: Callable[..., str], handler: str
 ) -> None:
     given = GOOD[handler]
@@ -148,7 +148,7 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
 
 
 @pytest.mark.parametrize(("handler", "more", "said"), WRONG)
-def test_what_cannot_be_meant_is_told_in_a_line_that_names_it(
+def test_invalid_setting_is_reported_in_one_line_that_names_it(
     use: Callable[..., str], handler: str, more: dict[str, str], said: str
 ) -> None:
     with pytest.raises(HandlerError) as raised:
@@ -159,7 +159,7 @@ def test_what_cannot_be_meant_is_told_in_a_line_that_names_it(
     assert "hunter2" not in line
 
 
-def test_every_problem_of_every_handler_is_told_at_once(
+def test_problems_of_all_handlers_are_reported_at_once(
     use: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [use("slack"), use("command", SAVE_TYPES="png", SAVE_MAX_BYTES="256M")]
@@ -174,7 +174,7 @@ def test_every_problem_of_every_handler_is_told_at_once(
     ]
 
 
-def test_settings_of_handlers_that_are_not_served_are_not_looked_at(
+def test_settings_of_handlers_that_are_not_served_are_not_checked(
     use: Callable[..., str],
 ) -> None:
     assert load([use("command", SAVE_MAX_BYTES="x", FORWARD_URL="y", SLACK_TOKEN="")]).handlers
@@ -183,7 +183,7 @@ def test_settings_of_handlers_that_are_not_served_are_not_looked_at(
 @pytest.mark.parametrize(
     "secret", [f"whsec_{PLAIN}", PLAIN, f"v1,whsec_{PLAIN}", f"whsec_{PLAIN.rstrip('=')}"]
 )
-def test_a_secret_signs_with_the_key_that_its_receiver_has(
+def test_every_form_of_the_forward_secret_signs_with_the_same_key(
     use: Callable[..., str], receiver_kit: Kits, secret: str
 ) -> None:
     with serving(OK) as server:
@@ -195,22 +195,22 @@ def test_a_secret_signs_with_the_key_that_its_receiver_has(
     Webhook(KEY).verify(asked.body, asked.headers)
 
 
-def test_a_program_may_have_a_blank_in_its_path(use: Callable[..., str], tmp_path: Path) -> None:
+def test_program_path_may_contain_a_blank(use: Callable[..., str], tmp_path: Path) -> None:
     program = tmp_path / "my program"
     program.symlink_to("/bin/true")
     load([use("command", COMMAND=f'"{program}"')])
 
 
-def test_a_home_folder_is_found(use: Callable[..., str], tmp_path: Path) -> None:
+def test_tilde_is_expanded_to_the_home_folder(use: Callable[..., str], tmp_path: Path) -> None:
     file = use("save", SAVE_URL="~/pics", HOME=str(tmp_path))
     load([file])
     assert (tmp_path / "pics").is_dir()
 
 
-# --- the reader, as a user's handler has it ---
+# --- read_settings in a custom handler ---
 
 
-def test_a_handler_of_one_s_own_declares_its_settings() -> None:
+def test_custom_handler_declares_its_settings() -> None:
     env = {"SHOP_URL": '"https://shop.example/"', "SHOP_TOKEN": "hunter2\r", "SHOP_TEXT": '"{id}"'}
     with read_settings(env) as read:
         url = read.url("SHOP_URL", "where orders go")
@@ -235,7 +235,7 @@ def test_sizes_have_units(text: str, size: int) -> None:
         assert read.size("A", "a size") == size
 
 
-def test_what_is_missing_is_named_with_what_it_is() -> None:
+def test_missing_settings_are_reported_with_their_descriptions() -> None:
     def declare() -> None:
         with read_settings({"B": " "}) as read:
             read.text("A", "the first")
@@ -248,7 +248,7 @@ def test_what_is_missing_is_named_with_what_it_is() -> None:
     assert said == ["needs A as the first", "needs B as the second", "A and B go together"]
 
 
-def test_a_block_that_fails_for_what_it_lacks_tells_what_that_is() -> None:
+def test_error_caused_by_a_missing_setting_reports_that_setting() -> None:
     def declare() -> None:
         with read_settings({}) as read:
             read.secret("A", "a key").reveal()
@@ -257,15 +257,15 @@ def test_a_block_that_fails_for_what_it_lacks_tells_what_that_is() -> None:
         declare()
 
 
-def test_what_is_read_outside_of_the_block_is_refused() -> None:
-    """Else what it lacks would be told nowhere."""
+def test_setting_read_outside_the_with_block_is_rejected() -> None:
+    """Outside the block, a missing setting would not be reported."""
     with pytest.raises(HandlerError, match=r"test_settings.py:\d+: A is to be read within `with"):
         read_settings({}).text("A", "words")
     with read_settings({}) as read, pytest.raises(HandlerError, match="must be a text, not 8"):
-        read.size("A", "a size", default=8)  # type: ignore[arg-type] # that is the mistake
+        read.size("A", "a size", default=8)  # type: ignore[arg-type] # deliberately wrong
 
 
-def test_what_is_nearly_a_setting_is_told_where_that_is_not_set(
+def test_misspelled_setting_is_reported_with_a_suggestion(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with read_settings({}) as read:
@@ -279,7 +279,7 @@ def test_what_is_nearly_a_setting_is_told_where_that_is_not_set(
     assert told == ["SHOP_LOKO is not a setting (did you mean SHOP_LOOK?)"]
 
 
-# --- the package's name ---
+# --- names of packages ---
 
 MAIN: Final = """
 import json, sys
@@ -291,7 +291,7 @@ def mine(event: Event) -> None: ...
 
 
 def installed(folder: Path) -> Path:
-    """Lay out what a wheel brings, without waiting for one to be built."""
+    """Create the files that a wheel installs, as building a wheel is slow."""
     site = folder / "site"
     info = site / "prediction_receiver-0.1.0.dist-info"
     info.mkdir(parents=True)
@@ -327,7 +327,7 @@ def installed(folder: Path) -> Path:
         ),
     ],
 )
-def test_a_user_s_own_handlers_do_not_meet_the_built_in_ones(
+def test_custom_handlers_do_not_collide_with_built_in_ones(
     tmp_path: Path, files: dict[str, str], given: list[str], more: list[str]
 ) -> None:
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""The platforms' own libraries are witnesses: of what ways in take, answer, and send."""
+"""Libraries for Slack, Telegram and Discord parse the orders, answers and posts as we do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.journey.parts import eventually
 from tests.receiving import ENV
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # it imports audioop, for voice
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports audioop
     import discord
     from discord import app_commands
 
@@ -47,12 +47,12 @@ ANY: Final = re.compile("")
 
 @dataclass
 class Sent:
-    """What a handler has sent to the platforms."""
+    """The requests that handlers have sent to the platforms."""
 
     requests: list[httpx.Request] = field(default_factory=list)
 
     def calls(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yield the method, the path and the fields of each; files by their names."""
+        """Yield the method, path and fields of each request; a file is given by its name."""
         for request in self.requests:
             yield request.method, request.url.path, _fields(request)
 
@@ -85,7 +85,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 
 def told(*said: Said) -> list[Exchange]:
-    """Give how the receiver was told of what people said and pressed, and what it answered."""
+    """Return the platforms' requests for these messages and presses, with the answers."""
     return [one.exchange for one in said if one.exchange]
 
 
@@ -93,7 +93,7 @@ def told(*said: Said) -> list[Exchange]:
 
 
 def bolt() -> App:
-    """Return an app that takes what ours does, as Slack's framework has it."""
+    """Return an app of Slack's framework that accepts the same requests as `slack-in`."""
     app = App(
         signing_secret=SETTINGS["SLACK_SIGNING_SECRET"],
         authorize=lambda **_: AuthorizeResult(enterprise_id=None, team_id="T01", bot_token="xoxb"),
@@ -110,7 +110,7 @@ def bolt() -> App:
     return app
 
 
-def test_slacks_framework_and_we_agree_about_every_request(receiver_kit: Kits) -> None:
+def test_slack_bolt_and_the_receiver_agree_on_every_request(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
     command = kit.says("/imagine a lighthouse")
     mention = kit.says("<@UBOT> a lighthouse", finish=False)
@@ -145,7 +145,7 @@ def test_slacks_framework_and_we_agree_about_every_request(receiver_kit: Kits) -
 
 
 def telegrams() -> tuple[ModuleType, ModuleType]:
-    """Import the library late: it takes seconds, of every process that collects tests."""
+    """Import aiogram late: it takes seconds, in every process that collects tests."""
     return import_module("aiogram.types"), import_module("aiogram.methods")
 
 
@@ -163,7 +163,7 @@ def made_by_the_library(**more: Any) -> bytes:
 
 
 def as_method(name: str, fields: Mapping[str, Any]) -> Any:
-    """Read a call as the library's method of that name; a field that has no such name fails."""
+    """Parse a call as aiogram's method of that name; an unknown field fails the test."""
     _, methods = telegrams()
     read = {
         name: json.loads(value) if isinstance(value, str) and value[:1] in {"{", "["} else value
@@ -174,7 +174,7 @@ def as_method(name: str, fields: Mapping[str, Any]) -> Any:
     return method
 
 
-def test_what_telegrams_library_makes_is_ordered_and_what_we_send_it_knows(
+def test_aiogram_updates_are_ordered_and_aiogram_parses_the_calls_sent(
     receiver_kit: Kits, sent: Sent
 ) -> None:
     types, _ = telegrams()
@@ -191,7 +191,7 @@ def test_what_telegrams_library_makes_is_ordered_and_what_we_send_it_knows(
         "a lighthouse",
     )
     kit.finish_all()
-    # What the emulation sends, and what comes of it.
+    # The same with requests of the emulated platform.
     said = kit.says("/imagine two towers", on="telegram", finish=False)
     promise = eventually(lambda: said.replies)[0]
     urls = [f"https://providers.test/files/{drawn.name_for(str(n))}" for n in range(2)]
@@ -221,7 +221,7 @@ def test_what_telegrams_library_makes_is_ordered_and_what_we_send_it_knows(
     assert [button.text for button in row] == ["Again", "Delete"]
 
 
-def test_a_flagged_picture_is_hidden_until_it_is_asked_for(receiver_kit: Kits, sent: Sent) -> None:
+def test_flagged_picture_is_hidden_as_a_spoiler_in_telegram(receiver_kit: Kits, sent: Sent) -> None:
     kit = receiver_kit(keeping, built_in("telegram_in"), chats=True, settings=RECIPES)
     assert kit.says("/imagine a lighthouse", on="telegram").pictures
     photos = [fields for _, path, fields in sent.calls() if path.endswith("/sendPhoto")]
@@ -243,14 +243,14 @@ MESSAGE: Final = {"id": "1", "type": 0, "embeds": [], "edited_timestamp": None, 
 
 def the_libraries_state() -> Any:
     client = discord.Client(intents=discord.Intents.none())
-    state: Any = client._connection  # noqa: SLF001 - it has no other way without its gateway
+    state: Any = client._connection  # noqa: SLF001 - the only way without its gateway
     data: Any = BOT_USER
     state.user = discord.ClientUser(state=state, data=data)
     return state
 
 
 async def understood(body: bytes) -> dict[str, Any]:
-    """Run a command of the library's own, which is the recipe's, on an interaction."""
+    """Run an interaction through a command of discord.py that equals the recipe's."""
     state, found = the_libraries_state(), dict[str, Any]()
     tree = app_commands.CommandTree(state._get_client())  # noqa: SLF001
 
@@ -269,7 +269,7 @@ async def understood(body: bytes) -> dict[str, Any]:
     return found | {"command": command.to_dict(tree)}
 
 
-def test_discords_library_reads_the_same_orders_and_what_we_say(
+def test_discord_library_parses_the_same_orders_and_the_answers(
     receiver_kit: Kits, sent: Sent
 ) -> None:
     kit = talking(receiver_kit, "discord_in")
@@ -301,7 +301,7 @@ def test_discords_library_reads_the_same_orders_and_what_we_say(
 
 
 async def read_by_the_library(exchanges: list[Exchange], sent: Sent, shown: Message) -> None:
-    """Let the library read presses, our answers to Discord, and what we post."""
+    """Let discord.py parse a press, our answers to Discord, and our posts."""
     state = the_libraries_state()
     *_, button, refused = exchanges
     pressed: Any = discord.Interaction(data=json.loads(button.body), state=state)
@@ -323,7 +323,7 @@ async def read_by_the_library(exchanges: list[Exchange], sent: Sent, shown: Mess
 
 
 def as_message(state: Any, said: Mapping[str, Any]) -> discord.Message:
-    """Read what we say as the library reads a message; attachments are numbers there."""
+    """Parse our message with discord.py, without attachments: ours have only numbers."""
     channel: Any = discord.PartialMessageable(state=state, id=1)
     data: Any = {**MESSAGE, **said, "author": BOT_USER, "attachments": []}
     return discord.Message(state=state, channel=channel, data=data)
