@@ -1,4 +1,7 @@
-"""Outcomes on their way in: every one is recorded, one of them is the end."""
+"""Accepting outcomes: the verdict, the evidence, the event and the deliveries of each.
+
+An internal outcome is one that the receiver itself decides: it has no channel.
+"""
 
 import asyncio
 from typing import Any
@@ -27,7 +30,7 @@ from tests.store.parts import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
-# The queued one last: what begins the others would begin it too.
+# Queued comes last: starting submits for the others would submit it too.
 LIVING = sorted(set(Status) - TERMINAL, key=lambda one: one is Status.QUEUED)
 ENDS: list[OutcomeKind] = ["succeeded", "failed", "canceled"]
 
@@ -38,7 +41,7 @@ def verdicts(engine: Engine) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("kind", ENDS)
-async def test_an_outcome_ends_a_living_prediction_with_one_event(
+async def test_final_outcome_ends_an_unfinished_prediction_with_one_event(
     engine: Engine, kind: OutcomeKind
 ) -> None:
     store = engine.store
@@ -64,7 +67,7 @@ async def test_an_outcome_ends_a_living_prediction_with_one_event(
 
 
 @pytest.mark.parametrize("first", ENDS)
-async def test_an_ended_prediction_absorbs_whatever_comes_later(
+async def test_late_or_duplicate_outcome_is_recorded_and_changes_nothing_else(
     engine: Engine, first: OutcomeKind
 ) -> None:
     store = engine.store
@@ -90,7 +93,7 @@ async def test_an_ended_prediction_absorbs_whatever_comes_later(
 
 
 @pytest.mark.pooled
-async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: Engine) -> None:
+async def test_duplicate_callback_is_counted_and_adds_no_row(engine: Engine) -> None:
     await ended(engine.store, 1, "a")
     before = engine.dump()
     for _ in range(3):
@@ -102,7 +105,7 @@ async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: Engin
     assert after == before
 
 
-async def test_the_same_large_callback_again_is_counted_too(engine: Engine) -> None:
+async def test_duplicate_large_callback_is_counted_and_adds_no_row(engine: Engine) -> None:
     body = b"x" * 100_000
     await ended(engine.store, 1, body=body)
     await accept_outcome(engine.store, arrival(1, body=body))
@@ -111,7 +114,7 @@ async def test_the_same_large_callback_again_is_counted_too(engine: Engine) -> N
     ]
 
 
-async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
+async def test_outcomes_of_one_prediction_in_one_batch_make_one_event(
     engine: Engine, watch: Watch
 ) -> None:
     store = engine.store
@@ -135,14 +138,14 @@ async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
         "duplicate",
         "mismatch",
     ]
-    assert watch.commits == commits + 2  # the one that held the door, and one for all five
+    assert watch.commits == commits + 2  # one that kept the writer busy, one for all five
     assert len(engine.rows("SELECT * FROM events")) == 1
     assert len(engine.rows("SELECT * FROM deliveries")) == 1
     assert verdicts(engine) == {"accepted": 2, "late": 1, "duplicate": 1}
 
 
 @pytest.mark.parametrize("body", [b"small", b"\xff", b"x" * 100_000], ids=len)
-async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
+async def test_callback_duplicated_in_one_batch_keeps_its_body(
     engine: Engine, watch: Watch, body: bytes
 ) -> None:
     await engine.store.predictions.create(new(1))
@@ -156,7 +159,7 @@ async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
     assert engine.rows(sql) == [("accepted", 2, body)]
 
 
-async def test_the_same_bytes_in_one_batch_keep_their_first_verdict(
+async def test_late_callback_duplicated_in_one_batch_stays_late(
     engine: Engine, watch: Watch
 ) -> None:
     await ended(engine.store, 1)
@@ -168,7 +171,7 @@ async def test_the_same_bytes_in_one_batch_keep_their_first_verdict(
     assert verdicts(engine) == {"accepted": 1, "late": 2}
 
 
-async def test_evidence_keeps_its_headers_and_says_how_often_it_came(engine: Engine) -> None:
+async def test_stored_callback_has_headers_times_and_repeat_count(engine: Engine) -> None:
     await ended(engine.store, 1)
     for at in (NOW + 30, NOW + 40):
         await accept_outcome(engine.store, arrival(404, at=at))
@@ -180,7 +183,7 @@ async def test_evidence_keeps_its_headers_and_says_how_often_it_came(engine: Eng
     ]
 
 
-async def test_only_a_push_that_asks_makes_a_look_due_at_once(engine: Engine) -> None:
+async def test_ask_outcome_by_webhook_makes_a_poll_due_but_by_poll_does_not(engine: Engine) -> None:
     await processing(engine.store, 1)
     due = engine.column("due_at", pred(1))
     taken = await accept_outcome(engine.store, arrival(1, "ask", channel="poll"))
@@ -189,7 +192,9 @@ async def test_only_a_push_that_asks_makes_a_look_due_at_once(engine: Engine) ->
     assert engine.column("due_at", pred(1)) == NOW + 10 < due
 
 
-async def test_an_arrival_without_a_name_is_told_the_one_that_is_known(engine: Engine) -> None:
+async def test_accept_result_has_the_known_provider_id_if_the_outcome_has_none(
+    engine: Engine,
+) -> None:
     await accept_first(engine)
     taken = await accept_outcome(engine.store, arrival(1, "processing", body=b"nameless"))
     assert taken.provider_id == engine.column("provider_id", pred(1)) == "req-1"
@@ -200,7 +205,7 @@ async def accept_first(engine: Engine) -> None:
     await accept_outcome(engine.store, arrival(1, "processing", provider_id="req-1"))
 
 
-async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
+async def test_provider_id_is_known_to_the_next_outcome_in_the_same_batch(
     engine: Engine, watch: Watch
 ) -> None:
     store = engine.store
@@ -217,7 +222,7 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
 
 
 @pytest.mark.pooled
-async def test_every_handler_gets_an_event_once(engine: Engine) -> None:
+async def test_duplicate_and_replay_leave_one_delivery_per_handler(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
     await accept_outcome(engine.store, arrival(1, handlers=("a", "b", "c")))
     await engine.store.deliveries.replay(
@@ -227,21 +232,23 @@ async def test_every_handler_gets_an_event_once(engine: Engine) -> None:
     assert handlers == [("a",), ("b",), ("c",)]
 
 
-async def test_an_outcome_of_an_unknown_prediction_is_kept(engine: Engine) -> None:
+async def test_callback_of_an_unknown_prediction_is_stored(engine: Engine) -> None:
     taken = await accept_outcome(engine.store, arrival(404, body=b"strange"))
     assert (taken.verdict, taken.status) == ("unknown", None)
     [row] = engine.rows("SELECT prediction_id, verdict, body FROM callbacks")
     assert row == (pred(404), "unknown", "strange")
 
 
-async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: Engine) -> None:
+async def test_internal_outcome_for_an_unknown_prediction_writes_nothing(engine: Engine) -> None:
     before = engine.dump()
     taken = await accept_outcome(engine.store, arrival(404, "failed", channel=None, body=b""))
     assert taken.verdict == "unknown"
     assert engine.dump() == before
 
 
-async def test_a_mismatch_writes_nothing(engine: Engine) -> None:
+async def test_outcome_with_another_provider_id_is_a_mismatch_and_writes_nothing(
+    engine: Engine,
+) -> None:
     await processing(engine.store, 1, provider_id="req-1")
     before = engine.dump()
     kinds: list[OutcomeKind] = [*ENDS, "ask", "processing"]
@@ -251,7 +258,7 @@ async def test_a_mismatch_writes_nothing(engine: Engine) -> None:
         assert engine.dump() == before
 
 
-async def test_a_second_name_of_the_provider_is_no_mismatch(engine: Engine) -> None:
+async def test_outcome_whose_alternative_provider_id_matches_is_accepted(engine: Engine) -> None:
     await processing(engine.store, 1, provider_id="req-1")
     taken = await accept_outcome(
         engine.store, arrival(1, provider_id="gw-1", also_known_as="req-1")
@@ -261,7 +268,7 @@ async def test_a_second_name_of_the_provider_is_no_mismatch(engine: Engine) -> N
 
 
 @pytest.mark.pooled
-async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_neighbour(
+async def test_provider_id_in_use_is_a_mismatch_and_the_rest_of_the_batch_commits(
     engine: Engine, watch: Watch
 ) -> None:
     store = engine.store
@@ -300,7 +307,7 @@ async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_ne
     }
 
 
-async def test_two_providers_may_use_the_same_name(store: Store) -> None:
+async def test_two_providers_may_use_the_same_provider_id(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")
     await store.predictions.create(new(2, provider="oxen"))
     taken = await accept_outcome(store, arrival(2, provider="oxen", provider_id="req-1"))
@@ -308,7 +315,7 @@ async def test_two_providers_may_use_the_same_name(store: Store) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(Status))
-async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
+async def test_internal_outcome_applies_only_in_the_statuses_of_only_from(
     engine: Engine, status: Status
 ) -> None:
     await stand(engine.store, 1, status)
@@ -331,13 +338,14 @@ async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
     [
         (Status.SUBMITTING, "processing", "req-1", Status.PROCESSING),
         (Status.UNCONFIRMED, "ask", "req-1", Status.PROCESSING),
+        # The provider does not know this id, so the outcome confirms nothing.
         (Status.UNCONFIRMED, "missing", "req-1", Status.UNCONFIRMED),
         (Status.SUBMITTING, "ask", None, Status.SUBMITTING),
         (Status.PROCESSING, "processing", "req-1", Status.PROCESSING),
         (Status.QUEUED, "processing", "req-1", Status.PROCESSING),
     ],
 )
-async def test_news_that_end_nothing_confirm_the_submit(
+async def test_nonterminal_outcome_with_provider_id_confirms_the_submit(
     engine: Engine, status: Status, kind: OutcomeKind, name: str | None, expected: Status
 ) -> None:
     await stand(engine.store, 1, status)
@@ -349,7 +357,9 @@ async def test_news_that_end_nothing_confirm_the_submit(
     assert engine.column("due_at", pred(1)) == due
 
 
-async def test_still_running_is_kept_as_a_callback_but_not_as_a_poll(engine: Engine) -> None:
+async def test_processing_outcome_is_stored_if_by_webhook_not_by_poll_or_stream(
+    engine: Engine,
+) -> None:
     await processing(engine.store, 1)
     for channel in ("poll", "sse", "webhook"):
         headers = "[]" if channel != "webhook" else '[["host","x"]]'
@@ -359,7 +369,7 @@ async def test_still_running_is_kept_as_a_callback_but_not_as_a_poll(engine: Eng
     assert engine.rows("SELECT channel, verdict FROM callbacks") == [("webhook", "noted")]
 
 
-async def test_a_name_that_came_with_the_acceptance_first_is_held_against_the_callback(
+async def test_callback_with_another_id_than_the_submit_answer_is_a_mismatch(
     store: Store,
 ) -> None:
     await stand(store, 1, Status.SUBMITTING)
@@ -392,7 +402,9 @@ BODIES = {
 
 
 @pytest.mark.pooled
-async def test_evidence_is_kept_byte_for_byte_and_its_event_is_delivered(engine: Engine) -> None:
+async def test_callback_body_is_stored_byte_for_byte_and_its_event_delivered(
+    engine: Engine,
+) -> None:
     store = engine.store
     for number, (name, body) in enumerate(BODIES.items()):
         await ended(store, number, "greet", body=body)
@@ -414,7 +426,7 @@ async def test_evidence_is_kept_byte_for_byte_and_its_event_is_delivered(engine:
         (b"\xff", None),
     ],
 )
-async def test_an_event_carries_the_payload_as_far_as_it_can_be_read(
+async def test_event_payload_is_decoded_json_or_text_or_none(
     store: Store, body: bytes, raw: Any
 ) -> None:
     await ended(store, 1, "greet", body=body)
@@ -422,13 +434,15 @@ async def test_an_event_carries_the_payload_as_far_as_it_can_be_read(
     assert claim.event.raw == raw
 
 
-async def test_an_end_of_our_own_has_no_payload(store: Store) -> None:
+async def test_event_of_an_internal_outcome_has_no_payload_and_no_channel(store: Store) -> None:
     await ended(store, 1, "greet", kind="failed", channel=None)
     [claim] = (await store.claim(wanted())).claims
     assert (claim.event.raw, claim.event.channel) == (None, None)
 
 
-async def test_a_judge_that_breaks_fails_alone(engine: Engine, watch: Watch) -> None:
+async def test_judge_that_raises_fails_only_its_own_item_of_the_batch(
+    engine: Engine, watch: Watch
+) -> None:
     store = engine.store
 
     def broken(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
@@ -452,7 +466,7 @@ async def test_a_judge_that_breaks_fails_alone(engine: Engine, watch: Watch) -> 
     assert engine.column("status", pred(2)) == "queued"
 
 
-async def test_a_judge_sees_the_row_as_it_is_inside_the_transaction(store: Store) -> None:
+async def test_judge_sees_the_current_row_inside_the_transaction(store: Store) -> None:
     seen: list[CurrentState] = []
 
     def note(known: CurrentState, arrival: IncomingOutcome) -> Transition:
@@ -465,7 +479,7 @@ async def test_a_judge_sees_the_row_as_it_is_inside_the_transaction(store: Store
     assert {known.metadata for known in seen} == {'{"kind":"ä"}'}
 
 
-async def test_the_error_of_a_failure_reads_back(store: Store) -> None:
+async def test_error_of_a_failed_prediction_is_stored(store: Store) -> None:
     await store.predictions.create(new(1))
     await accept_outcome(store, arrival(1, outcome=outcome("failed")))
     read = await store.predictions.get(pred(1))

@@ -1,4 +1,4 @@
-"""URLs as hosts hand them out."""
+"""PostgreSQL URLs as hosting services give them: parameters, poolers, servers and errors."""
 
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -39,7 +39,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("url", TAKEN)
-def test_what_other_drivers_know_is_taken_or_dropped(url: str) -> None:
+def test_url_is_accepted_without_the_parameters_of_other_drivers(url: str) -> None:
     found = read(url)
     assert found.dropped == TAKEN[url]
     assert not any(name in found.dsn for name in found.dropped)
@@ -47,7 +47,7 @@ def test_what_other_drivers_know_is_taken_or_dropped(url: str) -> None:
     assert "hu" not in found.place
 
 
-def test_what_must_be_known_at_once_is_said_while_connecting() -> None:
+def test_options_and_application_name_are_startup_parameters() -> None:
     found = read(f"{AT}?options=endpoint%3Dep-1&application_name=mine&statement_timeout=5000")
     assert found.startup == {"options": "endpoint=ep-1", "application_name": "mine"}
     assert found.settings == {"statement_timeout": "5000"}
@@ -67,7 +67,9 @@ def test_what_must_be_known_at_once_is_said_while_connecting() -> None:
         ("me:x@db.example/db?pgbouncer=true", True),
     ],
 )  # fmt: skip
-def test_poolers_are_known_by_what_consoles_give(url: str, *, is_pooled: bool) -> None:
+def test_pooler_is_recognized_by_host_port_or_pgbouncer_parameter(
+    url: str, *, is_pooled: bool
+) -> None:
     assert read(f"postgresql://{url}").is_pooled is is_pooled
 
 
@@ -81,7 +83,7 @@ def test_poolers_are_known_by_what_consoles_give(url: str, *, is_pooled: bool) -
         ("reference=abc", "reference=abc", {}),
     ],
 )  # fmt: skip
-def test_settings_in_options_are_set_later_as_poolers_refuse_them(
+def test_settings_in_options_are_separated_because_poolers_reject_them(
     options: str, rest: str, settings: dict[str, str]
 ) -> None:
     found = read(f"{AT}?options={quote(options)}")
@@ -90,11 +92,11 @@ def test_settings_in_options_are_set_later_as_poolers_refuse_them(
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10", 10.0), ("0", None), ("", None)])
-def test_the_time_to_connect_is_the_urls(text: str, seconds: float | None) -> None:
+def test_connect_timeout_is_read_from_the_url(text: str, seconds: float | None) -> None:
     assert read(f"{AT}?connect_timeout={text}").timeout == seconds
 
 
-def test_the_systems_authorities_can_be_asked_for() -> None:
+def test_sslrootcert_system_uses_the_system_certificates() -> None:
     found = read(f"{AT}?sslmode=verify-full&sslrootcert=system")
     assert found.context is not None
     assert found.context.check_hostname
@@ -111,13 +113,13 @@ def test_the_systems_authorities_can_be_asked_for() -> None:
         ("connect_timeout=soon", "connect_timeout must be a number of seconds"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_its_name(more: str, words: str) -> None:
+def test_invalid_parameter_is_rejected_with_its_name(more: str, words: str) -> None:
     with pytest.raises(StoreUnusable, match="RECEIVER_DATABASE_URL") as refused:
         read(f"{AT}?{more}")
     assert words in str(refused.value)
 
 
-def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
+def test_sslrootcert_file_without_certificates_is_rejected_with_its_path(tmp_path: Path) -> None:
     path = tmp_path / "root.crt"
     path.write_text("no certificate")
     with pytest.raises(StoreUnusable, match=f"sslrootcert names {path}, which holds no certif"):
@@ -125,7 +127,7 @@ def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("password", ["hu@sh", "hu/sh", "hu#sh", "hu?sh", "hu[sh", "hu@/sh"])
-def test_a_password_that_is_not_encoded_is_named_as_such_and_not_said(password: str) -> None:
+def test_password_not_percent_encoded_is_rejected_without_showing_it(password: str) -> None:
     with pytest.raises(StoreUnusable, match="percent-encode") as refused:
         read(f"postgresql://me:{password}@db.example/app")
     assert "hu" not in str(refused.value)
@@ -133,7 +135,7 @@ def test_a_password_that_is_not_encoded_is_named_as_such_and_not_said(password: 
 
 
 @pytest.mark.parametrize("url", ["postgresql://me:hush/app", "postgresql://me:hush@h:hush/app"])
-def test_a_port_that_is_none_is_not_said(url: str) -> None:
+def test_invalid_port_is_rejected_without_showing_it(url: str) -> None:
     with pytest.raises(StoreUnusable) as refused:
         read(url)
     assert "hush" not in str(refused.value)
@@ -158,14 +160,16 @@ SERVERS = {
 
 
 @pytest.mark.parametrize("rest", SERVERS)
-def test_several_servers_are_tried_in_turn(rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asyncpg_gets_all_hosts_and_ports_of_a_url_in_order(
+    rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PGPORT", raising=False)
     url = f"postgresql://{rest}"
     Settings.read({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
     names = ("host", "port", "user", "password", "passfile", "database", "ssl", "service")
     more = ("servicefile", "direct_tls", "server_settings", "target_session_attrs")
     nothing = dict.fromkeys((*names, *more, "krbsrvname", "gsslib"))
-    parse = vars(connect_utils)["_parse_connect_dsn_and_args"]  # what asyncpg makes of it
+    parse = vars(connect_utils)["_parse_connect_dsn_and_args"]
     assert parse(dsn=read(url).dsn, **nothing)[0] == SERVERS[rest]
 
 
@@ -183,9 +187,7 @@ def test_several_servers_are_tried_in_turn(rest: str, monkeypatch: pytest.Monkey
         ("me:hush,x/app", "percent-encode"),
     ],
 )
-def test_servers_that_make_no_sense_are_refused_by_both_who_read_them(
-    rest: str, words: str
-) -> None:
+def test_invalid_hosts_or_ports_are_rejected_by_settings_and_store(rest: str, words: str) -> None:
     url = f"postgresql://{rest}"
     with pytest.raises(SettingsError) as at_start:
         Settings.read({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
@@ -199,8 +201,8 @@ def test_servers_that_make_no_sense_are_refused_by_both_who_read_them(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("in_front", [True, False])
-async def test_a_server_that_is_away_is_passed_over(database: Database, *, in_front: bool) -> None:
-    """The store works, and PgQueuer's own connections do, by the second of two servers."""
+async def test_unreachable_first_server_is_skipped(database: Database, *, in_front: bool) -> None:
+    """The store and PgQueuer's own connections both use the second of two servers."""
     there, parts = servers(database.url), urlsplit(database.url)
     host, port = there.hosts[0], there.ports[0] if there.ports else "5432"
     dead = free_port()

@@ -1,4 +1,4 @@
-"""What is pending and under way, counted: right on both engines, and cheap however much it is."""
+"""Counts of the backlog: correct on both engines, and each read from an index."""
 
 import re
 import sqlite3
@@ -20,13 +20,13 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 PROVIDERS = ("fal", "oxen")
 
 
-async def test_nothing_is_pending_at_first(store: Store) -> None:
+async def test_empty_store_has_no_backlog(store: Store) -> None:
     depth = await BacklogReader(store).depth(PROVIDERS)
     assert (depth.pending, depth.oldest) == ({}, {})
     assert depth.living == {(name, status): 0 for name in PROVIDERS for status in LIVING}
 
 
-async def test_who_is_held_back_is_named_and_why(store: Store) -> None:
+async def test_handlers_with_paused_or_open_breakers_are_listed_as_held(store: Store) -> None:
     breakers = Breakers(store)
     await breakers.pause("greet", NOW)
     await breakers.trip("save", NOW, NOW + 60, "down")
@@ -42,7 +42,7 @@ async def test_who_is_held_back_is_named_and_why(store: Store) -> None:
     assert (await BacklogReader(store).depth(PROVIDERS)).held == {}
 
 
-async def test_what_is_pending_is_counted_by_handler_and_state(store: Store) -> None:
+async def test_deliveries_are_counted_by_handler_and_state(store: Store) -> None:
     for number in (1, 2, 3):
         await ended(store, number, "greet", "save", at=NOW + number)
     [first] = (await store.claim(wanted("greet", most=1))).claims
@@ -61,14 +61,14 @@ async def test_what_is_pending_is_counted_by_handler_and_state(store: Store) -> 
     assert depth.oldest == {"greet": NOW + 2}
 
 
-async def test_a_delivery_that_fails_again_and_again_grows_old(store: Store) -> None:
+async def test_age_of_a_retried_delivery_counts_from_its_event(store: Store) -> None:
     await ended(store, 1, "greet", at=NOW + 1)
     [claim] = (await store.claim(wanted("greet"))).claims
     await store.settle(settlement(claim, AGAIN))
     assert (await BacklogReader(store).depth(PROVIDERS)).oldest == {"greet": NOW + 1}
 
 
-async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None:
+async def test_age_of_a_replayed_delivery_counts_from_the_replay(store: Store) -> None:
     taken = await ended(store, 1, "greet", at=NOW + 1)
     [claim] = (await store.claim(wanted("greet"))).claims
     await store.settle(settlement(claim))
@@ -78,8 +78,8 @@ async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None
     assert (depth.pending, depth.oldest) == ({("greet", "pending"): 1}, {"greet": NOW + 5000})
 
 
-async def test_the_living_are_counted_by_provider_and_status(store: Store) -> None:
-    # What is processing or unconfirmed was submitted: one that is queued comes last.
+async def test_unfinished_predictions_are_counted_by_provider_and_status(store: Store) -> None:
+    # Queued comes last: starting submits for the others would submit it too.
     statuses = [status for status in Status if status is not Status.QUEUED]
     for number, status in enumerate([*statuses, Status.QUEUED], 1):
         await stand(store, number, status)
@@ -88,7 +88,7 @@ async def test_the_living_are_counted_by_provider_and_status(store: Store) -> No
     assert not any(living["oxen", status] for status in LIVING)
 
 
-async def test_what_is_dead_or_overdue_is_counted_and_what_is_held_back_is_not(
+async def test_overdue_count_excludes_deliveries_that_a_breaker_holds_back(
     store: Store,
 ) -> None:
     for number in (1, 2, 3):
@@ -104,13 +104,13 @@ async def test_what_is_dead_or_overdue_is_counted_and_what_is_held_back_is_not(
     await breakers.trip("save", NOW, NOW + 7200, "down")
     depth = await BacklogReader(store).depth(PROVIDERS, NOW + 3600)
     assert (depth.overdue_deliveries, depth.reasons) == (0, {"greet": "", "save": "down"})
-    # A breaker whose wait is over holds nothing back: a process should have probed.
+    # An open breaker past its wait holds nothing back: a probe should have run by then.
     assert (await BacklogReader(store).depth(PROVIDERS, NOW + 7300)).overdue_deliveries == 3
     depth = await BacklogReader(store).depth(PROVIDERS)
     assert (depth.overdue_deliveries, depth.overdue_predictions) == (0, 0)
 
 
-def test_every_count_has_an_index(tmp_path: Path) -> None:
+def test_every_count_uses_an_index(tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
     store = SQLiteStore(str(path), print)
     store.open()

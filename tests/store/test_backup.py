@@ -1,4 +1,4 @@
-"""A backup is the database of one moment, whole or not there at all; and it can be restored."""
+"""Online backup: a snapshot of one moment, complete or absent, which can be restored."""
 
 import itertools
 import os
@@ -30,7 +30,7 @@ TOP = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> SQLite:
-    """Give a database with one prediction; nobody has it open."""
+    """Return a closed database with one prediction."""
     engine = SQLite(tmp_path / "receiver.db")
     await engine.store.start()
     await ended(engine.store, 1, "greet")
@@ -42,7 +42,7 @@ def files(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-async def test_a_backup_has_everything_and_only_its_owner_can_read_it(
+async def test_backup_has_all_rows_and_only_its_owner_can_read_it(
     engine: SQLite, tmp_path: Path
 ) -> None:
     before = files(tmp_path)
@@ -55,7 +55,9 @@ async def test_a_backup_has_everything_and_only_its_owner_can_read_it(
     assert files(tmp_path) - before <= {target.name, f"{target.name}-wal", f"{target.name}-shm"}
 
 
-async def test_what_is_only_in_the_log_is_in_the_backup(engine: SQLite, tmp_path: Path) -> None:
+async def test_backup_includes_commits_that_are_only_in_the_wal(
+    engine: SQLite, tmp_path: Path
+) -> None:
     again = SQLite(engine.path)
     await again.store.start()
     await again.store.predictions.create(new(2))
@@ -63,10 +65,10 @@ async def test_what_is_only_in_the_log_is_in_the_backup(engine: SQLite, tmp_path
     await again.store.stop()
 
 
-async def test_it_is_the_database_of_one_moment_and_holds_up_nobody(
+async def test_backup_is_a_snapshot_and_does_not_block_writes(
     engine: SQLite, tmp_path: Path
 ) -> None:
-    """Between every two of its steps the receiver writes, and it comes to an end."""
+    """The receiver writes between every two steps of the backup, which finishes all the same."""
     again = SQLite(engine.path)
     await again.store.start()
     numbers = itertools.count(2)
@@ -89,19 +91,21 @@ async def test_it_is_the_database_of_one_moment_and_holds_up_nobody(
     await again.store.stop()
 
 
-async def test_nothing_is_replaced_unless_it_is_said(engine: SQLite, tmp_path: Path) -> None:
+async def test_existing_file_is_replaced_only_with_force(engine: SQLite, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     target.write_text("mine")
     with pytest.raises(StoreUnusable, match="exists"):
         back_up(str(engine.path), str(target))
     assert target.read_text() == "mine"
-    with pytest.raises(StoreUnusable, match="is not a file"):  # and --force is no help
+    with pytest.raises(StoreUnusable, match="is not a file"):  # --force does not help
         back_up(str(engine.path), str(tmp_path))
     assert back_up(str(engine.path), str(target), force=True).predictions == 1
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_file_that_comes_meanwhile_is_not_replaced(engine: SQLite, tmp_path: Path) -> None:
+async def test_file_created_during_the_backup_is_not_replaced(
+    engine: SQLite, tmp_path: Path
+) -> None:
     target = tmp_path / "copy.db"
     with pytest.raises(StoreUnusable, match="File exists"):
         back_up(str(engine.path), str(target), pause=lambda _: target.touch())
@@ -110,7 +114,7 @@ async def test_a_file_that_comes_meanwhile_is_not_replaced(engine: SQLite, tmp_p
 
 
 @pytest.mark.parametrize("name", ["receiver.db", "link.db", "receiver.db-wal", "hard.db"])
-async def test_the_database_itself_is_never_replaced(
+async def test_backup_onto_the_database_itself_is_rejected_even_with_force(
     engine: SQLite, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "link.db").symlink_to(engine.path)
@@ -132,7 +136,7 @@ async def test_the_database_itself_is_never_replaced(
         ("receiver.db", "x" * 300, "File name too long"),
     ],
 )
-async def test_what_cannot_be_is_said(
+async def test_invalid_source_or_target_is_rejected_and_leaves_no_file(
     engine: SQLite, tmp_path: Path, source: str, target: str, says: str
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -146,7 +150,7 @@ async def test_what_cannot_be_is_said(
     assert engine.path.exists()
 
 
-async def test_a_damaged_database_makes_no_backup(engine: SQLite, tmp_path: Path) -> None:
+async def test_backup_of_a_damaged_database_is_rejected(engine: SQLite, tmp_path: Path) -> None:
     with engine.path.open("r+b") as file:
         size = engine.path.stat().st_size
         file.seek(4096 * 2)
@@ -178,14 +182,14 @@ def acknowledged(process: subprocess.Popen[str], count: int) -> list[str]:
     return [process.stdout.readline().strip() for _ in range(count)]
 
 
-async def test_a_restored_backup_goes_on_where_it_was(
+async def test_receiver_continues_from_a_restored_backup_made_under_load(
     tmp_path: Path, network: Network, load: subprocess.Popen[str]
 ) -> None:
-    """Backed up under load, killed, restored as the README says, and started."""
+    """Back up under load, kill the writer, restore as the README says, and start the receiver."""
     database, copy = tmp_path / "receiver.db", tmp_path / "copy.db"
     before = acknowledged(load, 20)
     reading = threading.Thread(target=lambda: acknowledged(load, 10**6))
-    reading.start()  # it goes on writing all the while
+    reading.start()  # so that the writer never waits for a full pipe
     made = back_up(str(database), str(copy))
     load.send_signal(signal.SIGKILL)
     load.wait()
@@ -194,7 +198,7 @@ async def test_a_restored_backup_goes_on_where_it_was(
     rows = SQLite(copy).rows("SELECT id, status FROM predictions")
     assert made.predictions == len(rows)
     assert set(before) <= {row[0] for row in rows}
-    # Whose submit was under way is another matter: that nobody knows.
+    # Leave out predictions whose submit was in progress: it is unknown how they end.
     known = {row[0] for row in rows if row[1] in {"succeeded", "processing"}}
     assert set(before) <= known
 

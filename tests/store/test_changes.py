@@ -1,4 +1,4 @@
-"""The change log: every change of status once, in the order of the commits, none put in later."""
+"""The change log: every status change once, in commit order, with no later insertions."""
 
 import asyncio
 from typing import Final
@@ -44,7 +44,7 @@ async def moves(store: Store, after: int = 0) -> list[StatusChange]:
 
 
 @pytest.mark.parametrize("status", WAYS)
-async def test_every_change_is_in_the_log_once(store: Store, status: Status) -> None:
+async def test_every_status_change_is_logged_once(store: Store, status: Status) -> None:
     await stand(store, 1, status)
     found = await moves(store)
     assert [move.status for move in found] == WAYS[status]
@@ -52,7 +52,7 @@ async def test_every_change_is_in_the_log_once(store: Store, status: Status) -> 
     assert [move.seq for move in found] == sorted({move.seq for move in found})
 
 
-async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
+async def test_duplicate_outcome_and_hastened_poll_are_not_logged(store: Store) -> None:
     await ended(store, 1)
     before = await moves(store)
     await accept_outcome(store, arrival(1))
@@ -60,7 +60,7 @@ async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
     assert await moves(store) == before
 
 
-async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
+async def test_pages_have_no_gap_and_no_duplicate(store: Store) -> None:
     for number in range(80):
         await store.predictions.create(new(number))
     log = ChangeLog(store)
@@ -71,7 +71,7 @@ async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -
     assert (len(first), last) == (50, end)
 
 
-async def test_the_end_of_a_move_tells_its_time_and_its_event(store: Store) -> None:
+async def test_terminal_change_has_an_event_with_the_same_time_and_type(store: Store) -> None:
     await ended(store, 1)
     [*_, end] = await moves(store)
     [(name, event)] = (await ChangeLog(store).events([pred(1), pred(2)])).items()
@@ -92,11 +92,11 @@ async def test_events_are_listed_newest_first(store: Store) -> None:
 
 
 @pytest.mark.pooled
-async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
+async def test_log_end_waits_for_an_uncommitted_transaction_with_a_lower_number(
     engine: Engine,
 ) -> None:
     if not isinstance(engine, Postgres):
-        return  # one connection writes there, so that places and commits have one order
+        return  # SQLite has one writer: numbers and commits have the same order
     store = engine.store
     slow = await asyncpg.connect(
         engine.database.url, server_settings={"search_path": "clock, receiver"}
@@ -107,7 +107,7 @@ async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
         await slow.execute(
             "INSERT INTO changes (prediction_id, status, time) VALUES ($1, 'queued', 0)", pred(9)
         )
-        await submitting(store, 1)  # a later place, an earlier commit
+        await submitting(store, 1)  # higher numbers, committed earlier
         end = asyncio.create_task(store.change_log_end())
         await eventually(lambda: engine.rows("SELECT count(*) FROM changes"), lambda n: n == [(2,)])
         assert not (await asyncio.wait({end}, timeout=0.1))[0]
@@ -118,7 +118,7 @@ async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
     assert [move.status for move in await moves(store)] == ["queued", "submitting"]
 
 
-async def test_a_transaction_that_was_given_up_leaves_only_a_number(engine: Engine) -> None:
+async def test_change_log_is_read_past_a_number_lost_in_a_rollback(engine: Engine) -> None:
     await submitting(engine.store, 1)
     if isinstance(engine, Postgres):
         engine.database.execute("SELECT nextval('receiver.changes_seq_seq')")

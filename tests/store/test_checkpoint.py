@@ -1,4 +1,4 @@
-"""The thread beside the writer carries pages, survives trouble and always ends."""
+"""The WAL checkpoint thread: it copies pages, survives errors and always ends."""
 
 import sqlite3
 import threading
@@ -17,7 +17,7 @@ def ends(checkpointer: Checkpointer) -> bool:
     return not closing.is_alive()
 
 
-def test_pages_are_carried_from_the_log_into_the_database(tmp_path: Path) -> None:
+def test_checkpoint_copies_pages_from_the_wal_into_the_database(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     writing = sqlite3.connect(path, isolation_level=None)
     writing.execute("PRAGMA journal_mode = WAL")
@@ -35,7 +35,7 @@ def test_pages_are_carried_from_the_log_into_the_database(tmp_path: Path) -> Non
     assert ends(checkpointer)
 
 
-def test_trouble_with_the_disk_is_left_to_the_writer_to_report() -> None:
+def test_checkpoint_thread_tries_again_after_a_disk_error() -> None:
     tries = threading.Semaphore(0)
 
     def connect() -> sqlite3.Connection:
@@ -50,12 +50,12 @@ def test_trouble_with_the_disk_is_left_to_the_writer_to_report() -> None:
     assert ends(checkpointer)
 
 
-def test_a_close_that_comes_just_as_a_period_ends_is_not_missed(tmp_path: Path) -> None:
+def test_close_just_before_the_thread_clears_its_event_is_not_missed(tmp_path: Path) -> None:
     closed: list[bool] = []
     called = threading.Event()
 
     class Raced(threading.Event):
-        """Is set by `close` right before the thread clears it."""
+        """An event that `close` sets just before the thread clears it."""
 
         def clear(self) -> None:
             closing.start()
@@ -82,12 +82,12 @@ def test_a_close_that_comes_just_as_a_period_ends_is_not_missed(tmp_path: Path) 
     assert closed == [True]
 
 
-def test_what_was_never_started_can_be_closed() -> None:
+def test_checkpointer_that_never_started_can_be_closed() -> None:
     assert ends(Checkpointer(lambda: sqlite3.connect(":memory:")))
 
 
 class Failing(sqlite3.Connection):
-    """Fails to empty the log, the first time."""
+    """A connection that fails to truncate the log, once with each error in `troubles`."""
 
     troubles: ClassVar[list[str]]
 
@@ -97,7 +97,7 @@ class Failing(sqlite3.Connection):
         return super().execute(sql, params)
 
 
-def test_the_log_is_emptied_though_the_first_try_fails(tmp_path: Path) -> None:
+def test_wal_is_emptied_after_a_first_failed_attempt(tmp_path: Path) -> None:
     class Connection(Failing):
         troubles: ClassVar = ["database or disk is full"]
 
@@ -110,7 +110,7 @@ def test_the_log_is_emptied_though_the_first_try_fails(tmp_path: Path) -> None:
     assert ends(checkpointer)
 
 
-def test_one_that_wants_the_log_empty_does_not_wait_for_one_that_is_closed() -> None:
+def test_waiting_for_an_empty_wal_ends_when_the_checkpointer_closes() -> None:
     def connect() -> sqlite3.Connection:
         raise sqlite3.OperationalError("unable to open database file")
 

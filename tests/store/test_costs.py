@@ -1,4 +1,4 @@
-"""Costs held against a model: reservations, settlements and sums, whatever comes and goes."""
+"""Costs compared with a model: reservations, settlements and daily sums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.store.parts import NOW, Engine, arrival, new, pred, progress, submitt
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 CENT: Final = 10_000
-"""Microdollars."""
+"""In microdollars."""
 UNTIL: Final = NOW + 1000.0
 STEPS: Final = 120
 
@@ -32,7 +32,7 @@ def bound(subject: str, cost: int | None, until: float = UNTIL) -> Bound:
 
 
 def costing(found: IncomingOutcome, cost: Price | None, ask_at: float | None) -> IncomingOutcome:
-    """Rule as the inbox does, with such a cost."""
+    """Return the arrival with a judge that adds this cost and the time to ask for one."""
     rule = found.judge
 
     def decide(known: Any, arrived: IncomingOutcome) -> Transition:
@@ -43,7 +43,7 @@ def costing(found: IncomingOutcome, cost: Price | None, ask_at: float | None) ->
 
 
 class Model:
-    """What should be kept, in plain Python."""
+    """The expected counts and sums, in plain Python."""
 
     def __init__(self) -> None:
         self.spent: Counter[str] = Counter()
@@ -60,7 +60,7 @@ class Model:
         return True
 
     def correct(self, row: dict[str, Any], amount: int | None) -> None:
-        """What counts of the budgets is what it cost, or was expected to where nobody knows."""
+        """Correct the budgets, which count the cost, or the price while the cost is unknown."""
         counted = (row["price"] or 0) if row.get("cost") is None else row["cost"]
         for each in row["bounds"] if row["price"] is not None else ():
             self.spent[each.subject] += (counted if amount is None else amount) - counted
@@ -72,7 +72,7 @@ class Model:
         self.sum(row, 1)
 
     def learn(self, number: int, cost: Price) -> None:
-        """A provider's word counts before all else; what is computed where nothing is known."""
+        """Learn a cost: a provider's figure replaces any, a computed one only an unknown cost."""
         amount, source = cost
         row = self.ended[number]
         if row.get("told") or (source == "computed" and row["cost"] is not None):
@@ -94,7 +94,7 @@ class Model:
             of[place] += sign * more
 
 
-async def test_costs_come_to_what_the_model_says(engine: Engine, store: Store) -> None:
+async def test_costs_equal_those_of_the_model(engine: Engine, store: Store) -> None:
     random = Random(17)
     model = Model()
     made = 0
@@ -121,7 +121,7 @@ async def test_costs_come_to_what_the_model_says(engine: Engine, store: Store) -
     assert STEPS // 3 < made < STEPS
     counts = dict(engine.rows("SELECT subject, spent FROM order_counts"))
     assert counts == {f"{name}/{UNTIL:.0f}": model.spent[name] for name in model.spent}
-    # The ledger says how it came to that, of each prediction that is still there.
+    # For each prediction that is not deleted, the ledger adds up to what the budgets count.
     for number, row in model.ended.items():
         of_one = engine.rows("SELECT amount FROM ledger WHERE prediction_id = ?", pred(number))
         counted = (row["price"] or 0) if row["cost"] is None else row["cost"]
@@ -158,7 +158,7 @@ def known(number: int) -> Any:
 
 
 async def later(store: Store, model: Model, random: Random, number: int) -> None:
-    """Something comes long after the end."""
+    """Do one random thing that can happen long after the end."""
     match random.choice(("figure", "again", "erase", "delete", "nothing")):
         case "figure":
             amount = random.randint(0, 30 * CENT)
@@ -179,8 +179,8 @@ async def later(store: Store, model: Model, random: Random, number: int) -> None
                 del model.ended[number]
 
 
-async def test_budgets_hold_whatever_is_submitted_at_once(engine: Engine, store: Store) -> None:
-    """Each under two budgets in another order; a key that comes twice counts once."""
+async def test_concurrent_submits_do_not_exceed_any_budget(engine: Engine, store: Store) -> None:
+    """Every second prediction names the budgets in the other order; a duplicate key counts once."""
     bounds = (bound("one", 70 * CENT), bound("two", 500 * CENT))
     wanted = [
         new(n, price=10 * CENT, bounds=bounds[:: 1 if n % 2 else -1], idempotency_key=f"{n // 2}")
@@ -194,13 +194,13 @@ async def test_budgets_hold_whatever_is_submitted_at_once(engine: Engine, store:
         f"two/{UNTIL:.0f}": 70 * CENT,
     }
     again = await store.predictions.create(wanted[[r.is_new for r in results].index(True)])
-    assert (again.is_new, again.excess) == (False, None)  # what was made is refused by no limit
+    assert (again.is_new, again.excess) == (False, None)  # no limit applies to an existing one
 
 
-async def test_a_settlement_in_another_time_changes_nothing_of_it(
+async def test_settlement_in_a_later_period_leaves_the_budget_of_that_period(
     engine: Engine, store: Store
 ) -> None:
-    """What was reserved of yesterday's budget and cost less is not given back today."""
+    """The unspent part of a reservation returns to the budget of its own period."""
     await store.predictions.create(
         new(1, price=10 * CENT, price_source="computed", bounds=(bound("one", 50 * CENT, 10.0),))
     )
@@ -213,7 +213,7 @@ async def test_a_settlement_in_another_time_changes_nothing_of_it(
     assert entries == [("reserved", 10 * CENT), ("settled", -10 * CENT)]
 
 
-async def test_what_is_to_be_asked_is_asked_until_it_is_known(store: Store) -> None:
+async def test_provider_is_asked_for_a_cost_until_the_cost_is_known(store: Store) -> None:
     for number in (1, 2, 3):
         await store.predictions.create(new(number))
         await accept_outcome(store, costing(arrival(number), None, NOW + number))
@@ -230,7 +230,7 @@ async def test_what_is_to_be_asked_is_asked_until_it_is_known(store: Store) -> N
     assert (found.cost.amount, found.cost.source) == (7e-6, "provider")
 
 
-async def test_what_a_submit_said_that_it_costs_counts_at_the_end(store: Store) -> None:
+async def test_cost_in_the_submit_answer_counts_at_the_end(store: Store) -> None:
     await submitting(store, 1)
     said = progress(1, "accepted", NOW + 30, provider_id="req-1", cost=7 * CENT)
     await store.predictions.progress(said)
@@ -243,5 +243,5 @@ async def test_what_a_submit_said_that_it_costs_counts_at_the_end(store: Store) 
 
     await accept_outcome(store, replace(found, judge=judge))
     late = progress(1, "accepted", NOW + 30, provider_id="req-1", cost=9 * CENT)
-    await store.predictions.progress(late)  # the sums are made up already
+    await store.predictions.progress(late)  # too late: the sums are final
     assert heard == [7 * CENT]

@@ -1,4 +1,4 @@
-"""A kill or an error between any two statements leaves everything or nothing."""
+"""Crash consistency: a kill or an error at any statement leaves all of a transaction or none."""
 
 import asyncio
 import os
@@ -210,12 +210,12 @@ each_operation = pytest.mark.parametrize("prepare", OPERATIONS, ids=lambda step:
 
 
 @pytest.fixture
-def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - watched from its opening on
+def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - to be watched from the start
     return engine
 
 
 async def in_one_batch(watch: Watch, store: Store, act: Act, before: Callable[[str], None]) -> Any:
-    """Run all that `act` asks for in one transaction; tell of its statements."""
+    """Run all that `act` starts in one transaction; call `before` with its statements."""
     with watch.busy(store):
         waiting = asyncio.ensure_future(act())
         for _ in range(3):
@@ -223,7 +223,7 @@ async def in_one_batch(watch: Watch, store: Store, act: Act, before: Callable[[s
         begun = 0
 
         def hear(sql: str) -> None:
-            # The first COMMIT is that of the transaction which held the door.
+            # The first COMMIT is that of the transaction that kept the writer busy.
             nonlocal begun
             begun += sql == "BEGIN IMMEDIATE"
             if begun:
@@ -234,7 +234,7 @@ async def in_one_batch(watch: Watch, store: Store, act: Act, before: Callable[[s
 
 
 @each_operation
-async def test_a_kill_between_any_two_statements_leaves_all_or_nothing(
+async def test_kill_between_any_two_statements_leaves_all_or_nothing(
     engine: SQLite, watch: Watch, tmp_path: Path, prepare: Callable[[Store], Awaitable[Act]]
 ) -> None:
     store = engine.store
@@ -260,7 +260,7 @@ async def test_a_kill_between_any_two_statements_leaves_all_or_nothing(
 
 
 @each_operation
-async def test_what_a_kill_left_opens_and_the_work_can_be_done_again(
+async def test_database_left_by_a_kill_opens_and_accepts_work(
     engine: SQLite, watch: Watch, tmp_path: Path, prepare: Callable[[Store], Awaitable[Act]]
 ) -> None:
     act = await prepare(engine.store)
@@ -285,7 +285,7 @@ async def test_what_a_kill_left_opens_and_the_work_can_be_done_again(
 
 @each_operation
 @pytest.mark.parametrize("unavailable", [True, False])
-async def test_an_error_at_any_statement_leaves_nothing_and_is_told(
+async def test_error_at_any_statement_rolls_back_and_is_raised(
     engine: SQLite,
     watch: Watch,
     prepare: Callable[[Store], Awaitable[Act]],
@@ -305,7 +305,7 @@ async def test_an_error_at_any_statement_leaves_nothing_and_is_told(
         def break_down(_: str) -> None:
             nonlocal left
             left -= 1
-            if left < 0:  # and from then on, so that even to roll back fails
+            if left < 0:  # and at all later ones: the rollback fails too
                 raise error
 
         [answer] = await in_one_batch(watch, store, act, break_down)
@@ -313,7 +313,7 @@ async def test_an_error_at_any_statement_leaves_nothing_and_is_told(
         if not isinstance(answer, BaseException):
             break
         assert isinstance(answer, StoreUnavailable if unavailable else sqlite3.OperationalError)
-        await store.try_write(NOW)  # it works again at once
+        await store.try_write(NOW)  # the next write succeeds
         assert engine.dump() == before
         step += 1
     assert step >= 3
@@ -325,10 +325,8 @@ DYING = Path(__file__).with_name("dying.py")
 
 
 @pytest.mark.parametrize("name", ["accept", "begin_submits", "settle"])
-def test_a_process_that_dies_at_any_statement_leaves_all_or_nothing(
-    tmp_path: Path, name: str
-) -> None:
-    """Let real processes die, one at each statement, and look at what they leave."""
+def test_process_killed_at_any_statement_leaves_all_or_nothing(tmp_path: Path, name: str) -> None:
+    """Real processes end, one at each statement, and leave their files to be compared."""
     process = run_to_end([str(DYING), name, str(tmp_path)], tmp_path, os.environ)
     assert process.stderr == ""
     deaths = int(process.stdout)

@@ -1,4 +1,4 @@
-"""What is pending for handlers: claimed by one, settled once, fenced against one that lost it."""
+"""Deliveries: claimed by one process, settled once, and protected from a claim that was lost."""
 
 import asyncio
 from typing import Any
@@ -42,7 +42,7 @@ async def state(store: Store, delivery_id: str = GREET) -> tuple[str, int, str]:
     return delivery.state, delivery.attempts, delivery.reason
 
 
-async def test_a_claim_carries_the_whole_event(store: Store) -> None:
+async def test_claim_contains_the_whole_event(store: Store) -> None:
     claim = await claimed(store)
     prediction = await store.predictions.get(pred(1))
     assert claim.event.prediction == prediction
@@ -62,20 +62,20 @@ async def test_a_claim_carries_the_whole_event(store: Store) -> None:
 
 @pytest.mark.pooled
 @pytest.mark.parametrize("text", [r"\xZZ not found", r"\x4142", "\\x"])
-async def test_a_text_that_begins_as_our_own_hex_is_a_text(store: Store, text: str) -> None:
+async def test_text_payload_that_looks_like_hex_stays_text(store: Store, text: str) -> None:
     await ended(store, 1, "greet", body=text.encode())
     [claim] = (await store.claim(wanted())).claims
     assert claim.event.raw == text
 
 
-async def test_an_event_may_have_many_handlers_with_long_names(store: Store) -> None:
+async def test_event_may_have_many_handlers_with_long_names(store: Store) -> None:
     names = [f"{number:02}{'h' * 298}" for number in range(30)]
     await ended(store, 1, *names)
     for name in (names[0], names[-1]):
         assert len((await store.claim(wanted(name))).claims) == 1
 
 
-async def test_what_is_claimed_is_claimed_by_one(store: Store) -> None:
+async def test_concurrent_claims_return_each_delivery_once(store: Store) -> None:
     for number in range(20):
         await ended(store, number, "greet")
     found = await asyncio.gather(*(store.claim(wanted(owner=f"o{n}", most=7)) for n in range(6)))
@@ -83,7 +83,7 @@ async def test_what_is_claimed_is_claimed_by_one(store: Store) -> None:
     assert len(ids) == len(set(ids)) == 20
 
 
-async def test_a_lane_gets_its_own_work_when_it_is_due_and_hears_of_the_next(
+async def test_claim_returns_due_deliveries_of_a_handler_and_the_next_due_time(
     store: Store,
 ) -> None:
     await ended(store, 1, "greet", "other")
@@ -98,7 +98,7 @@ async def test_a_lane_gets_its_own_work_when_it_is_due_and_hears_of_the_next(
 
 
 @pytest.mark.usefixtures("in_one_process")
-async def test_the_longest_due_is_claimed_first(store: Store) -> None:
+async def test_delivery_with_the_earliest_due_time_is_claimed_first(store: Store) -> None:
     for number, at in ((1, NOW + 3), (2, NOW + 1), (3, NOW + 2)):
         await ended(store, number, "greet", at=at)
     order = [(await store.claim(wanted(most=1))).claims[0].id for _ in range(3)]
@@ -114,7 +114,7 @@ async def test_the_longest_due_is_claimed_first(store: Store) -> None:
         (AGAIN, "pending"),
     ],
 )
-async def test_a_settlement_ends_the_attempt_as_decided(
+async def test_settlement_ends_the_attempt_in_the_decided_state(
     store: Store, decision: Decision, expected: str
 ) -> None:
     claim = await claimed(store)
@@ -130,7 +130,7 @@ async def test_a_settlement_ends_the_attempt_as_decided(
 
 
 @pytest.mark.pooled
-async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) -> None:
+async def test_retry_is_claimed_after_its_delay_as_the_next_attempt(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim, AGAIN))  # due at +21+30
     assert (await store.claim(wanted(now=NOW + 50))).claims == []
@@ -141,7 +141,7 @@ async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) ->
     assert [attempt["number"] for attempt in delivery.history] == [1, 2]
 
 
-async def test_one_that_looks_a_moment_early_hears_to_look_again_soon(store: Store) -> None:
+async def test_claim_just_before_a_retry_is_due_returns_its_due_time(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim, AGAIN))  # due at +21+30
     early = await store.claim(wanted(now=NOW + 51 - 0.0001))
@@ -202,9 +202,7 @@ async def given_back_and_claimed_again(store: Store) -> None:
     ],
     ids=lambda step: step.__name__,
 )
-async def test_a_settlement_whose_claim_was_lost_changes_nothing(
-    engine: Engine, meanwhile: Any
-) -> None:
+async def test_settlement_of_a_lost_claim_changes_nothing(engine: Engine, meanwhile: Any) -> None:
     claim = await claimed(engine.store)
     await meanwhile(engine.store)
     before = engine.dump()
@@ -213,7 +211,7 @@ async def test_a_settlement_whose_claim_was_lost_changes_nothing(
         assert engine.dump() == before
 
 
-async def test_a_late_settlement_takes_nothing_from_a_later_claim_of_the_same_process(
+async def test_late_settlement_leaves_a_newer_claim_of_the_same_process_valid(
     store: Store,
 ) -> None:
     late = await claimed(store)
@@ -227,7 +225,7 @@ async def test_a_late_settlement_takes_nothing_from_a_later_claim_of_the_same_pr
 
 
 @pytest.mark.usefixtures("in_one_process")
-async def test_a_settlement_of_a_process_before_this_one_changes_nothing(engine: Engine) -> None:
+async def test_settlement_of_a_previous_process_changes_nothing(engine: Engine) -> None:
     claim = await claimed(engine.store)
     await engine.store.recover("next", NOW + 30)
     before = engine.dump()
@@ -236,7 +234,7 @@ async def test_a_settlement_of_a_process_before_this_one_changes_nothing(engine:
 
 
 @pytest.mark.parametrize("decision", [DONE, AGAIN, GIVEN_UP], ids=lambda d: d.state)
-async def test_a_second_settlement_changes_nothing(engine: Engine, decision: Decision) -> None:
+async def test_second_settlement_changes_nothing(engine: Engine, decision: Decision) -> None:
     claim = await claimed(engine.store)
     assert await engine.store.settle(settlement(claim, AGAIN))
     before = engine.dump()
@@ -244,7 +242,7 @@ async def test_a_second_settlement_changes_nothing(engine: Engine, decision: Dec
     assert engine.dump() == before
 
 
-async def test_two_settlements_of_one_claim_at_once_settle_it_once(engine: Engine) -> None:
+async def test_concurrent_settlements_of_one_claim_settle_it_once(engine: Engine) -> None:
     claim = await claimed(engine.store)
     held = await asyncio.gather(*(engine.store.settle(settlement(claim)) for _ in range(5)))
     assert sorted(held) == [False, False, False, False, True]
@@ -254,7 +252,9 @@ async def test_two_settlements_of_one_claim_at_once_settle_it_once(engine: Engin
 @pytest.mark.parametrize(
     "stranger", [{"owner": "other"}, {"number": 7}, {"id": "dlv_none"}], ids=repr
 )
-async def test_only_the_holder_settles(engine: Engine, stranger: dict[str, Any]) -> None:
+async def test_settlement_with_another_owner_number_or_id_changes_nothing(
+    engine: Engine, stranger: dict[str, Any]
+) -> None:
     claim = await claimed(engine.store)
     before = engine.dump()
     assert not await engine.store.settle(settlement(claim, **stranger))
@@ -262,7 +262,7 @@ async def test_only_the_holder_settles(engine: Engine, stranger: dict[str, Any])
 
 
 @pytest.mark.pooled
-async def test_a_batch_settles_what_is_held_and_leaves_the_rest(store: Store) -> None:
+async def test_batch_of_settlements_settles_only_those_of_the_claims_owner(store: Store) -> None:
     for number in range(10):
         await ended(store, number, "greet")
     claims = (await store.claim(wanted())).claims
@@ -277,7 +277,7 @@ async def test_a_batch_settles_what_is_held_and_leaves_the_rest(store: Store) ->
 
 
 @pytest.mark.pooled
-async def test_what_is_given_back_was_never_attempted(store: Store) -> None:
+async def test_released_claim_is_pending_again_and_no_attempt_counts(store: Store) -> None:
     await claimed(store)
     await store.release("other", NOW + 30)
     assert (await state(store))[0] == "running"
@@ -287,7 +287,7 @@ async def test_what_is_given_back_was_never_attempted(store: Store) -> None:
     assert claim.attempt == 1
 
 
-async def test_what_is_given_back_again_and_again_spends_its_attempts(store: Store) -> None:
+async def test_attempts_count_from_the_fourth_release_on(store: Store) -> None:
     await claimed(store)
     lost: list[LostAttempt] = []
     for stop in range(1, 6):
@@ -303,7 +303,7 @@ async def test_what_is_given_back_again_and_again_spends_its_attempts(store: Sto
 
 
 @pytest.mark.pooled
-async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
+async def test_lease_renewed_by_its_owner_expires_at_the_new_time(store: Store) -> None:
     claim = await claimed(store)  # until +50
     store.renew("me", [claim.id], NOW + 100)
     store.renew("me", [], NOW + 1)
@@ -313,14 +313,14 @@ async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
     assert (await state(store))[:2] == ("pending", 1)
 
 
-async def test_a_claim_of_ours_that_nobody_keeps_is_pending_again_too(store: Store) -> None:
+async def test_process_reclaims_its_own_expired_claim_too(store: Store) -> None:
     await claimed(store)  # until +50
     assert await store.reclaim("me", NOW + 49) == []
     assert [one.handler for one in await store.reclaim("me", NOW + 50)] == ["greet"]
 
 
 @pytest.mark.usefixtures("in_one_process")
-async def test_what_a_dead_process_ran_is_pending_again_and_the_attempt_counts(
+async def test_delivery_of_a_dead_process_is_pending_again_and_the_attempt_counts(
     store: Store,
 ) -> None:
     await claimed(store)
@@ -332,9 +332,7 @@ async def test_what_a_dead_process_ran_is_pending_again_and_the_attempt_counts(
 
 @pytest.mark.pooled
 @pytest.mark.parametrize("by", ["reclaim", "recover"])
-async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
-    store: Store, by: str
-) -> None:
+async def test_lost_attempt_is_recorded_and_returned_once(store: Store, by: str) -> None:
     await claimed(store)  # at +20, until +50
     told = await getattr(store, by)("next", NOW + 50)
     told += await getattr(store, by)("next", NOW + 50)
@@ -365,7 +363,7 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
     assert [attempt["result"] for attempt in delivery.history] == ["lost", "done"]
 
 
-async def test_a_probe_ends_with_its_process(store: Store) -> None:
+async def test_reclaim_ends_the_circuit_breaker_probe_of_the_lost_claim(store: Store) -> None:
     breakers = Breakers(store)
     for name in ("greet", "other"):
         await breakers.trip(name, NOW, NOW + 10, "down")
@@ -376,7 +374,7 @@ async def test_a_probe_ends_with_its_process(store: Store) -> None:
     assert (found["greet"].probe_until, found["other"].probe_until) == (None, NOW + 9000)
 
 
-async def test_answers_of_a_batch_are_each_ones_own(store: Store) -> None:
+async def test_each_caller_in_a_batch_gets_its_own_result(store: Store) -> None:
     for number in (1, 2, 3):
         await ended(store, number, "greet")
     dead = {delivery_id(pred(number), "greet") for number in (1, 2)}
@@ -404,7 +402,7 @@ async def test_recovery_leaves_the_claims_of_its_own_process(store: Store) -> No
 
 
 @pytest.mark.parametrize("decision", [DONE, Decision(state="skipped"), GIVEN_UP])
-async def test_a_replay_begins_a_new_round_and_forgets_the_steps(
+async def test_replay_begins_a_new_round_and_deletes_the_stored_steps(
     store: Store, decision: Decision
 ) -> None:
     claim = await claimed(store)
@@ -419,7 +417,9 @@ async def test_a_replay_begins_a_new_round_and_forgets_the_steps(
 
 
 @pytest.mark.parametrize("running", [False, True])
-async def test_a_replay_leaves_what_is_still_pending(engine: Engine, *, running: bool) -> None:
+async def test_replay_leaves_a_pending_or_running_delivery_unchanged(
+    engine: Engine, *, running: bool
+) -> None:
     store = engine.store
     await ended(store, 1, "greet")
     if running:
@@ -430,7 +430,7 @@ async def test_a_replay_leaves_what_is_still_pending(engine: Engine, *, running:
     assert engine.dump() == before
 
 
-async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) -> None:
+async def test_replay_adds_a_delivery_for_a_new_handler(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim))
     seen: list[tuple[str, str]] = []
@@ -444,14 +444,14 @@ async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) ->
     assert (await state(store))[0] == "done"
 
 
-async def test_there_is_nothing_to_replay_before_the_end(store: Store) -> None:
+async def test_replay_of_an_unfinished_or_unknown_prediction_does_nothing(store: Store) -> None:
     await store.predictions.create(new(1))
     assert (await store.deliveries.replay(pred(1), greet_only, NOW)).pending is None
     assert (await store.deliveries.replay("pred_none", greet_only, NOW)).pending is None
 
 
 @pytest.mark.parametrize("decision", [Decision(state="skipped"), GIVEN_UP])
-async def test_a_retry_by_hand_starts_counting_anew_and_keeps_the_steps(
+async def test_manual_retry_resets_the_attempt_count_and_keeps_the_steps(
     store: Store, decision: Decision
 ) -> None:
     claim = await claimed(store)
@@ -463,7 +463,7 @@ async def test_a_retry_by_hand_starts_counting_anew_and_keeps_the_steps(
     assert await store.deliveries.recall(claim.id, "post") == '"done"'
 
 
-async def test_a_retry_by_hand_hastens_what_waits(store: Store) -> None:
+async def test_manual_retry_makes_a_delayed_retry_due_at_once(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim, AGAIN))
     assert await store.deliveries.retry(claim.id, NOW + 30) == "greet"
@@ -471,7 +471,9 @@ async def test_a_retry_by_hand_hastens_what_waits(store: Store) -> None:
     assert again.attempt == 2
 
 
-async def test_there_is_no_retry_of_what_runs_or_is_done(engine: Engine) -> None:
+async def test_manual_retry_of_a_running_done_or_unknown_delivery_does_nothing(
+    engine: Engine,
+) -> None:
     store = engine.store
     claim = await claimed(store)
     before = engine.dump()
@@ -483,7 +485,7 @@ async def test_there_is_no_retry_of_what_runs_or_is_done(engine: Engine) -> None
 
 
 @pytest.mark.pooled
-async def test_a_step_keeps_its_first_result(store: Store) -> None:
+async def test_step_keeps_its_first_result(store: Store) -> None:
     claim = await claimed(store)
     assert await store.deliveries.recall(claim.id, "post") is None
     assert await store.deliveries.remember(claim.id, "post", "1") == "1"
@@ -506,7 +508,7 @@ PAGES: list[tuple[dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize("limit", [1, 4, 50])
-async def test_pages_of_deliveries_hold_everything_once(store: Store, limit: int) -> None:
+async def test_pages_of_deliveries_contain_each_match_once(store: Store, limit: int) -> None:
     for number in range(3):
         await ended(store, number, "a", "b")
     await store.claim(wanted("a", most=1))
@@ -523,13 +525,13 @@ async def test_pages_of_deliveries_hold_everything_once(store: Store, limit: int
         assert seen == sorted(set(seen), reverse=True)
 
 
-async def test_a_probe_proves_that_writing_works_and_keeps_one_row(engine: Engine) -> None:
+async def test_write_probe_keeps_one_row_with_the_latest_time(engine: Engine) -> None:
     await asyncio.gather(*(engine.store.try_write(NOW + n) for n in range(3)))
     await engine.store.try_write(NOW + 9)
     assert engine.rows("SELECT at FROM probe") == [(NOW + 9,)]
 
 
-async def test_words_that_json_and_sql_care_about_come_back_whole(store: Store) -> None:
+async def test_special_characters_in_a_reason_are_stored_unchanged(store: Store) -> None:
     reason = 'it\'s "quoted" \\ $[0] {\u2028} \U0001f600'
     claim = await claimed(store)
     await store.settle(settlement(claim, Decision(state="dead", reason=reason)))

@@ -1,4 +1,4 @@
-"""What was delivered to nobody is found again, counted and bounded, on either engine."""
+"""Discarded items: listed with their reasons, filtered, counted and bounded, on both engines."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ async def listed(store: Store, **given: Any) -> list[DiscardedItem]:
 
 
 async def everything(store: Store) -> None:
-    """Let one of each kind happen, the later ones first in this list."""
+    """Create items of every kind, the oldest first; a list has the newest first."""
     await ended(store, 1)  # unmatched, at NOW + 10
     await ended(store, 2, "greet", at=NOW + 20)
     for seconds in (30, 40):
@@ -31,7 +31,7 @@ async def everything(store: Store) -> None:
     await DiscardedItems(store).count([Rejection("fal", "bad_token", "9.9.9.9", 3, NOW, NOW + 80)])
 
 
-async def test_each_kind_says_what_it_was_how_often_and_when(store: Store) -> None:
+async def test_each_kind_of_discarded_item_has_its_reason_count_and_times(store: Store) -> None:
     await everything(store)
     rejected, unknown, late, same_end, same_bytes, unmatched = await listed(store)
     seen = [
@@ -75,13 +75,13 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-async def test_filters_narrow_it_down(store: Store) -> None:
+async def test_filters_select_by_kind_provider_and_prediction(store: Store) -> None:
     await everything(store)
     for given, kinds in FILTERS:
         assert [one.kind for one in await listed(store, **given)] == kinds, given
 
 
-async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
+async def test_pages_have_no_gap_and_no_duplicate(store: Store) -> None:
     for number in range(7):
         await ended(store, number)  # all at one time
         await accept_outcome(store, arrival(number, "failed", at=NOW + 10, body=b"late"))
@@ -102,19 +102,19 @@ async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -
 STRANGE = ("?", "=", "é", "1", "_61", "1e9_61", "-1_61", "1_6", "1_" + "61" * 501)
 
 
-async def test_a_cursor_of_somebody_elses_is_refused(store: Store) -> None:
+async def test_malformed_cursor_is_rejected(store: Store) -> None:
     for cursor in STRANGE:
         with pytest.raises(BadCursor):
             await DiscardedItems(store).page(1, cursor=cursor)
 
 
-async def test_a_cursor_may_hold_anything_that_has_its_shape(store: Store) -> None:
+async def test_well_formed_cursor_with_any_values_is_accepted(store: Store) -> None:
     await everything(store)
     for cursor in ("0_61", "999999999999.999999999_", "99999999999_00ff61"):
         assert len((await DiscardedItems(store).page(10, cursor=cursor)).data) in {0, 6}
 
 
-async def test_rejections_add_up(engine: Engine) -> None:
+async def test_rejection_counts_add_up_by_provider_reason_and_source(engine: Engine) -> None:
     discarded = DiscardedItems(engine.store)
     first = Rejection("fal", "bad_token", "1.1.1.1", 2, NOW, NOW + 1)
     other = Rejection("fal", "stale", "1.1.1.1", 1, NOW + 2, NOW + 2)
@@ -128,7 +128,7 @@ async def test_rejections_add_up(engine: Engine) -> None:
     ]
 
 
-async def test_rejections_are_bounded_and_the_old_make_room(engine: Engine) -> None:
+async def test_number_of_rejection_rows_is_bounded_and_old_rows_are_deleted(engine: Engine) -> None:
     discarded = DiscardedItems(engine.store)
     crowd = [
         Rejection("fal", "bad_token", f"1.1.{n // 256}.{n % 256}", 1, NOW, NOW)
@@ -146,7 +146,7 @@ async def test_rejections_are_bounded_and_the_old_make_room(engine: Engine) -> N
     assert engine.rows("SELECT source FROM rejections") == [("9.9.9.9",)]
 
 
-async def test_an_event_is_unmatched_until_a_handler_gets_it(engine: Engine) -> None:
+async def test_event_is_unmatched_until_a_replay_finds_a_handler(engine: Engine) -> None:
     store = engine.store
     await ended(store, 1)
     await ended(store, 2, "greet")

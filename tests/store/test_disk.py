@@ -1,4 +1,4 @@
-"""A disk that takes no writes: said once, kept nothing, and working again by itself."""
+"""A disk that accepts no writes: reported once, nothing stored, and no restart needed after it."""
 
 import asyncio
 import errno
@@ -19,12 +19,12 @@ from tests.store.parts import NOW, SQLite, arrival, new, pred
 
 pytestmark = pytest.mark.anyio
 
-FULL = "PRAGMA max_page_count = 1"  # SQLite makes it what there is: not one page more
+FULL = "PRAGMA max_page_count = 1"  # SQLite raises it to the current size: no page can be added
 READ_ONLY = "PRAGMA query_only = ON"
 
 
 class Disk:
-    """Puts every connection, those that are open and those to come, under one pragma."""
+    """Applies one pragma to every connection, open or opened later."""
 
     def __init__(self) -> None:
         self._pragma: str | None = None
@@ -40,7 +40,7 @@ class Disk:
     def breaks(self, pragma: str) -> None:
         self._pragma = pragma
         for connection in self.connections:
-            with suppress(sqlite3.ProgrammingError):  # it is closed: it only laid out the tables
+            with suppress(sqlite3.ProgrammingError):  # already closed: it only created the tables
                 connection.execute(pragma)
 
     def fixes(self) -> None:
@@ -56,7 +56,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 @pytest.fixture
-def engine(disk: Disk, tmp_path: Path) -> Iterator[SQLite]:  # noqa: ARG001 - put below the store
+def engine(disk: Disk, tmp_path: Path) -> Iterator[SQLite]:  # noqa: ARG001 - patched first
     engine = SQLite(tmp_path / "receiver.db")
     engine.store.open()
     yield engine
@@ -73,14 +73,14 @@ LARGE: dict[str, Any] = {"input": {"prompt": "x" * 200_000}}
 @pytest.mark.parametrize(
     ("pragma", "words"), [(FULL, "disk is full"), (READ_ONLY, "readonly database")]
 )
-async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself(
+async def test_full_or_read_only_disk_is_reported_once_and_writes_resume_later(
     engine: SQLite, disk: Disk, monkeypatch: pytest.MonkeyPatch, pragma: str, words: str
 ) -> None:
     store = engine.store
     await store.predictions.create(new(1))
     before = engine.dump()
     disk.breaks(pragma)
-    monkeypatch.setattr(os, "open", _read_only)  # nor can a file be opened to be written
+    monkeypatch.setattr(os, "open", _read_only)  # no file can be opened for writing either
 
     for number in (2, 3, 4):
         with pytest.raises(StoreUnavailable, match=words):
@@ -91,19 +91,17 @@ async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself
     )
     assert [type(answer) for answer in answers] == [StoreUnavailable] * 5
     assert engine.dump() == before
-    assert (await store.predictions.get(pred(1))) is not None  # what was kept can be read
+    assert (await store.predictions.get(pred(1))) is not None  # stored rows can be read
     [report] = engine.reports
     assert words in str(report)
 
     disk.fixes()
-    assert (
-        await accept_outcome(store, arrival(1))
-    ).verdict == "accepted"  # and the file is there already
+    assert (await accept_outcome(store, arrival(1))).verdict == "accepted"
     await store.predictions.create(new(5, **LARGE))
     assert engine.reports[1:] == [None]
 
 
-async def test_a_disk_that_breaks_again_is_reported_again(engine: SQLite, disk: Disk) -> None:
+async def test_second_disk_failure_is_reported_again(engine: SQLite, disk: Disk) -> None:
     for _ in range(2):
         disk.connections[:] = disk.connections[-1:]
         disk.breaks(READ_ONLY)
@@ -115,7 +113,9 @@ async def test_a_disk_that_breaks_again_is_reported_again(engine: SQLite, disk: 
     assert [report is None for report in engine.reports] == [False, True, False, True]
 
 
-async def test_what_nobody_waits_for_may_fail_too(engine: SQLite, disk: Disk) -> None:
+async def test_failed_write_without_a_caller_leaves_the_writer_running(
+    engine: SQLite, disk: Disk
+) -> None:
     disk.breaks(READ_ONLY)
     engine.store.renew("me", [], NOW)
     with pytest.raises(StoreUnavailable):
@@ -124,7 +124,7 @@ async def test_what_nobody_waits_for_may_fail_too(engine: SQLite, disk: Disk) ->
 
 
 @pytest.mark.parametrize("trouble", [sqlite3.OperationalError, sqlite3.DatabaseError])
-async def test_a_file_that_cannot_be_read_is_unavailable_and_comes_back(
+async def test_read_error_raises_store_unavailable_until_reads_work_again(
     engine: SQLite, monkeypatch: pytest.MonkeyPatch, trouble: type[sqlite3.Error]
 ) -> None:
     broken = False
@@ -180,7 +180,7 @@ print([report is None for report in reports])
 """
 
 
-def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
+def test_file_size_limit_fails_writes_like_a_full_disk_until_raised(tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
     done = run_to_end(["-c", LIMITED, str(path)], tmp_path, os.environ)
     assert done.stderr == ""

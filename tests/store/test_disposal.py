@@ -1,4 +1,4 @@
-"""What is old goes with all that hangs on it; what is pending, living or wanted again stays."""
+"""Retention: old predictions are deleted with all their rows; unfinished and pending ones stay."""
 
 import asyncio
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ HORIZON = oldest_id("pred", NOW + 100)
 
 
 async def dispose(store: Store, before: Cutoffs = OLD, most: int = 100) -> int:
-    """Delete what may go as retention does; say how much that was."""
+    """Delete old predictions as retention does; return how many."""
     disposal = Disposal(store)
     cursor: str | None = ""
     deleted = 0
@@ -51,11 +51,11 @@ def left(engine: Engine) -> list[str]:
 
 
 async def newer(store: Store) -> None:
-    """End one more: the newest event always stays."""
+    """End one more prediction: the newest event always stays."""
     await ended(store, 999_999, at=NOW + 1000)
 
 
-async def test_it_goes_with_all_that_hangs_on_it(engine: Engine, store: Store) -> None:
+async def test_prediction_is_deleted_with_all_its_rows(engine: Engine, store: Store) -> None:
     claim = await claimed(store)
     await store.deliveries.remember(claim.id, "post", '"told"')
     await store.settle(settlement(claim))
@@ -69,7 +69,9 @@ async def test_it_goes_with_all_that_hangs_on_it(engine: Engine, store: Store) -
         assert engine.rows(f"SELECT * FROM {table}") == []
 
 
-async def test_only_what_ended_long_enough_ago_goes(engine: Engine, store: Store) -> None:
+async def test_only_predictions_that_ended_before_the_cutoff_are_deleted(
+    engine: Engine, store: Store
+) -> None:
     await ended(store, 1)
     await ended(store, 2, kind="failed")
     await ended(store, 3, kind="canceled")
@@ -83,8 +85,10 @@ async def test_only_what_ended_long_enough_ago_goes(engine: Engine, store: Store
     assert left(engine) == [pred(4), pred(5), pred(999_999)]
 
 
-async def test_what_is_pending_stays(engine: Engine, store: Store) -> None:
-    """Pending, running, waiting for another, tried again: somebody still has to have it."""
+async def test_prediction_with_an_unfinished_delivery_is_not_deleted(
+    engine: Engine, store: Store
+) -> None:
+    """The deliveries are pending, running, waiting for a retry or for another handler."""
     await ended(store, 1, "pending")
     await claimed(store, 2, "running")
     claim = await claimed(store, 3, "again")
@@ -100,7 +104,7 @@ async def test_what_is_pending_stays(engine: Engine, store: Store) -> None:
     assert pred(4) not in left(engine)
 
 
-async def test_a_dead_delivery_keeps_its_prediction_as_long_as_it_is_told(
+async def test_prediction_with_a_dead_delivery_stays_until_dead_before(
     engine: Engine, store: Store
 ) -> None:
     await store.settle(settlement(await claimed(store), GIVEN_UP))
@@ -112,10 +116,10 @@ async def test_a_dead_delivery_keeps_its_prediction_as_long_as_it_is_told(
     assert pred(1) not in left(engine)
 
 
-async def test_what_a_handler_submitted_stays_while_it_may_submit_it_again(
+async def test_child_prediction_stays_while_its_handler_may_retry_the_submit(
     engine: Engine, store: Store
 ) -> None:
-    """The key, by which a second submit is found to be one, goes with the prediction."""
+    """Its idempotency key, which makes a second submit a duplicate, is deleted with it."""
     claim = await claimed(store)
     child = new(2, parent_id=pred(1), idempotency_key=f"{claim.id}/1", fingerprint="f")
     await store.predictions.create(child)
@@ -130,8 +134,10 @@ async def test_what_a_handler_submitted_stays_while_it_may_submit_it_again(
     assert left(engine) == [pred(999_999)]
 
 
-async def test_what_is_pending_again_meanwhile_stays(engine: Engine, store: Store) -> None:
-    """Between the look and the deletion somebody may replay it: it is asked again."""
+async def test_prediction_replayed_just_before_its_deletion_is_not_deleted(
+    engine: Engine, store: Store
+) -> None:
+    """The deleting transaction checks again: a replay may follow the read of candidates."""
     await store.settle(settlement(await claimed(store)))
     await newer(store)
     disposal = Disposal(store)
@@ -146,7 +152,7 @@ async def test_what_is_pending_again_meanwhile_stays(engine: Engine, store: Stor
     assert pred(1) in left(engine)
 
 
-async def test_the_newest_event_stays_so_that_its_number_never_comes_again(
+async def test_newest_event_stays_so_that_no_event_number_is_used_twice(
     engine: Engine, store: Store
 ) -> None:
     await ended(store, 1)
@@ -157,7 +163,7 @@ async def test_the_newest_event_stays_so_that_its_number_never_comes_again(
     assert numbers == [(pred(2), 2), (pred(3), 3)]
 
 
-async def test_a_walk_goes_page_by_page_and_passes_over_what_stays(
+async def test_deletion_pages_through_candidates_and_skips_those_that_stay(
     engine: Engine, store: Store
 ) -> None:
     for number in range(1, 8):
@@ -167,26 +173,25 @@ async def test_a_walk_goes_page_by_page_and_passes_over_what_stays(
     assert left(engine) == [pred(1), pred(3), pred(5), pred(7), pred(999_999)]
 
 
-async def test_nothing_younger_than_the_horizon_is_looked_at(store: Store) -> None:
+async def test_predictions_newer_than_the_horizon_are_not_candidates(store: Store) -> None:
     await ended(store, 1)
     await newer(store)
     assert await Disposal(store).old("", pred(1), OLD, 10) == ([], None)
     assert await Disposal(store).old(pred(1), HORIZON, OLD, 10) == ([], None)
 
 
-async def test_a_piece_ends_when_its_time_is_over(store: Store) -> None:
+async def test_delete_batch_ends_when_its_time_is_over(store: Store) -> None:
     for number in range(1, 9):
         await ended(store, number)
     await newer(store)
     ticks: Iterator[float] = iter([0.0, 0.4, 0.6])
     rows = [(pred(number),) for number in range(1, 9)]
     piece = DeleteBatch(rows=rows, before=OLD, seconds=1.0, clock=lambda: next(ticks))
-    assert await Disposal(store).delete(piece) == DeleteResult(
-        3, 3
-    )  # one, then two, and time is over
+    # One row, then two, and the time is over.
+    assert await Disposal(store).delete(piece) == DeleteResult(3, 3)
 
 
-async def test_the_key_of_what_is_deleted_is_free_again(store: Store) -> None:
+async def test_idempotency_key_of_a_deleted_prediction_can_be_used_again(store: Store) -> None:
     keyed = new(1, idempotency_key="order-1", fingerprint="f")
     await store.predictions.create(keyed)
     await accept_outcome(store, arrival(1))
@@ -197,7 +202,7 @@ async def test_the_key_of_what_is_deleted_is_free_again(store: Store) -> None:
     ).is_new
 
 
-async def test_what_comes_late_for_what_is_deleted_is_unknown_and_kept(
+async def test_late_callback_of_a_deleted_prediction_is_unknown_and_stored(
     engine: Engine, store: Store
 ) -> None:
     await ended(store, 1)
@@ -209,7 +214,9 @@ async def test_what_comes_late_for_what_is_deleted_is_unknown_and_kept(
     assert rows == [("unknown",)]
 
 
-async def test_disposals_and_accepts_at_once_hurt_nobody(engine: Engine, store: Store) -> None:
+async def test_concurrent_deletes_and_accepts_neither_fail_nor_deadlock(
+    engine: Engine, store: Store
+) -> None:
     for number in range(1, 31):
         await ended(store, number)
     await newer(store)
@@ -227,18 +234,16 @@ async def test_disposals_and_accepts_at_once_hurt_nobody(engine: Engine, store: 
     assert engine.reports == []
 
 
-# --- what grows in any case ---
+# --- the change log, and callbacks without effect ---
 
 
 def times(engine: Engine, *given: float) -> None:
-    """Write the times into the change log's rows, in their order."""
+    """Set the times of the change log's rows, in their order."""
     for number, at in enumerate(given, 1):
         engine.write(f"UPDATE changes SET time = {at} WHERE seq = {number}")
 
 
-async def test_the_change_log_is_trimmed_and_the_place_remembered(
-    engine: Engine, store: Store
-) -> None:
+async def test_change_log_is_trimmed_and_its_watermark_stored(engine: Engine, store: Store) -> None:
     for number in range(1, 5):
         await store.predictions.create(new(number))
     times(engine, 1.0, 2.0, 30.0, 4.0)
@@ -251,7 +256,7 @@ async def test_the_change_log_is_trimmed_and_the_place_remembered(
     assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(3,), (4,)]
 
 
-async def test_the_newest_row_of_the_change_log_stays(engine: Engine, store: Store) -> None:
+async def test_newest_row_of_the_change_log_stays(engine: Engine, store: Store) -> None:
     await store.predictions.create(new(1))
     await store.predictions.create(new(2))
     await Disposal(store).trim_change_log(NOW + 1, 100)
@@ -267,9 +272,7 @@ async def unneeded(store: Store, number: int, count: int, at: float = NOW) -> No
         )
 
 
-async def test_of_callbacks_that_decided_nothing_the_newest_stay(
-    engine: Engine, store: Store
-) -> None:
+async def test_newest_callbacks_without_effect_stay(engine: Engine, store: Store) -> None:
     await ended(store, 1)
     await unneeded(store, 1, 4)
     disposal = Disposal(store)
@@ -285,13 +288,15 @@ async def test_of_callbacks_that_decided_nothing_the_newest_stay(
 
 
 @pytest.mark.parametrize(("young", "there"), [(NOW - 1, 0), (NOW, 3)])
-async def test_of_what_lives_and_is_young_all_stay(store: Store, young: float, there: int) -> None:
+async def test_all_callbacks_of_a_young_unfinished_prediction_stay(
+    store: Store, young: float, there: int
+) -> None:
     await processing(store, 1, provider_id=None)
     await unneeded(store, 1, 3)
     assert len(await Disposal(store).unneeded(0, young, 10)) == there
 
 
-async def test_strays_are_those_of_what_is_gone(store: Store) -> None:
+async def test_strays_are_old_callbacks_without_a_prediction(store: Store) -> None:
     await ended(store, 1)
     await accept_outcome(store, arrival(1, body=b"again"))
     await accept_outcome(store, arrival(2, at=NOW))
@@ -300,16 +305,16 @@ async def test_strays_are_those_of_what_is_gone(store: Store) -> None:
     assert [row[0] for row in rows] == [pred(2)]
 
 
-async def test_an_accepted_callback_is_never_deleted_as_unneeded(
-    engine: Engine, store: Store
-) -> None:
+async def test_accepted_callback_is_never_deleted_as_unneeded(engine: Engine, store: Store) -> None:
     await ended(store, 1)
     rows = engine.rows("SELECT prediction_id, channel, digest FROM callbacks")
     await Disposal(store).delete_callbacks(DeleteBatch(rows=rows, seconds=60.0))
     assert len(engine.rows("SELECT * FROM callbacks")) == 1
 
 
-async def test_deliveries_of_two_handlers_go_too(engine: Engine, store: Store) -> None:
+async def test_attempts_of_two_handlers_are_deleted_with_the_prediction(
+    engine: Engine, store: Store
+) -> None:
     outcome = Outcome(kind="succeeded", output=[Output(url="https://x.example/1")])
     await store.predictions.create(new(1))
     await accept_outcome(store, arrival(1, outcome=outcome, judge=judge(Recipients(("a", "b")))))

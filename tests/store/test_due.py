@@ -1,4 +1,4 @@
-"""What is due, as a drain asks for it: one statement, by the rows alone."""
+"""Due work, as a drain reads it: by one statement, from the rows alone."""
 
 import pytest
 
@@ -19,7 +19,7 @@ async def test_nothing_is_due_in_an_empty_store(store: Store) -> None:
     assert await look(store) == NOTHING
 
 
-async def test_each_handler_with_something_due_is_named_and_others_are_not_asked_for(
+async def test_only_requested_handlers_with_due_deliveries_are_listed(
     store: Store,
 ) -> None:
     for number in range(3):
@@ -29,7 +29,7 @@ async def test_each_handler_with_something_due_is_named_and_others_are_not_asked
     assert (await store.look("me", [], [], NOW + 20)) == NOTHING
 
 
-async def test_what_is_tried_again_later_is_due_then(store: Store) -> None:
+async def test_retry_is_due_after_its_delay(store: Store) -> None:
     claim = await claimed(store)
     assert await store.settle(settlement(claim, AGAIN, ended_at=NOW + 21))
     found = await look(store, NOW + 30)
@@ -38,7 +38,9 @@ async def test_what_is_tried_again_later_is_due_then(store: Store) -> None:
     assert (await look(store, NOW + 52)).handlers == ["greet"]
 
 
-async def test_a_claim_of_others_is_told_and_due_when_its_lease_is_over(store: Store) -> None:
+async def test_claim_of_another_process_is_reported_and_due_when_its_lease_expires(
+    store: Store,
+) -> None:
     await claimed(store)
     assert await look(store, owner="me") == NOTHING
     found = await look(store, owner="other")
@@ -50,7 +52,9 @@ async def test_a_claim_of_others_is_told_and_due_when_its_lease_is_over(store: S
     assert (found.handlers, found.claimed) == (["greet"], False)
 
 
-async def test_what_waits_for_a_breaker_is_due_when_that_tries_again(store: Store) -> None:
+async def test_delivery_behind_an_open_circuit_breaker_is_due_at_the_next_probe(
+    store: Store,
+) -> None:
     await ended(store, 1, "greet", "post")
     await store.breakers.trip("greet", NOW, NOW + 60, "no luck")
     await store.breakers.pause("post", NOW)
@@ -60,7 +64,7 @@ async def test_what_waits_for_a_breaker_is_due_when_that_tries_again(store: Stor
     assert (await look(store)).handlers == ["post"]
 
 
-async def test_predictions_are_due_by_provider(store: Store) -> None:
+async def test_due_submits_and_polls_are_listed_by_provider(store: Store) -> None:
     await processing(store, 1)
     found = await look(store)
     assert (found.submits, found.polls, found.next_due) == ([], [], 10.0)
@@ -69,7 +73,7 @@ async def test_predictions_are_due_by_provider(store: Store) -> None:
     assert (found.submits, found.polls, found.next_due) == (["oxen"], ["fal"], 0.0)
 
 
-async def test_all_of_a_long_queue_costs_one_look(store: Store) -> None:
+async def test_all_of_forty_handlers_with_due_deliveries_are_listed(store: Store) -> None:
     names = [f"handler-{number:02}" for number in range(40)]
     await ended(store, 1, *names)
     found = await store.look("me", names, ["fal"], NOW + 20)

@@ -1,4 +1,4 @@
-"""After erasing nothing of what a prediction was about is anywhere in the database."""
+"""Erasure: no content of the prediction is left anywhere in the database or its files."""
 
 import asyncio
 from pathlib import Path
@@ -42,7 +42,7 @@ THEN: Final = NOW + 1000
 
 
 def everything(engine: Engine) -> str:
-    """Give all that is in the database: every row of every table, and the bytes of the files."""
+    """Return all that is stored: every row of every table, or the bytes of SQLite's files."""
     if isinstance(engine, SQLite):
         files = sorted(engine.path.parent.glob(f"{engine.path.name}*"))
         tables = [row[0] for row in engine.rows("SELECT name FROM sqlite_master")]
@@ -60,7 +60,7 @@ def everything(engine: Engine) -> str:
 
 
 async def filled(store: Store, *, ok: bool = True) -> None:
-    """Leave the marker wherever content can be."""
+    """Store the marker in every place that can hold content."""
     given: dict[str, Any] = {
         "input": {"prompt": MARKER * 500},
         "metadata": {"for": MARKER},
@@ -104,7 +104,7 @@ async def filled(store: Store, *, ok: bool = True) -> None:
 
 @pytest.mark.pooled
 @pytest.mark.parametrize("ok", [True, False], ids=["succeeded", "failed"])
-async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
+async def test_erasure_removes_all_content_and_keeps_ids_states_and_times(
     engine: Engine, store: Store, *, ok: bool
 ) -> None:
     await filled(store, ok=ok)
@@ -139,7 +139,7 @@ async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
     assert verdicts == [("accepted", 0), ("late", 0)]
 
 
-async def test_nothing_is_pending_of_it_any_more(engine: Engine, store: Store) -> None:
+async def test_erased_prediction_has_no_pending_deliveries(engine: Engine, store: Store) -> None:
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
     for handler in ("slow", "last"):
@@ -150,7 +150,7 @@ async def test_nothing_is_pending_of_it_any_more(engine: Engine, store: Store) -
         assert engine.rows("SELECT status::text FROM pgqueuer") == []
 
 
-async def test_twice_is_as_good_as_once(engine: Engine, store: Store) -> None:
+async def test_second_erasure_changes_nothing(engine: Engine, store: Store) -> None:
     await filled(store)
     assert await Erasure(store).erase(pred(1), THEN) == "erased"
     before = engine.dump()
@@ -160,9 +160,9 @@ async def test_twice_is_as_good_as_once(engine: Engine, store: Store) -> None:
     assert await asyncio.gather(*wishes) == ["already", "already"]
 
 
-async def test_what_lives_is_left_alone(engine: Engine, store: Store) -> None:
+async def test_unfinished_or_unknown_prediction_is_not_erased(engine: Engine, store: Store) -> None:
     living = [status for status in Status if status not in TERMINAL]
-    # From the last on, as a process that begins submits begins all that are queued.
+    # Queued comes last: starting submits for the others would submit it too.
     for number, status in reversed(list(enumerate(living))):
         await stand(store, number, status)
     before = engine.dump()
@@ -171,7 +171,7 @@ async def test_what_lives_is_left_alone(engine: Engine, store: Store) -> None:
     assert engine.dump() == before
 
 
-async def test_a_running_handler_is_waited_for(engine: Engine, store: Store) -> None:
+async def test_erasure_is_rejected_while_a_handler_is_running(engine: Engine, store: Store) -> None:
     claim = await claimed(store)
     before = engine.dump()
     assert await Erasure(store).erase(pred(1), THEN) == "running"
@@ -180,8 +180,10 @@ async def test_a_running_handler_is_waited_for(engine: Engine, store: Store) -> 
     assert await Erasure(store).erase(pred(1), THEN) == "erased"
 
 
-async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
-    """Callbacks, old handlers, a late answer to the submit, retries and replays."""
+async def test_content_stays_erased_after_late_callbacks_retries_and_replays(
+    engine: Engine, store: Store
+) -> None:
+    """Also after results of an old handler and a late answer to the submit."""
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
     said: dict[str, Any] = {"headers": f'[["x-a", "{MARKER}"]]', "body": f'"{MARKER}"'.encode()}
@@ -202,14 +204,16 @@ async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
     assert MARKER not in everything(engine)
 
 
-async def test_its_key_is_known_but_not_what_was_asked(store: Store) -> None:
+async def test_erased_prediction_keeps_its_idempotency_key_without_fingerprint(
+    store: Store,
+) -> None:
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
     created = await store.predictions.create(new(2, idempotency_key="order-1", fingerprint="f"))
     assert (created.prediction_id, created.is_new, created.fingerprint) == (pred(1), False, None)
 
 
-async def test_its_neighbours_keep_theirs(engine: Engine, store: Store) -> None:
+async def test_erasure_leaves_other_predictions_unchanged(engine: Engine, store: Store) -> None:
     await ended(store, 2, "greet")
     before = engine.rows("SELECT * FROM callbacks WHERE prediction_id = ?", pred(2))
     await filled(store)
@@ -219,8 +223,8 @@ async def test_its_neighbours_keep_theirs(engine: Engine, store: Store) -> None:
     assert claim.event.raw == {"status": "succeeded"}
 
 
-async def test_the_log_is_emptied_also_while_somebody_reads(tmp_path: Path) -> None:
-    """A reader of an old moment holds it up for as long as it reads, and no other does."""
+async def test_scrub_waits_for_an_open_reader_and_then_empties_the_wal(tmp_path: Path) -> None:
+    """A read transaction on an older snapshot delays the scrub, but not the writer."""
     engine = SQLite(tmp_path / "receiver.db")
     log = tmp_path / "receiver.db-wal"
     store = engine.store

@@ -1,4 +1,4 @@
-"""What one process does for all: who has a role, who takes it over, who finds that it lost it."""
+"""Leader election by leases: one process leads, another takes over, and the old leader stops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME = "stream oxen"
 
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look often, so that the clock is all that a test waits for."""
+    """Renew often, so that a test waits for nothing but its clock."""
     monkeypatch.setattr(module, "BEAT", 0.02)
 
 
@@ -46,7 +46,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 class Work:
-    """Something to do, which says whether it is being done."""
+    """A leader task that records whether it runs."""
 
     name = NAME
 
@@ -74,7 +74,7 @@ class Work:
 
 
 class FailingStore(LeaseStore):
-    """The leases of the real store, which is away when told."""
+    """The leases of the real store, with failures on request."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
@@ -109,7 +109,7 @@ class FailingStore(LeaseStore):
 
 
 class One:
-    """A process with a duty."""
+    """A process with a leader task."""
 
     def __init__(self, store: Store, owner: str) -> None:
         self.roles = FailingStore(store)
@@ -140,22 +140,24 @@ async def two(store: Store) -> AsyncIterator[tuple[One, One]]:
     await second.stop()
 
 
-async def test_one_of_two_works(store: Store) -> None:
+async def test_only_one_of_two_processes_becomes_leader(store: Store) -> None:
     async with two(store) as (first, second):
         asked = second.roles.asked
         await eventually(lambda: second.roles.asked > asked + 3)
         assert (first.work.running, second.work.begun) == (1, 0)
-        assert first.work.begun == 1  # it is not begun anew with each renewal
+        assert first.work.begun == 1  # a renewal does not restart it
 
 
-async def test_who_stops_leaves_the_role_at_once(store: Store) -> None:
+async def test_stopping_leader_releases_its_lease_at_once(store: Store) -> None:
     async with two(store) as (first, second):
         await first.stop()
         assert first.work.running == 0
-        await eventually(lambda: second.work.running)  # no clock has moved
+        await eventually(lambda: second.work.running)  # no clock was moved to the lease's end
 
 
-async def test_another_takes_over_from_one_that_has_died(store: Store) -> None:
+async def test_another_process_takes_over_when_the_lease_of_a_dead_leader_expires(
+    store: Store,
+) -> None:
     async with two(store) as (first, second):
         first.roles.deaf_to_leaving = True
         await first.stop()
@@ -166,9 +168,9 @@ async def test_another_takes_over_from_one_that_has_died(store: Store) -> None:
         await eventually(lambda: second.work.running)
 
 
-async def test_one_that_was_frozen_finds_that_it_lost_and_stops(store: Store) -> None:
+async def test_frozen_leader_stops_when_it_finds_that_it_lost_its_lease(store: Store) -> None:
     async with two(store) as (first, second):
-        first.roles.away = True  # as in a freeze, it renews nothing
+        first.roles.away = True  # as a frozen process, it renews nothing
         second.clock.ahead = LEASE + 1
         await eventually(lambda: second.work.running)
         assert first.work.running == 1
@@ -176,25 +178,27 @@ async def test_one_that_was_frozen_finds_that_it_lost_and_stops(store: Store) ->
         first.roles.away = False
         await eventually(lambda: first.work.running == 0)
         assert second.work.running == 1
-        # And it is there when the other leaves.
+        # It becomes leader again when the other one stops.
         await second.stop()
         await eventually(lambda: first.work.running == 1)
         assert first.work.begun == 2
 
 
-async def test_while_the_store_is_away_it_is_ours_until_the_lease_ends(store: Store) -> None:
+async def test_leader_works_until_its_lease_expires_while_the_store_is_unavailable(
+    store: Store,
+) -> None:
     async with two(store) as (first, _):
         first.roles.away = True
         asked = first.roles.asked
         await eventually(lambda: first.roles.asked > asked + 3)
         assert first.work.running == 1
-        first.clock.ahead = LEASE + 1  # by now another may have it
+        first.clock.ahead = LEASE + 1  # by now another process may hold the lease
         await eventually(lambda: first.work.running == 0)
         first.roles.away = False
         await eventually(lambda: first.work.running == 1)
 
 
-async def test_a_stop_while_the_store_is_away_ends_the_work(store: Store) -> None:
+async def test_leader_can_stop_while_the_store_is_unavailable(store: Store) -> None:
     async with two(store) as (first, _):
         first.roles.away = True
         async with asyncio.timeout(PATIENCE):
@@ -202,7 +206,7 @@ async def test_a_stop_while_the_store_is_away_ends_the_work(store: Store) -> Non
         assert first.work.running == 0
 
 
-async def test_who_is_not_able_says_so_and_keeps_the_role(store: Store) -> None:
+async def test_leader_that_is_unable_to_work_reports_it_and_keeps_its_lease(store: Store) -> None:
     async with two(store) as (first, second):
         assert await second.duty.ready()
         first.work.able = False
@@ -224,12 +228,12 @@ class TestReady:
         monkeypatch.setattr(module, "_PATIENCE", 0.2)
         monkeypatch.setattr(module, "_PAUSE", 0.01)
 
-    async def test_the_one_at_work_need_not_ask(self, store: Store) -> None:
+    async def test_working_leader_is_ready_without_asking_the_store(self, store: Store) -> None:
         async with two(store) as (first, _):
             first.roles.away = True
             assert await first.duty.ready()
 
-    async def test_it_waits_until_somebody_is(
+    async def test_ready_waits_until_another_process_is_at_work(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "_PATIENCE", PATIENCE)
@@ -242,7 +246,7 @@ class TestReady:
         assert await waiting
         await other.stop()
 
-    async def test_it_gives_up_and_nobody_waits_again_for_a_while(
+    async def test_ready_times_out_and_later_calls_return_at_once(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -253,12 +257,12 @@ class TestReady:
         asked = one.roles.asked
         for _ in range(3):
             assert not await one.duty.ready()
-        assert one.roles.asked == asked + 3  # asked, but not waited
+        assert one.roles.asked == asked + 3  # each call asked once, and did not wait
         other = One(store, "other")
         other.start()
         await eventually(one.duty.ready)
         await other.stop()
-        # Once somebody was at work, it is worth waiting again.
+        # Once a process was at work, a later call waits again.
         monkeypatch.setattr(module, "_PATIENCE", PATIENCE)
         waiting = asyncio.create_task(one.duty.ready())
         asked = one.roles.asked
@@ -267,7 +271,7 @@ class TestReady:
         assert await waiting
         await other.stop()
 
-    async def test_after_a_while_it_is_worth_waiting_again(
+    async def test_ready_waits_again_some_time_after_a_timeout(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "_RESIGNED", 0.1)
@@ -283,12 +287,12 @@ class TestReady:
         await eventually(waits_again)
         assert one.roles.asked > asked + 1
 
-    async def test_a_store_that_is_away_is_nobody_at_work(self, store: Store) -> None:
+    async def test_ready_is_false_while_the_store_is_unavailable(self, store: Store) -> None:
         one = One(store, "one")
         one.roles.away = True
         assert not await one.duty.ready()
 
-    async def test_one_whose_role_ran_out_is_not_at_work(self, store: Store) -> None:
+    async def test_leader_with_an_expired_lease_is_not_at_work(self, store: Store) -> None:
         async with two(store) as (first, second):
             assert await second.duty.ready()
             first.roles.away = True
@@ -301,10 +305,10 @@ class TestReady:
             assert not await third.duty.ready()
 
 
-async def test_one_whose_store_hangs_stops_when_its_lease_is_over(
+async def test_leader_whose_store_hangs_stops_when_its_lease_expires(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then another may have the role; to be asked and not answered takes longer than that."""
+    """Another process may then lead, and the store's answer may come only later."""
     monkeypatch.setattr(module, "LEASE", 0.3)
     one = One(store, "one")
     one.start()
@@ -316,7 +320,7 @@ async def test_one_whose_store_hangs_stops_when_its_lease_is_over(
         await one.stop()
 
 
-async def test_roles_of_different_names_are_independent(store: Store) -> None:
+async def test_leases_of_different_names_are_independent(store: Store) -> None:
     now = 1000.0
 
     def role(name: str, owner: str, **more: Any) -> LeaseRequest:
@@ -327,7 +331,7 @@ async def test_roles_of_different_names_are_independent(store: Store) -> None:
     assert await store.leases.hold(role("a", "me"))
     assert await store.leases.hold(role("b", "you"))
     assert not await store.leases.hold(role("a", "you"))
-    await store.leases.release("a", "you")  # not one's own: nothing happens
+    await store.leases.release("a", "you")  # of another owner: no effect
     assert not await store.leases.hold(role("a", "you"))
     await store.leases.report("a", "you", at_work=True)
     assert not await store.leases.is_at_work("a", now)
@@ -335,4 +339,4 @@ async def test_roles_of_different_names_are_independent(store: Store) -> None:
     assert await store.leases.is_at_work("a", now)
     assert not await store.leases.is_at_work("a", now + LEASE)
     assert await store.leases.hold(role("a", "you", now=now + LEASE, until=now + 2 * LEASE))
-    assert not await store.leases.is_at_work("a", now + LEASE)  # the new one has not said so yet
+    assert not await store.leases.is_at_work("a", now + LEASE)  # the new owner has not reported yet

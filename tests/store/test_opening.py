@@ -1,4 +1,4 @@
-"""Opening: one process per file, a schema that is known, and a sentence where it cannot be."""
+"""Opening a SQLite file: one process per file, migrations, permissions, and clear errors."""
 
 import sqlite3
 import subprocess
@@ -34,7 +34,7 @@ def version(path: Path) -> int:
         return number
 
 
-async def test_what_was_written_is_there_after_opening_again(path: Path) -> None:
+async def test_data_is_unchanged_after_the_store_is_reopened(path: Path) -> None:
     first = opened(path)
     await ended(first.store, 1, "greet")
     before = first.dump()
@@ -47,8 +47,10 @@ async def test_what_was_written_is_there_after_opening_again(path: Path) -> None
 
 
 @pytest.mark.parametrize("mode", [None, 0o640])
-def test_a_new_file_is_for_its_owner_alone(path: Path, mode: int | None) -> None:
-    """People's prompts and pictures are in it; a user who made one beforehand has decided."""
+def test_new_file_is_for_its_owner_only_and_an_existing_mode_is_kept(
+    path: Path, mode: int | None
+) -> None:
+    """It contains prompts and pictures; an operator who creates it beforehand chooses its mode."""
     if mode is not None:
         path.touch(mode)
         path.chmod(mode)
@@ -58,20 +60,22 @@ def test_a_new_file_is_for_its_owner_alone(path: Path, mode: int | None) -> None
     engine.store.close()
 
 
-async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+async def test_missing_folder_is_created(tmp_path: Path) -> None:
     engine = opened(tmp_path / "a" / "b" / "receiver.db")
     assert (await engine.store.predictions.create(new(1))).is_new
     engine.store.close()
 
 
-def test_the_schema_is_made_from_scratch_and_once(path: Path) -> None:
+def test_schema_is_created_by_all_migrations_once(path: Path) -> None:
     opened(path).store.close()
     assert version(path) == len(migrations("sqlite"))
     opened(path).store.close()
     assert dump(path) == {table: [] for table in TABLES}
 
 
-def test_a_migration_that_dies_half_way_leaves_no_half(path: Path, tmp_path: Path) -> None:
+def test_migration_killed_at_any_statement_completes_at_the_next_open(
+    path: Path, tmp_path: Path
+) -> None:
     copies: list[Path] = []
 
     def keep(_: str) -> None:
@@ -92,12 +96,12 @@ def test_a_migration_that_dies_half_way_leaves_no_half(path: Path, tmp_path: Pat
         assert version(killed) == len(migrations("sqlite"))
 
 
-def test_a_database_of_a_newer_receiver_is_refused_and_left_alone(path: Path) -> None:
+def test_database_of_a_newer_receiver_is_rejected_and_left_unchanged(path: Path) -> None:
     opened(path).store.close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 999")
     before = path.read_bytes()
-    for _ in range(2):  # and gives the file free, so that it is not said to be in use
+    for _ in range(2):  # the first attempt must release its lock
         with pytest.raises(
             StoreUnusable,
             match=rf"newer receiver \(schema 999, this one knows {len(migrations('sqlite'))}\)",
@@ -107,7 +111,9 @@ def test_a_database_of_a_newer_receiver_is_refused_and_left_alone(path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"This is a diary, no database.\n" * 100, b"\0" * 4096])
-def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_database_is_rejected_and_left_unchanged(
+    path: Path, content: bytes
+) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreUnusable, match="RECEIVER_DATABASE_URL"):
         SQLite(path).store.open()
@@ -115,13 +121,13 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path, conten
 
 
 @pytest.mark.parametrize("place", ["", "file/receiver.db"])
-def test_a_place_that_cannot_hold_a_database_is_refused(tmp_path: Path, place: str) -> None:
+def test_path_that_cannot_be_a_database_file_is_rejected(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnusable, match="cannot open the database"):
         SQLite(tmp_path / place).store.open()
 
 
-def test_a_refused_store_gives_the_file_free(path: Path) -> None:
+def test_rejected_file_is_unlocked(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
     for _ in range(2):
         with pytest.raises(StoreUnusable, match="not a database"):
@@ -130,7 +136,7 @@ def test_a_refused_store_gives_the_file_free(path: Path) -> None:
     opened(path).store.close()
 
 
-def test_a_second_store_on_a_file_is_refused_until_the_first_is_closed(path: Path) -> None:
+def test_second_store_on_a_file_is_rejected_until_the_first_is_closed(path: Path) -> None:
     first = opened(path)
     with pytest.raises(StoreUnusable, match="in use by another receiver"):
         SQLite(path).store.open()
@@ -148,7 +154,7 @@ sys.stdin.read()
 """
 
 
-def test_a_second_process_is_refused_by_the_name_of_the_first_and_let_in_when_it_dies(
+def test_second_process_is_rejected_with_the_pid_of_the_first_until_it_dies(
     path: Path,
 ) -> None:
     command = [sys.executable, "-c", HOLD, str(path)]
@@ -167,7 +173,7 @@ def test_a_second_process_is_refused_by_the_name_of_the_first_and_let_in_when_it
     opened(path).store.close()
 
 
-def test_a_lock_that_names_nobody_is_still_a_lock(path: Path) -> None:
+def test_lock_file_without_a_pid_still_locks_the_database(path: Path) -> None:
     first = opened(path)
     path.with_name("receiver.db.lock").write_bytes(b"")
     with pytest.raises(StoreUnusable, match=r"\(process unknown\)"):
@@ -175,8 +181,8 @@ def test_a_lock_that_names_nobody_is_still_a_lock(path: Path) -> None:
     first.store.close()
 
 
-def test_a_store_keeps_what_it_says_it_keeps_on_disk(path: Path) -> None:
-    """The promise `200 means kept` rests on these two words to SQLite."""
+def test_store_uses_wal_synchronous_full_and_foreign_keys(path: Path) -> None:
+    """The answer 200 promises that a callback is on disk; it depends on these pragmas."""
     seen: list[tuple[str, int, int]] = []
     connect = sqlite3.connect
 
@@ -198,7 +204,7 @@ def test_a_store_keeps_what_it_says_it_keeps_on_disk(path: Path) -> None:
     assert seen == [("wal", 2, 1)]
 
 
-async def test_a_reader_cannot_write_and_comes_back_after_trouble(path: Path) -> None:
+async def test_reading_a_queued_prediction_finds_no_due_poll(path: Path) -> None:
     engine = opened(path)
     await engine.store.predictions.create(new(1))
     assert (await engine.store.predictions.get(pred(1))) is not None

@@ -1,4 +1,4 @@
-"""Orders and their limits, held against a model: whatever comes together, and whenever it is."""
+"""Orders and their limits, compared with a model: concurrent, duplicate, and at any time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 BATCHES: Final = 60
 CENTS: Final = 10_000
-"""Microdollars."""
+"""In microdollars."""
 
 
 def order(number: int, *bounds: Bound, key: str = "", price: int | None = 40 * CENTS) -> NewOrder:
@@ -36,7 +36,7 @@ def bound(subject: str, until: float = 100.0, **most: int) -> Bound:
 
 
 def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[OrderResult]]]:
-    """Create orders in one transaction, as those that wait for a commit are."""
+    """Create all batches in one transaction, as a group commit does."""
     results = []
     for batch in batches:
         results.append((yield from create(batch)))  # noqa: PERF401 - a generator yields for it
@@ -44,7 +44,7 @@ def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[OrderResu
 
 
 class Model:
-    """What orders come to, in plain Python: each hour, day or month by itself."""
+    """The expected orders and counts, in plain Python; each period has its own count."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, float], tuple[int, int]] = {}
@@ -78,8 +78,8 @@ def counted(engine: Engine) -> dict[tuple[str, float], tuple[int, int]]:
     return {(key.partition("/")[0], until): (orders, spent) for key, until, orders, spent in rows}
 
 
-async def test_orders_come_to_what_the_model_says(engine: Engine, store: Store) -> None:
-    """With clocks that step back, keys that come again, and bounds that share a subject."""
+async def test_orders_equal_those_of_the_model(engine: Engine, store: Store) -> None:
+    """The clocks step back, keys repeat, and several limits share a count."""
     random = Random(16)
     model = Model()
     now = 0
@@ -87,7 +87,7 @@ async def test_orders_come_to_what_the_model_says(engine: Engine, store: Store) 
         now = max(now + random.choice((-2, 0, 0, 0, 1)), 0)
         batch = {}
         for place in range(random.randint(1, 4)):
-            until = 10.0 * (now + random.randint(0, 1))  # of two servers, whose clocks differ
+            until = 10.0 * (now + random.randint(0, 1))  # as on servers whose clocks differ
             bounds = [
                 bound("one", until, count=4),
                 bound("one", until, cost=100 * CENTS),
@@ -106,11 +106,11 @@ async def test_orders_come_to_what_the_model_says(engine: Engine, store: Store) 
         assert counted(engine) == model.counts
     assert dict(engine.rows("SELECT key, prediction_id FROM orders")) == model.made
     assert len(model.made) == engine.rows("SELECT count(*) FROM predictions")[0][0]
-    assert BATCHES < 2 * len(model.made) < 4 * BATCHES  # a good part of each
+    assert BATCHES < 2 * len(model.made) < 4 * BATCHES  # many are created, many are not
 
 
-async def test_orders_at_once_exceed_none_of_several_limits(engine: Engine, store: Store) -> None:
-    """Each has two limits in another order; a key that comes twice counts once."""
+async def test_concurrent_orders_do_not_exceed_any_limit(engine: Engine, store: Store) -> None:
+    """Every second order names the limits in the other order; a duplicate key counts once."""
     bounds = [bound("count", count=9), bound("cost", cost=280 * CENTS)]
     orders = [order(n, *bounds[:: 1 if n % 2 else -1], key=f"key-{n // 2}") for n in range(40)]
     results = await asyncio.gather(*(store.orders.create(one) for one in orders))
@@ -122,9 +122,7 @@ async def test_orders_at_once_exceed_none_of_several_limits(engine: Engine, stor
     }
 
 
-async def test_only_counts_of_a_time_that_is_over_are_forgotten(
-    engine: Engine, store: Store
-) -> None:
+async def test_only_counts_of_expired_periods_are_deleted(engine: Engine, store: Store) -> None:
     await store.orders.create(order(1, bound("past", 10.0), bound("present", 20.0)))
     await store.budgets.forget_counts(21.0, 1.0, 10)
     assert counted(engine) == {("present", 20.0): (1, 40 * CENTS)}
