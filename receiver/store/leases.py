@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Final, Protocol
 
 import msgspec
@@ -24,6 +25,9 @@ log = structlog.get_logger("receiver")
 LEASE: Final = 6.0
 """Seconds after which a lease that was not renewed passes to another process."""
 BEAT: Final = 2.0
+"""Seconds between two renewals."""
+_ANSWER: Final = 2.0
+"""Seconds for which a leader waits for an answer of the store."""
 _PATIENCE: Final = 5.0
 """Seconds for which `ready` waits for a process that is at work."""
 _PAUSE: Final = 0.25
@@ -121,8 +125,12 @@ class Leader:
             while True:
                 news.clear()
                 began = self._monotonic()
+                if task is not None and began >= held_until:
+                    await _end(task)
+                    task = None
+                left = inf if task is None else held_until - began
                 try:
-                    async with asyncio.timeout(BEAT):
+                    async with asyncio.timeout(min(_ANSWER, left)):
                         held = await self._hold(self._clock())
                 except (StoreUnavailable, TimeoutError):
                     pass  # the lease is ours until it expires
@@ -132,17 +140,15 @@ class Leader:
                     held_until = began + LEASE if held else 0.0
                     if held and (task is None or task.done()):
                         task = asyncio.create_task(self._work.run())
-                if task is not None and self._monotonic() >= held_until:
-                    await _end(task)
-                    task = None
+                left = inf if task is None else max(held_until - self._monotonic(), 0.0)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BEAT):
+                    async with asyncio.timeout(min(BEAT, left)):
                         await news.wait()
         finally:
             if task is not None:
                 await _end(task)
                 with contextlib.suppress(StoreUnavailable, TimeoutError):
-                    async with asyncio.timeout(BEAT):
+                    async with asyncio.timeout(_ANSWER):
                         await self._leases.release(self._name, self._owner)
 
     async def _hold(self, now: float) -> bool:

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +26,7 @@ from receiver.model.sealing import Seals
 from receiver.store.deliveries import Claim
 from receiver.testing import Kit, make_event, run
 from tests.handlers.parts import built_in
-from tests.patience import PATIENCE
+from tests.journey.parts import eventually
 
 Kits = Callable[..., Kit]
 Program = Callable[..., str]
@@ -81,9 +80,7 @@ def is_alive(pid: int) -> bool:
 
 
 def assert_gone(pid: int) -> None:
-    until = time.monotonic() + PATIENCE
-    while is_alive(pid):
-        assert time.monotonic() < until, f"{pid} is still there"
+    eventually(lambda: not is_alive(pid))
 
 
 # --- input and environment ---
@@ -258,9 +255,7 @@ def test_child_that_holds_the_output_open_is_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "sleep 600 & echo $! > pid; echo fine"
-    begun = time.monotonic()
     result = run(handler(sh(monkeypatch, script)), make_event())
-    assert time.monotonic() - begun < PATIENCE
     assert (result.state, result.note) == ("done", "fine\n")
     assert_gone(int((tmp_path / "pid").read_text()))
 
@@ -271,16 +266,18 @@ def test_child_that_closed_the_output_is_left_running(
     script = "sleep 600 >/dev/null 2>&1 & echo $! > pid"
     assert run(handler(sh(monkeypatch, script)), make_event()).state == "done"
     pid = int((tmp_path / "pid").read_text())
-    assert is_alive(pid)
-    os.kill(pid, signal.SIGKILL)
+    try:
+        assert is_alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_timeout_ends_all_processes_of_the_program(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "sleep 600 >/dev/null & echo $! > pid; echo at work; wait"
-    result = run(handler(sh(monkeypatch, script, timeout="0.2")), make_event())
-    assert (result.state, result.reason) == ("pending", "longer than 0.2 s: at work")
+    result = run(handler(sh(monkeypatch, script, timeout="2")), make_event())
+    assert (result.state, result.reason) == ("pending", "longer than 2 s: at work")
     assert_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -288,10 +285,8 @@ def test_program_that_ignores_sigterm_is_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "trap 'echo no' TERM; echo $$ > pid; while :; do sleep 600; done"
-    begun = time.monotonic()
-    result = run(handler(sh(monkeypatch, script, timeout="0.2")), make_event())
-    assert time.monotonic() - begun >= 2.2
-    assert result.reason == "longer than 0.2 s: no"
+    result = run(handler(sh(monkeypatch, script, timeout="2")), make_event())
+    assert result.reason == "longer than 2 s: no"
     assert_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -299,7 +294,7 @@ def test_program_is_killed_when_its_attempt_times_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = "trap '' TERM; echo $$ > pid; echo at work; while :; do sleep 600; done"
-    failure, note = uvloop.run(tried(sh(monkeypatch, script), seconds=0.3))
+    failure, note = uvloop.run(tried(sh(monkeypatch, script), seconds=2.0))
     assert failure is not None
     assert failure.kind == "timeout"
     # The loop ended before the 2 seconds of grace: the cancelled wait must have sent SIGKILL.

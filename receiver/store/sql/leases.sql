@@ -3,7 +3,8 @@
 INSERT INTO leases (name, owner, until, at_work) VALUES (:name, :owner, :until::float, 0)
 ON CONFLICT (name) DO UPDATE
 SET owner = excluded.owner, until = excluded.until,
-    at_work = CASE WHEN leases.owner = excluded.owner THEN leases.at_work ELSE 0 END
+    at_work = CASE WHEN leases.owner = excluded.owner AND leases.until > :now::float
+        THEN leases.at_work ELSE 0 END
 WHERE leases.owner = excluded.owner OR leases.until <= :now::float
 RETURNING owner
 
