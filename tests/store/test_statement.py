@@ -120,7 +120,7 @@ def test_no_placeholder_is_left_in_any_statement(noun: str) -> None:
 
 @pytest.mark.parametrize("noun", NOUNS)
 def test_parameter_has_one_type_throughout_a_statement(noun: str) -> None:
-    """PostgreSQL takes a parameter of no given type for text, so each mention needs the type."""
+    """A mention without a type means text, which would contradict the typed mentions."""
     text = (PACKAGE / "store" / "sql" / f"{noun}.sql").read_text()
     for part in text.split("\n-- name: "):
         types: dict[str, set[str]] = {}
