@@ -1,4 +1,4 @@
-"""The client: every operation, what is repeated and what is not, errors, the stream, signatures."""
+"""The client: all operations, retries, errors, the event stream, waiting, signatures and files."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ ROWS: Final = {
     row["operationId"]: (method.upper(), path, row)
     for path, methods in MADE["paths"].items()
     for method, row in methods.items()
-    if row["tags"] != ["Callbacks"]  # which providers call, and `receiver doctor`
-    # Nor has it what schedulers and platforms call, or the callers of plugins.
+    if row["tags"] != ["Callbacks"]  # called by providers and `receiver doctor`
+    # The client has no methods for the routes of schedulers, platforms and plugins either.
     and not path.startswith(("/wake/", "/in/"))
     and path not in {"/health", "/ready"}
 }
 
 
 class Wire:
-    """Answers as it is told, in turn, and keeps what it was asked; for both clients."""
+    """A transport with prepared answers that records requests and sleeps; for both clients."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self._answers = iter(answers)
@@ -133,7 +133,7 @@ class Wire:
         )
 
     def run(self, call: Callable[[Any], Any], *, awaited: bool, patience: float = 60.0) -> Any:
-        """Make a call by the one client or the other; of a stream take the first message."""
+        """Make a call with the async or the blocking client; of a stream take one message."""
         if not awaited:
             with self.blocking(patience) as client:
                 found = call(client)
@@ -153,7 +153,7 @@ class Wire:
 
 
 def example(row: Any, like: str = "2") -> httpx.Response:
-    """Answer as the document says a good answer is."""
+    """Return the example of an answer in the OpenAPI document, by default of a successful one."""
     status, said = next((s, a) for s, a in row["responses"].items() if s.startswith(like))
     kind, content = next(iter(said["content"].items()))
     values = [one["value"] for one in content.get("examples", {}).values()]
@@ -163,7 +163,7 @@ def example(row: Any, like: str = "2") -> httpx.Response:
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_every_operation_has_a_method(*, awaited: bool) -> None:
+def test_every_api_operation_has_a_client_method(*, awaited: bool) -> None:
     assert ROWS.keys() == CALLS.keys()
     for name in ROWS:
         asks_as_is_described(name, awaited=awaited)
@@ -195,7 +195,7 @@ def asks_as_is_described(name: str, *, awaited: bool) -> None:
 WAITED: Final = ["queued", "submitting", "processing", "succeeded"]
 
 
-def test_a_wait_tells_each_status_also_of_before_it_listened() -> None:
+def test_wait_reports_each_status_including_earlier_ones() -> None:
     ended = {**MADE_ONE.json(), "status": "succeeded"}
     wire = Wire(
         httpx.Response(200, headers={"last-event-id": "7"}),
@@ -219,7 +219,7 @@ def test_a_wait_tells_each_status_also_of_before_it_listened() -> None:
     assert (wire.asked[0].method, places) == ("HEAD", [None, "7", None, "9", None])
 
 
-def test_a_wait_without_a_stream_asks_and_tells_what_it_sees() -> None:
+def test_wait_without_a_stream_polls_and_reports_each_status() -> None:
     seen = [answer(200, {**MADE_ONE.json(), "status": s}) for s in WAITED[2:]]
     wire = Wire(problem(404, "not-found"), httpx.Response(404), seen[0], *seen)
     heard: list[str] = []
@@ -238,24 +238,29 @@ def change(place: int, status: str) -> bytes:
     return said(place, kind=kind, data=data)
 
 
-def test_no_method_is_left_without_a_call() -> None:
+def test_every_client_method_is_tested_and_documented() -> None:
     names = {name for name, one in vars(Operations).items() if isinstance(one, operation | stream)}
     used = {name for call in CALLS.values() for name in call.__code__.co_names}
-    assert names - used == {"wait", "events", "place", "call"}  # of the same routes as others
+    assert names - used == {
+        "wait",
+        "events",
+        "place",
+        "call",
+    }  # they use the routes of other methods
     assert {name for name in dir(Receiver) if not name.startswith("_")} == {
         name for name in dir(AsyncReceiver) if not name.startswith("_")
     }
     assert all(vars(Operations)[name].__doc__ for name in names)
 
 
-def test_what_is_answered_has_types() -> None:
+def test_answers_have_types() -> None:
     listed = Wire(example(ROWS["getPredictions"][2])).blocking().list()
     assert isinstance(listed, Page)
     assert isinstance(listed.data[0], Prediction)
     assert isinstance(listed.data[0].created_at, datetime)
 
 
-# --- what is repeated ---
+# --- retries ---
 
 MADE_ONE: Final = example(ROWS["postPredictions"][2], "202")
 
@@ -275,7 +280,7 @@ def submit(client: Any) -> Any:
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_a_lost_answer_is_asked_for_again_by_the_same_key(awaited: bool) -> None:
+def test_lost_answer_is_retried_with_the_same_idempotency_key(awaited: bool) -> None:
     wire = Wire(
         httpx.ReadError("cut"), httpx.ReadTimeout("slow"), httpx.Response(502, text="<html>"),
         answer(504, {"message": "timed out"}), answer(502, {"type": "https://proxy.test/502"}),
@@ -291,7 +296,7 @@ def test_a_lost_answer_is_asked_for_again_by_the_same_key(awaited: bool) -> None
 
 @pytest.mark.parametrize("awaited", [False, True])
 @pytest.mark.parametrize("kind", ["rate-limited", "unavailable", "html"])
-def test_later_is_later(awaited: bool, kind: str) -> None:
+def test_429_or_503_is_retried_after_its_retry_after_seconds(awaited: bool, kind: str) -> None:
     def refused() -> httpx.Response:
         if kind == "html":
             return httpx.Response(503, text="<html>busy", headers={"retry-after": "7"})
@@ -307,7 +312,7 @@ def test_later_is_later(awaited: bool, kind: str) -> None:
     assert wire.waits == []
 
 
-def test_the_receivers_own_502_is_not_repeated() -> None:
+def test_502_of_the_receiver_itself_is_not_retried() -> None:
     wire = Wire(problem(502, "provider-unavailable", retry_after="9" * 5000))
     with pytest.raises(ClientError, match="it is provider-unavailable") as raised:
         submit(wire.blocking())
@@ -315,7 +320,7 @@ def test_the_receivers_own_502_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
-def test_what_may_have_been_done_is_not_asked_for_twice(is_cut: bool) -> None:
+def test_replay_that_may_have_been_done_is_not_retried(is_cut: bool) -> None:
     wire = Wire(httpx.ReadError("cut") if is_cut else httpx.Response(502, text="<html>"))
     with pytest.raises(ClientError) as raised:
         wire.blocking().replay(ID)
@@ -323,12 +328,12 @@ def test_what_may_have_been_done_is_not_asked_for_twice(is_cut: bool) -> None:
     assert wire.waits == []
 
 
-def test_what_was_never_sent_is_sent_again() -> None:
+def test_request_that_was_never_sent_is_retried() -> None:
     wire = Wire(httpx.ConnectError("nobody"), answer(200, {"pending": 1, "handlers": ["save"]}))
     assert wire.blocking().replay(ID).pending == 1
 
 
-def test_patience_ends() -> None:
+def test_retries_end_when_patience_is_used_up() -> None:
     wire = Wire(*[httpx.ConnectError("nobody")] * 9)
     with pytest.raises(ClientError, match=r"no receiver answers at https://hooks.test/art \(nobo"):
         wire.blocking(20.0).alive()
@@ -338,7 +343,7 @@ def test_patience_ends() -> None:
 # --- errors ---
 
 
-def test_a_problem_says_its_type_its_status_and_its_detail() -> None:
+def test_error_has_the_type_status_and_detail_of_the_problem() -> None:
     body = {
         "type": "urn:receiver:problem:idempotency-conflict",
         "detail": "this Idempotency-Key was used for another request",
@@ -369,7 +374,7 @@ NOT_OURS: Final[list[tuple[int, bytes, dict[str, str], str, str]]] = [
 
 @pytest.mark.parametrize(("status", "content", "headers", "kind", "words"), NOT_OURS)
 @pytest.mark.parametrize("awaited", [False, True])
-def test_whatever_answers_the_error_is_of_one_family(
+def test_unexpected_answer_raises_a_client_error(
     status: int, content: bytes, headers: dict[str, str], kind: str, words: str, awaited: bool
 ) -> None:
     wire = Wire(httpx.Response(status, headers=headers, stream=Parts(content)))
@@ -379,7 +384,7 @@ def test_whatever_answers_the_error_is_of_one_family(
 
 
 @pytest.mark.parametrize("url", ["", "hooks.test", "ftp://x", "https://", "http://a:b"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_invalid_url_or_key_is_rejected(url: str) -> None:
     for client in (Receiver, AsyncReceiver):
         with pytest.raises(ClientError) as raised:
             client(url, "key")
@@ -403,8 +408,8 @@ UNFIT: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_could_never_be_sent_is_refused_at_once(name: str) -> None:
-    """No key is made in place of an empty one: each repeat would be paid for."""
+def test_unsendable_request_is_rejected_before_it_is_sent(name: str) -> None:
+    """An empty key is not replaced by a new one, as each repeat would then be paid for."""
     with (
         serving((200, {}, b"{}")) as server,
         Receiver(server.url, "key") as client,
@@ -415,7 +420,7 @@ def test_what_could_never_be_sent_is_refused_at_once(name: str) -> None:
     assert not server.asked
 
 
-def test_a_key_is_in_no_error() -> None:
+def test_api_key_is_never_in_an_error() -> None:
     with serving((200, {}, b"{}")) as server:
         client = Receiver(server.url, headers={"Authorization": "Bearer hush "})
         for call in (client.alive, lambda: next(client.events())):
@@ -425,7 +430,7 @@ def test_a_key_is_in_no_error() -> None:
             assert "hush" not in str(raised.value)
 
 
-def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_requests_bypass_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with serving((200, {}, b'{"status": "ok"}')) as server:
         address = server.url.removesuffix("/hook")
@@ -468,7 +473,7 @@ def live(*parts: bytes | Exception, **headers: str) -> httpx.Response:
 
 
 def followed(wire: Wire, *, awaited: bool, after: int | None = None) -> list[Message]:
-    """Follow until the wire has no more answers."""
+    """Follow the stream until the wire has no more answers."""
     heard: list[Message] = []
 
     async def sleep(seconds: float) -> None:
@@ -477,9 +482,9 @@ def followed(wire: Wire, *, awaited: bool, after: int | None = None) -> list[Mes
     async def follow() -> None:
         client = AsyncReceiver(URL, "key", transport=wire.transport, sleep=sleep)
         async for message in client.events(after):
-            heard.append(message)  # noqa: PERF401 - those before the end count
+            heard.append(message)  # noqa: PERF401 - keeps those before an error
 
-    with suppress(RuntimeError):  # what a generator makes of the end of the wire
+    with suppress(RuntimeError):  # raised by a generator when the answers run out
         if awaited:
             asyncio.run(follow())
         else:
@@ -489,7 +494,7 @@ def followed(wire: Wire, *, awaited: bool, after: int | None = None) -> list[Mes
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_the_stream_goes_on_after_every_loss(awaited: bool) -> None:
+def test_stream_reconnects_and_resumes_after_every_loss(awaited: bool) -> None:
     first = said(41)
     piece = said(2, data={"text": "a\u2028b\x85 c"})
     wire = Wire(
@@ -511,14 +516,14 @@ def test_the_stream_goes_on_after_every_loss(awaited: bool) -> None:
 
 @pytest.mark.parametrize("status", [308, 401, 404, 422])
 @pytest.mark.parametrize("awaited", [False, True])
-def test_a_refusal_ends_the_stream(status: int, awaited: bool) -> None:
+def test_rejected_request_ends_the_stream(status: int, awaited: bool) -> None:
     wire = Wire(problem(status, "no"))
     with pytest.raises(ClientError, match="it is no"):
         wire.run(lambda client: client.events(7), awaited=awaited)
     assert wire.asked[0].headers["last-event-id"] == "7"
 
 
-def test_what_the_stream_says_has_types() -> None:
+def test_stream_messages_have_types() -> None:
     event = {"id": "evt_1", "type": "prediction.succeeded", "time": "2026-01-31T12:00:00Z",
              "channel": "webhook", "prediction": MADE_ONE.json()}  # fmt: skip
     change = {"type": "prediction.queued", "time": "2026-01-31T12:00:00Z",
@@ -545,7 +550,7 @@ class Forever(httpx.SyncByteStream):
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_where_there_is_no_stream_it_asks_again_and_again(awaited: bool) -> None:
+def test_wait_polls_repeatedly_if_there_is_no_stream(awaited: bool) -> None:
     ended = {**MADE_ONE.json(), **ENDED}
     wire = Wire(
         problem(503, "too-many-readers"),
@@ -557,14 +562,14 @@ def test_where_there_is_no_stream_it_asks_again_and_again(awaited: bool) -> None
     assert [request.headers.get("prefer") for request in wire.asked] == [None, *["wait=20"] * 3]
 
 
-def test_what_ended_before_it_listened_is_read() -> None:
+def test_wait_reads_a_prediction_that_ended_before_it_listened() -> None:
     ended = {**MADE_ONE.json(), **ENDED}
     wire = Wire(live(said(4, kind="stream.open")), answer(200, ended))
     assert wire.blocking().wait(ID).status == "succeeded"
     assert wire.asked[0].url.params["prediction"] == ID
 
 
-def test_a_wait_goes_on_where_its_stream_is_lost() -> None:
+def test_wait_reconnects_after_its_stream_is_lost() -> None:
     ended = {**MADE_ONE.json(), "status": "canceled", "error": {"code": "canceled", "message": ""}}
     wire = Wire(
         live(said(4, kind="stream.open"), said(5, kind="stream.gap", data={"after": 1, "until": 2}),
@@ -577,29 +582,29 @@ def test_a_wait_goes_on_where_its_stream_is_lost() -> None:
     assert wire.blocking().wait(ID).status == "canceled"
 
 
-def test_a_wait_ends_while_it_listens() -> None:
+def test_wait_times_out_while_it_listens() -> None:
     wire = Wire(httpx.Response(200, stream=Forever()), answer(200, {**MADE_ONE.json(), **ENDED}))
     assert wire.blocking().wait(ID, seconds=20.05).status == "succeeded"
     assert [request.headers.get("prefer") for request in wire.asked] == [None, "wait=19"]
 
 
-def test_any_request_can_be_sent_as_it_is() -> None:
+def test_call_sends_any_request_unchanged() -> None:
     wire = Wire(answer(200, {"a": [1]}))
     assert wire.blocking().call("POST", "/v1/x?y=1", {"b": 2}, {"x-y": "z"}) == {"a": [1]}
     [asked] = wire.asked
     assert (asked.url.query, asked.content, asked.headers["x-y"]) == (b"y=1", b'{"b":2}', "z")
 
 
-def test_a_wait_has_an_end() -> None:
+def test_wait_of_zero_seconds_polls_once() -> None:
     wire = Wire(answer(200, MADE_ONE.json()))
     assert wire.blocking().wait(ID, seconds=0).status == "processing"
     assert wire.asked[0].headers["prefer"] == "wait=1"
 
 
-# --- what `forward` sends ---
+# --- signatures ---
 
 
-def test_what_forward_sends_is_verified(
+def test_signature_of_the_forward_handler_is_verified(
     receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARD_SECRET", SECRET)
@@ -639,7 +644,7 @@ def other() -> str:
         {"webhook-signature": "v1," + "A" * 44},
     ],
 )
-def test_what_strangers_send_is_unverified(changed: dict[str, str]) -> None:
+def test_forged_or_malformed_signature_is_unverified(changed: dict[str, str]) -> None:
     now = datetime.now().astimezone()
     for body in (b"", b"{}", b"\xff", b"[" * 10_000):
         good = {
@@ -654,7 +659,7 @@ def test_what_strangers_send_is_unverified(changed: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("secret", ["", " ", "whsec_", "whsec_a*b", "short"])
-def test_a_secret_that_signs_nothing_is_refused(secret: str) -> None:
+def test_invalid_signing_secret_is_rejected(secret: str) -> None:
     headers = {"webhook-id": "a", "webhook-timestamp": "1", "webhook-signature": "v1,a"}
     with pytest.raises(ClientError, match="secret"):
         verify(secret, headers, b"{}")
@@ -663,7 +668,7 @@ def test_a_secret_that_signs_nothing_is_refused(secret: str) -> None:
 # --- files ---
 
 
-def test_a_file_is_a_data_uri(tmp_path: Path) -> None:
+def test_file_becomes_a_data_uri(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"\x89PNG")
     assert file(picture) == "data:image/png;base64,iVBORw=="
@@ -672,7 +677,7 @@ def test_a_file_is_a_data_uri(tmp_path: Path) -> None:
         *(("a.webp", "image/webp"), ("a.b.JPEG", "image/jpeg"), ("a.jxl", "image/jxl")),
         *(("a.flac", "audio/flac"), ("a.ogg", "audio/ogg"), ("a.m4a", "audio/mp4")),
         *(("a.mkv", "video/x-matroska"), ("a.ts", "video/mp2t"), ("a.glb", "model/gltf-binary")),
-    ):  # as no machine's own table has them all
+    ):  # no machine's own table of types has all of them
         picture = picture.rename(tmp_path / name)
         assert file(picture).startswith(f"data:{kind};")
     (tmp_path / "big.png").write_bytes(bytes(3_000_001))
@@ -690,10 +695,10 @@ def test_a_file_is_a_data_uri(tmp_path: Path) -> None:
         file(tmp_path, "image/png")
 
 
-# --- what it costs ---
+# --- imports ---
 
 
-def test_it_imports_httpx_and_msgspec_and_nothing_else_of_ours() -> None:
+def test_client_imports_only_httpx_msgspec_and_the_model() -> None:
     code = """
 import sys
 import receiver

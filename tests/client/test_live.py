@@ -1,4 +1,4 @@
-"""The client and a receiver that runs: in this process, and over sockets."""
+"""The client against a running receiver: in this process, and over sockets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def within(station: Station, key: str = API_KEY) -> AsyncReceiver:
 
 
 def readers(station: Station) -> int:
-    """Count who reads the live stream."""
-    return int(station.app.state.release.__self__._http.live._count)  # noqa: SLF001 - it tells nobody
+    """Return the number of readers of the live stream."""
+    return int(station.app.state.release.__self__._http.live._count)  # noqa: SLF001 - no public name
 
 
 @on("*", name="tests.handles")
@@ -42,7 +42,7 @@ async def heard_by(client: AsyncReceiver, count: int, after: int) -> list[Messag
 
 
 @pytest.mark.both_engines
-async def test_in_process_it_submits_waits_and_follows(start: Start) -> None:
+async def test_client_in_process_submits_waits_and_follows_the_stream(start: Start) -> None:
     async with start(handles) as station, within(station) as client:
         made = await client.submit("fal", "fal-ai/x", {"prompt": "a"}, metadata={"a": "1"})
         waiting = asyncio.create_task(client.wait(made.id))
@@ -60,7 +60,7 @@ async def test_in_process_it_submits_waits_and_follows(start: Start) -> None:
         await eventually(lambda: readers(station) == 0)
 
 
-async def test_over_sockets_both_do_the_same(start: Start) -> None:
+async def test_both_clients_over_sockets_submit_and_wait(start: Start) -> None:
     async with start() as station, listening(station) as port:
         url = f"http://127.0.0.1:{port}"
 
@@ -86,7 +86,7 @@ async def test_over_sockets_both_do_the_same(start: Start) -> None:
                 await client.place()
 
 
-async def test_an_app_that_fails_is_one_that_does_not_answer() -> None:
+async def test_failing_app_is_unreachable() -> None:
     begun = asyncio.Event()
 
     async def hangs(_scope: Any, _receive: Any, _send: Any) -> None:
@@ -120,11 +120,11 @@ def asking(app: Any) -> AsyncReceiver:
     return AsyncReceiver("http://app", patience=0, transport=httpx.ASGITransport(app))
 
 
-async def test_a_wait_goes_on_where_its_stream_is_cut(start: Start) -> None:
+async def test_wait_continues_after_its_stream_is_cut(start: Start) -> None:
     async with start() as station, within(station) as client:
         made = await client.submit("fal", "fal-ai/x", {"prompt": "a"})
         waiting = asyncio.create_task(client.wait(made.id))
         await eventually(lambda: readers(station) == 1)
-        station.app.state.release()  # ends the streams, and answers who waits
+        station.app.state.release()  # ends the streams and the long polls
         await station.push(station.network.of("a"))
         assert (await waiting).status == "succeeded"

@@ -14,7 +14,7 @@ __all__ = ["watch"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Open a fresh store of every engine in turn, where the engine does not matter."""
+    """Run a test of any engine once for each of its engines, with a fresh store each time."""
     names = set(metafunc.fixturenames)
     if "engine" in names and not names & {"watch", "in_one_process"}:
         marks = {mark.name for mark in metafunc.definition.iter_markers()}
@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def engines(marks: set[str]) -> list[str]:
-    """Name the engines of a test; TEST_POOLER=1 has the whole contract through a pooler instead."""
+    """Return the engines of a test; TEST_POOLER=1 runs all tests of both through a pooler."""
     if "both_engines" not in marks:
         return ["sqlite"]
     if os.environ.get("TEST_POOLER"):
@@ -31,14 +31,14 @@ def engines(marks: set[str]) -> list[str]:
 
 
 POOLED = [f"pooled-{number}" for number in range(len(variants()))]
-"""PostgreSQL through PgBouncer in transaction mode, by its settings."""
+"""PostgreSQL through PgBouncer in transaction mode, one for each variant of its settings."""
 
 
 @pytest.fixture(scope="session")
 def poolers(
     lasting_database: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """Give the URL of the lasting database by way of each pooler."""
+    """Yield the URL of the lasting database through each pooler."""
     query = f"SET search_path = {WITH_CLOCK}"
     with ExitStack() as stack:
         yield {
@@ -57,7 +57,7 @@ def poolers(
 @pytest.fixture
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
     if "watch" in request.fixturenames:
-        request.getfixturevalue("watch")  # from its opening on
+        request.getfixturevalue("watch")  # it must exist before the store opens
     made: Engine = SQLite(tmp_path / "receiver.db")
     kind = getattr(request, "param", "sqlite")
     if kind != "sqlite":
@@ -71,7 +71,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 def in_one_process() -> None:
-    """Mark what holds only where no other process can be at work."""
+    """Mark a test that holds only if no other process can use the database."""
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Close what is under an open database, write on, and die; tell what was promised and refused.
+"""Close the files of an open database, write on, exit, and print which writes succeeded and failed.
 
-Use: descriptors.py DATABASE {nothing,another file,the database} SUFFIX… (of the files to close).
+Usage: descriptors.py DATABASE {nothing,another file,the database} SUFFIX… (of the files to close).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ def open_now(path: str) -> list[int]:
         try:
             file = os.readlink(f"{_OPEN}/{name}")  # noqa: PTH115
         except OSError:
-            continue  # the listing's own
+            continue  # the descriptor of the listing itself
         if file == path:
             found.append(int(name))
     return found
@@ -45,7 +45,7 @@ async def main(path: str, reuse: str, suffixes: list[str]) -> None:
     for number in range(5):
         await hold(f"before {number}")
     await asyncio.gather(*(store.read(sql.last_change) for _ in range(4)))
-    await asyncio.sleep(0.3)  # the checkpointer has its files open too
+    await asyncio.sleep(0.3)  # until the checkpointer has opened its files too
     closed = [fd for suffix in suffixes for fd in open_now(path + suffix)]
     for fd in closed:
         os.close(fd)
@@ -55,7 +55,7 @@ async def main(path: str, reuse: str, suffixes: list[str]) -> None:
             os.open(name, os.O_RDWR | os.O_CREAT)
     for number in range(20):
         await hold(f"after {number}")
-        await asyncio.sleep(0.02)  # among checkpoints
+        await asyncio.sleep(0.02)  # so that checkpoints run in between
     sys.stdout.write(json.dumps([promised, refused]))
     sys.stdout.flush()
     os._exit(9)

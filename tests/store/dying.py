@@ -1,7 +1,7 @@
-"""Do one thing in child after child, each killed one statement later than the one before.
+"""Run one operation in child after child, each killed one statement later than the one before.
 
-Use: dying.py {accept,begin_submits,settle} FOLDER. Leaves FOLDER/0.db and so on, the last of them
-by a child that lived, and prints how many died.
+Usage: dying.py {accept,begin_submits,settle} FOLDER. Leaves FOLDER/0.db and so on, the last of them
+by the child that survived, and prints how many were killed.
 """
 
 import asyncio
@@ -97,9 +97,9 @@ ACTS = {"begin_submits": begin_submits, "accept": accept, "settle": settle}
 
 
 class Counted(sqlite3.Connection):
-    """Dies by the statement that is one too many, of those that a transaction has.
+    """Calls `before` with each statement in a transaction.
 
-    Others are not of the writer: a checkpoint comes when it comes.
+    Statements outside are not the writer's: a checkpoint may come at any time.
     """
 
     before: Callable[[], None] = staticmethod(lambda: None)
@@ -116,7 +116,7 @@ class Counted(sqlite3.Connection):
 
 
 def live_or_die(name: str, path: Path, statements: int) -> None:
-    """Run in a child: prepare unharmed, then act until the count is spent."""
+    """Run in a child: prepare, then act, and die after `statements` statements."""
     left = 10_000
 
     def spend() -> None:

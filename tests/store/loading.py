@@ -1,6 +1,7 @@
-"""Write into a database until killed: `loading.py FILE` prints each id once it is committed.
+"""Write into a database until killed; print each id once it is committed.
 
-Every third prediction has ended and is pending for `greet`; the others are at the provider.
+Usage: loading.py FILE. Every third prediction has ended, with a pending delivery for `greet`; the
+others are processing.
 """
 
 import asyncio
@@ -79,7 +80,7 @@ async def main(path: str) -> None:
     async def line() -> None:
         while True:
             await one(store, next(numbers))
-            await asyncio.sleep(0.02)  # a load, and not a flood: all of it is to be looked at
+            await asyncio.sleep(0.02)  # a moderate load, as the test reads every row
 
     await asyncio.gather(*(line() for _ in range(4)))
 

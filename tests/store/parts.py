@@ -135,7 +135,7 @@ class Postgres(Engine):
 
 
 def advisory_locks(database: Database) -> int:
-    """Return the number in this database alone: others on the same server may hold some."""
+    """Return how many are held in this database; others on the same server do not count."""
     [[count]] = database.rows(
         "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -1,4 +1,4 @@
-"""Hot statements find their rows by an index, however many others are in flight or queued."""
+"""Frequent statements find their rows by an index, however many predictions there are."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ BIG: Final = {
     *("order_counts", "ledger", "cost_sums", "cost_questions"),
 }
 MOST: Final = 5000
-"""Steps of SQLite's machine: a walk over 20,000 rows, or 100,000, takes many more."""
+"""Most steps of SQLite's virtual machine: a scan of 20,000 rows, or 100,000, takes many more."""
 
-# Of fal 2,000 have ended, 100,000 are in flight and 20,000 are queued.
+# Predictions of fal: 2,000 ended, 100,000 in flight, 20,000 queued.
 _FILL: Final = (
     """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
             output, channel, created_at, submitted_at, completed_at, due_at, deadline_at)
@@ -400,16 +400,16 @@ INDEXES: Final = {
     "deliveries by failed": "deliveries_failed",
     "deliveries by running": "deliveries_running",
 }
-"""By which index SQLite, which counts no rows, must find what it begins with."""
+"""The index that a statement must begin with on SQLite, which has no table statistics here."""
 PAGES: Final = {
     *("list by ", "list by provider", "list by cursor"),
     *("deliveries by ", "deliveries by cursor"),
     *("search by cursor", "bound by cursor", "pending"),
     *("select_cut", "select_spent"),
 }
-"""Lists that walk an index from its end until a page is full."""
+"""Statements that walk an index from its end until a page is full."""
 SORTED: Final = "list by living"
-"""Sorts the ids of one status: to walk them in order each provider would need its own."""
+"""It sorts the ids of one status: to read them in order would take an index per provider."""
 ONLY_SQLITE: Final = {"select_wanted", "select_these"}
 ONLY_POSTGRES: Final = "take_deliveries"
 
@@ -431,7 +431,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connectio
 
 
 @pytest.mark.parametrize("name", sorted(HOT.keys() - {ONLY_POSTGRES}))
-def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
+def test_sqlite_statement_uses_its_index_and_reads_few_rows(
+    many: sqlite3.Connection, name: str
+) -> None:
     statement, rows = HOT[name]
     params = _params(name)
     if rows is not None:
@@ -477,16 +479,16 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 WALKS: Final = PAGES | {
     *("release_deliveries", "reclaim", "select_old", "select_free", SORTED),
     *("select_waiting", "mark_matched", "delete_callbacks", "select_due", "empty_spent"),
-    # Here nearly all are of one provider and one model, which is known then.
+    # Nearly all rows here have one provider and one model, as the statistics show.
     *("search by provider", "search by provider, cursor", "bound by provider"),
     *("search by model", "bound by model"),
 }
-"""Those that may walk an index that has few rows by its `WHERE`, or until a page is full."""
+"""Statements that may walk an index: its `WHERE` leaves few rows, or a page is soon full."""
 
 
 @pytest.mark.anyio
 async def test_postgresql_finds_rows_by_an_index(bare_database: Database) -> None:
-    """Also by the generic plan, which a statement gets when it was run a few times."""
+    """Checks the generic plan too, which a statement may get after a few runs."""
     store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
     await store.migrate()
     bare_database.execute(
@@ -516,12 +518,12 @@ async def _unindexed(connection: Connection, when: str, how: str) -> list[str]:
 
 
 def _is_list(name: str) -> bool:
-    """Return whether a statement is planned anew each time, and so never for any values."""
+    """Return whether a statement is planned for each run, and so never has a generic plan."""
     return HOT[name][0].is_list
 
 
 async def _is_indexed(connection: Connection, name: str, how: str) -> bool:
-    """Say whether a statement reads big tables by conditions on their indexes only."""
+    """Return whether a statement reads big tables only by conditions on their indexes."""
     statement, rows = HOT[name]
     arguments = list(_params(name).values())
     arguments += [list(column) for column in zip(*(rows or ()), strict=True)]

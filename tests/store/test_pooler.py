@@ -1,4 +1,4 @@
-"""Through PgBouncer, as hosts put it before their servers: in session and in transaction mode."""
+"""The store through PgBouncer, as hosting services use it: in session and transaction mode."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _MANY = 100
 def pooler(
     request: pytest.FixtureRequest, bare_database: Database, tmp_path: Path
 ) -> Iterator[Pooler]:
-    """Give the URL of the bare database through a pooler in a mode."""
+    """Yield a function that returns the bare database's URL through PgBouncer in a pool mode."""
     with ExitStack() as stack:
         yield lambda mode: stack.enter_context(
             pgbouncer(tmp_path, bare_database, mode, request.param)
@@ -69,27 +69,29 @@ async def started(*stores: PostgresStore) -> AsyncIterator[None]:
 
 
 async def use(store: PostgresStore, number: int, other: PostgresStore) -> None:
-    """Do with one and another store what is done with every prediction."""
+    """Create a prediction, accept its outcome, and claim and settle its delivery by two stores."""
     await store.predictions.create(new(number))
     await accept_outcome(other, arrival(number, handlers=("greet",)))
     [claim] = (await store.claim(wanted())).claims
     assert await store.settle(settlement(claim))
 
 
-async def test_in_session_mode_everything_works(bare_database: Database, pooler: Pooler) -> None:
+async def test_session_mode_supports_all_operations(
+    bare_database: Database, pooler: Pooler
+) -> None:
     url = pooler("session")
     await made(url).migrate()
     places = bare_database.rows(
         "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname IN ('public', 'receiver')"
     )
     assert places == [("receiver",)]
-    for number in range(2):  # the second is given sessions that were used before
+    for number in range(2):  # the second round gets sessions that were used before
         stores = [made(url, "off"), made(url)]
         async with started(*stores):
             await use(stores[0], number, stores[1])
 
 
-async def test_a_pooler_with_too_few_sessions_is_told_by_the_setting(
+async def test_error_of_a_pooler_with_too_few_sessions_names_the_setting(
     bare_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pgbouncer(tmp_path, bare_database, "session", {"default_pool_size": "3"}) as url:
@@ -102,12 +104,12 @@ async def test_a_pooler_with_too_few_sessions_is_told_by_the_setting(
             with pytest.raises(StoreUnavailable, match=said):
                 await store.predictions.create(new(1))
             for connection in held:
-                if not isinstance(connection, BaseException):  # one session is for listening
+                if not isinstance(connection, BaseException):  # one session is used for LISTEN
                     await connection.close()
             await store.predictions.create(new(1))
 
 
-async def test_transaction_mode_is_refused_where_it_may_not_be_and_nothing_stays_behind(
+async def test_transaction_mode_is_rejected_if_turned_off_and_leaves_no_lock(
     bare_database: Database, pooler: Pooler
 ) -> None:
     url = pooler("transaction")
@@ -118,7 +120,9 @@ async def test_transaction_mode_is_refused_where_it_may_not_be_and_nothing_stays
     await made(bare_database.url).migrate()
 
 
-async def test_transaction_mode_is_found_out_and_told_once(pooler: Pooler, logged: Logged) -> None:
+async def test_transaction_mode_is_detected_and_logged_once_per_store(
+    pooler: Pooler, logged: Logged
+) -> None:
     url = pooler("transaction")
     store, other = made(url), made(f"{url}?options=-c%20work_mem%3D5MB")
     async with started(store, other):
@@ -129,7 +133,7 @@ async def test_transaction_mode_is_found_out_and_told_once(pooler: Pooler, logge
 
 
 @pytest.mark.parametrize("pooled", ["auto", "on"])
-async def test_ten_start_at_once_and_leave_no_lock_and_no_setting(
+async def test_ten_concurrent_starts_leave_no_lock_and_no_session_setting(
     bare_database: Database, pooler: Pooler, pooled: Pooled
 ) -> None:
     url = pooler("transaction")
@@ -149,11 +153,11 @@ async def test_ten_start_at_once_and_leave_no_lock_and_no_setting(
     assert (seen.is_pooled, seen.version) == (True, len(migrations("postgres")))
     for traces in await seen_in_sessions(url, 12):
         assert traces == '"$user", public000off'
-    await made(bare_database.url).migrate()  # nothing keeps a direct one waiting
+    await made(bare_database.url).migrate()  # no lock blocks a direct connection
 
 
 async def seen_in_sessions(url: str, count: int) -> list[Any]:
-    """Look at what earlier clients left in so many of the pool's sessions, each in use."""
+    """Return the settings that earlier clients left in `count` sessions of the pool."""
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(count):
@@ -171,7 +175,7 @@ async def seen_in_sessions(url: str, count: int) -> list[Any]:
         return found
 
 
-async def test_settings_of_the_url_hold_in_transactions(pooler: Pooler) -> None:
+async def test_settings_in_the_url_apply_in_transaction_mode(pooler: Pooler) -> None:
     url = pooler("transaction")
     store = made(f"{url}?work_mem=5MB&options=-c%20lock_timeout%3D1s%20-c%20geqo%3Doff")
     async with started(store):
@@ -188,7 +192,7 @@ async def test_settings_of_the_url_hold_in_transactions(pooler: Pooler) -> None:
         }
 
 
-async def test_what_others_commit_is_looked_for_while_somebody_waits(
+async def test_commits_of_other_stores_are_polled_while_a_caller_waits(
     pooler: Pooler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.store.postgres.engine._GLANCE", 0.01)
@@ -208,12 +212,12 @@ async def test_what_others_commit_is_looked_for_while_somebody_waits(
                         await event.wait()
 
 
-async def test_the_schema_is_set_up_by_the_url_for_that_and_only_where_it_is_not(
+async def test_migrate_url_is_used_only_if_the_schema_needs_a_migration(
     bare_database: Database, pooler: Pooler
 ) -> None:
     url = pooler("transaction")
     await made(NOWHERE, migrate_url=bare_database.url).migrate()
-    async with started(made(url, migrate_url=NOWHERE)):  # which is not asked
+    async with started(made(url, migrate_url=NOWHERE)):  # which is not connected to
         pass
     bare_database.execute("COMMENT ON TABLE receiver.pgqueuer IS 'pgqueuer 0.1'")
     with pytest.raises(StoreUnusable, match="set RECEIVER_MIGRATE_URL to the server itself"):
@@ -222,7 +226,7 @@ async def test_the_schema_is_set_up_by_the_url_for_that_and_only_where_it_is_not
         assert advisory_locks(bare_database) == 0
 
 
-async def test_callbacks_and_their_repeats_reach_each_handler_once(
+async def test_duplicate_callbacks_through_a_pooler_run_each_handler_once(
     bare_database: Database, pooler: Pooler, network: Network
 ) -> None:
     url = pooler("transaction")

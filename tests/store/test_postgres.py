@@ -1,4 +1,4 @@
-"""The store on a server: its set-up, its queue beside the rows, and others who share it."""
+"""The store on PostgreSQL: its migrations, its job queue, and several processes that share it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ GAP: Final[News] = (None, None)
 
 
 class Heard(Wakeups):
-    """Keeps what wakes this process, as (handlers, predictions)."""
+    """Records each wakeup of this process, as (handlers, predictions)."""
 
     def __init__(self, heard: list[News]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Heard(Wakeups):
 
 
 class Process:
-    """A store of its own, as another process has it, and what it has heard."""
+    """A store as a separate process has it, and the wakeups that it received."""
 
     def __init__(self, url: str, access: Access | None = None) -> None:
         self.reports: list[StoreUnavailable | None] = []
@@ -87,7 +87,7 @@ class Process:
         )
 
     async def listens(self) -> None:
-        """Wait until it hears what others say, and forget what it has heard."""
+        """Wait until it listens for notifications, and clear the recorded wakeups."""
         await until(lambda: GAP in self.heard)
         self.heard.clear()
 
@@ -114,7 +114,7 @@ async def until(condition: Callable[[], Any]) -> Any:
 
 
 async def refusal(url: str) -> str:
-    """Give the sentence with which a store does not start."""
+    """Return the error with which a store does not start."""
     store = PostgresStore(url, print, PgQueuerJobs(SCHEMA))
     with pytest.raises(StoreUnusable) as error:
         await store.start()
@@ -134,16 +134,16 @@ def tables(database: Database) -> set[str]:
 
 
 def jobs(database: Database) -> list[tuple[str, str, str]]:
-    """Give (delivery, handler, status) of every PgQueuer job."""
+    """Return (delivery, handler, status) of every PgQueuer job."""
     sql = "SELECT convert_from(payload, 'utf8'), entrypoint, status::text FROM pgqueuer ORDER BY 1"
     return database.rows(sql)
 
 
-# --- the set-up ---
+# --- migrations ---
 
 
 class TestMigrations:
-    async def test_an_empty_database_is_set_up_by_ten_who_start_at_once(
+    async def test_ten_concurrent_starts_migrate_an_empty_database_once(
         self, bare_database: Database
     ) -> None:
         made = [Process(bare_database.url) for _ in range(10)]
@@ -159,13 +159,13 @@ class TestMigrations:
         assert tables(bare_database) >= {*TABLES, "limits", "requests", "leases", *queue}
         others = bare_database.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         assert others == []
-        # The queue must be as durable as the rows: it may be all that knows what is due.
+        # The queue must be as durable as the rows: a crash would empty an unlogged table.
         [[durability]] = bare_database.rows(
             "SELECT relpersistence::text FROM pg_class WHERE oid = 'pgqueuer'::regclass"
         )
         assert durability == "p"
 
-    async def test_a_newer_schema_is_refused(self, bare_database: Database) -> None:
+    async def test_newer_schema_is_rejected(self, bare_database: Database) -> None:
         async with processes(bare_database):
             pass
         bare_database.execute("INSERT INTO receiver.migrations VALUES (99)")
@@ -175,7 +175,7 @@ class TestMigrations:
             f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
         )
 
-    async def test_a_migration_that_fails_leaves_no_half(self, bare_database: Database) -> None:
+    async def test_failed_migration_is_rolled_back(self, bare_database: Database) -> None:
         bare_database.execute(
             "CREATE SCHEMA receiver", "CREATE TABLE receiver.steps (in_the_way BOOLEAN)"
         )
@@ -185,7 +185,7 @@ class TestMigrations:
         async with processes(bare_database) as [process]:
             assert (await process.store.predictions.create(new(1))).is_new
 
-    async def test_the_queues_own_tables_are_upgraded_when_its_version_is_another(
+    async def test_pgqueuer_tables_are_upgraded_if_their_version_differs(
         self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         upgrades: list[str] = []
@@ -212,7 +212,7 @@ class TestMigrations:
         async with processes(bare_database):
             assert upgrades == ["upgraded"]
 
-    async def test_a_half_that_stands_in_public_is_named_and_can_be_moved(
+    async def test_tables_in_the_public_schema_are_named_and_can_be_moved(
         self, bare_database: Database
     ) -> None:
         async with processes(bare_database):
@@ -232,7 +232,7 @@ class TestMigrations:
     @staticmethod
     @asynccontextmanager
     async def setting_up(database: Database) -> AsyncIterator[None]:
-        """Hold the schema's lock, as a process does that sets it up."""
+        """Hold the schema's lock, as a process that migrates does."""
         holder = await asyncpg.connect(database.url)
         begun = holder.transaction()
         await begun.start()
@@ -241,7 +241,7 @@ class TestMigrations:
         await begun.rollback()
         await holder.close()
 
-    async def test_one_that_waits_for_another_that_sets_up_says_so(
+    async def test_migration_that_waits_for_another_process_logs_it(
         self, bare_database: Database, logged: Logged
     ) -> None:
         async with self.setting_up(bare_database):
@@ -250,7 +250,7 @@ class TestMigrations:
         await starting
         assert advisory_locks(bare_database) == 0
 
-    async def test_one_that_waits_for_too_long_gives_up_with_a_sentence(
+    async def test_start_gives_up_after_the_migration_lock_timeout(
         self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrating, "_TO_MIGRATE", "SET LOCAL lock_timeout = '100ms'")
@@ -260,7 +260,7 @@ class TestMigrations:
             pass
 
 
-async def test_parameters_without_effect_are_named_and_settings_of_the_server_are_set(
+async def test_unused_url_parameters_are_logged_and_server_settings_applied(
     bare_database: Database, logged: Logged
 ) -> None:
     more = "connection_limit=1&channel_binding=prefer&work_mem=5MB"
@@ -277,7 +277,7 @@ async def test_parameters_without_effect_are_named_and_settings_of_the_server_ar
 class TestRefusals:
     @pytest.fixture
     def stranger(self, bare_database: Database) -> Iterator[str]:
-        """Make a role that may connect and nothing else; give its URL."""
+        """Create a role that may only connect; yield its URL."""
         role = f"stranger_of_{bare_database.name}"
         bare_database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush-hush'")
         parts = urlsplit(bare_database.url)
@@ -285,13 +285,13 @@ class TestRefusals:
         yield urlunsplit(parts._replace(netloc=f"{role}:hush-hush@{place}"))
         bare_database.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
-    async def test_a_role_that_may_create_nothing_is_told_what_to_do(self, stranger: str) -> None:
+    async def test_role_without_create_privilege_gets_instructions(self, stranger: str) -> None:
         said = await refusal(stranger)
         assert said.startswith("the database cannot be set up: InsufficientPrivilegeError: ")
         assert "run `receiver migrate` once as a role that may create the schema" in said
         assert "hush" not in said
 
-    async def test_a_role_that_may_not_use_what_is_there_is_told_what_to_do(
+    async def test_role_without_privileges_on_the_schema_gets_instructions(
         self, bare_database: Database, stranger: str
     ) -> None:
         async with processes(bare_database):
@@ -300,7 +300,7 @@ class TestRefusals:
         assert "InsufficientPrivilegeError" in said
         assert "let the receiver's role use it" in said
 
-    async def test_a_role_that_may_only_use_it_works(
+    async def test_role_with_only_data_privileges_can_claim_and_settle(
         self, bare_database: Database, stranger: str
     ) -> None:
         async with processes(bare_database):
@@ -327,7 +327,7 @@ class TestRefusals:
             ({"netloc": "me:hush-hush@no.invalid:1", "query": ""}, "gaierror"),
         ],
     )
-    async def test_a_server_that_lets_nobody_in_is_one_sentence(
+    async def test_failed_connection_gives_a_clear_error_without_the_password(
         self, server: Database, change: dict[str, str], words: str
     ) -> None:
         said = await refusal(urlunsplit(urlsplit(server.url)._replace(**change)))
@@ -346,7 +346,7 @@ class TestRefusals:
             "postgresql://me:hush@[::1/x",
         ],
     )
-    async def test_a_url_that_makes_no_sense_is_one_sentence(self, url: str) -> None:
+    async def test_invalid_url_gives_a_clear_error_without_the_password(self, url: str) -> None:
         said = await refusal(url)
         assert said.startswith("cannot open the database: ")
         assert "hu" not in said
@@ -354,7 +354,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "parameter", ["nonsense=1", "statement_timeout=odd", "pgbouncer=true&nonsense=1"]
     )
-    async def test_what_the_server_does_not_take_is_one_sentence_also_on_a_schema_that_is_made(
+    async def test_url_parameter_that_the_server_rejects_is_named(
         self, database: Database, parameter: str
     ) -> None:
         url = database.url_with(parameter)
@@ -370,15 +370,13 @@ class TestRefusals:
             ("PGSSLROOTCERT", "/nowhere", "postgresql://127.0.0.1:1/app?sslmode=require"),
         ],
     )
-    async def test_libpqs_own_variables_are_named(
+    async def test_invalid_libpq_environment_variable_is_named(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, url: str
     ) -> None:
         monkeypatch.setenv(name, value)
         assert f"by RECEIVER_DATABASE_URL, {name} (" in await refusal(url)
 
-    async def test_a_database_that_cannot_hold_every_text_is_one_sentence(
-        self, server: Database
-    ) -> None:
+    async def test_database_with_latin1_encoding_is_rejected(self, server: Database) -> None:
         name = f"latin_{os.getpid()}"
         server.execute(
             f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 "
@@ -393,10 +391,8 @@ class TestRefusals:
 
 
 @pytest.mark.parametrize("is_set_right", [False, True])
-async def test_leases_are_kept_by_the_servers_clock(
-    database: Database, *, is_set_right: bool
-) -> None:
-    ahead = 3600.0  # on a machine whose clock is an hour ahead
+async def test_leases_expire_by_the_server_clock(database: Database, *, is_set_right: bool) -> None:
+    ahead = 3600.0  # this machine's clock is an hour fast
 
     def clock() -> float:
         return time.time() + ahead
@@ -416,10 +412,10 @@ async def test_leases_are_kept_by_the_servers_clock(
             await store.stop()
 
 
-# --- the queue beside the rows ---
+# --- the job queue ---
 
 
-async def test_an_outcome_its_deliveries_and_their_jobs_are_one_commit(database: Database) -> None:
+async def test_outcome_deliveries_and_jobs_are_one_transaction(database: Database) -> None:
     async with processes(database) as [process]:
         await process.store.predictions.create(new(1))
         before = {name: database.rows(f"SELECT count(*) FROM {name}") for name in TABLES}
@@ -440,7 +436,7 @@ async def test_an_outcome_its_deliveries_and_their_jobs_are_one_commit(database:
         assert [report is None for report in process.reports] == [False, True]
 
 
-async def test_a_settlement_and_the_end_of_its_job_are_one_commit(database: Database) -> None:
+async def test_settlement_and_the_end_of_its_job_are_one_transaction(database: Database) -> None:
     async with processes(database) as [process]:
         claim = await claimed(process.store)
         assert [status for _, _, status in jobs(database)] == ["picked"]
@@ -451,7 +447,7 @@ async def test_a_settlement_and_the_end_of_its_job_are_one_commit(database: Data
             await process.store.settle(settlement(claim))
         assert [status for _, _, status in jobs(database)] == ["picked"]
         assert database.rows("SELECT state FROM deliveries") == [("running",)]
-        # As dispatch does it: the handler has run, so it insists.
+        # A worker settles again after an error, because the handler has already run.
         assert await process.store.settle(settlement(claim))
         assert jobs(database) == []
         assert database.rows("SELECT state FROM deliveries") == [("done",)]
@@ -460,7 +456,7 @@ async def test_a_settlement_and_the_end_of_its_job_are_one_commit(database: Data
 @pytest.mark.parametrize(
     ("state", "result"), [("done", "successful"), ("skipped", "successful"), ("dead", "exception")]
 )
-async def test_the_queues_log_says_how_a_job_ended(
+async def test_queue_log_records_how_a_job_ended(
     database: Database, state: Any, result: str
 ) -> None:
     async with processes(database) as [process]:
@@ -472,7 +468,7 @@ async def test_the_queues_log_says_how_a_job_ended(
     assert logged[-1] == ("greet", result)
 
 
-async def test_an_attempt_that_is_to_be_repeated_keeps_its_job(database: Database) -> None:
+async def test_failed_attempt_keeps_its_job_for_the_retry(database: Database) -> None:
     async with processes(database) as [process]:
         claim = await claimed(process.store)
         again = Decision(state="pending", delay=3600.0, reason="no luck")
@@ -482,26 +478,26 @@ async def test_an_attempt_that_is_to_be_repeated_keeps_its_job(database: Databas
         assert found.claims == []
         assert found.next_due is not None
         assert 3600 - PATIENCE < found.next_due - wanted().now <= 3600
-        # By hand it is due at once.
+        # A manual retry makes it due at once.
         assert await process.store.deliveries.retry(claim.id, time.time()) == "greet"
         [second] = (await process.store.claim(wanted())).claims
         assert (second.id, second.attempt, second.number) == (claim.id, 2, 2)
 
 
-async def test_a_delivery_that_lost_its_job_gets_another_after_a_minute(database: Database) -> None:
+async def test_pending_delivery_without_a_job_gets_one_after_a_minute(database: Database) -> None:
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")  # due at NOW + 10
         database.execute("DELETE FROM receiver.pgqueuer")
         due_at = database.rows("SELECT due_at FROM deliveries")[0][0]
         await process.store.reclaim("me", due_at + 59)
         assert (await process.store.claim(wanted())).claims == []
-        await process.store.reclaim("me", due_at + 120)  # it looks for such once a minute
+        await process.store.reclaim("me", due_at + 120)  # missing jobs are searched once a minute
         [claim] = (await process.store.claim(wanted())).claims
         assert await process.store.settle(settlement(claim))
         assert jobs(database) == []
 
 
-async def test_it_gets_another_though_many_wait_for_a_handler_that_is_gone(
+async def test_missing_job_is_replaced_despite_many_of_a_removed_handler(
     database: Database,
 ) -> None:
     async with processes(database) as [process]:
@@ -524,7 +520,7 @@ async def test_it_gets_another_though_many_wait_for_a_handler_that_is_gone(
         assert len((await process.store.claim(wanted())).claims) == 1
 
 
-async def test_a_rescue_that_failed_is_tried_again(database: Database) -> None:
+async def test_failed_replacement_of_a_missing_job_is_retried(database: Database) -> None:
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")
         database.execute("DELETE FROM receiver.pgqueuer")
@@ -537,7 +533,7 @@ async def test_a_rescue_that_failed_is_tried_again(database: Database) -> None:
         assert len((await process.store.claim(wanted())).claims) == 1
 
 
-async def test_a_running_delivery_that_lost_its_job_is_settled_and_forgotten(
+async def test_running_delivery_without_a_job_can_be_settled(
     database: Database,
 ) -> None:
     async with processes(database) as [process]:
@@ -548,7 +544,7 @@ async def test_a_running_delivery_that_lost_its_job_is_settled_and_forgotten(
         assert jobs(database) == []
 
 
-async def test_a_retry_that_lost_its_job_gets_another(database: Database) -> None:
+async def test_retried_delivery_without_a_job_gets_a_new_one(database: Database) -> None:
     async with processes(database) as [process]:
         claim = await claimed(process.store)
         database.execute("DELETE FROM receiver.pgqueuer")
@@ -560,7 +556,9 @@ async def test_a_retry_that_lost_its_job_gets_another(database: Database) -> Non
 
 
 @pytest.mark.parametrize("state", ["done", "dead", "missing"])
-async def test_a_job_without_a_delivery_to_run_is_ended(database: Database, state: str) -> None:
+async def test_job_of_an_ended_or_missing_delivery_is_deleted(
+    database: Database, state: str
+) -> None:
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")
         if state == "missing":
@@ -573,7 +571,7 @@ async def test_a_job_without_a_delivery_to_run_is_ended(database: Database, stat
         assert jobs(database) == []
 
 
-async def test_a_delivery_has_one_job_however_often_it_is_pending(database: Database) -> None:
+async def test_delivery_has_one_job_after_retries_and_replays(database: Database) -> None:
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")
         for _ in range(3):
@@ -589,7 +587,7 @@ async def test_a_delivery_has_one_job_however_often_it_is_pending(database: Data
         assert len(jobs(database)) == 1
 
 
-async def test_what_is_given_back_can_be_claimed_at_once(database: Database) -> None:
+async def test_released_delivery_can_be_claimed_at_once(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
         await here.store.release("me", 2e9)
@@ -600,7 +598,7 @@ async def test_what_is_given_back_can_be_claimed_at_once(database: Database) -> 
 # --- several processes ---
 
 
-async def test_what_one_has_claimed_another_does_not_get(database: Database) -> None:
+async def test_concurrent_claims_of_two_processes_never_overlap(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         for number in range(40):
             await ended(here.store, number, "greet")
@@ -615,12 +613,12 @@ async def test_what_one_has_claimed_another_does_not_get(database: Database) -> 
         assert len(names) == len(set(names)) == 40
 
 
-async def test_a_lost_claim_is_settled_by_nobody_but_its_new_owner(database: Database) -> None:
+async def test_lost_claim_can_be_settled_only_by_its_new_owner(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
         lost = await there.store.reclaim("another", wanted().lease_until + 1)
         assert [one.handler for one in lost] == ["greet"]
-        # PgQueuer gives a silent taker's job away by its own clock.
+        # PgQueuer gives away a job without a heartbeat, by the server's clock.
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
         later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)
         [second] = (await there.store.claim(later)).claims
@@ -660,14 +658,14 @@ TAKES: dict[str, tuple[Decision | None, Acts]] = {
     ),
     "replay": (DONE, _replay),
 }
-"""How the claims end before, if they do, and what takes both deliveries then."""
+"""For each operation: how the claims are settled before it, if at all, and its call."""
 
 
 @pytest.mark.parametrize("name", TAKES)
-async def test_a_worker_that_takes_two_deliveries_begins_with_the_first(
+async def test_two_deliveries_are_locked_in_the_order_of_their_ids(
     database: Database, name: str
 ) -> None:
-    """Else two who begin at different ends wait for each other, until the server ends one."""
+    """Two processes that locked them in opposite orders would deadlock."""
     before, acts = TAKES[name]
     async with processes(database) as [process]:
         for number in (2, 1):
@@ -697,7 +695,9 @@ def without(database: Database, table: str) -> Iterator[None]:
         database.execute(f"ALTER TABLE receiver.gone RENAME TO {table}")
 
 
-async def test_a_job_whose_claim_failed_half_way_is_claimed_by_the_next(database: Database) -> None:
+async def test_job_whose_claim_failed_halfway_is_claimed_by_the_next_call(
+    database: Database,
+) -> None:
     async with processes(database) as [process]:
         for number in (1, 2, 3):
             await ended(process.store, number, "greet")
@@ -712,7 +712,7 @@ async def test_a_job_whose_claim_failed_half_way_is_claimed_by_the_next(database
         assert jobs(database) == []
 
 
-async def test_a_stop_gives_back_jobs_whose_claim_failed_half_way(database: Database) -> None:
+async def test_release_gives_back_jobs_whose_claim_failed_halfway(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         await ended(here.store, 1, "greet")
         with without(database, "deliveries"), pytest.raises(StoreUnavailable):
@@ -721,8 +721,8 @@ async def test_a_stop_gives_back_jobs_whose_claim_failed_half_way(database: Data
         assert len((await there.store.claim(wanted(owner="another"))).claims) == 1
 
 
-async def test_claims_that_only_a_part_of_fails_run(database: Database) -> None:
-    """What was claimed is claimed, though its answer had more to say."""
+async def test_claim_succeeds_if_only_the_next_due_time_is_unavailable(database: Database) -> None:
+    """Claimed deliveries must run even if a later part of the answer fails."""
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")
 
@@ -744,7 +744,7 @@ async def test_claims_that_only_a_part_of_fails_run(database: Database) -> None:
 @pytest.mark.parametrize(
     ("error", "told"), [(ValueError("odd"), ValueError), (OSError("away"), StoreUnavailable)]
 )
-async def test_a_claim_that_fails_takes_nothing_from_those_beside_it(
+async def test_failed_claim_does_not_affect_a_concurrent_claim(
     database: Database, error: Exception, told: type[Exception]
 ) -> None:
     async with processes(database) as [process]:
@@ -769,14 +769,14 @@ async def test_a_claim_that_fails_takes_nothing_from_those_beside_it(
             await store.stop()
 
 
-async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Database) -> None:
+async def test_claim_takes_over_a_delivery_with_an_expired_lease(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
         later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)
         none = await there.store.claim(msgspec.structs.replace(later, most=1))
         assert none.claims == []
-        # Full or not, it looks again: at once, or a hair later by the server's clock.
+        # The next claim is due at once, or slightly later by the server's clock.
         assert none.next_due is not None
         assert later.now <= none.next_due < later.now + PATIENCE
         assert [(one.delivery, one.attempt, one.reason) for one in none.lost] == [
@@ -793,8 +793,8 @@ def first_lease() -> float:
     return wanted().lease_until
 
 
-async def test_a_job_that_was_taken_over_too_early_waits_for_the_lease(database: Database) -> None:
-    """The queue's clock is a hint; the lease in the row says who owns a delivery."""
+async def test_job_taken_over_early_waits_until_the_lease_expires(database: Database) -> None:
+    """The job's heartbeat is only a hint; the lease in the row decides who owns a delivery."""
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
@@ -805,12 +805,12 @@ async def test_a_job_that_was_taken_over_too_early_waits_for_the_lease(database:
             "EXTRACT(EPOCH FROM execute_after - NOW()) FROM pgqueuer",
             began,
         )
-        assert waits[0] >= 30 >= waits[1]  # of the lease there is so much left
+        assert waits[0] >= 30 >= waits[1]  # 30 seconds of the lease are left
         assert await here.store.settle(settlement(first))
         assert database.rows("SELECT state FROM deliveries") == [("done",)]
 
 
-async def test_renewing_keeps_the_lease_and_the_job_from_a_thread_of_its_own(
+async def test_renewal_thread_extends_the_lease_and_the_job_heartbeat(
     database: Database,
 ) -> None:
     async with processes(database) as [process]:
@@ -823,14 +823,14 @@ async def test_renewing_keeps_the_lease_and_the_job_from_a_thread_of_its_own(
         assert database.rows(read) == [(first_lease(), False)]
         process.store.renew("me", [claim.id, "dlv_of_somebody"], 4e9)
         ends = time.monotonic() + PATIENCE
-        while database.rows(read) != [(4e9, True)]:  # and the loop does not turn meanwhile
+        while database.rows(read) != [(4e9, True)]:  # while the event loop is blocked
             assert time.monotonic() < ends
         process.store.renew("another", [claim.id], 5e9)
         process.store.renew("me", [claim.id], 6e9)
         await until(lambda: database.rows(read) == [(6e9, True)])
 
 
-async def test_renewing_survives_a_connection_that_was_cut(
+async def test_lease_renewal_reconnects_after_a_lost_connection(
     database: Database, logged: list[dict[str, Any]]
 ) -> None:
     async with processes(database) as [process]:
@@ -839,14 +839,14 @@ async def test_renewing_survives_a_connection_that_was_cut(
         process.store.renew("me", [claim.id], 3e9)
         await until(lambda: database.rows(lease) == [(3e9,)])
         database.terminate()
-        process.store.renew("me", [claim.id], 4e9)  # finds that out
+        process.store.renew("me", [claim.id], 4e9)  # notices the lost connection
         await until(lambda: [line for line in logged if line["event"] == "lease.unrenewed"])
         process.store.renew("me", [claim.id], 5e9)
         await until(lambda: database.rows(lease) == [(5e9,)])
 
 
 class TestNews:
-    async def test_what_one_commits_the_others_hear_and_it_does_not_itself(
+    async def test_commit_notifies_the_other_processes_but_not_its_own(
         self, database: Database
     ) -> None:
         async with processes(database, 3) as [here, *others]:
@@ -863,9 +863,11 @@ class TestNews:
             await others[0].store.predictions.create(new(2))
             await accept_outcome(others[0].store, arrival(2))
             await until(lambda: here.heard)
-            assert here.heard == [([], [pred(2)])]  # and never what it said itself
+            assert here.heard == [([], [pred(2)])]  # and none of its own notifications
 
-    async def test_ends_of_a_large_batch_are_all_told(self, database: Database) -> None:
+    async def test_all_ended_predictions_of_a_large_batch_are_notified(
+        self, database: Database
+    ) -> None:
         async with processes(database, 2) as [here, there]:
             await there.listens()
             await asyncio.gather(
@@ -884,7 +886,7 @@ class TestNews:
             await until(lambda: len(told()) == 400)
             assert told() == {pred(number) for number in range(400)}
 
-    async def test_what_was_rolled_back_is_not_told(self, database: Database) -> None:
+    async def test_rolled_back_outcome_is_not_notified(self, database: Database) -> None:
         async with processes(database, 2) as [here, there]:
             await there.listens()
             await here.store.predictions.create(new(1))
@@ -895,22 +897,20 @@ class TestNews:
             await until(lambda: there.heard)
             assert there.heard == [([], [pred(2)])]
 
-    async def test_a_listener_that_was_cut_comes_back_and_says_that_there_is_a_gap(
-        self, database: Database
-    ) -> None:
+    async def test_listener_reconnects_and_reports_a_gap(self, database: Database) -> None:
         async with processes(database, 2) as [here, there]:
             await here.listens()
             await there.listens()
             there.heard.clear()
             assert database.terminate("query LIKE '%LISTEN%' OR query = ''") >= 2
-            await until(lambda: there.heard)  # it is back, and may have missed something
+            await until(lambda: there.heard)  # it has reconnected, and may have missed some
             assert set(there.heard) == {GAP}
             there.heard.clear()
             await ended(here.store, 1, "greet")
             await until(lambda: there.heard)
             assert there.heard == [(["greet"], [pred(1)])]
 
-    async def test_nonsense_on_the_channel_troubles_nobody(self, database: Database) -> None:
+    async def test_malformed_notifications_are_ignored(self, database: Database) -> None:
         async with processes(database, 2) as [here, there]:
             await there.listens()
             for text in ("", "{}", "[1, 2, 3]", '["x", null, null]', "\\", "[" * 4000):
@@ -920,7 +920,7 @@ class TestNews:
             assert there.heard == [(["greet"], [pred(1)])]
 
 
-async def test_reads_survive_connections_that_were_cut(database: Database) -> None:
+async def test_reads_reconnect_after_lost_connections(database: Database) -> None:
     async with processes(database) as [process]:
         await process.store.predictions.create(new(1))
         for _ in range(2):
@@ -929,7 +929,7 @@ async def test_reads_survive_connections_that_were_cut(database: Database) -> No
                 *(process.store.predictions.get(pred(1)) for _ in range(5)), return_exceptions=True
             )
             for one in found:
-                # In the very moment of the cut it may be unavailable, and nothing else.
+                # StoreUnavailable is the only error that a lost connection may cause.
                 assert isinstance(one, StoreUnavailable) or getattr(one, "id", None) == pred(1)
             await asyncio.sleep(0)
         assert await readable(process.store)
@@ -945,10 +945,10 @@ async def readable(store: PostgresStore) -> bool:
     return False
 
 
-async def test_a_list_is_planned_for_its_values_however_often_it_is_read(
+async def test_list_query_never_gets_a_generic_plan(
     database: Database,
 ) -> None:
-    """A plan for any provider walks past all predictions to find those of a rare one."""
+    """A generic plan would scan all predictions to find those of a rare provider."""
     kept = Statement(
         "SELECT coalesce(sum(generic_plans), 0) AS plans FROM pg_prepared_statements "
         "WHERE cardinality(parameter_types) > 0"
@@ -962,18 +962,20 @@ async def test_a_list_is_planned_for_its_values_however_often_it_is_read(
 @pytest.mark.parametrize(
     ("handlers", "longest", "ends"), [(25, 80, 150), (60, 300, 1), (0, 0, 500)]
 )
-def test_no_notice_is_longer_than_the_server_takes(handlers: int, longest: int, ends: int) -> None:
+def test_notifications_stay_below_the_limit_of_8000_bytes(
+    handlers: int, longest: int, ends: int
+) -> None:
     names = {f"{number:03}{'é' * longest}"[:longest] for number in range(handlers)}
     predictions = [pred(number) for number in range(ends)]
     news = statement.News([(f"dlv_{name}", name) for name in names], predictions)
-    texts = Notices(Wakeups(), None).of_commit(news)  # type: ignore[arg-type] # it only receives
+    texts = Notices(Wakeups(), None).of_commit(news)  # type: ignore[arg-type] # for receiving only
     assert max(len(text.encode()) for text in texts) < 8000
     told = [msgspec.json.decode(text) for text in texts]
     assert {name for _, found, _ in told for name in found} == names
     assert [name for _, _, found in told for name in found] == predictions
 
 
-async def test_a_store_that_is_not_open_is_unavailable(database: Database) -> None:
+async def test_store_that_is_not_started_is_unavailable(database: Database) -> None:
     store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
     with pytest.raises(StoreUnavailable):
         await store.predictions.get(pred(1))

@@ -1,4 +1,4 @@
-"""Group commit on a server: many writes, few transactions, and each caller hears of its own."""
+"""Group commit on PostgreSQL: many writes, few transactions, and a result for each caller."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Counted(asyncpg.Connection):
 
 
 class Line:
-    """A committer, and what is known of it."""
+    """A committer, with its reports and its connections."""
 
     def __init__(self, database: Database, size: int, **settings: str) -> None:
         self.database = database
@@ -82,14 +82,14 @@ async def committing(database: Database, size: int = 1, **settings: str) -> Asyn
 
 
 def connections(line: Line) -> list[tuple[int, str, str]]:
-    """Return which of a committer's connections are open, and what each did last."""
+    """Return a committer's open connections, with the state and last statement of each."""
     return line.database.rows(
         "SELECT pid, state, query FROM pg_stat_activity WHERE pid = ANY($1)", line.pids
     )
 
 
 async def until(condition: Callable[[], Any]) -> Any:
-    """Look until it holds; the server needs a moment to see that a client is gone."""
+    """Wait until a condition holds; the server notices a lost client only after a moment."""
     ends = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < ends
@@ -100,7 +100,7 @@ async def until(condition: Callable[[], Any]) -> Any:
 def work_then(
     reached: asyncio.Event, may_go_on: asyncio.Event
 ) -> Callable[[Connection, Sequence[int]], Awaitable[Sequence[int]]]:
-    """Write the first half, and the second when it may."""
+    """Return an operation that writes half of its items, and the rest after `may_go_on`."""
 
     async def work(cx: Connection, items: Sequence[int]) -> Sequence[int]:
         half = len(items) // 2
@@ -113,7 +113,7 @@ def work_then(
     return work
 
 
-async def test_what_is_asked_at_once_is_one_transaction(scratch: Database) -> None:
+async def test_concurrent_writes_share_one_transaction(scratch: Database) -> None:
     async with committing(scratch, 2) as line:
         results = await asyncio.gather(*(line.put(number) for number in range(200)))
         assert Counted.begun == 1
@@ -122,7 +122,7 @@ async def test_what_is_asked_at_once_is_one_transaction(scratch: Database) -> No
     assert line.reports == []
 
 
-async def test_a_batch_is_never_larger_than_a_server_likes(scratch: Database) -> None:
+async def test_batch_has_at_most_500_writes(scratch: Database) -> None:
     sizes: list[int] = []
 
     async def sized(cx: Connection, items: Sequence[int]) -> Sequence[int]:
@@ -136,7 +136,7 @@ async def test_a_batch_is_never_larger_than_a_server_likes(scratch: Database) ->
     assert line.kept() == list(range(1200))
 
 
-async def test_what_comes_during_a_commit_is_the_next_transaction(scratch: Database) -> None:
+async def test_writes_during_a_transaction_form_the_next_one(scratch: Database) -> None:
     reached, may_go_on = asyncio.Event(), asyncio.Event()
     async with committing(scratch) as line:
         work = work_then(reached, may_go_on)
@@ -150,7 +150,7 @@ async def test_what_comes_during_a_commit_is_the_next_transaction(scratch: Datab
         assert Counted.begun == 2
 
 
-async def test_different_works_do_not_share_a_transaction(scratch: Database) -> None:
+async def test_different_operations_do_not_share_a_transaction(scratch: Database) -> None:
     async with committing(scratch) as line:
         first = line.committer.write("one", put, 1)
         second = line.committer.write("two", put, 2)
@@ -158,12 +158,12 @@ async def test_different_works_do_not_share_a_transaction(scratch: Database) -> 
         assert Counted.begun == 2
 
 
-async def test_connections_take_turns(scratch: Database) -> None:
+async def test_second_connection_writes_while_the_first_is_busy(scratch: Database) -> None:
     reached, may_go_on = asyncio.Event(), asyncio.Event()
     async with committing(scratch, 2) as line:
         slow = asyncio.create_task(line.committer.write("slow", work_then(reached, may_go_on), 1))
         await reached.wait()
-        assert await line.put(2) == 20  # while the other is under way
+        assert await line.put(2) == 20  # while the first write is still running
         assert line.kept() == [2]
         may_go_on.set()
         await slow
@@ -174,7 +174,9 @@ async def test_connections_take_turns(scratch: Database) -> None:
     ("bad", "error"),
     [(0, asyncpg.UniqueViolationError), ("x", asyncpg.DataError), (2**70, asyncpg.DataError)],
 )
-async def test_a_bad_item_fails_alone(scratch: Database, bad: Any, error: type[Exception]) -> None:
+async def test_invalid_item_fails_alone(
+    scratch: Database, bad: Any, error: type[Exception]
+) -> None:
     async with committing(scratch) as line:
         await line.put(0)
         results = await asyncio.gather(
@@ -188,7 +190,7 @@ async def test_a_bad_item_fails_alone(scratch: Database, bad: Any, error: type[E
     assert line.reports == []
 
 
-async def test_two_that_lock_each_other_out_both_succeed(scratch: Database) -> None:
+async def test_deadlocked_transactions_are_retried_and_both_succeed(scratch: Database) -> None:
     scratch.execute("INSERT INTO public.kept (n) VALUES (1), (2)")
     met = asyncio.Barrier(2)
     tries = 0
@@ -215,7 +217,7 @@ async def test_two_that_lock_each_other_out_both_succeed(scratch: Database) -> N
     assert here.reports == there.reports == []
 
 
-async def test_what_collides_again_and_again_is_given_up(scratch: Database) -> None:
+async def test_repeated_serialization_failure_is_given_up(scratch: Database) -> None:
     tries = 0
 
     async def collide(cx: Connection, items: Sequence[int]) -> Sequence[int]:
@@ -234,26 +236,26 @@ async def test_what_collides_again_and_again_is_given_up(scratch: Database) -> N
     assert [report is None for report in line.reports] == [False, True]
 
 
-async def test_who_froze_amid_a_statement_holds_no_rows_against_others(
+async def test_session_of_a_frozen_process_is_ended_to_free_its_locks(
     scratch: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the server it is not idle between what prepares a statement and what runs it."""
+    """The server's idle timeout does not apply between preparing a statement and running it."""
     monkeypatch.setattr(group_commit, "_FROZEN_FOR", 0.1)
     settings = {"application_name": "receiver", "idle_in_transaction_session_timeout": "200ms"}
     async with committing(scratch, lock_timeout="300ms") as line:
         frozen = await asyncpg.connect(scratch.url, server_settings=settings)
         await frozen.execute("BEGIN")
         await frozen.execute(_PUT, [1])
-        await frozen.prepare("SELECT $1::int")  # and it is never run
+        await frozen.prepare("SELECT $1::int")  # and never runs it
         assert await line.put(1) == 10
-        with pytest.raises(Exception) as found:  # noqa: PT011 - what asyncpg makes of it
+        with pytest.raises(Exception) as found:  # noqa: PT011 - asyncpg raises several types
             await frozen.execute("COMMIT")
         assert is_trouble(found.value)
         frozen.terminate()
     assert (line.kept(), line.reports) == ([1], [])
 
 
-async def test_a_connection_that_was_cut_while_idle_goes_unnoticed(scratch: Database) -> None:
+async def test_connection_lost_while_idle_is_replaced_without_an_error(scratch: Database) -> None:
     async with committing(scratch, 2) as line:
         for number in range(3):
             await line.put(number)
@@ -265,7 +267,7 @@ async def test_a_connection_that_was_cut_while_idle_goes_unnoticed(scratch: Data
     assert line.reports == []
 
 
-async def test_a_used_connection_that_is_cut_in_a_transaction_is_replaced(
+async def test_reused_connection_lost_in_a_transaction_is_replaced_and_retried(
     scratch: Database,
 ) -> None:
     reached, may_go_on = asyncio.Event(), asyncio.Event()
@@ -284,7 +286,7 @@ async def test_a_used_connection_that_is_cut_in_a_transaction_is_replaced(
     assert line.reports == []
 
 
-async def test_a_new_connection_that_is_cut_in_a_transaction_leaves_no_half(
+async def test_new_connection_lost_in_a_transaction_is_rolled_back(
     scratch: Database,
 ) -> None:
     reached, may_go_on = asyncio.Event(), asyncio.Event()
@@ -304,8 +306,8 @@ async def test_a_new_connection_that_is_cut_in_a_transaction_leaves_no_half(
     assert [report is None for report in line.reports] == [False, True]
 
 
-async def test_a_commit_that_was_not_answered_is_not_repeated(scratch: Database) -> None:
-    """It may have happened: only who asked can know whether to ask again."""
+async def test_unanswered_commit_is_not_retried(scratch: Database) -> None:
+    """It may have succeeded: only the caller can know whether to write again."""
     held = await asyncpg.connect(scratch.url)
     await held.execute("SELECT pg_advisory_lock(7)")
     works = 0
@@ -329,7 +331,7 @@ async def test_a_commit_that_was_not_answered_is_not_repeated(scratch: Database)
     assert [report is None for report in line.reports] == [False, True]
 
 
-async def test_a_server_that_is_away_is_reported_once_and_so_is_its_return(
+async def test_server_outage_and_recovery_are_each_reported_once(
     scratch: Database,
 ) -> None:
     async with committing(scratch, 2) as line:
@@ -344,19 +346,19 @@ async def test_a_server_that_is_away_is_reported_once_and_so_is_its_return(
     assert [report is None for report in line.reports] == [False, True]
 
 
-async def test_a_report_that_fails_cannot_stop_the_writing(scratch: Database) -> None:
+async def test_failing_report_does_not_stop_writes(scratch: Database) -> None:
     async with committing(scratch) as line:
 
         def fail(_: object) -> None:
             raise RuntimeError
 
-        line.committer._report = fail  # noqa: SLF001 - as it could be given
+        line.committer._report = fail  # noqa: SLF001 - stands for a faulty report
         with scratch.refusing(), pytest.raises(StoreUnavailable):
             await line.put(1)
         assert await line.put(2) == 20
 
 
-async def test_closing_commits_what_waits(scratch: Database) -> None:
+async def test_close_commits_waiting_writes(scratch: Database) -> None:
     async with committing(scratch) as line:
         writes = [asyncio.create_task(line.put(number)) for number in range(700)]
         await asyncio.sleep(0)
@@ -365,7 +367,7 @@ async def test_closing_commits_what_waits(scratch: Database) -> None:
     await eventually(partial(connections, line), not_)
 
 
-async def test_what_is_asked_after_closing_is_refused(scratch: Database) -> None:
+async def test_write_after_close_is_rejected(scratch: Database) -> None:
     async with committing(scratch) as line:
         await line.put(1)
     with pytest.raises(StoreUnavailable):
@@ -373,7 +375,7 @@ async def test_what_is_asked_after_closing_is_refused(scratch: Database) -> None
     assert line.kept() == [1]
 
 
-async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None:
+async def test_cancelled_caller_does_not_affect_other_writes(scratch: Database) -> None:
     reached, may_go_on = asyncio.Event(), asyncio.Event()
     work = partial(work_then(reached, may_go_on))
     async with committing(scratch) as line:
@@ -419,7 +421,7 @@ async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_affects_the_server_is_told_from_a_fault_of_ours(
+def test_server_errors_are_distinguished_from_errors_in_values(
     error: Exception, trouble: bool
 ) -> None:
     assert is_trouble(error) == trouble

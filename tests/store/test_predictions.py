@@ -1,4 +1,4 @@
-"""The life of a prediction's row, from its creation to the end of its submit."""
+"""Predictions in the store: create, submit, poll, cancel, recovery, rate limits and lists."""
 
 import asyncio
 from typing import Any
@@ -37,12 +37,12 @@ from tests.store.parts import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
-# The queued last, as all that is queued goes when another is brought to its submit.
+# Queued last: `stand` begins the submits of all queued predictions.
 EVERY = sorted(Status, key=lambda status: (status is Status.QUEUED, status))
 LIVING = [status for status in EVERY if status not in TERMINAL]
 
 
-async def test_a_created_prediction_reads_back_as_it_was_given(store: Store) -> None:
+async def test_created_prediction_is_read_back_unchanged(store: Store) -> None:
     given = {"input": {"prompt": "ä\u0000\U0001f600", "n": 2**63}, "metadata": {"k": [1, None]}}
     created = await store.predictions.create(new(1, parent_id="pred_0", **given))
     read = await store.predictions.get(pred(1))
@@ -64,7 +64,7 @@ async def test_a_created_prediction_reads_back_as_it_was_given(store: Store) -> 
     assert await store.predictions.job("pred_none") is None
 
 
-async def test_an_idempotency_key_gives_the_first_prediction_for_ever(store: Store) -> None:
+async def test_idempotency_key_always_returns_its_first_prediction(store: Store) -> None:
     await store.predictions.create(new(1, idempotency_key="k", fingerprint="f1"))
     again = await store.predictions.create(new(2, idempotency_key="k", fingerprint="f2"))
     await accept_outcome(store, arrival(1))
@@ -76,7 +76,9 @@ async def test_an_idempotency_key_gives_the_first_prediction_for_ever(store: Sto
 
 
 @pytest.mark.pooled
-async def test_of_many_creations_at_once_with_one_key_one_is_new(store: Store) -> None:
+async def test_concurrent_creates_with_one_idempotency_key_make_one_prediction(
+    store: Store,
+) -> None:
     created = await asyncio.gather(
         *(store.predictions.create(new(n, idempotency_key="k", fingerprint="f")) for n in range(20))
     )
@@ -84,12 +86,12 @@ async def test_of_many_creations_at_once_with_one_key_one_is_new(store: Store) -
     assert len({one.prediction_id for one in created}) == 1
 
 
-async def test_predictions_without_a_key_do_not_meet(store: Store) -> None:
+async def test_predictions_without_an_idempotency_key_are_all_new(store: Store) -> None:
     created = await asyncio.gather(*(store.predictions.create(new(n)) for n in range(5)))
     assert all(one.is_new for one in created)
 
 
-async def test_submits_begin_oldest_first_and_only_those_that_are_due(store: Store) -> None:
+async def test_only_due_submits_begin_and_the_oldest_first(store: Store) -> None:
     for number in (3, 1, 2, 4):
         await store.predictions.create(new(number))
     await store.predictions.create(new(5, created_at=NOW + 1))
@@ -106,7 +108,7 @@ async def test_submits_begin_oldest_first_and_only_those_that_are_due(store: Sto
     assert (other.jobs, other.next_due) == ([], None)
 
 
-async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
+async def test_begun_submit_returns_the_complete_job(store: Store) -> None:
     await store.predictions.create(new(1, mode="sync"))
     [job] = (await store.predictions.begin_submits(slots())).jobs
 
@@ -129,12 +131,12 @@ async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
     ("most", "max_in_flight", "begun"),
     [(10, None, 4), (10, 2, 0), (10, 3, 1), (10, 5, 3), (1, 5, 1), (0, None, 0), (10, 0, 0)],
 )
-async def test_no_more_begin_than_the_provider_lets_in_flight(
+async def test_submits_begin_only_up_to_max_in_flight(
     store: Store, most: int, max_in_flight: int | None, begun: int
 ) -> None:
     await processing(store, 1)
     await unconfirmed(store, 2)
-    await ended(store, 3)  # what has ended takes no place
+    await ended(store, 3)  # an ended prediction does not count
     for number in range(4, 8):
         await store.predictions.create(new(number))
 
@@ -143,7 +145,7 @@ async def test_no_more_begin_than_the_provider_lets_in_flight(
     assert len(found.jobs) == begun
 
 
-async def test_wishes_to_begin_that_meet_in_one_batch_share_the_places(store: Store) -> None:
+async def test_concurrent_submit_requests_share_the_in_flight_limit(store: Store) -> None:
     for number in range(10):
         await store.predictions.create(new(number))
     begun = await asyncio.gather(
@@ -153,7 +155,7 @@ async def test_wishes_to_begin_that_meet_in_one_batch_share_the_places(store: St
     assert sorted(ids) == [pred(number) for number in range(4)]
 
 
-async def test_what_is_known_to_be_in_flight_is_counted_again_near_the_limit_only(
+async def test_in_flight_predictions_are_recounted_only_near_the_limit(
     store: Store,
 ) -> None:
     for number in range(10):
@@ -182,13 +184,13 @@ CAUSES: dict[ProgressCause, Cause] = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-async def test_progress_follows_the_arrows_and_nothing_else(
+async def test_progress_makes_only_allowed_transitions(
     engine: Engine, cause: ProgressCause
 ) -> None:
     store = engine.store
     for number, status in enumerate(EVERY):
         if (cause, status) == ("accepted", Status.QUEUED):
-            continue  # what was never begun is not accepted
+            continue  # only a submit that has begun can be accepted
         one = pred(number)
         await stand(store, number, status)
         due_before = engine.column("due_at", one)
@@ -206,7 +208,7 @@ async def test_progress_follows_the_arrows_and_nothing_else(
             assert engine.column("due_at", one) == due_before
 
 
-async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: Engine) -> None:
+async def test_accepted_submit_after_the_outcome_adds_only_id_and_links(engine: Engine) -> None:
     store = engine.store
     await submitting(store, 1)
     await accept_outcome(store, arrival(1))
@@ -227,7 +229,7 @@ async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: Engi
     assert await store.predictions.find("oxen", "req-9") is None
 
 
-async def test_acceptance_does_not_take_a_name_away(store: Store) -> None:
+async def test_accepted_submit_does_not_change_a_known_provider_id(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")
     await store.predictions.progress(progress(1, "accepted", NOW + 30, provider_id="req-2"))
     await store.predictions.progress(progress(1, "accepted", NOW + 30))
@@ -245,7 +247,7 @@ async def test_acceptance_does_not_take_a_name_away(store: Store) -> None:
         ("polled", NOW + 5, NOW + 5),
     ],
 )
-async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
+async def test_requested_poll_is_not_delayed_by_a_later_due_time(
     engine: Engine, cause: ProgressCause, due_at: float, expected: float
 ) -> None:
     store = engine.store
@@ -253,7 +255,7 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
     if cause == "polled":
         await store.predictions.progress(progress(1, "accepted", NOW))
         [_] = await store.predictions.claim_due("fal", NOW, NOW + 90, 10)
-    # A callback that makes no sense and names nothing: somebody must look, now.
+    # An ambiguous callback without an id of the provider: the prediction is polled at once.
     await accept_outcome(store, arrival(1, "ask", at=NOW + 10))
 
     await store.predictions.progress(progress(1, cause, due_at))
@@ -261,7 +263,7 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
     assert engine.column("due_at", pred(1)) == expected
 
 
-async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: Engine) -> None:
+async def test_inconclusive_poll_does_not_make_the_next_poll_due_at_once(engine: Engine) -> None:
     store = engine.store
     await processing(store, 1)
     [_] = await store.predictions.claim_due("fal", NOW + 30, NOW + 120, 10)
@@ -271,14 +273,14 @@ async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: Eng
 
 
 @pytest.mark.parametrize("cause", ["accepted", "postponed", "ambiguous"])
-async def test_no_due_time_is_beyond_the_deadline(engine: Engine, cause: ProgressCause) -> None:
+async def test_due_time_is_never_after_the_deadline(engine: Engine, cause: ProgressCause) -> None:
     await engine.store.predictions.create(new(1))
     await engine.store.predictions.begin_submits(slots(hold_until=NOW + 9e6))
     await engine.store.predictions.progress(progress(1, cause, NOW + 8e6))
     assert engine.column("due_at", pred(1)) == NOW + 3600
 
 
-async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Store) -> None:
+async def test_postponed_submit_waits_and_keeps_its_first_deadline(store: Store) -> None:
     await submitting(store, 1)
     await store.predictions.progress(progress(1, "postponed", NOW + 30))
 
@@ -288,7 +290,7 @@ async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Stor
 
 
 @pytest.mark.usefixtures("in_one_process")
-async def test_at_its_deadline_it_is_too_late_wherever_a_sleep_of_the_computer_moves_that(
+async def test_sleep_of_the_computer_moves_the_deadline_but_not_latest_at(
     engine: Engine,
 ) -> None:
     store = engine.store
@@ -307,11 +309,11 @@ async def test_at_its_deadline_it_is_too_late_wherever_a_sleep_of_the_computer_m
 
 
 @pytest.mark.pooled
-async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -> None:
+async def test_due_predictions_are_claimed_once_until_the_hold_expires(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")  # due at +30
     await unconfirmed(store, 2)  # due at +30
     await submitting(store, 3)  # held until +90
-    await store.predictions.create(new(4))  # queued: not for looks
+    await store.predictions.create(new(4))  # queued: not polled
     await ended(store, 5)
 
     assert await store.predictions.next_due("fal") == NOW + 30
@@ -323,7 +325,7 @@ async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -
     assert await store.predictions.next_due("fal") == NOW + 90
 
 
-async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) -> None:
+async def test_polls_are_counted_and_change_nothing_after_the_end(store: Store) -> None:
     await processing(store, 1)
     await store.predictions.progress(progress(1, "polled", NOW + 40))
     await accept_outcome(store, arrival(1, provider_id="req-1"))
@@ -333,7 +335,7 @@ async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) 
     assert (job.polls, job.status) == (1, Status.SUCCEEDED)
 
 
-async def test_hastening_makes_due_what_is_at_the_provider(engine: Engine) -> None:
+async def test_hasten_makes_predictions_at_the_provider_due_for_a_poll(engine: Engine) -> None:
     for number, status in enumerate(EVERY):
         await stand(engine.store, number, status)
     await engine.store.predictions.hasten("fal", NOW + 1)
@@ -350,7 +352,7 @@ async def test_hastening_makes_due_what_is_at_the_provider(engine: Engine) -> No
 
 
 @pytest.mark.pooled
-async def test_a_cancel_is_remembered_while_the_prediction_lives(store: Store) -> None:
+async def test_cancel_request_is_stored_unless_the_prediction_has_ended(store: Store) -> None:
     for number, status in enumerate(Status):
         await stand(store, number, status)
         await store.predictions.mark_cancel(pred(number))
@@ -360,7 +362,7 @@ async def test_a_cancel_is_remembered_while_the_prediction_lives(store: Store) -
 
 
 @pytest.mark.usefixtures("in_one_process")
-async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -> None:
+async def test_recovery_marks_interrupted_submits_as_unconfirmed(engine: Engine) -> None:
     for number, status in enumerate(LIVING):
         await stand(engine.store, number, status)
     await engine.store.recover("me", NOW + 5)
@@ -373,7 +375,7 @@ async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -
 
 
 @pytest.mark.pooled
-async def test_a_submit_is_marked_once_and_only_by_the_one_that_began_it_last(store: Store) -> None:
+async def test_submit_is_marked_sent_once_and_only_by_its_latest_attempt(store: Store) -> None:
     await store.predictions.create(new(1))
     [first] = (await store.predictions.begin_submits(slots())).jobs
     await store.predictions.progress(progress(1, "ambiguous", NOW))
@@ -387,7 +389,7 @@ async def test_a_submit_is_marked_once_and_only_by_the_one_that_began_it_last(st
     assert found.ticket.submitted_at == NOW
 
 
-async def test_what_an_older_submit_records_late_changes_nothing(store: Store) -> None:
+async def test_late_result_of_an_earlier_submit_changes_nothing(store: Store) -> None:
     await submitting(store, 1)
     await store.predictions.progress(progress(1, "postponed", NOW))
     [second] = (await store.predictions.begin_submits(slots())).jobs
@@ -405,7 +407,7 @@ async def test_what_an_older_submit_records_late_changes_nothing(store: Store) -
     assert refused.verdict == "accepted"
 
 
-async def test_recovery_submits_again_what_was_begun_and_not_sent(engine: Engine) -> None:
+async def test_recovery_requeues_submits_that_were_not_sent(engine: Engine) -> None:
     for number in (1, 2):
         await engine.store.predictions.create(new(number))
     [first, _] = (await engine.store.predictions.begin_submits(slots())).jobs
@@ -414,11 +416,11 @@ async def test_recovery_submits_again_what_was_begun_and_not_sent(engine: Engine
     statuses = [engine.column("status", pred(number)) for number in (1, 2)]
     if isinstance(engine.store, SQLiteStore):
         assert statuses == [Status.UNCONFIRMED, Status.QUEUED]
-    else:  # others may be at work there
+    else:  # other processes may be submitting
         assert statuses == [Status.SUBMITTING, Status.SUBMITTING]
 
 
-async def test_what_waits_too_long_is_named(store: Store) -> None:
+async def test_stale_queued_predictions_are_listed(store: Store) -> None:
     await store.predictions.create(new(1, created_at=NOW - 100))
     await store.predictions.create(new(2, created_at=NOW - 10))
     await submitting(store, 3, created_at=NOW - 100, provider="oxen")
@@ -427,7 +429,7 @@ async def test_what_waits_too_long_is_named(store: Store) -> None:
     assert await store.predictions.stale("oxen", NOW, 10) == []
 
 
-async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) -> None:
+async def test_rate_limit_per_minute_counts_all_kinds_of_requests(store: Store) -> None:
     for number in range(5):
         await store.predictions.create(new(number))
     turn = RequestPermit(provider="fal", now=NOW, per_minute=3)
@@ -447,13 +449,13 @@ async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) 
 
 
 @pytest.mark.pooled
-async def test_turns_taken_at_once_are_counted_one_by_one(store: Store) -> None:
+async def test_concurrent_requests_stay_within_the_rate_limit(store: Store) -> None:
     turn = RequestPermit(provider="fal", now=NOW, per_minute=4)
     waits = await asyncio.gather(*(store.limits.take(turn) for _ in range(9)))
     assert sorted(waits) == [0.0] * 4 + [60.0] * 5
 
 
-async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) -> None:
+async def test_lease_has_one_owner_until_it_expires_or_is_released(store: Store) -> None:
     role = LeaseRequest(name="stream", owner="me", now=NOW, until=NOW + 6)
     other = msgspec.structs.replace(role, owner="other")
     assert await store.leases.hold(role)
@@ -466,7 +468,7 @@ async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) ->
     assert not await store.leases.is_at_work("stream", NOW + 11)
 
     assert await store.leases.hold(msgspec.structs.replace(other, now=NOW + 11, until=NOW + 17))
-    await store.leases.report("stream", "me", at_work=True)  # too late, it is no longer mine
+    await store.leases.report("stream", "me", at_work=True)  # too late: another owner holds it
     assert not await store.leases.is_at_work("stream", NOW + 12)
     await store.leases.release("stream", "me")
     assert not await store.leases.hold(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
@@ -489,10 +491,10 @@ async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) ->
         ({"model": "M*"}, []),
     ],
 )
-async def test_pages_of_a_list_hold_everything_once_newest_first(
+async def test_pages_contain_each_prediction_once_and_newest_first(
     store: Store, wanted: dict[str, Any], found: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "_SCANNED", 1)  # so that what fits is on several reads
+    monkeypatch.setattr(predictions, "_SCANNED", 1)  # so that a page takes several reads
     monkeypatch.setattr(predictions, "_MOST_SCANS", 2)
     for number in range(6):
         made = msgspec.structs.replace(
@@ -518,10 +520,10 @@ async def test_pages_of_a_list_hold_everything_once_newest_first(
         assert seen == [pred(number) for number in found], limit
 
 
-async def test_a_limit_holds_whatever_the_plan(
+async def test_limit_holds_with_any_query_plan(
     bare_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL may run a subquery again for each row, and with it whatever it chose before."""
+    """PostgreSQL may run a subquery again for each row, and so choose other rows each time."""
     nested = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "bitmapscan")
     plans = {f"enable_{name}": "off" for name in nested}
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Private content: for handlers alone, unreadable in the database, and gone in time."""
+"""Private content: given to handlers only, encrypted in the database, and deleted in time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def retention(store: Store, now: float) -> Retention:
     return Retention(store, {}, 7 * DAY, clock=lambda: now, pace=RetentionPace(pause=0.0, page=2))
 
 
-async def test_no_page_of_the_database_has_it_in_clear(engine: Engine, store: Store) -> None:
+async def test_private_content_is_not_stored_in_plain_text(engine: Engine, store: Store) -> None:
     await created(store, 1)
     await ended(store, 1, "greet")
     assert TOKEN not in everything(engine)
@@ -68,7 +68,7 @@ async def test_no_page_of_the_database_has_it_in_clear(engine: Engine, store: St
     assert TOKEN not in claim.private
 
 
-async def test_it_is_emptied_when_the_last_of_its_deliveries_has_ended(
+async def test_private_content_is_deleted_after_the_last_delivery_ends(
     engine: Engine, store: Store
 ) -> None:
     await created(store, 1)
@@ -81,7 +81,7 @@ async def test_it_is_emptied_when_the_last_of_its_deliveries_has_ended(
     assert kept(engine) == []
 
 
-async def test_of_two_that_end_at_once_the_later_one_empties_it(
+async def test_private_content_is_deleted_if_two_deliveries_end_at_once(
     engine: Engine, store: Store
 ) -> None:
     await created(store, 1)
@@ -96,14 +96,14 @@ async def test_of_two_that_end_at_once_the_later_one_empties_it(
     assert kept(engine) == []
 
 
-async def test_an_erase_empties_it(engine: Engine, store: Store) -> None:
+async def test_erase_deletes_private_content(engine: Engine, store: Store) -> None:
     await created(store, 1)
     await ended(store, 1, "greet")
     assert await Erasure(store).erase(pred(1), NOW) == "erased"
     assert kept(engine) == []
 
 
-async def test_retention_empties_what_is_old_and_what_nobody_waits_for(
+async def test_retention_deletes_private_content_if_expired_or_not_needed(
     engine: Engine, store: Store
 ) -> None:
     await created(store, 1, 2, 3, created_at=NOW - 7 * DAY)
@@ -114,7 +114,7 @@ async def test_retention_empties_what_is_old_and_what_nobody_waits_for(
     assert kept(engine) == [pred(4), pred(6)]
 
 
-async def test_a_key_keeps_its_first_prediction_and_what_that_has(
+async def test_repeated_idempotency_key_keeps_the_first_private_content(
     engine: Engine, store: Store
 ) -> None:
     await created(store, 1, idempotency_key="k")

@@ -1,4 +1,4 @@
-"""A replay in bulk takes each event once, whatever dies, and only while it is wanted."""
+"""Bulk replays: each event is replayed once, also after a crash, and none after a cancel."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ def step(begin: int, end: int, predictions: Sequence[str], **given: Any) -> Repl
 
 
 @pytest.mark.pooled
-async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
+async def test_replay_step_makes_deliveries_pending_and_records_progress(engine: Engine) -> None:
     store = engine.store
     for number in (1, 2):
         claim = await claimed(store, number)
@@ -88,7 +88,7 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     assert sorted((claim.id, claim.attempt, claim.round) for claim in claims) == [
         (delivery_id(pred(number), "greet"), 1, 1) for number in (1, 2)
     ]
-    # A replay of one by hand redelivers it last.
+    # A later replay of one prediction by hand replaces the id of the bulk replay.
     for claim in claims:
         await store.settle(settlement(claim, DONE, ended_at=NOW + 110))
     await store.deliveries.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 120)
@@ -96,12 +96,12 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     assert lineage == [(2, None), (1, "rep_1")]
 
 
-async def test_a_step_that_begins_elsewhere_changes_nothing(engine: Engine) -> None:
+async def test_replay_step_from_another_position_changes_nothing(engine: Engine) -> None:
     store = engine.store
     await ended(store, 1)
     replays = await counted(store, last=9)
     before = step(0, 5, [pred(1)])
-    assert (await replays.take_step(before)).state == "counted"  # nobody has started it
+    assert (await replays.take_step(before)).state == "counted"  # the replay has not started
     await replays.start("rep_1")
     assert not await replays.start("rep_1")
     await replays.take_step(before)
@@ -112,7 +112,7 @@ async def test_a_step_that_begins_elsewhere_changes_nothing(engine: Engine) -> N
     assert engine.rows("SELECT next, replayed FROM replays") == [(5, 1)]
 
 
-async def test_what_was_canceled_owes_nothing_further(engine: Engine) -> None:
+async def test_canceled_replay_adds_no_more_deliveries(engine: Engine) -> None:
     store = engine.store
     for number in (1, 2):
         await ended(store, number)
@@ -131,7 +131,7 @@ async def test_what_was_canceled_owes_nothing_further(engine: Engine) -> None:
     assert not await replays.cancel("rep_2", NOW)
 
 
-async def test_what_is_pending_or_erased_is_left_as_it_is(engine: Engine) -> None:
+async def test_replay_skips_active_erased_and_unended_predictions(engine: Engine) -> None:
     store = engine.store
     await claimed(store, 2)
     await ended(store, 1, "greet")
@@ -160,7 +160,7 @@ async def erase(store: Store, number: int) -> None:
     await store.write(erased, pred(number))
 
 
-async def test_in_one_event_who_waits_waits_again(store: Store) -> None:
+async def test_replayed_handler_waits_again_for_the_handler_before_it(store: Store) -> None:
     await ended(store, 1, "save", "post", after={"post": ("save",)})
     for name in ("save", "post"):
         [claim] = (await store.claim(wanted(name, now=NOW + 22))).claims
@@ -195,7 +195,7 @@ def at(seconds: float) -> datetime:
         ({"until": datetime.max.replace(tzinfo=UTC), "provider": "a\0b"}, []),
     ],
 )
-async def test_a_look_finds_what_may_be_wanted(
+async def test_replay_search_finds_the_selected_events(
     store: Store, given: dict[str, Any], numbers: list[int]
 ) -> None:
     await looked_at(store)
@@ -218,7 +218,7 @@ async def looked_at(store: Store) -> None:
     await erase(store, 5)
 
 
-async def test_looks_go_on_where_the_last_one_ended(
+async def test_replay_search_continues_where_the_last_one_ended(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await looked_at(store)
@@ -238,7 +238,9 @@ async def test_looks_go_on_where_the_last_one_ended(
         ]  # fmt: skip
 
 
-async def test_only_so_many_are_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_newest_and_the_running_replays_are_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MOST_KEPT", 3)
     replays = await counted(store, "rep_0")
     await replays.start("rep_0")

@@ -1,4 +1,4 @@
-"""Old predictions go by themselves, one can be erased, and neither is in anybody's way."""
+"""Retention deletes old predictions in short turns, and an erase blanks one prediction."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def two_ended(station: Station) -> list[str]:
     return [one.prediction_id for one in sent]
 
 
-async def test_what_is_old_goes_and_its_late_callback_is_taken(
+async def test_old_predictions_are_deleted_and_late_callbacks_accepted(
     start: Start, network: Network, logged: Logged
 ) -> None:
     async with start() as station:
@@ -55,7 +55,7 @@ async def test_what_is_old_goes_and_its_late_callback_is_taken(
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_nothing_is_deleted_unless_it_is_said(start: Start) -> None:
+async def test_predictions_without_a_retention_setting_are_kept(start: Start) -> None:
     async with start() as station:
         made = await two_ended(station)
     clock = Clock()
@@ -99,7 +99,7 @@ async def fill(engine: SQLite, many: int) -> None:
         await ended(engine.store, number)
 
 
-async def test_a_turn_ends_and_the_next_goes_on(engine: SQLite) -> None:
+async def test_retention_turn_is_bounded_and_the_next_one_continues(engine: SQLite) -> None:
     await fill(engine, 12)
     keeper = retention(engine, Clock(), turn=0.0, page=5, piece=0.0)
     left = [count(engine)]
@@ -112,7 +112,7 @@ async def test_a_turn_ends_and_the_next_goes_on(engine: SQLite) -> None:
 
 
 class Still(Clock):
-    """Goes on only as it is told to."""
+    """A clock that moves only with `ahead`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,8 +122,8 @@ class Still(Clock):
         return self._began + self.ahead
 
 
-async def test_a_whole_walk_is_made_once_an_hour_by_whoever_does(engine: SQLite) -> None:
-    clock = Still()  # a second is lost by rounding what is remembered, and no more may be
+async def test_full_retention_walk_runs_once_an_hour_across_processes(engine: SQLite) -> None:
+    clock = Still()  # the stored time is rounded by at most a second
     await retention(engine, clock).take_turn()
     await fill(engine, 3)
     await retention(engine, clock).take_turn()  # another process
@@ -135,7 +135,7 @@ async def test_a_whole_walk_is_made_once_an_hour_by_whoever_does(engine: SQLite)
     assert count(engine) == 1
 
 
-async def test_a_clock_that_was_wrong_stops_nothing(engine: SQLite) -> None:
+async def test_retention_continues_after_the_clock_was_far_ahead(engine: SQLite) -> None:
     clock = Clock()
     clock.ahead = 1000 * DAY
     keeper = retention(engine, clock)
@@ -146,7 +146,7 @@ async def test_a_clock_that_was_wrong_stops_nothing(engine: SQLite) -> None:
     assert count(engine) == 1
 
 
-async def test_what_grows_in_any_case_is_cut(
+async def test_change_log_and_unneeded_callbacks_are_trimmed_without_a_setting(
     engine: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.store.retention.UNNEEDED_KEPT", 2)
@@ -163,7 +163,7 @@ async def test_what_grows_in_any_case_is_cut(
     assert await Disposal(engine.store).watermark("changes") == 9
 
 
-async def test_what_is_cut_takes_as_many_turns_as_it_needs(
+async def test_trimming_continues_over_many_short_turns(
     engine: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.store.retention.UNNEEDED_KEPT", 0)
@@ -177,19 +177,21 @@ async def test_what_is_cut_takes_as_many_turns_as_it_needs(
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 0
 
 
-async def test_what_came_for_what_is_gone_goes_as_it_would_have(engine: SQLite) -> None:
+async def test_callback_of_an_unknown_prediction_is_deleted_by_retention(engine: SQLite) -> None:
     await accept_outcome(engine.store, arrival(1, at=NOW))
     clock = Clock()
     clock.ahead = NOW - clock() + 29 * DAY
     for days, left in ((29.0, 1), (31.0, 0)):
         clock.ahead = NOW - Clock()() + days * DAY
         await retention(engine, clock, {"succeeded": 30.0}).take_turn()
-        assert count(engine, "callbacks") == 1  # what failed is kept for good
+        assert count(engine, "callbacks") == 1  # failed ones are kept for good, and this may be one
         await retention(engine, clock).take_turn()
         assert count(engine, "callbacks") == left
 
 
-async def test_trouble_ends_no_keeper(engine: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retention_continues_after_errors(
+    engine: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fill(engine, 3)
     troubles: list[Exception] = [StoreUnavailable("no disk"), RuntimeError("a fault")]
     read = SQLiteStore.read
@@ -210,7 +212,7 @@ async def test_trouble_ends_no_keeper(engine: SQLite, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_erasing_leaves_a_skeleton_and_closes_every_way_back(
+async def test_erase_blanks_a_prediction_and_blocks_replay_retry_and_resubmit(
     start: Start, network: Network, logged: Logged
 ) -> None:
     @on("succeeded", name="bad")
@@ -264,7 +266,7 @@ async def test_erasing_leaves_a_skeleton_and_closes_every_way_back(
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_handler_at_work_is_waited_for(start: Start) -> None:
+async def test_erase_is_rejected_while_a_handler_runs(start: Start) -> None:
     may_end = asyncio.Event()
     began = asyncio.Event()
 

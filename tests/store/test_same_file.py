@@ -1,4 +1,4 @@
-"""A database that is taken away under a running receiver is noticed, not written into the void."""
+"""A database that is removed, replaced or truncated under a running receiver is detected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.receiving import eventually
 pytestmark = pytest.mark.anyio
 
 
-async def test_writes_are_refused_until_the_file_is_back(tmp_path: Path) -> None:
+async def test_writes_are_rejected_until_the_moved_file_is_back(tmp_path: Path) -> None:
     reports: list[StoreUnavailable | None] = []
     path = tmp_path / "receiver.db"
     store = SQLiteStore(str(path), reports.append)
@@ -34,7 +34,7 @@ async def test_writes_are_refused_until_the_file_is_back(tmp_path: Path) -> None
         away = path.rename(tmp_path / "away.db")
         with pytest.raises(StoreUnavailable, match="removed or replaced"):
             await _probe_until_refused(store)
-        assert not path.exists()  # nobody made a new one
+        assert not path.exists()  # no new file was created
         away.rename(path)
         await store.try_write(3.0)
         assert [report is None for report in reports] == [False, True]
@@ -46,7 +46,7 @@ async def test_writes_are_refused_until_the_file_is_back(tmp_path: Path) -> None
     "lost", [["-wal"], ["-shm"], ["-wal", "-shm"], ["", "-wal", "-shm"], [""]], ids="+".join
 )
 @pytest.mark.parametrize("way", ["removed", "replaced"])
-async def test_nothing_is_promised_that_a_restart_would_not_find(
+async def test_writes_fail_and_data_is_saved_if_database_files_are_lost(
     tmp_path: Path, logged: Logged, lost: list[str], way: str
 ) -> None:
     path = tmp_path / "receiver.db"
@@ -76,7 +76,7 @@ async def test_nothing_is_promised_that_a_restart_would_not_find(
     ("cut", "left"),
     [("receiver.db", 0), *(("receiver.db-wal", left) for left in (0, 20, 32, 5_000, -1))],
 )
-async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str, left: int) -> None:
+async def test_writes_fail_after_a_file_was_truncated(tmp_path: Path, cut: str, left: int) -> None:
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     store.open()
     try:
@@ -91,7 +91,7 @@ async def test_nothing_is_promised_once_a_file_was_cut(tmp_path: Path, cut: str,
 
 
 @pytest.mark.parametrize("left", [b"\0" * 8192, b"\x37\x7f\x06\x82", b"x" * 40])
-async def test_a_log_that_a_power_failure_left_without_a_header_is_begun_anew(
+async def test_wal_without_a_valid_header_after_a_power_failure_is_restarted(
     tmp_path: Path, left: bytes
 ) -> None:
     for _ in range(2):
@@ -104,10 +104,10 @@ async def test_a_log_that_a_power_failure_left_without_a_header_is_begun_anew(
             store.close()
 
 
-async def test_two_looks_at_a_growing_log_at_once_do_not_take_it_for_cut(
+async def test_concurrent_checks_of_a_growing_wal_report_no_truncation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer and the checkpointer look from threads of their own."""
+    """The writer and the checkpointer check it from two threads."""
     wal = tmp_path / "receiver.db-wal"
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     store.open()
@@ -130,7 +130,7 @@ async def test_two_looks_at_a_growing_log_at_once_do_not_take_it_for_cut(
         store.close()
 
 
-async def test_a_lock_that_was_removed_is_taken_anew_or_nothing_is_promised(tmp_path: Path) -> None:
+async def test_removed_lock_file_is_locked_again_or_writes_fail(tmp_path: Path) -> None:
     path, lock = tmp_path / "receiver.db", tmp_path / "receiver.db.lock"
     stores = [SQLiteStore(str(path), lambda _: None) for _ in range(3)]
     stores[0].open()
@@ -154,10 +154,10 @@ async def test_a_lock_that_was_removed_is_taken_anew_or_nothing_is_promised(tmp_
 
 @pytest.mark.parametrize("reuse", ["nothing", "another file", "the database"])
 @pytest.mark.parametrize("lost", [["-wal"], ["-shm"], [""], ["", "-wal", "-shm"]], ids="+".join)
-async def test_a_descriptor_that_other_code_closes_loses_nothing(
+async def test_descriptor_closed_by_other_code_loses_no_committed_write(
     tmp_path: Path, lost: list[str], reuse: str
 ) -> None:
-    """In a process of its own: what the numbers are then given to is never closed."""
+    """Runs in a child process, as the files that get the closed descriptors stay open."""
     command = [str(DESCRIPTORS), str(tmp_path / "receiver.db"), reuse, *lost]
     out, err = tmp_path / "out", tmp_path / "err"
     process = Forked(command, tmp_path, os.environ, out, err)
@@ -172,7 +172,7 @@ async def test_a_descriptor_that_other_code_closes_loses_nothing(
     assert set(refused) <= {CLOSED}
 
 
-async def test_after_a_commit_into_another_file_nothing_is_promised(
+async def test_writes_fail_after_a_commit_into_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[StoreUnavailable | None] = []
@@ -198,7 +198,7 @@ def role(name: str) -> LeaseRequest:
 
 
 async def _probe_until_refused(store: SQLiteStore) -> None:
-    """Write on: the checkpointer looks after a commit, ten times a second."""
+    """Write until it fails: the checkpointer checks after a commit, ten times a second."""
     async with asyncio.timeout(PATIENCE):
         while True:
             await store.try_write(2.0)

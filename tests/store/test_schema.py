@@ -1,4 +1,4 @@
-"""The database itself forbids the bad state, whatever the code above it does."""
+"""Constraints of the database reject invalid rows, whatever the code above does."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ STEP: dict[str, Any] = {"delivery_id": delivery_id(pred(1), "greet"), "key": "k"
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    """Give a bare connection to a database that holds one row of everything."""
+    """Yield a plain connection to a database with one row in each main table."""
     path = tmp_path / "receiver.db"
     engine = SQLite(path)
     engine.store.open()
@@ -203,18 +203,18 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_the_database_forbids(rows: sqlite3.Connection, name: str) -> None:
+def test_database_rejects_invalid_row(rows: sqlite3.Connection, name: str) -> None:
     (table, row), words = FORBIDDEN[name]
     with pytest.raises(sqlite3.IntegrityError, match=words):
         insert(rows, table, row)
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_the_database_allows(rows: sqlite3.Connection, name: str) -> None:
+def test_database_accepts_valid_row(rows: sqlite3.Connection, name: str) -> None:
     insert(rows, *ALLOWED[name])
 
 
-def test_every_named_rule_is_tried() -> None:
+def test_every_named_constraint_is_tested() -> None:
     words = " ".join(migrations("sqlite")).split()
     named = {rule for word, rule in pairwise(words) if word == "CONSTRAINT"}
     assert named <= {words for _, words in FORBIDDEN.values()}
@@ -244,14 +244,14 @@ PUBLISHED: Final[dict[EngineName, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_was_published_is_never_edited(name: EngineName) -> None:
-    """A database that has had a migration does not have it again: what is new is one more."""
+def test_published_migrations_are_unchanged(name: EngineName) -> None:
+    """A database runs each migration once, so that a change needs a new migration."""
     found = tuple(sha256(script.encode()).hexdigest()[:16] for script in migrations(name))
     assert found == PUBLISHED[name]
 
 
 @pytest.mark.anyio
-async def test_both_engines_make_the_same_tables_and_columns(
+async def test_both_engines_have_the_same_tables_and_columns(
     rows: sqlite3.Connection, database: Database
 ) -> None:
     store = PostgresStore(database.url, lambda _: None, PgQueuerJobs(SCHEMA))
@@ -276,4 +276,4 @@ TYPES: Final = {
     "REAL": "double precision",
     "BLOB": "bytea",
 }
-"""What PostgreSQL calls SQLite's types."""
+"""PostgreSQL's name of each SQLite type."""

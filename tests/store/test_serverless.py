@@ -1,4 +1,4 @@
-"""The store of a function: it connects when there is something to do, twice at most, and rests."""
+"""The store of a serverless function: few connections, opened on demand and closed when idle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OURS = "FROM pg_stat_activity WHERE datname = current_database() AND applicatio
 
 
 class Glances(Wakeups):
-    """Counts how often the store asks whether anybody waits."""
+    """Counts how often the store asks whether a caller waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Glances(Wakeups):
 
 
 class Function:
-    """A store as a function has it, and what is known of its connections."""
+    """A store as a serverless function has it, and its connections on the server."""
 
     def __init__(self, database: Database, **given: Any) -> None:
         self.reports: list[StoreUnavailable | None] = []
@@ -61,11 +61,11 @@ class Function:
         )
 
     def cut(self) -> int:
-        """End its connections; say how many there were."""
+        """Terminate its connections; return how many there were."""
         return len(self.database.rows(f"SELECT pg_terminate_backend(pid, 5000) {_OURS}"))
 
     def connections(self) -> list[Any]:
-        """Give the server's session, and when it last began a statement, of each."""
+        """Return the server's process, last statement and last change of each connection."""
         return self.database.rows(f"SELECT pid, query_start, state_change {_OURS} ORDER BY 1")
 
 
@@ -85,14 +85,14 @@ async def work(store: PostgresStore, number: int) -> None:
     await store.predictions.get(pred(number))
 
 
-async def test_a_start_is_one_statement_on_one_connection(database: Database) -> None:
+async def test_start_runs_one_statement_on_one_connection(database: Database) -> None:
     async with function(database) as made:
         [[pid, started, _]] = made.connections()
         assert await made.store.recover("me", NOW) == []
         assert [row[:2] for row in made.connections()] == [(pid, started)]
 
 
-async def test_a_schema_that_is_not_there_is_told_and_not_made(bare_database: Database) -> None:
+async def test_missing_schema_is_an_error_and_is_not_created(bare_database: Database) -> None:
     made = Function(bare_database)
     with pytest.raises(StoreUnusable, match="is not set up: run `receiver migrate` once"):
         await made.store.start()
@@ -112,7 +112,7 @@ async def test_a_schema_that_is_not_there_is_told_and_not_made(bare_database: Da
         ("COMMENT ON TABLE receiver.pgqueuer IS 'pgqueuer 0.1'", "has the queue of pgqueuer 0.1"),
     ],
 )
-async def test_another_schema_is_told_and_left_alone(
+async def test_other_schema_version_is_rejected(
     bare_database: Database, change: str, words: str
 ) -> None:
     made = Function(bare_database)
@@ -124,7 +124,7 @@ async def test_another_schema_is_told_and_left_alone(
     await eventually(lambda: made.connections() == [])
 
 
-async def test_it_has_two_connections_whatever_is_asked(database: Database) -> None:
+async def test_function_opens_at_most_two_connections_under_load(database: Database) -> None:
     async with function(database) as made:
         store, most = made.store, 0
         done = threading.Event()
@@ -169,13 +169,13 @@ async def test_leases_are_renewed_while_the_loop_is_blocked(
         [claim] = (await made.store.claim(wanted())).claims
         made.store.renew("me", [claim.id], NOW + 500)
         ends = time.monotonic() + PATIENCE
-        while _lease(database) != NOW + 500:  # and the loop stands still
+        while _lease(database) != NOW + 500:  # while the event loop is blocked
             assert time.monotonic() < ends
         assert await made.store.settle(settlement(claim))
         await eventually(lambda: len(made.connections()) <= 2)
 
 
-async def test_it_runs_no_statement_while_nobody_asks(
+async def test_idle_function_runs_no_statement_until_a_caller_waits(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.store.postgres.engine._GLANCE", 0.001)
@@ -186,14 +186,14 @@ async def test_it_runs_no_statement_while_nobody_asks(
         count = made.wakeups.count
         await eventually(lambda: made.wakeups.count > count + 200)
         assert made.connections() == before
-        with made.wakeups.listen("prediction", pred(2)) as news:  # now somebody waits
+        with made.wakeups.listen("prediction", pred(2)) as news:  # now a caller waits
             async with function(database) as other:
                 await work(other.store, 2)
             async with asyncio.timeout(PATIENCE):
                 await news.wait()
 
 
-async def test_what_the_server_has_closed_is_opened_again_without_a_word(
+async def test_connections_closed_by_the_server_are_reopened_without_a_report(
     database: Database,
 ) -> None:
     async with function(database, connections=4) as made:
@@ -208,7 +208,7 @@ async def test_what_the_server_has_closed_is_opened_again_without_a_word(
         assert made.reports == []
 
 
-async def test_connections_that_are_not_used_are_closed(
+async def test_unused_connections_are_closed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.store.postgres.engine._IDLE", 0.05)
@@ -219,20 +219,20 @@ async def test_connections_that_are_not_used_are_closed(
         assert made.reports == []
 
 
-async def test_a_server_keeps_to_the_connections_that_it_may_have(database: Database) -> None:
+async def test_server_stays_within_its_connection_limit(database: Database) -> None:
     async with function(database, serverless=False, connections=6) as made:
         await asyncio.gather(*(work(made.store, number) for number in range(40)))
         claims = (await made.store.claim(wanted())).claims
         made.store.renew("me", [claim.id for claim in claims], NOW + 500)
         await eventually(lambda: _lease(database) == NOW + 500)
-        assert 4 <= len(made.connections()) <= 5  # the sixth is that of housekeeping
+        assert 4 <= len(made.connections()) <= 5  # the sixth is for housekeeping
 
 
-# --- SQLite, where the disk goes ---
+# --- SQLite on an ephemeral disk ---
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sqlite_is_refused_where_the_disk_goes_with_the_process(name: str, tmp_path: Path) -> None:
+def test_sqlite_is_rejected_on_an_ephemeral_disk(name: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/receiver.db"
     settings = Settings.read({**ENV, "RECEIVER_DATABASE_URL": url, name: "x"})
     with pytest.raises(StoreUnusable, match=f"{name} says that this is a function") as refused:
@@ -244,7 +244,7 @@ def test_sqlite_is_refused_where_the_disk_goes_with_the_process(name: str, tmp_p
 
 
 @pytest.mark.parametrize(("mounted", "taken"), [("/mnt/disk", True), ("/", False), ("/tmp", False)])
-def test_sqlite_on_a_disk_that_is_mounted_is_taken(
+def test_sqlite_is_accepted_only_on_a_mounted_disk(
     monkeypatch: pytest.MonkeyPatch, mounted: str, *, taken: bool
 ) -> None:
     monkeypatch.setattr("os.path.ismount", lambda path: str(path) == mounted)
@@ -259,7 +259,7 @@ def test_sqlite_on_a_disk_that_is_mounted_is_taken(
         store_maker(settings)
 
 
-def test_too_few_connections_are_refused_by_mode() -> None:
+def test_minimum_number_of_connections_depends_on_the_mode() -> None:
     def problems(**env: str) -> list[str]:
         return Settings.look({**ENV, **env})[1]
 

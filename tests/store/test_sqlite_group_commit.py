@@ -1,4 +1,4 @@
-"""One writing thread: what waits is committed together, and what is broken fails alone."""
+"""Group commit on SQLite: waiting writes share a transaction, and an invalid one fails alone."""
 
 import asyncio
 import sqlite3
@@ -24,7 +24,7 @@ from tests.store.parts import NOW, SQLite, Watch, arrival, ended, new, pred, slo
 pytestmark = pytest.mark.anyio
 
 
-async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch) -> None:
+async def test_waiting_writes_share_one_transaction(store: Store, watch: Watch) -> None:
     for number in range(50):
         await store.predictions.create(new(number))
     before = watch.commits
@@ -40,7 +40,7 @@ async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch
     assert watch.commits - before == 2
 
 
-async def test_a_batch_is_bounded(store: Store, watch: Watch) -> None:
+async def test_batch_has_at_most_1000_writes(store: Store, watch: Watch) -> None:
     with watch.busy(store):
         waiting = asyncio.gather(*(store.try_write(NOW) for _ in range(2500)))
         await asyncio.sleep(0)
@@ -48,7 +48,9 @@ async def test_a_batch_is_bounded(store: Store, watch: Watch) -> None:
     assert watch.commits == 1 + 3
 
 
-async def test_nobody_is_told_before_the_commit(engine: SQLite, store: Store, watch: Watch) -> None:
+async def test_caller_gets_no_result_before_the_commit(
+    engine: SQLite, store: Store, watch: Watch
+) -> None:
     seen: list[bool] = []
     created = asyncio.create_task(store.predictions.create(new(1)))
 
@@ -62,7 +64,7 @@ async def test_nobody_is_told_before_the_commit(engine: SQLite, store: Store, wa
     assert engine.rows("SELECT count(*) FROM predictions") == [(1,)]
 
 
-async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
+async def test_invalid_item_fails_alone_in_a_mixed_batch(
     engine: SQLite, store: Store, watch: Watch
 ) -> None:
     with watch.busy(store):
@@ -85,7 +87,7 @@ async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
     assert engine.reports == []
 
 
-async def test_a_step_of_the_clock_moves_what_was_written_before_it_alone(
+async def test_clock_step_moves_only_times_written_before_it(
     engine: SQLite, store: Store, watch: Watch
 ) -> None:
     for number in range(2):
@@ -98,11 +100,11 @@ async def test_a_step_of_the_clock_moves_what_was_written_before_it_alone(
         )
         await asyncio.sleep(0)
     await waiting
-    assert watch.commits == 4  # two creations, what kept the writer busy, and the batch
+    assert watch.commits == 4  # two creates, the write of `busy`, and the batch
     assert engine.rows("SELECT due_at FROM deliveries") == [(NOW + 3600,)] * 2
 
 
-async def test_events_too_large_to_be_claimed_together_are_claimed_in_parts(
+async def test_large_events_are_claimed_in_several_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = sqlite3.connect
@@ -129,7 +131,7 @@ def large(size: int) -> Outcome:
     return Outcome(kind="succeeded", output=[Output(url=f"https://x.example/{'x' * size}")])
 
 
-async def test_one_who_no_longer_waits_disturbs_nobody(engine: SQLite, watch: Watch) -> None:
+async def test_cancelled_caller_does_not_affect_other_writes(engine: SQLite, watch: Watch) -> None:
     with watch.busy(engine.store):
         gone = asyncio.create_task(engine.store.predictions.create(new(1)))
         stays = asyncio.create_task(engine.store.predictions.create(new(2)))
@@ -141,7 +143,7 @@ async def test_one_who_no_longer_waits_disturbs_nobody(engine: SQLite, watch: Wa
     assert engine.rows("SELECT count(*) FROM predictions") == [(2,)]
 
 
-def test_a_loop_that_is_gone_does_not_end_the_writer(tmp_path: Path, watch: Watch) -> None:
+def test_closed_event_loop_does_not_stop_the_writer(tmp_path: Path, watch: Watch) -> None:
     engine = SQLite(tmp_path / "receiver.db")
     engine.store.open()
 
@@ -156,7 +158,7 @@ def test_a_loop_that_is_gone_does_not_end_the_writer(tmp_path: Path, watch: Watc
     engine.store.close()
 
 
-def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:
+def test_close_runs_waiting_work_first(tmp_path: Path) -> None:
     connect = partial(
         sqlite3.connect, tmp_path / "w.db", isolation_level=None, check_same_thread=False
     )
@@ -182,7 +184,7 @@ def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:
     closing = threading.Thread(target=writer.close)
     closing.start()
     until = time.monotonic() + PATIENCE
-    while not writer._closed:  # noqa: SLF001 - that it was told to close shows nowhere else
+    while not writer._closed:  # noqa: SLF001 - nothing else shows that it closes
         assert time.monotonic() < until
     may_end.set()
     closing.join(PATIENCE)
@@ -190,7 +192,7 @@ def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:
     assert done == [1]
 
 
-def test_closing_commits_what_waits(tmp_path: Path, watch: Watch) -> None:
+def test_close_commits_waiting_writes(tmp_path: Path, watch: Watch) -> None:
     engine = SQLite(tmp_path / "receiver.db")
     engine.store.open()
 
@@ -210,7 +212,7 @@ Count: TypeAlias = Transaction[int, int]
 
 
 def refusing(code: int, name: str) -> Count:
-    """Make an operation that fails as SQLite does, once for every item above zero."""
+    """Return an operation that fails with an SQLite error if any item is above zero."""
 
     def operation(items: Sequence[int]) -> Steps[Sequence[int]]:
         yield from ()
@@ -239,7 +241,7 @@ def refusing(code: int, name: str) -> Count:
         ("SQLITE_TOOBIG", False),
     ],
 )
-async def test_trouble_with_the_disk_is_told_from_trouble_with_a_statement(
+async def test_disk_errors_are_distinguished_from_statement_errors(
     tmp_path: Path, name: str, *, unavailable: bool
 ) -> None:
     reports: list[StoreUnavailable | None] = []
@@ -266,7 +268,7 @@ class Unclosable(sqlite3.Connection):
         raise sqlite3.OperationalError("unable to close due to unfinalized statements")
 
 
-async def test_a_connection_that_cannot_even_be_closed_is_left(tmp_path: Path) -> None:
+async def test_connection_that_fails_to_close_is_replaced(tmp_path: Path) -> None:
     factories = [Unclosable, sqlite3.Connection]
     reports: list[StoreUnavailable | None] = []
 
@@ -289,7 +291,7 @@ async def test_a_connection_that_cannot_even_be_closed_is_left(tmp_path: Path) -
 
 
 class Slow(sqlite3.Connection):
-    """Says which thread runs what; its COMMIT waits, or fails as a full disk does, when told."""
+    """Records which thread begins and commits; its COMMIT can wait, or fail as on a full disk."""
 
     ran: list[tuple[str, bool]]
     may_commit: threading.Event
@@ -333,13 +335,13 @@ def double(items: Sequence[int]) -> Steps[Sequence[int]]:
     return [2 * item for item in items]
 
 
-async def test_short_writes_run_on_the_loop_and_gather_while_a_commit_waits(
+async def test_short_writes_run_on_the_event_loop_and_batch_during_a_commit(
     slow: tuple[Writer, type[Slow]],
 ) -> None:
     writer, connection = slow
     connection.may_commit.clear()
     first = [asyncio.create_task(writer.write(double, number)) for number in range(3)]
-    await eventually(lambda: ("COMMIT", False) in connection.ran)  # the loop does not wait
+    await eventually(lambda: ("COMMIT", False) in connection.ran)  # the event loop is not blocked
     later = [asyncio.create_task(writer.write(double, number)) for number in range(3, 6)]
     later[2].cancel()
     await asyncio.sleep(0)
@@ -349,7 +351,7 @@ async def test_short_writes_run_on_the_loop_and_gather_while_a_commit_waits(
     assert connection.ran == 2 * [("BEGIN IMMEDIATE", True), ("COMMIT", False)]
 
 
-async def test_a_commit_that_fails_keeps_nothing_and_the_next_one_works(
+async def test_write_after_a_failed_commit_succeeds(
     slow: tuple[Writer, type[Slow]],
 ) -> None:
     writer, connection = slow
@@ -360,7 +362,7 @@ async def test_a_commit_that_fails_keeps_nothing_and_the_next_one_works(
     assert await writer.write(double, 2) == 4
 
 
-async def test_a_short_write_that_cannot_run_fails_alone(slow: tuple[Writer, type[Slow]]) -> None:
+async def test_failing_short_write_fails_alone(slow: tuple[Writer, type[Slow]]) -> None:
     writer, _ = slow
 
     @short()
@@ -374,7 +376,9 @@ async def test_a_short_write_that_cannot_run_fails_alone(slow: tuple[Writer, typ
     assert (good, type(bad), other) == (0.5, ZeroDivisionError, 0.25)
 
 
-async def test_closing_commits_what_the_loop_has_run(slow: tuple[Writer, type[Slow]]) -> None:
+async def test_close_commits_short_writes_that_the_event_loop_has_run(
+    slow: tuple[Writer, type[Slow]],
+) -> None:
     writer, connection = slow
     connection.may_commit.clear()
     first = asyncio.create_task(writer.write(double, 1))

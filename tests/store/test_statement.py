@@ -1,4 +1,4 @@
-"""One text for two engines: what each of them is told, and that both understand the same."""
+"""One SQL text for both engines: what each engine runs, and that both store the same values."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PACKAGE: Final = Path(receiver.__file__).parent
 NOUNS: Final = sorted(path.stem for path in (PACKAGE / "store" / "sql").glob("*.sql"))
 
 
-# --- texts ---
+# --- the text for each engine ---
 
 
-def test_values_are_numbered_and_of_one_type_wherever_they_are_named() -> None:
+def test_named_values_become_numbered_and_typed_parameters() -> None:
     statement = Statement(
         "SELECT :id, :now::float, :most::int, :all::bool, :id, :now::float FROM x WHERE a = :reason"
     )
@@ -43,13 +43,13 @@ def test_values_are_numbered_and_of_one_type_wherever_they_are_named() -> None:
     assert statement.sqlite == statement.sqlite_one
 
 
-def test_a_cast_is_no_value() -> None:
+def test_cast_is_not_a_parameter() -> None:
     statement = Statement("SELECT :id::bigint, a::text")
     assert statement.names == ("id",)
     assert statement.postgres == "SELECT $1::text::bigint, a::text"
 
 
-def test_rows_are_a_table_and_come_after_the_values() -> None:
+def test_rows_become_a_table_after_the_parameters() -> None:
     statement = Statement(
         "INSERT INTO t SELECT r.a, r.b FROM {rows:a text, b float,\n c int, d bytes} :now::float"
     )
@@ -67,7 +67,7 @@ def test_rows_are_a_table_and_come_after_the_values() -> None:
     assert "FROM (SELECT :c0 AS a, :c1 AS b, :c2 AS c, :c3 AS d) r" in statement.sqlite_one
 
 
-def test_gathered_rows_are_one_row_of_sqlites() -> None:
+def test_gathered_rows_are_one_json_row_on_sqlite() -> None:
     statement = Statement("SELECT {gather:t.a, CAST(max(b, c) AS text)\n  AS most} FROM t")
     assert statement.gathers == ("a", "most")
     assert statement.sqlite == (
@@ -77,7 +77,7 @@ def test_gathered_rows_are_one_row_of_sqlites() -> None:
     assert not Statement("SELECT a FROM t").gathers
 
 
-def test_locks_are_for_those_who_share() -> None:
+def test_row_locks_are_only_in_the_postgresql_text() -> None:
     statement = Statement("SELECT a FROM t WHERE least(a, b) = 1 {lock}; SELECT 1 {skip}")
     assert statement.sqlite == "SELECT a FROM t WHERE min(a, b) = 1 ; SELECT 1 "
     assert statement.postgres == (
@@ -85,7 +85,7 @@ def test_locks_are_for_those_who_share() -> None:
     )
 
 
-def test_statements_are_put_together_with_their_places_in_order() -> None:
+def test_combined_statements_number_their_parameters_in_order() -> None:
     first = Statement("INSERT INTO t SELECT r.a FROM {rows:a text, b int}")
     second = Statement("INSERT INTO u SELECT r.a FROM {rows:a float}")
     assert together((first, second), notify=False) == (
@@ -103,14 +103,14 @@ def test_statements_are_put_together_with_their_places_in_order() -> None:
 
 
 def statements(noun: str) -> Iterator[tuple[str, Statement]]:
-    """Read every statement of a file; a list with all its filters."""
+    """Yield every statement of a file; a list with all its filters."""
     found = Statements(noun)
     yield from ((name, getattr(found, name)) for name in found)
     yield from ((name, listing.by(listing.names)) for name, listing in found.lists.items())
 
 
 @pytest.mark.parametrize("noun", NOUNS)
-def test_no_mark_is_left_in_a_statement_of_ours(noun: str) -> None:
+def test_no_placeholder_is_left_in_any_statement(noun: str) -> None:
     left = re.compile(r"\{\w")
     for name, statement in statements(noun):
         for text in (statement.sqlite, statement.sqlite_one, statement.postgres):
@@ -119,8 +119,8 @@ def test_no_mark_is_left_in_a_statement_of_ours(noun: str) -> None:
 
 
 @pytest.mark.parametrize("noun", NOUNS)
-def test_a_value_has_the_same_type_wherever_a_statement_names_it(noun: str) -> None:
-    """PostgreSQL is told the type once: where one is left out, the value would be a text."""
+def test_parameter_has_one_type_throughout_a_statement(noun: str) -> None:
+    """A mention without a type means text, which would contradict the typed mentions."""
     text = (PACKAGE / "store" / "sql" / f"{noun}.sql").read_text()
     for part in text.split("\n-- name: "):
         types: dict[str, set[str]] = {}
@@ -130,7 +130,7 @@ def test_a_value_has_the_same_type_wherever_a_statement_names_it(noun: str) -> N
 
 
 @pytest.mark.parametrize("noun", NOUNS)
-def test_every_statement_is_described_and_every_file_has_its_module(noun: str) -> None:
+def test_every_statement_has_a_comment_and_every_file_a_module(noun: str) -> None:
     text = (PACKAGE / "store" / "sql" / f"{noun}.sql").read_text()
     for part in f"\n{text}".split("\n-- name: ")[1:]:
         name, line, *_ = part.split("\n")
@@ -138,7 +138,7 @@ def test_every_statement_is_described_and_every_file_has_its_module(noun: str) -
     assert noun == "shared" or (PACKAGE / "store" / f"{noun}.py").is_file()
 
 
-def test_every_statement_is_used_and_every_one_that_is_used_exists() -> None:
+def test_every_statement_is_used_and_every_used_statement_exists() -> None:
     kept = {(noun, name) for noun in NOUNS for name, _ in statements(noun)}
     modules = {
         f"receiver.{'.'.join(path.relative_to(PACKAGE).with_suffix('').parts)}": ast.parse(
@@ -169,7 +169,7 @@ def _loaded(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _imported(tree: ast.Module, own: dict[str, dict[str, str]]) -> Iterator[tuple[str, str]]:
-    """Find those that come from another module, also as `module.sql`."""
+    """Find such variables that come from another module, also as `module.sql`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             for name in node.names:
@@ -204,7 +204,7 @@ def _dotted(node: ast.expr) -> str:
     return ""
 
 
-# --- both engines understand the same ---
+# --- both engines store the same values ---
 
 _TABLE: Final = "CREATE TABLE {} (n INTEGER, a TEXT, b {}, c BIGINT, d {})"
 EMPTY: Final = Statement("DELETE FROM dialect")
@@ -238,7 +238,7 @@ def write_and_read(items: Sequence[tuple[list[Cells], bool]]) -> Steps[list[Any]
 
 
 class Engine:
-    """A store, driven from outside a loop, and what it makes of a text."""
+    """A store that is driven from outside an event loop, and how it stores a text."""
 
     def __init__(self, store: Store, without: str) -> None:
         self._store = store
@@ -256,7 +256,7 @@ class Engine:
         return text.replace(self._without, "\ufffd") if self._without else text
 
     def sendable(self, text: str) -> str:
-        """Leave out what SQLite is known not to keep; see the test of it."""
+        """Leave out NUL on SQLite, whose JSON functions cut a text there; another test has it."""
         return text if self._without else text.replace("\0", "")
 
     def close(self) -> None:
@@ -313,13 +313,13 @@ def _as_bytes(value: str | bytes) -> bytes:
 
 
 @pytest.mark.parametrize("body", [b"text", b"\xff"])
-def test_a_text_with_nul_is_kept_whole(either: Engine, body: bytes) -> None:
-    """A stranger's words may have one; what comes after it is no less theirs."""
+def test_text_with_nul_is_stored_whole(either: Engine, body: bytes) -> None:
+    """Text from outside may contain NUL, and must not be truncated there."""
     kept, _, _ = either.round_trip([(0, "be\0fore", 0.0, 0, body)], is_one_write=False)
     assert [row["a"] for row in kept] == [either.text("be\0fore")]
 
 
-def test_whatever_is_written_is_read_back(either: Engine) -> None:
+def test_written_values_are_read_back_unchanged(either: Engine) -> None:
     @settings(max_examples=120)
     @given(rows=ROWS, is_one_write=st.booleans())
     @example(
@@ -335,7 +335,7 @@ def test_whatever_is_written_is_read_back(either: Engine) -> None:
         assert [
             (row["n"], row["a"], row["b"], row["c"], _as_bytes(row["d"])) for row in kept
         ] == expected
-        # And it is found by what it was written with, whichever way that is given.
+        # Rows are also found by their values, given as rows or as parameters.
         assert sorted((row["n"], row["a"], row["c"]) for row in found) == [
             (n, a, c) for n, a, _, c, _ in expected
         ]
@@ -346,7 +346,7 @@ def test_whatever_is_written_is_read_back(either: Engine) -> None:
     check()
 
 
-def test_a_batch_may_be_large(either: Engine) -> None:
+def test_large_batch_is_written_and_read_back(either: Engine) -> None:
     rows: list[Cells] = [(n, "é" * (n % 50), n / 7, n, bytes([n % 256]) * 50) for n in range(700)]
     kept, found, _ = either.round_trip(rows, is_one_write=False)
     assert len(kept) == len(found) == 700

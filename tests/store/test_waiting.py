@@ -1,4 +1,4 @@
-"""Deliveries that wait for those of other handlers, and what handlers add to a prediction."""
+"""Deliveries that wait for other handlers, and annotations of predictions by handlers."""
 
 import asyncio
 from typing import Any, Final
@@ -48,25 +48,25 @@ async def delivery(store: Store, handler: str) -> Delivery:
 
 
 @pytest.mark.parametrize("end", [DONE, GIVEN_UP, Decision(state="skipped", reason="not mine")])
-async def test_a_delivery_waits_until_another_has_ended_however_it_ends(
+async def test_delivery_waits_until_the_other_handler_has_ended_in_any_state(
     store: Store, end: Decision
 ) -> None:
     await ended(store, 1, "save", "post", "log", after=POST_AFTER_SAVE)
 
     assert await claims(store, "post") == []
     assert (await delivery(store, "post")).reason == "waits for save"
-    assert await claims(store, "log") == [delivery_id(pred(1), "log")]  # it waits for nobody
+    assert await claims(store, "log") == [delivery_id(pred(1), "log")]  # it does not wait
     await ends(store, "save", end)
     assert await claims(store, "post", NOW + 30) == [delivery_id(pred(1), "post")]
 
 
-async def test_another_attempt_is_no_end(store: Store) -> None:
+async def test_retry_of_the_other_handler_does_not_end_the_wait(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     await ends(store, "save", AGAIN)
     assert await claims(store, "post", NOW + 1000) == []
 
 
-async def test_another_event_of_the_same_handlers_changes_nothing(store: Store) -> None:
+async def test_delivery_waits_only_for_handlers_of_its_own_event(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     await ended(store, 2, "save", "post", after=POST_AFTER_SAVE)
     [first, _] = (await store.claim(wanted("save", now=NOW + 20))).claims
@@ -74,7 +74,7 @@ async def test_another_event_of_the_same_handlers_changes_nothing(store: Store) 
     assert await claims(store, "post", NOW + 30) == [delivery_id(first.event.prediction.id, "post")]
 
 
-async def test_who_waits_for_several_waits_for_the_last_of_them(store: Store) -> None:
+async def test_delivery_waits_for_the_last_of_several_handlers(store: Store) -> None:
     await ended(store, 1, "a", "b", "post", after={"post": ("a", "b")})
     await ends(store, "a")
     assert await claims(store, "post", NOW + 40) == []
@@ -83,7 +83,7 @@ async def test_who_waits_for_several_waits_for_the_last_of_them(store: Store) ->
 
 
 @pytest.mark.pooled
-async def test_of_two_that_end_at_once_one_lets_go(store: Store) -> None:
+async def test_concurrent_settlements_release_the_waiting_delivery(store: Store) -> None:
     for number in range(8):
         await ended(store, number, "a", "b", "post", after={"post": ("a", "b")})
     both = [await store.claim(wanted(name, now=NOW + 20)) for name in ("a", "b")]
@@ -97,7 +97,7 @@ async def test_of_two_that_end_at_once_one_lets_go(store: Store) -> None:
     assert len(await claims(store, "post", NOW + 40)) == 8
 
 
-async def test_a_chain_of_handlers_runs_in_its_order(store: Store) -> None:
+async def test_chain_of_handlers_runs_in_order(store: Store) -> None:
     after = {"caption": ("save",), "post": ("caption",)}
     await ended(store, 1, "save", "caption", "post", after=after)
     for handler, follower in (("save", "caption"), ("caption", "post")):
@@ -107,15 +107,15 @@ async def test_a_chain_of_handlers_runs_in_its_order(store: Store) -> None:
     assert len(await claims(store, "post", NOW + 50)) == 1
 
 
-async def test_nobody_waits_for_longer_than_a_day(store: Store, engine: Engine) -> None:
+async def test_delivery_waits_for_at_most_a_day(store: Store, engine: Engine) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     [[due]] = engine.rows("SELECT due_at FROM deliveries WHERE handler = 'post'")
     assert due == NOW + 10 + DAY
-    await store.reclaim("o", NOW + 10 + DAY + 120)  # where a job is missing, it is made
+    await store.reclaim("o", NOW + 10 + DAY + 120)  # creates a missing job
     assert len(await claims(store, "post", NOW + 10 + DAY + 121)) == 1
 
 
-async def test_a_replay_waits_anew(store: Store) -> None:
+async def test_replayed_delivery_waits_again(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     await ends(store, "save")
     [claim] = (await store.claim(wanted("post", now=NOW + 40))).claims
@@ -130,16 +130,16 @@ async def test_a_replay_waits_anew(store: Store) -> None:
     assert len(await claims(store, "post", NOW + 70)) == 1
 
 
-async def test_an_operator_need_not_wait(store: Store) -> None:
+async def test_manual_retry_ends_the_wait(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     assert await store.deliveries.retry(delivery_id(pred(1), "post"), NOW + 15) == "post"
     [claim] = (await store.claim(wanted("post", now=NOW + 20))).claims
     await store.settle(settlement(claim, AGAIN, ended_at=NOW + 21))
-    await ends(store, "save")  # is no reason to try again before its time
+    await ends(store, "save")  # must not make the retry due earlier
     assert await claims(store, "post", NOW + 40) == []
 
 
-async def test_what_is_stored_is_on_the_prediction_and_in_later_claims(store: Store) -> None:
+async def test_stored_outputs_are_in_the_prediction_and_in_later_claims(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     await store.deliveries.annotate(Annotation(prediction_id=pred(1), stored={0: KEPT}))
     await store.deliveries.annotate(
@@ -155,7 +155,7 @@ async def test_what_is_stored_is_on_the_prediction_and_in_later_claims(store: St
     assert prediction.metadata["flagged"] == "x"
 
 
-async def test_additions_at_once_are_all_kept(store: Store) -> None:
+async def test_concurrent_annotations_are_all_kept(store: Store) -> None:
     await ended(store, 1, "save")
     await asyncio.gather(
         *(
@@ -170,7 +170,7 @@ async def test_additions_at_once_are_all_kept(store: Store) -> None:
     assert {f"n{number}" for number in range(20)} <= found.metadata.keys()
 
 
-async def test_an_addition_to_what_has_no_output_or_does_not_exist_changes_nothing_else(
+async def test_annotation_of_a_missing_output_or_prediction_is_ignored(
     store: Store,
 ) -> None:
     await store.predictions.create(new(1))
@@ -183,7 +183,7 @@ async def test_an_addition_to_what_has_no_output_or_does_not_exist_changes_nothi
     assert (found.output, found.metadata["a"]) == (None, 1)
 
 
-async def test_depth_counts_the_predictions_that_led_to_one(store: Store) -> None:
+async def test_depth_is_the_number_of_known_ancestors(store: Store) -> None:
     parents: tuple[Any, ...] = (None, pred(1), pred(2), "pred_forgotten")
     for number, parent in enumerate(parents, 1):
         await store.predictions.create(new(number, parent_id=parent))
@@ -191,7 +191,7 @@ async def test_depth_counts_the_predictions_that_led_to_one(store: Store) -> Non
     assert [prediction and prediction.depth for prediction in found] == [0, 1, 2, 0]
 
 
-async def test_a_note_is_kept_with_its_attempt(store: Store) -> None:
+async def test_note_is_stored_with_its_attempt(store: Store) -> None:
     await ended(store, 1, "greet")
     [claim] = (await store.claim(wanted())).claims
     await store.settle(settlement(claim, DONE, note="exit 0: ünïcode"))
@@ -200,10 +200,12 @@ async def test_a_note_is_kept_with_its_attempt(store: Store) -> None:
     ]
 
 
-async def test_what_waits_for_what_has_ended_is_found_on_postgres(engine: Engine) -> None:
-    """A replay may make a delivery wait while the one it waits for is being settled."""
+async def test_delivery_that_waits_for_an_ended_one_is_released_on_postgresql(
+    engine: Engine,
+) -> None:
+    """A replay may make a delivery wait just as the one that it waits for is settled."""
     if not isinstance(engine, Postgres):
-        return  # one connection writes there: nothing can happen meanwhile
+        return  # SQLite has one writer, so that this race cannot happen
     store = engine.store
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     engine.database.execute(
