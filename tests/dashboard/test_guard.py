@@ -169,7 +169,7 @@ async def test_session_expires_after_twelve_hours(start: Start, on_sqlite: None)
         await someone.see("/handlers", 303)
 
 
-async def test_sign_out_ends_the_session(start: Start) -> None:
+async def test_sign_out_deletes_the_cookie(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -261,7 +261,9 @@ async def test_every_page_has_security_headers_and_no_inline_script_or_style(sta
             assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)", answer.text), path
 
 
-async def test_sign_in_and_actions_are_in_the_audit_trail(start: Start, logged: Logged) -> None:
+async def test_actions_are_audited_and_logged_as_is_the_sign_in(
+    start: Start, logged: Logged
+) -> None:
     async with start(**{**ON, **NAMED}) as station:
         made = await station.submit()
         someone: Person = person(station)

@@ -1,4 +1,4 @@
-"""The official clients of fal and Replicate work with the emulator, in own processes, over TLS."""
+"""The official fal and Replicate clients work with the emulator over TLS, in separate processes."""
 
 import subprocess
 import sys
