@@ -1,4 +1,4 @@
-"""A real server with a real browser before it: Debian's Chromium, driven by Playwright."""
+"""A real server and a real browser: Debian's Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 @dataclass
 class Desk:
-    """A server with a browser before it."""
+    """A server and a browser."""
 
     server: Running
     browser: Browser
@@ -68,7 +68,7 @@ class Desk:
 
     @contextmanager
     def page(self, **more: Any) -> Iterator[Page]:
-        """Open a page that nothing may break the policy of, and sign in."""
+        """Open a page and sign in; assert at the end that the console shows no errors."""
         context = self.browser.new_context(**more)
         context.set_default_timeout(PATIENCE * 1000)
         context.add_init_script(VIOLATIONS)
@@ -92,14 +92,14 @@ class Desk:
 
 @contextmanager
 def desk_in(folder: Path) -> Iterator[Desk]:
-    """Run a server among emulated providers, and a browser."""
+    """Run a server with emulated providers, and a browser."""
     (folder / "mine.py").write_text(HANDLER)
     (folder / "recipes.toml").write_text(RECIPES)
     env = {"RECEIVER_RECIPES": "recipes.toml", "SAVE_DIR": str(folder / "results")}
     with (
         running("serve", "--emulate", "mine.py", "save", cwd=folder, **env) as server,
         sync_playwright() as playwright,
-        # A container has no user namespaces for its sandbox.
+        # A container has no user namespaces for Chromium's sandbox.
         playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser,
     ):
         server.wait_for("  Try ")

@@ -1,4 +1,4 @@
-"""A person before the dashboard, without a browser: links are followed, forms are sent."""
+"""A user of the dashboard without a browser, who follows links and sends forms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED = {"RECEIVER_API_KEYS": f"web:{API_KEY}"}
 
 @dataclass
 class Person:
-    """Somebody with a browser that keeps cookies and runs no script."""
+    """A user whose client keeps cookies and runs no scripts."""
 
     http: httpx.AsyncClient
 
@@ -41,7 +41,7 @@ class Person:
         return await self.http.post(f"/ui{path}", data={"token": token, "back": page, **form})
 
     async def press(self, page: str, label: str) -> httpx.Response:
-        """Press the button of that label, as it stands on a page."""
+        """Press the button with this label on a page."""
         path, form = button(await self.see(page), label)
         return await self.http.post(path, data=form)
 
@@ -53,7 +53,7 @@ def hidden(page: str, name: str) -> str:
 
 
 def forms(page: str) -> list[tuple[str, dict[str, str], str]]:
-    """Return the forms that post: where to, their hidden fields, and the text of the button."""
+    """Return the forms of a page: action, hidden fields, and the text of the button."""
     found = []
     for action, inside in re.findall(
         r'<form[^>]*action="([^"]*)"[^>]*>(.*?)</form>', page, re.DOTALL

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser. Without one these tests say so; `.ci/run` installs it."""
+"""The dashboard in a real browser; skipped without Chromium, which `.ci/run` installs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 def unbroken(page: Page) -> None:
-    """Assert that nothing broke the policy, and no text became markup."""
+    """Assert that nothing violated the content security policy, and no text became markup."""
     assert page.evaluate("window.violations ?? []") == []
     assert page.locator("img[src='x']").count() == 0
     assert "broken in" not in page.title()
 
 
-def test_a_prediction_turns_green_and_a_dead_letter_is_retried_live(desk: Desk) -> None:
+def test_status_updates_live_and_a_dead_letter_can_be_retried(desk: Desk) -> None:
     with desk.page() as page:
         desk.go(page, "/predictions")
         name = desk.submit(f"live {EVIL} [dead]", metadata={EVIL: EVIL})
         row = page.locator("tr", has=page.locator(f"a[href$='{name}']"))
-        expect(row.locator(".badge")).to_have_text("succeeded")  # without any reload
+        expect(row.locator(".badge")).to_have_text("succeeded")  # without a reload
         row.locator("a").first.click()
         card = page.locator("li.card", has=page.get_by_role("heading", name="mine"))
         expect(card.locator("h3 .badge")).to_have_text("dead")
@@ -52,7 +52,7 @@ def test_a_prediction_turns_green_and_a_dead_letter_is_retried_live(desk: Desk) 
         expect(card.locator("h3 .badge")).to_have_text("done")
 
 
-def test_filters_and_pictures_by_keys(desk: Desk) -> None:
+def test_filters_and_pictures_can_be_used_by_keyboard(desk: Desk) -> None:
     names = [desk.submit(f"a picture of {what}") for what in ("a boat", "a car", "a bus")]
     with desk.page() as page:
         for name in names:
@@ -116,7 +116,7 @@ PAGES: Final = (
     ("scheme", "width", "rules"),
     [("light", 1200, "{}"), ("dark", 400, "{runOnly: ['color-contrast']}")],
 )
-def test_axe_finds_nothing_and_nothing_is_too_wide(
+def test_pages_pass_axe_accessibility_rules_and_fit_the_width(
     desk: Desk, scheme: Any, width: int, rules: str
 ) -> None:
     name = desk.submit(f"wide {'x' * 300} {EVIL}", metadata={"long" * 40: EVIL * 9})
@@ -137,7 +137,7 @@ def test_axe_finds_nothing_and_nothing_is_too_wide(
         assert (light > 600) == (scheme == "light")
 
 
-def test_all_is_there_without_script(desk: Desk) -> None:
+def test_pages_work_without_javascript(desk: Desk) -> None:
     with desk.page(java_script_enabled=False) as page:
         desk.go(page, "/recipes/imagine")
         page.get_by_label("prompt").fill("a picture without script")

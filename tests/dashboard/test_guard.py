@@ -1,4 +1,4 @@
-"""Nobody looks or acts who has not signed in, and nothing acts but a form of our own pages."""
+"""Sign-in, sessions and CSRF protection: pages need a session, actions a form of these pages."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ POSTS = (
 )
 
 
-async def test_it_is_off_unless_it_is_turned_on(start: Start) -> None:
+async def test_dashboard_is_off_by_default(start: Start) -> None:
     async with start() as station:
         assert (await station.world.get("/ui")).status_code == 404
 
 
-async def test_it_is_on_with_dev(start: Start) -> None:
+async def test_dashboard_is_on_in_dev_mode_unless_turned_off(start: Start) -> None:
     async with start(RECEIVER_DEV="1") as station:
         assert (await station.world.get("/ui")).status_code == 303
     async with start(RECEIVER_DEV="1", RECEIVER_DASHBOARD="off") as station:
@@ -56,7 +56,9 @@ async def test_it_is_on_with_dev(start: Start) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_a_browser_is_led_from_the_root_to_the_dashboard(start: Start, prefix: str) -> None:
+async def test_root_redirects_browsers_to_the_dashboard_if_it_is_on(
+    start: Start, prefix: str
+) -> None:
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     url = {"RECEIVER_PUBLIC_URL": f"https://hooks.test{prefix}"}
     async with start(**ON, **url) as station:
@@ -69,7 +71,7 @@ async def test_a_browser_is_led_from_the_root_to_the_dashboard(start: Start, pre
         assert (await station.world.get(f"{prefix}/", headers=browser)).text == said.text
 
 
-async def test_before_the_start_and_after_the_end_it_says_so(start: Start) -> None:
+async def test_page_returns_503_after_shutdown(start: Start) -> None:
     async with start(**ON) as station:
         pass
     transport = httpx.ASGITransport(station.app)
@@ -77,7 +79,7 @@ async def test_before_the_start_and_after_the_end_it_says_so(start: Start) -> No
         assert (await world.get("/ui/predictions")).status_code == 503
 
 
-async def test_a_page_leads_a_stranger_to_the_sign_in_and_back(start: Start) -> None:
+async def test_unauthenticated_page_redirects_to_the_sign_in_and_back(start: Start) -> None:
     async with start(**ON) as station:
         for path in (*PAGES, f"/predictions/{UNKNOWN}", "/predictions/no-id"):
             answer = await station.world.get(f"/ui{path}")
@@ -88,7 +90,7 @@ async def test_a_page_leads_a_stranger_to_the_sign_in_and_back(start: Start) -> 
             assert back.headers["location"] == f"/ui{path or '/'}"
 
 
-async def test_parts_of_pages_are_not_led_anywhere(start: Start) -> None:
+async def test_unauthenticated_image_or_htmx_request_returns_401(start: Start) -> None:
     async with start(**ON) as station:
         path = f"/ui/predictions/{UNKNOWN}/outputs/0/thumbnail"
         image = await station.world.get(path, headers={"sec-fetch-dest": "image"})
@@ -98,12 +100,12 @@ async def test_parts_of_pages_are_not_led_anywhere(start: Start) -> None:
         assert live.headers["hx-redirect"].startswith("/ui/sign-in?next=")
 
 
-async def test_nothing_is_done_without_a_sign_in_or_a_token_or_from_elsewhere(
+async def test_action_without_session_valid_token_or_same_origin_is_rejected(
     start: Start,
 ) -> None:
     async with start(**ON) as station:
         someone, another = person(station), person(station)
-        before = await someone.token()  # of who is not signed in yet
+        before = await someone.token()  # from before the sign-in
         await someone.sign_in()
         await another.sign_in()
         form = {"token": hidden(await someone.see("/handlers"), "token"), "name": "x"}
@@ -130,7 +132,7 @@ async def test_nothing_is_done_without_a_sign_in_or_a_token_or_from_elsewhere(
         assert station.count("audit") == 0
 
 
-async def test_a_viewer_sees_all_and_does_nothing(start: Start) -> None:
+async def test_viewer_key_sees_all_pages_and_cannot_act(start: Start) -> None:
     async with start(**ON) as station:
         made = await station.submit()
         someone = person(station)
@@ -146,7 +148,7 @@ async def test_a_viewer_sees_all_and_does_nothing(start: Start) -> None:
         assert station.count("audit") == 0
 
 
-async def test_a_key_that_is_taken_away_opens_nothing_any_more(start: Start) -> None:
+async def test_removed_key_ends_its_sessions(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -157,7 +159,7 @@ async def test_a_key_that_is_taken_away_opens_nothing_any_more(start: Start) -> 
         await again.see("/handlers", 303)
 
 
-async def test_a_sign_in_lasts_for_twelve_hours(start: Start, on_sqlite: None) -> None:  # noqa: ARG001
+async def test_session_expires_after_twelve_hours(start: Start, on_sqlite: None) -> None:  # noqa: ARG001
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -167,7 +169,7 @@ async def test_a_sign_in_lasts_for_twelve_hours(start: Start, on_sqlite: None) -
         await someone.see("/handlers", 303)
 
 
-async def test_signing_out_drops_the_cookie(start: Start) -> None:
+async def test_sign_out_deletes_the_cookie(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -175,13 +177,13 @@ async def test_signing_out_drops_the_cookie(start: Start) -> None:
         await someone.see("/handlers", 303)
 
 
-async def test_a_forged_cookie_is_none(start: Start) -> None:
+async def test_forged_or_malformed_cookie_is_rejected(start: Start) -> None:
     async with start(**ON) as station:
         for cookie in ("", "x", "e30.AAAA", "ImEi.x", "a" * 4000):
             await person(station, cookies={COOKIE: cookie}).see("/handlers", 303)
 
 
-async def test_the_cookie_is_for_this_host_over_https_alone(start: Start) -> None:
+async def test_cookie_is_secure_http_only_and_for_this_host_only(start: Start) -> None:
     async with start(**ON) as station:
         signed = await person(station).sign_in()
         said = signed.headers["set-cookie"]
@@ -201,7 +203,7 @@ async def test_the_cookie_is_for_this_host_over_https_alone(start: Start) -> Non
         ("http://box.lan:8000", COOKIE),
     ],
 )
-async def test_in_development_plain_http_of_this_machine_will_do(
+async def test_dev_mode_allows_plain_http_on_loopback_only(
     start: Start, address: str, name: str
 ) -> None:
     async with start(RECEIVER_DEV="1") as station:
@@ -212,12 +214,12 @@ async def test_in_development_plain_http_of_this_machine_will_do(
         assert ("plain http" in answer.text) == (address == "http://box.lan:8000")
 
 
-async def test_without_dev_plain_http_is_told_of(start: Start) -> None:
+async def test_plain_http_without_dev_mode_shows_a_warning(start: Start) -> None:
     async with start(**ON) as station:
         assert "plain http" in await person(station, base_url="http://127.0.0.1").see("/sign-in")
 
 
-async def test_failed_sign_ins_are_limited_and_told_of(start: Start, logged: Logged) -> None:
+async def test_failed_sign_ins_are_rate_limited_and_logged(start: Start, logged: Logged) -> None:
     async with start(**ON, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
         someone = person(station)
         answers = [await someone.sign_in("wrong") for _ in range(4)]
@@ -225,12 +227,12 @@ async def test_failed_sign_ins_are_limited_and_told_of(start: Start, logged: Log
         assert "no key of this receiver" in answers[0].text
         assert int(answers[3].headers["retry-after"]) > 0
         assert (await station.world.get("/v1/predictions")).status_code == 429
-        assert (await someone.sign_in()).status_code == 303  # a key too long to guess
+        assert (await someone.sign_in()).status_code == 303  # a valid key is not limited
     said = [line for line in logged if line["event"] == "dashboard.action"]
     assert [line["result"] for line in said] == ["unauthorized"] * 3 + ["done"]
 
 
-async def test_the_sign_in_leads_nowhere_else(start: Start) -> None:
+async def test_sign_in_does_not_redirect_to_other_sites(start: Start) -> None:
     elsewhere = ("https://evil.test/", "//evil.test", "/\\evil.test", "javascript:1", "/\n/evil")
     async with start(**ON) as station:
         for after in elsewhere:
@@ -238,7 +240,7 @@ async def test_the_sign_in_leads_nowhere_else(start: Start) -> None:
             assert answer.headers["location"] == "/ui/"
 
 
-async def test_every_answer_lets_in_nothing_from_elsewhere(start: Start) -> None:
+async def test_every_page_has_security_headers_and_no_inline_script_or_style(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -259,7 +261,9 @@ async def test_every_answer_lets_in_nothing_from_elsewhere(start: Start) -> None
             assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)", answer.text), path
 
 
-async def test_sign_in_and_actions_are_in_the_audit_trail(start: Start, logged: Logged) -> None:
+async def test_actions_are_audited_and_logged_as_is_the_sign_in(
+    start: Start, logged: Logged
+) -> None:
     async with start(**{**ON, **NAMED}) as station:
         made = await station.submit()
         someone: Person = person(station)
@@ -274,7 +278,7 @@ async def test_sign_in_and_actions_are_in_the_audit_trail(start: Start, logged: 
         assert "Done by hand" in await someone.see("")
 
 
-async def test_the_files_of_the_pages_are_the_only_ones(start: Start) -> None:
+async def test_only_static_files_of_the_pages_are_served(start: Start) -> None:
     async with start(**ON) as station:
         page = (await station.world.get("/ui/sign-in")).text
         for address in re.findall(r'(?:src|href)="(/ui/static/[^"]+)"', page):

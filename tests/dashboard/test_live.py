@@ -1,4 +1,4 @@
-"""Open pages are told that something has changed, and nothing else."""
+"""The live stream tells open pages that something has changed, without any content."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Listening:
 
 @asynccontextmanager
 async def listening(station: Station, someone: Person, query: str) -> AsyncIterator[Listening]:
-    """Read a stream as ASGI has it, since httpx waits for the whole answer in process."""
+    """Read a stream by ASGI directly, because httpx in process waits for the whole response."""
     found = Listening()
     gone = asyncio.Event()
 
@@ -76,7 +76,7 @@ async def tell(event: Event) -> None:
     assert event.id
 
 
-async def test_a_change_is_told_and_nothing_of_what_it_is(start: Start) -> None:
+async def test_stream_reports_a_change_without_its_content(start: Start) -> None:
     async with start(tell, **ON) as station:
         someone = person(station)
         await someone.sign_in(VIEWER_KEY)
@@ -94,7 +94,7 @@ async def test_a_change_is_told_and_nothing_of_what_it_is(start: Start) -> None:
         assert not any("secret" in line or "pred_" in line for line in seen)
 
 
-async def test_what_happened_since_the_page_was_made_is_told(start: Start) -> None:
+async def test_stream_reports_changes_since_the_page_was_rendered(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -105,7 +105,7 @@ async def test_what_happened_since_the_page_was_made_is_told(start: Start) -> No
             await stream.until("event: changed")
 
 
-async def test_a_page_of_one_prediction_hears_of_no_other(start: Start) -> None:
+async def test_stream_of_one_prediction_ignores_others(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
@@ -121,7 +121,7 @@ async def test_a_page_of_one_prediction_hears_of_no_other(start: Start) -> None:
         assert (head.status_code, head.headers["cache-control"]) == (200, "no-store")
 
 
-async def test_the_token_of_a_page_outlives_what_is_read_anew(start: Start) -> None:
+async def test_form_token_is_the_same_on_every_page_load(start: Start) -> None:
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()

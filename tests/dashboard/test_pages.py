@@ -1,4 +1,4 @@
-"""Every page shows what there is, as text, and every button does what it says."""
+"""Dashboard pages show all data as escaped text, and their buttons, forms and filters work."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def signed_in(station: Station) -> Person:
 
 
 async def done(station: Station, prompt: str = "a lighthouse", **more: Any) -> str:
-    """Submit, and have it succeed; return its id."""
+    """Submit a prediction and let it succeed; return its id."""
     sent = await station.submitted("fal", prompt, **more)
     assert (await station.push(sent)).status_code == 200
     return sent.prediction_id
@@ -86,7 +86,7 @@ async def mourn(event: Event) -> None:
     raise Skip(f"nobody wants {event.id}")
 
 
-async def test_hostile_text_is_text_in_every_field(start: Start) -> None:
+async def test_html_in_any_field_is_escaped(start: Start) -> None:
     async with start(tell, mourn, **ON) as station:
         name = await done(station, f"{EVIL} [dead]", metadata={EVIL: EVIL, "kind": EVIL})
         await settled(station, "dead")
@@ -113,7 +113,7 @@ async def test_hostile_text_is_text_in_every_field(start: Start) -> None:
             assert EVIL not in await someone.see("/predictions", **odd)
 
 
-async def test_a_prediction_shows_all_there_is_of_it(start: Start) -> None:
+async def test_prediction_page_shows_input_outcome_and_deliveries(start: Start) -> None:
     async with start(tell, mourn, **ON) as station:
         name = await done(station, "a lighthouse", metadata={"kind": "tower"})
         await settled(station, "done")
@@ -136,7 +136,7 @@ async def test_a_prediction_shows_all_there_is_of_it(start: Start) -> None:
 @pytest.mark.parametrize(
     "body", ["[" * 9000, '{"a":' * 2500 + "1" + "}" * 2500, "[" * 9000 + "]" * 9000, '{"a": [1e999']
 )
-async def test_evidence_is_shown_as_it_came_where_it_is_no_json_for_people(
+async def test_malformed_or_deeply_nested_callback_body_is_shown_as_received(
     start: Start, body: str
 ) -> None:
     async with start(**ON) as station:
@@ -146,7 +146,7 @@ async def test_evidence_is_shown_as_it_came_where_it_is_no_json_for_people(
         assert body in unescape(page)
 
 
-async def test_parents_and_children_are_shown(start: Start) -> None:
+async def test_parent_and_child_predictions_link_to_each_other(start: Start) -> None:
     @on("succeeded", name="again")
     async def again(event: Event, ctx: Context) -> None:
         if event.prediction.depth == 0:
@@ -166,7 +166,7 @@ async def test_parents_and_children_are_shown(start: Start) -> None:
         )
 
 
-async def test_a_dead_letter_is_retried_and_a_prediction_replayed(start: Start) -> None:
+async def test_dead_letter_can_be_retried_and_prediction_replayed(start: Start) -> None:
     mood = {"dead": True}
 
     @on("succeeded", name="moody")
@@ -188,7 +188,7 @@ async def test_a_dead_letter_is_retried_and_a_prediction_replayed(start: Start) 
         await eventually(lambda: station.one("SELECT count(*) FROM attempts"), lambda n: n == 3)
 
 
-async def test_cancel_erase_and_again(start: Start) -> None:
+async def test_prediction_can_be_canceled_resubmitted_once_and_erased(start: Start) -> None:
     async with start(**ON) as station:
         made = await station.submitted("fal")
         someone = await signed_in(station)
@@ -212,7 +212,7 @@ async def test_cancel_erase_and_again(start: Start) -> None:
         assert (await someone.act(f"{path}/again", key="k")).status_code == 409
 
 
-async def test_what_cannot_be_done_is_told_and_recorded(start: Start) -> None:
+async def test_failed_action_returns_an_error_and_is_audited(start: Start) -> None:
     async with start(**ON) as station:
         name = await done(station)
         someone = await signed_in(station)
@@ -238,7 +238,7 @@ async def test_handlers_are_paused_and_resumed(start: Start) -> None:
         await settled(station, "done")
 
 
-async def test_a_replay_is_counted_first_and_then_started(start: Start) -> None:
+async def test_replay_is_counted_before_it_is_started(start: Start) -> None:
     async with start(tell, **ON) as station:
         await done(station)
         await settled(station, "done")
@@ -253,7 +253,7 @@ async def test_a_replay_is_counted_first_and_then_started(start: Start) -> None:
         assert (await someone.act(f"{path}/cancel")).status_code == 409
 
 
-async def test_recipes_are_forms_that_order_once(start: Start, tmp_path: Path) -> None:
+async def test_recipe_form_is_validated_and_orders_once(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "recipes.toml"
     file.write_text(RECIPES)
     async with start(**ON, RECEIVER_RECIPES=str(file)) as station:
@@ -279,7 +279,7 @@ async def test_recipes_are_forms_that_order_once(start: Start, tmp_path: Path) -
         assert "None that fits" in await someone.see("/predictions", recipe="other")
 
 
-async def test_filters_find_what_fits_and_can_be_removed(start: Start) -> None:
+async def test_filters_select_matching_predictions_and_can_be_removed(start: Start) -> None:
     async with start(**ON) as station:
         await done(station, "a boat", metadata={"kind": "boat", "size": 3})
         await station.submitted("oxen", "a car", metadata={"kind": "car"})
@@ -295,7 +295,7 @@ async def test_filters_find_what_fits_and_can_be_removed(start: Start) -> None:
             assert removals == [""] or len(query) > 1, query
 
 
-async def test_lists_go_on_by_a_cursor_and_keep_their_filters(start: Start) -> None:
+async def test_next_page_link_has_a_cursor_and_keeps_the_filters(start: Start) -> None:
     async with start(**ON) as station:
         for number in range(3):
             await station.submit("fal", f"boat {number}")
@@ -321,7 +321,7 @@ async def test_lists_go_on_by_a_cursor_and_keep_their_filters(start: Start) -> N
         assert 'rel="next"' not in second
 
 
-async def test_a_page_says_how_far_it_has_looked(
+async def test_incomplete_search_shows_how_far_it_has_looked(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.store.search._LOOKED_THROUGH", 3)
@@ -339,13 +339,13 @@ async def test_a_page_says_how_far_it_has_looked(
         assert "looked through" not in page
 
 
-def test_small_amounts_are_no_nothing() -> None:
+def test_small_dollar_amounts_are_not_rounded_to_zero() -> None:
     amounts = (0.0, 0.000004, 0.0398, 0.5, 0.1 + 0.2, 1.0, 1234.567)
     shown = ("$0.00", "$0.000004", "$0.0398", "$0.50", "$0.30", "$1.00", "$1,234.57")
     assert tuple(map(dollars, amounts)) == shown
 
 
-async def test_what_is_unfit_is_refused(start: Start) -> None:
+async def test_invalid_query_returns_422_and_unknown_path_404(start: Start) -> None:
     async with start(**ON) as station:
         someone = await signed_in(station)
         for query in (
@@ -371,7 +371,7 @@ async def test_what_is_unfit_is_refused(start: Start) -> None:
         assert too_much.status_code == 422
 
 
-async def test_discarded_are_listed(start: Start) -> None:
+async def test_discarded_callbacks_are_listed_by_kind(start: Start) -> None:
     async with start(**ON) as station:
         sent = await station.submitted("fal")
         for _ in range(2):
@@ -386,7 +386,7 @@ async def test_discarded_are_listed(start: Start) -> None:
         assert "s-duplicate" not in await someone.see("/discarded", kind="unmatched")
 
 
-async def test_links_lead_to_where_it_is_mounted(start: Start) -> None:
+async def test_links_begin_with_the_path_of_the_public_url(start: Start) -> None:
     async with start(**ON, RECEIVER_PUBLIC_URL="https://hooks.test/api") as station:
         answer = await station.world.get("/api/ui/predictions")
         assert answer.headers["location"].startswith("/api/ui/sign-in")
@@ -395,7 +395,7 @@ async def test_links_lead_to_where_it_is_mounted(start: Start) -> None:
         assert httpx.URL(answer.headers["location"]).params["next"] == "/predictions"
 
 
-async def test_costs_are_shown_by_group_and_with_their_prediction(
+async def test_costs_are_shown_by_group_and_on_the_prediction_page(
     start: Start, tmp_path: Path
 ) -> None:
     prices = tmp_path / "prices.toml"

@@ -1,4 +1,4 @@
-"""Pictures come from us alone: few types, few pixels, out of a bounded folder that forgets."""
+"""Outputs and thumbnails are served by the receiver: safe types, size limits, a bounded cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def png(width: int = 900, height: int = 600, **more: Any) -> bytes:
 
 
 class Results(httpx.AsyncBaseTransport):
-    """The network to results: what is there, by its URL."""
+    """A network that serves results by URL."""
 
     def __init__(self) -> None:
         self.there: dict[str, tuple[bytes, str]] = {PICTURE: (png(), "image/png")}
@@ -50,7 +50,7 @@ def results() -> Results:
 
 
 async def shown(station: Station, prompt: str = "a picture") -> tuple[Person, str, str]:
-    """Have a prediction succeed; give who is signed in, its id, and where its output is."""
+    """Let a prediction succeed; return a signed-in user, its id, and the path of its output."""
     sent = await station.submitted("fal", prompt)
     assert (await station.push(sent)).status_code == 200
     someone = person(station)
@@ -58,7 +58,9 @@ async def shown(station: Station, prompt: str = "a picture") -> tuple[Person, st
     return someone, sent.prediction_id, f"/ui/predictions/{sent.prediction_id}/outputs/0"
 
 
-async def test_a_thumbnail_is_small_and_made_once(start: Start, results: Results) -> None:
+async def test_thumbnail_is_small_and_the_output_is_fetched_once(
+    start: Start, results: Results
+) -> None:
     async with start(**ON, results=results) as station:
         someone, name, output = await shown(station)
         first = await someone.http.get(f"{output}/thumbnail")
@@ -77,7 +79,9 @@ async def test_a_thumbnail_is_small_and_made_once(start: Start, results: Results
         assert name in grid
 
 
-async def test_a_picture_is_shown_and_a_film_has_ranges(start: Start, results: Results) -> None:
+async def test_picture_is_shown_inline_and_video_supports_ranges(
+    start: Start, results: Results
+) -> None:
     film = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(range(256)) * 8
     async with start(**ON, results=results) as station:
         someone, _, output = await shown(station)
@@ -107,7 +111,7 @@ async def test_a_picture_is_shown_and_a_film_has_ranges(start: Start, results: R
         (b"\x7fELF", "application/octet-stream"),
     ],
 )
-async def test_what_may_hold_a_program_is_a_download(
+async def test_svg_html_and_binary_outputs_are_never_shown_inline(
     start: Start, results: Results, content: bytes, kind: str
 ) -> None:
     results.there[PICTURE] = (content, kind)
@@ -118,14 +122,14 @@ async def test_what_may_hold_a_program_is_a_download(
             assert answer.headers["content-type"] == "application/octet-stream"
             assert answer.headers["content-disposition"].startswith("attachment")
         else:
-            assert answer.status_code == 410  # a picture was promised, and this is none
+            assert answer.status_code == 410  # a picture was expected, and this is not one
         small = await someone.http.get(f"{output}/thumbnail")
         assert small.status_code in {410, 415}
         assert small.headers["content-type"] == "image/svg+xml"
         assert b"script" not in small.content
 
 
-async def test_what_is_gone_is_said_and_not_asked_for_again_at_once(
+async def test_missing_output_returns_410_and_is_not_refetched_at_once(
     start: Start, results: Results
 ) -> None:
     results.there.clear()
@@ -142,7 +146,7 @@ async def test_what_is_gone_is_said_and_not_asked_for_again_at_once(
             assert missing.status_code == 404
 
 
-async def test_private_addresses_are_not_asked(start: Start) -> None:
+async def test_output_at_a_private_address_is_not_fetched(start: Start) -> None:
     async with start(**ON) as station:
         someone, name, output = await shown(station)
         station.edit(
@@ -155,7 +159,7 @@ async def test_private_addresses_are_not_asked(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("file", "has_pillow"), [("a.png", True), ("a.PNG", False), ("写", False)])
-async def test_what_was_saved_is_shown_from_there(
+async def test_saved_output_is_served_from_its_file(
     start: Start,
     results: Results,
     tmp_path: Path,
@@ -187,7 +191,7 @@ async def test_what_was_saved_is_shown_from_there(
         assert "saved" in await someone.see(f"/predictions/{name}")
 
 
-async def test_an_erased_prediction_leaves_no_copy(
+async def test_erasing_a_prediction_deletes_its_cached_pictures(
     start: Start, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.dashboard.facade._TIDY", 0.05)
@@ -202,7 +206,7 @@ async def test_an_erased_prediction_leaves_no_copy(
         await eventually(copies.exists, lambda there: not there)
 
 
-def test_the_cache_is_bounded_and_drops_what_was_not_looked_at(tmp_path: Path) -> None:
+def test_cache_is_bounded_and_keeps_recently_viewed_pictures(tmp_path: Path) -> None:
     cache = PictureCache(tmp_path / "cache", most=1000)
     cache.open()
     names = [f"pred_{number:032x}" for number in range(20)]
@@ -217,7 +221,7 @@ def test_the_cache_is_bounded_and_drops_what_was_not_looked_at(tmp_path: Path) -
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+def test_cache_does_not_use_a_symlinked_folder(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "cache").symlink_to(tmp_path / "theirs")
     cache = PictureCache(tmp_path / "cache")
@@ -226,7 +230,7 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     assert not list((tmp_path / "theirs").iterdir())
 
 
-def test_what_is_no_picture_or_too_large_is_not_decoded(
+def test_malformed_or_oversized_picture_is_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a"
@@ -241,7 +245,7 @@ def test_what_is_no_picture_or_too_large_is_not_decoded(
         thumbnail(file)
 
 
-async def test_few_are_decoded_at_once(
+async def test_at_most_two_pictures_are_decoded_at_once(
     start: Start, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counting = threading.Lock()
@@ -268,7 +272,7 @@ async def test_few_are_decoded_at_once(
     assert most == 2
 
 
-def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
+def test_thumbnail_applies_the_exif_rotation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for ending in ("jpg", "png", "webp"):
@@ -278,7 +282,7 @@ def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
         assert Image.open(io.BytesIO(made)).size == (EDGE // 3, EDGE)
 
 
-def test_of_a_film_of_pictures_the_first_is_shown(tmp_path: Path) -> None:
+def test_thumbnail_of_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     made = thumbnail(tmp_path / "a.gif")

@@ -1,4 +1,4 @@
-"""`supabase/cron.sql` on PostgreSQL: it calls the receiver when something is due, and only then."""
+"""`supabase/cron.sql` on PostgreSQL: the drain job calls the receiver only if something is due."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATE TABLE vault.decrypted_secrets (name TEXT, decrypted_secret TEXT);
 CREATE FUNCTION vault.create_secret(TEXT, TEXT) RETURNS void LANGUAGE sql
     AS 'INSERT INTO vault.decrypted_secrets VALUES ($2, $1)';
 """
-"""What pg_cron, pg_net and Supabase's vault have of it; a call is a row."""
+"""Substitutes for pg_cron, pg_net and Supabase's vault; a call of the receiver is a row."""
 PREDICTION: Final = """
 INSERT INTO receiver.predictions
     (id, provider, model, mode, status, input, metadata, created_at, due_at)
@@ -40,7 +40,7 @@ VALUES ('dlv_{0:032d}_save', 'pred_{0:032d}', 'save', {1}, 1)
 
 @pytest.fixture
 def scheduled(database: Database) -> Iterator[Database]:
-    """Run the file as it is, but for the extensions, which are not there."""
+    """Run the file without its extensions, which are not installed here."""
     text, extensions = re.subn(r"^CREATE EXTENSION .*;$", "", FILE.read_text(), flags=re.MULTILINE)
     assert extensions == 2
     database.execute(STAND_INS, text)
@@ -49,7 +49,7 @@ def scheduled(database: Database) -> Iterator[Database]:
 
 
 def calls(database: Database, name: str) -> int:
-    """Run what is scheduled under a name, and return how often it called the receiver."""
+    """Run the scheduled job of a name, and return how often it called the receiver."""
     ((command,),) = database.rows("SELECT command FROM cron.job WHERE name = $1", name)
     database.execute("DELETE FROM net.calls", command)
     found = database.rows("SELECT url FROM net.calls")
@@ -57,7 +57,7 @@ def calls(database: Database, name: str) -> int:
     return len(found)
 
 
-def test_nothing_is_called_while_nothing_is_due(scheduled: Database) -> None:
+def test_drain_job_makes_no_call_while_nothing_is_due(scheduled: Database) -> None:
     assert calls(scheduled, "receiver-drain") == 0
     later = time.time() + 3600
     scheduled.execute(
@@ -78,14 +78,18 @@ def test_nothing_is_called_while_nothing_is_due(scheduled: Database) -> None:
     ],
     ids=["a prediction", "a delivery", "a lost claim"],
 )
-def test_what_is_due_is_called_for_once(scheduled: Database, row: str) -> None:
+def test_drain_job_makes_one_call_for_due_work_or_an_expired_lease(
+    scheduled: Database, row: str
+) -> None:
     scheduled.execute(row)
     assert calls(scheduled, "receiver-drain") == 1
     assert calls(scheduled, "receiver-drain") == 1
 
 
 @pytest.mark.parametrize("held", ["paused_at", "open_until", "probe_until"])
-def test_what_is_held_back_is_not_called_for(scheduled: Database, held: str) -> None:
+def test_drain_job_makes_no_call_for_a_paused_or_open_circuit_handler(
+    scheduled: Database, held: str
+) -> None:
     scheduled.execute(
         DELIVERY.format(1, "'pending', 5, NULL, NULL"),
         f"INSERT INTO receiver.handlers (name, {held}) VALUES ('save', {time.time() + 60})",

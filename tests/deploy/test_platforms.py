@@ -1,4 +1,4 @@
-"""The files for platforms in `deploy/` parse, and name only what there is."""
+"""The platform files in `deploy/` are valid, and refer only to things that exist."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def named(path: Path) -> str:
     return str(path.relative_to(DEPLOY))
 
 
-def test_every_folder_is_there_and_no_other() -> None:
+def test_deploy_has_exactly_the_known_folders() -> None:
     told_elsewhere = {"automation", "editable", "grafana", "prometheus", "systemd", "typescript"}
     assert {path.name for path in DEPLOY.iterdir() if path.is_dir()} == {*FOLDERS, *told_elsewhere}
 
 
-def test_units_that_share_a_folder_share_its_user() -> None:
+def test_systemd_units_share_one_state_directory_and_user() -> None:
     units = [
         dict(re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE))
         for path in sorted((DEPLOY / "systemd").iterdir())
@@ -80,16 +80,16 @@ def test_units_that_share_a_folder_share_its_user() -> None:
     ] * 2
 
 
-def test_a_file_says_first_what_was_tried() -> None:
+def test_each_file_begins_with_what_was_tried() -> None:
     for path in FILES:
         if path.suffix == ".json" or path.name.startswith("."):
-            continue  # no comments there: see its neighbours
+            continue  # it has no such comment; the files beside it have
         first = path.read_text().split("\n", 2)
         line = first[1] if first[0].startswith("#!") else first[0]
         assert re.match(r'(#|--|""")\s?Tried here: ', line), (named(path), line)
 
 
-# --- they parse ---
+# --- the files are valid ---
 
 PROCFILE: Final = (DEPLOY / "heroku" / "Procfile").read_text()
 DOCKERFILE: Final = (DEPLOY / "docker" / "Dockerfile").read_text()
@@ -104,16 +104,16 @@ PARSED: Final = {
     for path in FILES
     if path.suffix in PARSERS and path.parent.name != "lambda"
 }
-"""But for Lambda's, whose YAML has tags of its own: cfn-lint reads it."""
+"""All but Lambda's template, whose YAML has custom tags; cfn-lint reads that one."""
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.suffix == ".sh"], ids=named)
-def test_a_script_can_be_read_by_a_shell(path: Path) -> None:
+def test_shell_script_has_valid_syntax_and_is_executable(path: Path) -> None:
     assert subprocess.run(["sh", "-n", path], check=False).returncode == 0
     assert os.access(path, os.X_OK)
 
 
-def test_the_sam_template_is_right_in_the_eyes_of_cfn_lint() -> None:
+def test_sam_template_passes_cfn_lint() -> None:
     ran = subprocess.run(
         [BIN / "cfn-lint", DEPLOY / "lambda" / "template.yaml"],
         capture_output=True,
@@ -123,7 +123,7 @@ def test_the_sam_template_is_right_in_the_eyes_of_cfn_lint() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_compose_files_are_as_composes_schema_says(tmp_path: Path) -> None:
+def test_compose_files_match_the_compose_schema(tmp_path: Path) -> None:
     assert receiver("init", cwd=tmp_path).returncode == 0
     files = [DEPLOY / "compose" / "compose.yaml", tmp_path / "compose.yaml"]
     schema = ["--builtin-schema", "vendor.compose-spec"]
@@ -133,7 +133,7 @@ def test_compose_files_are_as_composes_schema_says(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_kubernetes_runs_nothing_as_root_and_writes_nowhere() -> None:
+def test_kubernetes_containers_are_not_root_and_have_read_only_filesystems() -> None:
     whole = PARSED["kubernetes/kustomization.yaml"][0]
     for name in (*whole["resources"], "drain.yaml"):
         (pod,) = pods(PARSED[f"kubernetes/{name}"])
@@ -141,7 +141,7 @@ def test_kubernetes_runs_nothing_as_root_and_writes_nowhere() -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True
         (container,) = pod["containers"]
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        # The later one wins, and .env says where the handlers are in its own folder.
+        # The later one wins: .env has the path of the handlers in its own folder, not the pod's.
         assert [*map(list, container["envFrom"])] == [["secretRef"], ["configMapRef"]]
 
 
@@ -154,17 +154,17 @@ def pods(value: Any) -> Iterator[dict[str, Any]]:
             yield from pods(each)
 
 
-# --- they name what there is ---
+# --- the names in the files exist ---
 
 
-def test_every_setting_that_a_file_names_is_read() -> None:
+def test_every_setting_in_the_files_is_known() -> None:
     known = {name for each in all_settings() for name in each.names}
     setting = re.compile(r"\b(RECEIVER_[A-Z_]+|[A-Z]+_(?:API_)?KEY|CRON_SECRET)\b")
     said = {named(path): {*setting.findall(path.read_text())} for path in FILES}
     assert {file: names - known for file, names in said.items() if names - known} == {}
 
 
-def test_every_route_that_a_file_names_is_served(tmp_path: Path) -> None:
+def test_every_route_in_the_files_is_served(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'deploy.db'}"
     app = create_app(Settings.read({"RECEIVER_SECRET_KEY": SECRET, "RECEIVER_DATABASE_URL": url}))
     served = {getattr(route, "path", "").partition("{")[0] for route in app.routes}
@@ -173,7 +173,7 @@ def test_every_route_that_a_file_names_is_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["asgi:app", "aws:handler", "azure:app"])
-def test_the_entry_points_that_files_name_are_there(module: str) -> None:
+def test_every_entry_point_in_the_files_exists(module: str) -> None:
     name, _, what = module.partition(":")
     text = "".join(path.read_text() for path in FILES)
     assert f"receiver.{name} import {what}" in text or f"receiver.{name}.{what}" in text
@@ -183,18 +183,18 @@ def test_the_entry_points_that_files_name_are_there(module: str) -> None:
     assert re.search(rf"^(def )?{what}\b", Path(spec.origin).read_text(), re.MULTILINE)
 
 
-@patch.dict(os.environ)  # where an entry point sets what is not set
-def test_an_entry_point_gives_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
+@patch.dict(os.environ)  # restores the variables that an entry point sets
+def test_vercel_and_azure_entry_points_create_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECEIVER_SECRET_KEY", SECRET)
     monkeypatch.setenv("RECEIVER_DATABASE_URL", "postgresql://nobody@db-pooler.invalid/receiver")
-    for name in ("receiver.asgi", "receiver.azure"):  # as in a process that begins
+    for name in ("receiver.asgi", "receiver.azure"):  # as in a new process
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert isinstance(runpy.run_path(str(DEPLOY / "vercel/api/index.py"))["app"], Starlette)
     azure = runpy.run_path(str(DEPLOY / "azure/function_app.py"))["app"].get_functions()
     assert "drain" in {each.get_function_name() for each in azure}
     del azure
     sys.modules.pop("receiver.azure", None)
-    gc.collect()  # the library ends an app by a loop of its own, which must not be within another
+    gc.collect()  # the library's app ends by its own event loop, which must not run inside another
 
 
 def commands() -> Iterator[str]:
@@ -221,12 +221,12 @@ def strings(value: Any) -> Iterator[str]:
 COMMANDS: Final = sorted(set(commands()))
 
 
-def test_the_commands_are_found() -> None:
+def test_commands_are_found_in_the_files() -> None:
     assert {"receiver migrate", "receiver serve", "receiver worker"} < set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_one_that_the_command_line_takes(command: str) -> None:
+def test_every_command_in_the_files_is_valid(command: str) -> None:
     group = typer.main.get_command(main)
     program, *arguments = shlex.split(command)
     assert program == "receiver"
@@ -238,10 +238,10 @@ def test_every_command_is_one_that_the_command_line_takes(command: str) -> None:
         pass
 
 
-# --- they run, where they can here ---
+# --- some files can run here ---
 
 
-def test_a_procfile_listens_where_port_says(database: Database, tmp_path: Path) -> None:
+def test_procfile_web_process_listens_on_port(database: Database, tmp_path: Path) -> None:
     lines = dict(line.split(": ", 1) for line in PROCFILE.splitlines()[1:])
     assert set(lines) == {"release", "web", "worker"}
     port = free_port()
@@ -274,7 +274,7 @@ def test_a_procfile_listens_where_port_says(database: Database, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_the_schedule_of_cloud_run_calls_the_drain_with_its_key(
+def test_cloud_run_schedule_calls_the_drain_with_the_cron_secret(
     tmp_path: Path, *, is_there: bool
 ) -> None:
     log = tmp_path / "calls"

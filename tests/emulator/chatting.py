@@ -1,4 +1,4 @@
-"""An app that chat platforms call, and the platforms around it, in process or over sockets."""
+"""Emulated chat platforms and an app that they call, in process or over sockets."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Told:
 
 @dataclass
 class App:
-    """Keeps what it is told, and answers the next of a script, then always the last."""
+    """An app that records requests and sends scripted responses; the last one repeats."""
 
     answers: list[Response] = field(default_factory=lambda: [Response()])
     told: list[Told] = field(default_factory=list)
     judge: Callable[[Told], Response | None] = lambda _: None
-    """Answers before the script does."""
+    """If it returns a response, that is sent instead of the scripted one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -66,7 +66,7 @@ def said(value: object, status: int = 200) -> Response:
 
 
 class Inside:
-    """The platforms around an app, without a socket."""
+    """An app and the platforms, without sockets."""
 
     def __init__(
         self, *answers: Response, now: Callable[[], float] = lambda: 1_700_000_000.0
@@ -80,7 +80,7 @@ class Inside:
 
 @dataclass
 class Outside:
-    """The platforms around an app, all over sockets."""
+    """An app and the platforms, connected by sockets."""
 
     app: App
     url: str

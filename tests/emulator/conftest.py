@@ -14,7 +14,7 @@ Start = Callable[..., Emulated]
 
 @pytest.fixture(scope="session")
 def stopping() -> Iterator[list[Server]]:
-    """Collect servers on their way out, so that only the last test waits for them."""
+    """Collect servers that are stopping, so that only the end of the session waits for them."""
     servers: list[Server] = []
     yield servers
     for server in servers:

@@ -1,4 +1,4 @@
-"""Drive the official fal client through its calls; print what it saw as JSON."""
+"""Make all calls of the official fal client; print the results as JSON."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Things to build tests from."""
+"""Builders of test data: a prediction, and a TLS certificate."""
 
 import ipaddress
 from dataclasses import replace
@@ -35,7 +35,7 @@ def prediction(prompt: str = "", callback_url: str = "", **more: Any) -> Predict
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate for 127.0.0.1 that is its own authority, and its key."""
+    """Write a self-signed certificate for 127.0.0.1 and its key; return their paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "emulator")])
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))

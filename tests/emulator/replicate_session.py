@@ -1,4 +1,4 @@
-"""Drive the official replicate client through its calls; print what it saw as JSON."""
+"""Make all calls of the official replicate client; print the results as JSON."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ STILL = {"prompt": "[never]"}
 
 
 def until_ended(prediction: Prediction) -> str:
-    """Poll by hand, as the client's own wait does not know `aborted`."""
+    """Poll until the end, because the client's own wait does not know `aborted`."""
     while prediction.status in {"starting", "processing"}:
         time.sleep(0.005)
         prediction.reload()

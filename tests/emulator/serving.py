@@ -33,7 +33,7 @@ KEYS = {
 
 
 class Server:
-    """A server of an app on a free port, until it is stopped."""
+    """A server that runs an app on a free port until it is stopped."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket | None = None, **more: Any) -> None:
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
@@ -118,7 +118,7 @@ class PostOffice:
 
 
 class Emulated:
-    """A client of one emulator, with the calls that a receiver makes."""
+    """A client of one emulator that makes the calls of a receiver."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -143,7 +143,7 @@ class Emulated:
         return self.call("fal", "POST", f"/queue/{app}", params=query, json={"prompt": prompt})
 
     def submit(self, provider: str, prompt: str, callback: str = "") -> str:
-        """Submit to a provider, and return its id of the prediction."""
+        """Submit to a provider, and return the provider's id of the prediction."""
         if provider == "oxen":
             return str(self.oxen(prompt).json()["generations"][0]["generation_id"])
         if provider == "eachlabs":

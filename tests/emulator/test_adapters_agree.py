@@ -1,4 +1,4 @@
-"""Every adapter against the emulation of its provider: two readings of the same documents."""
+"""Each adapter works with the emulation of its provider; both follow the same documents."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ CODES: Final = {
     "[timeout]": "timeout",
 }
 TELL_NO_FAILURE: Final = frozenset({"ideogram"})
-"""Those that call back only with what was made."""
+"""Providers that send callbacks only for successes."""
 UNDATED: Final = frozenset({"eachlabs", "bfl"})
-"""Those whose proof has no time."""
+"""Providers whose callbacks have no signed timestamp."""
 
 of_all = pytest.mark.parametrize("name", NAMES)
 of_those_who_call = pytest.mark.parametrize("name", CALLING)
 
 
 class Talk:
-    """One adapter, and an emulator that answers it."""
+    """One adapter with an emulator that answers its requests."""
 
     def __init__(self, name: str, emulated: Emulated, key: str = "k") -> None:
         env = {"RECEIVER_DEV": "1", DECLARED[name].key: key, **settings_for(emulated.url)}
@@ -90,7 +90,7 @@ class Talk:
         return eventually(lambda: self.poll(ticket), lambda found: found.kind != "processing")
 
     def told(self, mailbox: Mailbox) -> Outcome:
-        """Prove the next callback, and read it."""
+        """Authenticate the next callback, and read it."""
         return self.read(mailbox.one())
 
     def read(self, mail: Mail, keys: Sequence[bytes] | None = None) -> Outcome:
@@ -100,7 +100,7 @@ class Talk:
         return self.provider.read(mail.body)
 
     def keys(self) -> list[bytes]:
-        """Return what proves its callbacks: set, handed out, or of one prediction."""
+        """Return the callback secrets: of the settings, of the provider, or of this prediction."""
         if self._set:
             return [secret.reveal().encode() for secret in self._set]
         if isinstance(self.provider, Publishing):
@@ -110,7 +110,7 @@ class Talk:
 
 @of_those_who_call
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_callback_and_a_poll_tell_the_same(
+def test_callback_and_poll_report_the_same_outcome(
     start: Start, mailbox: Mailbox, name: str, shape: Shape
 ) -> None:
     talk = Talk(name, start(shape=shape))
@@ -124,7 +124,7 @@ def test_a_callback_and_a_poll_tell_the_same(
 
 
 @of_all
-def test_a_result_is_fetched_where_it_is_said_to_be(start: Start, name: str) -> None:
+def test_output_url_can_be_fetched_with_the_key_it_requires(start: Start, name: str) -> None:
     emulated = start()
     talk = Talk(name, emulated)
     [picture] = talk.ended(talk.submit("a lighthouse")[0]).output
@@ -137,7 +137,7 @@ def test_a_result_is_fetched_where_it_is_said_to_be(start: Start, name: str) -> 
 
 @of_all
 @pytest.mark.parametrize("prompt", CODES)
-def test_a_failure_has_the_code_of_its_kind(
+def test_failure_has_the_error_code_of_its_cause(
     start: Start, mailbox: Mailbox, name: str, prompt: str
 ) -> None:
     talk = Talk(name, start())
@@ -152,7 +152,7 @@ def test_a_failure_has_the_code_of_its_kind(
 
 
 @of_all
-def test_a_blocking_call_gives_the_outcome(start: Start, name: str) -> None:
+def test_sync_submit_succeeds_with_one_output(start: Start, name: str) -> None:
     talk = Talk(name, start())
     ticket, receipt = talk.submit("a lighthouse", mode="sync")
     outcome = talk.ended(ticket) if isinstance(receipt, Accepted) else receipt
@@ -161,7 +161,7 @@ def test_a_blocking_call_gives_the_outcome(start: Start, name: str) -> None:
 
 
 @of_all
-def test_what_is_canceled_ends_so_where_it_can_be(start: Start, name: str) -> None:
+def test_canceled_prediction_ends_as_canceled_if_the_provider_can(start: Start, name: str) -> None:
     talk = Talk(name, start())
     ticket, _ = talk.submit("[never]")
     assert talk.poll(ticket).kind == "processing"
@@ -171,13 +171,13 @@ def test_what_is_canceled_ends_so_where_it_can_be(start: Start, name: str) -> No
 
 
 @of_all
-def test_a_refusal_is_one(start: Start, name: str) -> None:
+def test_rejected_submit_is_read_as_refused(start: Start, name: str) -> None:
     _, receipt = Talk(name, start()).submit("[refuse]")
     assert isinstance(receipt, Refused)
 
 
 @of_all
-def test_an_id_that_nobody_has_is_missing(start: Start, name: str) -> None:
+def test_poll_of_an_unknown_id_is_missing(start: Start, name: str) -> None:
     talk = Talk(name, start())
     model = DECLARED[name].example
     ticket = Ticket(id="pred_1", model=model, mode="queue", input={}, provider_id="nobodys")
@@ -185,7 +185,7 @@ def test_an_id_that_nobody_has_is_missing(start: Start, name: str) -> None:
 
 
 @of_all
-def test_a_key_is_let_in_or_kept_out(start: Start, name: str) -> None:
+def test_key_check_accepts_a_valid_key_and_rejects_an_invalid_one(start: Start, name: str) -> None:
     emulated = start(api_keys=frozenset({"good"}))
     for key, works in (("good", True), ("bad", False)):
         talk = Talk(name, emulated, key)
@@ -193,7 +193,7 @@ def test_a_key_is_let_in_or_kept_out(start: Start, name: str) -> None:
 
 
 @of_those_who_call
-def test_a_callback_that_is_forged_is_not_proved(start: Start, mailbox: Mailbox, name: str) -> None:
+def test_forged_callback_is_rejected(start: Start, mailbox: Mailbox, name: str) -> None:
     emulated = start()
     emulated.break_with({"fault": "wrong_signature"})
     talk = Talk(name, emulated)
@@ -203,7 +203,9 @@ def test_a_callback_that_is_forged_is_not_proved(start: Start, mailbox: Mailbox,
 
 
 @pytest.mark.parametrize("name", [each for each in CALLING if each not in UNDATED])
-def test_a_callback_that_is_old_is_not_proved(start: Start, mailbox: Mailbox, name: str) -> None:
+def test_callback_with_an_old_timestamp_is_rejected(
+    start: Start, mailbox: Mailbox, name: str
+) -> None:
     emulated = start()
     emulated.break_with({"fault": "stale_timestamp"})
     talk = Talk(name, emulated)

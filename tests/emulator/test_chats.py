@@ -1,4 +1,4 @@
-"""Control of the chat platforms: what people do, what is shown, and what is not asked well."""
+"""The control API of the emulated chat platforms: user actions, the view, invalid requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def get(here: Outside, path: str) -> Any:
     return loopback.get(f"{here.url}/_emulator/chat{path}", timeout=PATIENCE).json()
 
 
-def test_a_view_waits_for_what_is_new(here: Outside) -> None:
+def test_long_poll_of_a_view_returns_a_new_message(here: Outside) -> None:
     version = get(here, "/slack")["version"]
     found: list[Any] = []
     look = f"/slack?after={version}&wait=30&person=U1&place=C1"
@@ -41,7 +41,7 @@ def test_a_view_waits_for_what_is_new(here: Outside) -> None:
     assert get(here, "/slack?person=U2&place=C1")["messages"] == []
 
 
-def test_files_can_be_looked_at_by_anybody(here: Outside) -> None:
+def test_file_view_requires_no_token(here: Outside) -> None:
     api, bearer = chat_settings_for(here.url)["SLACK_URL"], {"authorization": f"Bearer {TOKEN}"}
     with httpx.Client(headers=bearer, base_url=api, verify=loopback.TLS) as http:
         about = {"filename": "a.png", "length": "3"}
@@ -56,7 +56,7 @@ def test_files_can_be_looked_at_by_anybody(here: Outside) -> None:
     assert loopback.get(file["view"] + "x").status_code == 404
 
 
-def test_an_update_that_nobody_takes_is_told(here: Outside) -> None:
+def test_say_reports_an_update_that_waits_to_be_polled(here: Outside) -> None:
     for text, waits in {"hello": False, "/imagine a": True, "there": False}.items():
         told = here.do("POST", "/telegram/say", {"text": text})
         assert told == {"exchange": None, "waits": waits}
@@ -74,11 +74,13 @@ def test_an_update_that_nobody_takes_is_told(here: Outside) -> None:
         ("POST", "/clock", {"seconds": "long"}),
     ],
 )
-def test_what_makes_no_sense_is_a_400(here: Outside, method: str, path: str, body: Any) -> None:
+def test_invalid_control_request_returns_400(
+    here: Outside, method: str, path: str, body: Any
+) -> None:
     url = f"{here.url}/_emulator/chat{path}"
     assert loopback.request(method, url, json=body).status_code == 400
     assert loopback.request(method, url, content=b"\xff{").status_code == 400
 
 
-def test_no_platform_of_that_name_is_a_404(here: Outside) -> None:
+def test_unknown_platform_returns_404(here: Outside) -> None:
     assert loopback.get(f"{here.url}/_emulator/chat/irc").status_code == 404

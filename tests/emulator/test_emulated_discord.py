@@ -1,4 +1,4 @@
-"""discord.py talks to the emulation, and what the emulation sends is proved as documented."""
+"""The emulated Discord works with discord.py, and signs the requests that it sends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from receiver.emulator.pictures import draw, name_for
 from tests.emulator.chatting import Inside, Outside, Told, outside, said
 
 with warnings.catch_warnings():
-    # It imports audioop, for voice, of which Python 3.11 says that it will go.
+    # discord.py imports audioop, for voice, which Python 3.11 reports as deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
     import discord
     from discord.http import HTTPClient, Route, handle_message_parameters
@@ -92,13 +92,13 @@ def token_of(told: Told) -> str:
     return str(told.json["token"])
 
 
-def test_the_proof_is_that_of_the_vectors() -> None:
+def test_signature_matches_the_known_vector() -> None:
     assert PUBLIC_KEY == "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8"
     proof = signed(1_700_000_000, b'{"type":1}')["x-signature-ed25519"]
     assert proof.startswith("c1098e97d711377f30225d53d94b89d43537f92e5b3afaddc590781b1f9f9d4b")
 
 
-async def test_the_library_answers_a_deferred_command_and_follows_up(here: Outside) -> None:
+async def test_discord_py_edits_a_deferred_response_and_sends_a_follow_up(here: Outside) -> None:
     await asyncio.to_thread(here.say, "discord", "/imagine a lighthouse")
     token = token_of(here.app.one())
     adapter: Any = AsyncWebhookAdapter()  # type: ignore[no-untyped-call] # it has no types
@@ -126,7 +126,7 @@ async def test_the_library_answers_a_deferred_command_and_follows_up(here: Outsi
     assert board.shown(C1) == []
 
 
-async def test_tokens_die_of_age_and_when_they_are_told_to(here: Outside) -> None:
+async def test_expired_revoked_or_unknown_interaction_token_is_rejected(here: Outside) -> None:
     await asyncio.to_thread(here.say, "discord", "/imagine a lighthouse")
     token = token_of(here.app.one())
     async with aiohttp.ClientSession() as session:
@@ -148,7 +148,7 @@ async def test_tokens_die_of_age_and_when_they_are_told_to(here: Outside) -> Non
     assert [message.text for message in here.chats.discord.board.shown(C1)] == ["alive"]
 
 
-async def test_the_library_registers_commands_and_posts_as_the_bot(here: Outside) -> None:
+async def test_discord_py_registers_commands_and_posts_messages_as_the_bot(here: Outside) -> None:
     board = here.chats.discord.board
     async with bot() as client:
         made: Any = await client.bulk_upsert_global_commands(APPLICATION, [COMMAND])
@@ -176,7 +176,7 @@ async def test_the_library_registers_commands_and_posts_as_the_bot(here: Outside
     here.chats.discord.commands.clear()
 
 
-async def test_a_stranger_a_nameless_client_and_a_limit_are_told() -> None:
+async def test_invalid_token_missing_user_agent_and_rate_limit_are_rejected() -> None:
     inside = Inside()
     where = f"{API}/channels/{C1}/messages"
     stranger = await inside.http.post(
@@ -231,14 +231,14 @@ BODIES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("case", BODIES)
-async def test_what_the_documents_refuse_is_refused(case: str) -> None:
+async def test_invalid_message_returns_the_documented_error_code(case: str) -> None:
     inside, (body, code) = Inside(), BODIES[case]
     answer = await inside.http.post(f"{API}/channels/{C1}/messages", json=body, headers=BOT)
     assert (answer.status_code, answer.json()["code"]) == (400, code)
     assert inside.chats.discord.board.messages == []
 
 
-async def test_a_nonce_that_is_enforced_makes_one_message_of_two() -> None:
+async def test_repeated_enforced_nonce_creates_one_message() -> None:
     inside = Inside()
     body = {"content": "a", "nonce": "n", "enforce_nonce": True}
     answers = [
@@ -249,7 +249,7 @@ async def test_a_nonce_that_is_enforced_makes_one_message_of_two() -> None:
     assert len(inside.chats.discord.board.messages) == 1
 
 
-async def test_an_edit_keeps_the_files_that_it_lists_and_no_others() -> None:
+async def test_edit_keeps_only_listed_attachments_and_file_urls_expire() -> None:
     inside = Inside(DEFERRED)
     await people(inside).says("/imagine a", "U1", "C1")
     at = f"{API}/webhooks/{APPLICATION}/{token_of(inside.app.one())}/messages/@original"
@@ -266,7 +266,7 @@ async def test_an_edit_keeps_the_files_that_it_lists_and_no_others() -> None:
     assert (await inside.http.get(one["url"])).status_code == 404
 
 
-async def test_a_private_answer_is_seen_by_one_and_out_of_the_bots_reach() -> None:
+async def test_ephemeral_response_is_seen_by_one_user_and_not_editable_by_the_bot() -> None:
     inside = Inside(PRIVATE)
     await people(inside).says("/imagine a", "U1", "C1")
     board, asker = inside.chats.discord.board, str(numbered("U1"))
@@ -276,7 +276,7 @@ async def test_a_private_answer_is_seen_by_one_and_out_of_the_bots_reach() -> No
     assert (await inside.http.patch(at, json={"content": "a"}, headers=BOT)).json()["code"] == 10008
 
 
-async def test_a_button_comes_back_with_its_message_and_may_edit_it() -> None:
+async def test_button_press_contains_its_message_and_may_edit_it() -> None:
     inside = Inside(said({"type": 4, "data": {"content": "done", "components": ROW}}))
     await people(inside).says("/imagine a", "U1", "C1", files=(("a.png", PNG),))
     [message] = inside.chats.discord.board.shown(C1)
@@ -288,7 +288,7 @@ async def test_a_button_comes_back_with_its_message_and_may_edit_it() -> None:
     assert (message.text, message.buttons, message.edits) == ("again", [], 1)
 
 
-async def test_the_answer_may_be_called_back_and_the_request_left_empty() -> None:
+async def test_interaction_can_be_answered_once_by_the_callback_route() -> None:
     inside = Inside()
 
     async def calls_back(scope: Any, receive: Any, send: Any) -> None:
@@ -304,7 +304,7 @@ async def test_the_answer_may_be_called_back_and_the_request_left_empty() -> Non
     assert [m.is_waiting for m in inside.chats.discord.board.shown(C1)] == [True]
 
 
-async def test_who_is_not_answered_sees_that() -> None:
+async def test_failed_or_malformed_response_is_shown_to_the_user() -> None:
     inside = Inside(Response(status_code=500), Response(b"{", media_type="application/json"))
     for _ in range(2):
         await people(inside).says("/imagine a", "U1", "C1")
@@ -312,7 +312,7 @@ async def test_who_is_not_answered_sees_that() -> None:
     assert [message.text for message in shown] == ["The application did not respond"] * 2
 
 
-async def test_an_endpoint_is_accepted_only_if_it_refuses_what_is_not_proved() -> None:
+async def test_endpoint_is_accepted_only_if_it_rejects_invalid_signatures() -> None:
     careless = Inside(said({"type": 1}))
     assert not await people(careless).sets_up()
 

@@ -1,3 +1,5 @@
+"""The emulated Eachlabs: predictions, limits, callbacks in both shapes, and the delivery log."""
+
 import json
 from typing import Any
 
@@ -12,7 +14,7 @@ BODY = {"model": "nano-banana", "input": {"prompt": "x"}}
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("headers", [{"authorization": "Bearer k"}, {"x-api-key": "k"}])
-def test_both_paths_and_both_headers_create_at_once(
+def test_create_accepts_both_paths_and_both_key_headers(
     emulated: Emulated, path: str, headers: dict[str, str]
 ) -> None:
     answer = emulated.http.post("/eachlabs" + path, json=BODY, headers=headers)
@@ -31,7 +33,7 @@ def test_both_paths_and_both_headers_create_at_once(
         ({"input": {"prompt": "[refuse]"}}, 402),
     ],
 )
-def test_a_refused_create_makes_no_prediction(
+def test_rejected_create_makes_no_prediction(
     emulated: Emulated, change: dict[str, Any], status: int
 ) -> None:
     answer = emulated.call("eachlabs", "POST", "/v1/prediction", json=BODY | change)
@@ -40,18 +42,18 @@ def test_a_refused_create_makes_no_prediction(
     assert emulated.ledger()["predictions"] == []
 
 
-def test_the_seed_wants_a_version_and_words_errors_otherwise(start: Start) -> None:
+def test_old_shape_requires_a_version_and_has_its_own_error_fields(start: Start) -> None:
     emulated = start(shape="old")
     answer = emulated.call("eachlabs", "POST", "/v1/prediction", json=BODY)
     assert (answer.status_code, answer.json()["status"]) == (400, "error")
     assert set(answer.json()) == {"status", "message", "details"}
 
 
-def test_strangers_are_turned_away(emulated: Emulated) -> None:
+def test_request_without_a_key_returns_401(emulated: Emulated) -> None:
     assert emulated.http.get("/eachlabs/v1/prediction/x").status_code == 401
 
 
-def test_more_than_the_allowed_in_flight_is_refused_and_noted(start: Start) -> None:
+def test_in_flight_limit_returns_429_and_records_a_violation(start: Start) -> None:
     emulated = start(eachlabs_in_flight=2)
     first = emulated.submit("eachlabs", "[never]")
     emulated.submit("eachlabs", "[never]")
@@ -62,7 +64,7 @@ def test_more_than_the_allowed_in_flight_is_refused_and_noted(start: Start) -> N
     assert emulated.eachlabs("x").status_code == 200
 
 
-def test_who_asks_a_full_account_again_is_shut_out_for_longer(start: Start) -> None:
+def test_submit_during_a_lockout_extends_the_lockout(start: Start) -> None:
     now = [0.0]
     emulated = start(eachlabs_in_flight=1, eachlabs_shut=60, clock=lambda: now[0])
     one = emulated.submit("eachlabs", "[never]")
@@ -74,13 +76,13 @@ def test_who_asks_a_full_account_again_is_shut_out_for_longer(start: Start) -> N
     assert emulated.eachlabs().status_code == 200
 
 
-def test_a_model_is_described(emulated: Emulated) -> None:
+def test_model_description_is_served_and_unknown_model_returns_404(emulated: Emulated) -> None:
     found = emulated.call("eachlabs", "GET", "/v1/models/nano-banana").json()
     assert (found["slug"], found["cost"]["currency"]) == ("nano-banana", "USD")
     assert emulated.call("eachlabs", "GET", "/v1/models/no-such-model").status_code == 404
 
 
-def test_more_than_the_allowed_requests_are_refused_and_noted(start: Start) -> None:
+def test_rate_limit_returns_429_and_records_a_violation(start: Start) -> None:
     now = [0.0]
     emulated = start(eachlabs_per_minute=3, clock=lambda: now[0])
     codes = [emulated.poll("eachlabs", "x").status_code for _ in range(4)]
@@ -92,7 +94,7 @@ def test_more_than_the_allowed_requests_are_refused_and_noted(start: Start) -> N
     assert emulated.poll("eachlabs", "x").status_code == 404
 
 
-def test_a_new_poll_has_everything(start: Start) -> None:
+def test_new_shape_poll_contains_all_fields(start: Start) -> None:
     emulated = start(generation=60)
     never = emulated.submit("eachlabs", "[never]")
     statuses = [emulated.poll("eachlabs", never).json()["status"] for _ in range(2)]
@@ -105,14 +107,14 @@ def test_a_new_poll_has_everything(start: Start) -> None:
     assert emulated.http.get(state["urls"]["get"], headers=KEYS["eachlabs"]).json()["id"] == one
 
 
-def test_a_new_failed_poll_has_an_envelope(emulated: Emulated) -> None:
+def test_new_shape_failed_poll_has_an_error_envelope(emulated: Emulated) -> None:
     state = emulated.finished("eachlabs", emulated.submit("eachlabs", "[moderated]"))
     assert state["status"] == "error"
     assert state["output"]["classification"] == {"category": "content_moderation"}
     assert state["output"]["error_message"]
 
 
-def test_a_seed_poll_is_short(start: Start) -> None:
+def test_old_shape_poll_contains_few_fields(start: Start) -> None:
     emulated = start(shape="old")
     slow = emulated.submit("eachlabs", "[never]")
     assert set(emulated.poll("eachlabs", slow).json()) == {"status", "predictionID", "message"}
@@ -123,7 +125,7 @@ def test_a_seed_poll_is_short(start: Start) -> None:
     assert (failed["status"], failed["output"]) == ("error", "")
 
 
-def test_cancel_is_silent_and_final(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_cancel_is_final_and_sends_no_callback(emulated: Emulated, mailbox: Mailbox) -> None:
     one = emulated.submit("eachlabs", "[never]", mailbox.url)
     answer = emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel").json()
     assert (answer["status"], answer["predictionID"]) == ("cancelled", one)
@@ -134,7 +136,9 @@ def test_cancel_is_silent_and_final(emulated: Emulated, mailbox: Mailbox) -> Non
 
 
 @pytest.mark.parametrize(("shape", "flow"), [("new", None), ("old", "")])
-def test_a_callback_of_success(start: Start, mailbox: Mailbox, shape: str, flow: object) -> None:
+def test_success_callback_has_the_fields_of_its_shape(
+    start: Start, mailbox: Mailbox, shape: str, flow: object
+) -> None:
     one = start(shape=shape).submit("eachlabs", "x", mailbox.url)
     mail = mailbox.one()
     body = mail.json
@@ -144,7 +148,7 @@ def test_a_callback_of_success(start: Start, mailbox: Mailbox, shape: str, flow:
     assert "x-webhook-secret" not in mail.headers
 
 
-def test_a_callback_of_failure_hides_its_reason_in_the_output(
+def test_new_shape_failure_callback_has_the_reason_in_its_output(
     emulated: Emulated, mailbox: Mailbox
 ) -> None:
     emulated.submit("eachlabs", "[timeout]", mailbox.url)
@@ -153,18 +157,20 @@ def test_a_callback_of_failure_hides_its_reason_in_the_output(
     assert body["output"] == [{"id": "", "status": "", "output": "", "error": "model timed out"}]
 
 
-def test_a_seed_callback_of_failure_says_it_at_the_top(start: Start, mailbox: Mailbox) -> None:
+def test_old_shape_failure_callback_has_the_reason_at_the_top_level(
+    start: Start, mailbox: Mailbox
+) -> None:
     start(shape="old").submit("eachlabs", "[timeout]", mailbox.url)
     body = mailbox.one().json
     assert (body["error"], body["output"], body["flow_id"]) == ("model timed out", "", "")
 
 
-def test_the_secret_travels_as_it_is(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_webhook_secret_is_sent_unchanged(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.eachlabs("x", webhook_url=mailbox.url, webhook_secret="s3cret=+/")
     assert mailbox.one().headers["x-webhook-secret"] == "s3cret=+/"
 
 
-def test_three_attempts_then_silence(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_callback_is_attempted_three_times(emulated: Emulated, mailbox: Mailbox) -> None:
     mailbox.statuses = [500, 404, 302]
     one = emulated.submit("eachlabs", "x", mailbox.url)
     bodies = {mail.body for mail in mailbox.take(3)}
@@ -173,20 +179,22 @@ def test_three_attempts_then_silence(emulated: Emulated, mailbox: Mailbox) -> No
     assert codes == [500, 404, 302]
 
 
-def test_an_accepted_callback_is_not_repeated(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_callback_is_retried_until_a_2xx_response(emulated: Emulated, mailbox: Mailbox) -> None:
     mailbox.statuses = [503, 204]
     one = emulated.submit("eachlabs", "x", mailbox.url)
     mailbox.take(2)
     assert [one["status_code"] for one in emulated.attempts(one, 2)] == [503, 204]
 
 
-def test_nobody_there_is_an_attempt_too(emulated: Emulated) -> None:
+def test_refused_connection_is_recorded_as_an_attempt(emulated: Emulated) -> None:
     one = emulated.submit("eachlabs", "x", "http://127.0.0.1:1/")
     attempts = emulated.attempts(one, 3)
     assert all("Error" in attempt["error"] for attempt in attempts)
 
 
-def test_mixed_shapes_show_every_form(start: Start, mailbox: Mailbox) -> None:
+def test_mixed_shapes_vary_the_output_and_id_fields_of_callbacks(
+    start: Start, mailbox: Mailbox
+) -> None:
     emulated = start(shape="mixed", seed=1, eachlabs_in_flight=None)
     for _ in range(60):
         emulated.submit("eachlabs", "x", mailbox.url)
@@ -195,7 +203,7 @@ def test_mixed_shapes_show_every_form(start: Start, mailbox: Mailbox) -> None:
     assert {"exec_id" in body for body in bodies} == {True, False}
 
 
-def test_several_pictures_are_a_list_and_words_are_words(
+def test_several_pictures_are_a_list_and_text_output_is_a_string(
     emulated: Emulated, mailbox: Mailbox
 ) -> None:
     several = {"prompt": "x", "num_images": "3"}
@@ -206,13 +214,13 @@ def test_several_pictures_are_a_list_and_words_are_words(
 
 
 @pytest.mark.parametrize(("prompt", "status"), [("x", "success"), ("[fail]", "failed")])
-def test_the_sync_call_waits(emulated: Emulated, prompt: str, status: str) -> None:
+def test_sync_call_waits_for_the_result(emulated: Emulated, prompt: str, status: str) -> None:
     body = {"model": "m", "input": {"prompt": prompt}}
     answer = emulated.call("eachlabs", "POST", "/v1/prediction/run", json=body).json()
     assert (answer["status"], bool(answer["error"])) == (status, status == "failed")
 
 
-def test_the_delivery_log_remembers(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_delivery_log_contains_sent_callbacks(emulated: Emulated, mailbox: Mailbox) -> None:
     mailbox.statuses = [500]
     one = emulated.submit("eachlabs", "x", mailbox.url)
     emulated.submit("eachlabs", "without a callback")
@@ -223,14 +231,12 @@ def test_the_delivery_log_remembers(emulated: Emulated, mailbox: Mailbox) -> Non
     assert json.loads(log["webhooks"][0]["request"]) == mailbox.one().json
 
 
-def test_the_delivery_log_lists_nothing_before_its_time(
-    emulated: Emulated, mailbox: Mailbox
-) -> None:
+def test_delivery_log_omits_unfinished_predictions(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.submit("eachlabs", "[never]", mailbox.url)
     assert emulated.call("eachlabs", "GET", "/v1/webhooks").json()["webhooks"] == []
 
 
-def test_a_secret_with_a_line_break_reaches_nobody(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_secret_with_a_line_break_is_never_sent(emulated: Emulated, mailbox: Mailbox) -> None:
     answer = emulated.eachlabs("x", webhook_url=mailbox.url, webhook_secret="a\r\nx-other: b")
     one = answer.json()["predictionID"]
     attempts = eventually(lambda: emulated.row(one)["callback_attempts"], bool)

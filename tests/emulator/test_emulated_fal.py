@@ -1,3 +1,5 @@
+"""The emulated fal.ai: queue, direct calls, platform API and signed callbacks."""
+
 import base64
 import json
 import time
@@ -32,7 +34,7 @@ def published(emulated: Emulated) -> list[str]:
 
 
 def verified(mail: Mail, keys: list[str]) -> list[bool]:
-    """Say for each published key whether it made the signature."""
+    """Return for each published key whether it made the signature."""
     header = {name: mail.headers[f"x-fal-webhook-{name}"] for name in ("request-id", "user-id")}
     at = int(mail.headers["x-fal-webhook-timestamp"])
     text = signed_text(header["request-id"], header["user-id"], at, mail.body)
@@ -53,7 +55,7 @@ def get(emulated: Emulated, url: str) -> httpx.Response:
     return emulated.http.get(url, headers=KEYS["fal"])
 
 
-def test_the_platform_lists_what_has_ended_in_pages(emulated: Emulated) -> None:
+def test_finished_requests_are_listed_in_pages_by_cursor(emulated: Emulated) -> None:
     emulated.submit("fal", "[never]")
     made = [emulated.submit("fal", "[fast]") for _ in range(3)]
     for one in made:
@@ -71,19 +73,19 @@ def test_the_platform_lists_what_has_ended_in_pages(emulated: Emulated) -> None:
     assert later["items"] == []
 
 
-def test_the_platform_describes_a_model_even_without_a_key(emulated: Emulated) -> None:
+def test_model_schema_is_served_without_a_key(emulated: Emulated) -> None:
     [model] = emulated.http.get("/fal/v1/models?endpoint_id=fal-ai/flux/dev").json()["models"]
     assert (model["endpoint_id"], model["openapi"]["openapi"]) == ("fal-ai/flux/dev", "3.0.4")
     refused = emulated.http.get("/fal/v1/models?endpoint_id=fal-ai/no-such-model")
     assert (refused.status_code, refused.json()["error"]["type"]) == (404, "not_found")
 
 
-def test_it_says_where_its_callbacks_come_from(emulated: Emulated) -> None:
+def test_meta_lists_the_ip_ranges_of_callbacks(emulated: Emulated) -> None:
     answer = emulated.http.get("/fal/v1/meta").json()
     assert read_meta(json.dumps(answer).encode()) == [ip_network("127.0.0.0/8"), ip_network("::1")]
 
 
-def test_the_signed_text_makes_the_known_signature() -> None:
+def test_signature_matches_the_known_vector() -> None:
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     text = signed_text("req-0001", "user-42", 1767225600, VECTOR_BODY)
     assert key.sign(text).hex() == VECTOR_SIGNATURE
@@ -100,12 +102,12 @@ def test_the_signed_text_makes_the_known_signature() -> None:
         ("workflows/me", ""),
     ],
 )
-def test_an_app_is_told_from_its_path(model: str, app: str) -> None:
+def test_app_name_is_read_from_the_model_path(model: str, app: str) -> None:
     assert app_of(model) == app
 
 
 @pytest.mark.parametrize("app", ["fal-ai/flux/dev", "workflows/me/flow/x"])
-def test_a_submit_names_urls_without_the_path(emulated: Emulated, app: str) -> None:
+def test_submit_returns_urls_without_the_model_subpath(emulated: Emulated, app: str) -> None:
     handle = emulated.fal("x", app=app).json()
     base = f"{emulated.url}/fal/queue/{app.rpartition('/')[0]}/requests/{handle['request_id']}"
     assert handle["status"] == "IN_QUEUE"
@@ -115,18 +117,18 @@ def test_a_submit_names_urls_without_the_path(emulated: Emulated, app: str) -> N
     assert get(emulated, handle["status_url"]).status_code in {200, 202}
 
 
-def test_the_older_response_url_has_a_tail(start: Start) -> None:
+def test_old_shape_response_url_ends_with_response(start: Start) -> None:
     handle = start(shape="old").fal().json()
     assert handle["response_url"].endswith("/response")
 
 
-def test_the_host_of_the_request_is_the_host_of_the_urls(emulated: Emulated) -> None:
+def test_returned_urls_have_the_host_of_the_request(emulated: Emulated) -> None:
     headers = {"host": "fal.test:81"}
     answer = emulated.call("fal", "POST", "/queue/a/b", json={"prompt": "x"}, headers=headers)
     assert answer.json()["status_url"].startswith("http://fal.test:81/fal/queue/a/b/requests/")
 
 
-def test_unfinished_is_202_and_the_end_is_200(start: Start) -> None:
+def test_unfinished_request_returns_202_for_status_and_400_for_result(start: Start) -> None:
     emulated = start(generation=0.5)
     handle = emulated.fal().json()
     first = get(emulated, handle["status_url"])
@@ -140,7 +142,7 @@ def test_unfinished_is_202_and_the_end_is_200(start: Start) -> None:
     assert "error" not in done
 
 
-def test_logs_come_when_asked_for(emulated: Emulated) -> None:
+def test_status_contains_logs_if_requested(emulated: Emulated) -> None:
     handle = emulated.fal().json()
     emulated.finished("fal", handle["request_id"])
     for wish in ("1", "true"):
@@ -148,7 +150,7 @@ def test_logs_come_when_asked_for(emulated: Emulated) -> None:
         assert set(logs[0]) == {"message", "level", "source", "timestamp"}
 
 
-def test_the_result_is_there_under_both_paths(emulated: Emulated) -> None:
+def test_result_is_served_under_both_paths(emulated: Emulated) -> None:
     handle = emulated.fal().json()
     emulated.finished("fal", handle["request_id"])
     result = get(emulated, handle["response_url"])
@@ -167,7 +169,9 @@ def test_the_result_is_there_under_both_paths(emulated: Emulated) -> None:
         ("", 422, "value_error.missing"),
     ],
 )
-def test_completed_may_be_a_failure(emulated: Emulated, prompt: str, code: int, kind: str) -> None:
+def test_failed_request_has_status_completed_and_an_error_type(
+    emulated: Emulated, prompt: str, code: int, kind: str
+) -> None:
     handle = emulated.fal(prompt).json()
     status = emulated.finished("fal", handle["request_id"])
     assert (status["status"], status["error_type"]) == ("COMPLETED", kind)
@@ -177,7 +181,7 @@ def test_completed_may_be_a_failure(emulated: Emulated, prompt: str, code: int, 
     assert result.headers["x-fal-needs-retry"] == "0"
 
 
-def test_cancel_ends_what_is_open_and_refuses_what_is_not(emulated: Emulated) -> None:
+def test_cancel_ends_an_open_request_and_a_second_cancel_returns_400(emulated: Emulated) -> None:
     handle = emulated.fal("[never]").json()
     answers = [emulated.http.put(handle["cancel_url"], headers=KEYS["fal"]) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 400]
@@ -190,14 +194,14 @@ def test_cancel_ends_what_is_open_and_refuses_what_is_not(emulated: Emulated) ->
     assert isinstance(result.json()["detail"], str)
 
 
-def test_the_older_cancel_answers_a_boolean(start: Start) -> None:
+def test_old_shape_cancel_returns_a_boolean(start: Start) -> None:
     emulated = start(shape="old")
     handle = emulated.fal("[never]").json()
     answers = [emulated.http.put(handle["cancel_url"], headers=KEYS["fal"]) for _ in range(2)]
     assert [answer.json() for answer in answers] == [{"success": True}, {"success": False}]
 
 
-def test_an_id_is_known_under_its_own_app_only(emulated: Emulated) -> None:
+def test_request_id_of_another_app_returns_404(emulated: Emulated) -> None:
     handle = emulated.fal().json()
     other = handle["status_url"].replace("nano-banana", "other")
     answer = get(emulated, other)
@@ -205,7 +209,7 @@ def test_an_id_is_known_under_its_own_app_only(emulated: Emulated) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "Bearer key-1", "Key"])
-def test_only_the_key_scheme_is_let_in(emulated: Emulated, given: str) -> None:
+def test_authorization_without_the_key_scheme_returns_401(emulated: Emulated, given: str) -> None:
     headers = {"authorization": given}
     answer = emulated.call("fal", "POST", "/queue/a/b", json={}, headers=headers)
     assert answer.status_code == 401
@@ -224,16 +228,14 @@ def test_only_the_key_scheme_is_let_in(emulated: Emulated, given: str) -> None:
         ("/run/a/b", {"prompt": "[refuse]"}, 403),
     ],
 )
-def test_a_refused_submit_is_not_billed(
-    emulated: Emulated, path: str, body: Any, code: int
-) -> None:
+def test_rejected_submit_is_not_billed(emulated: Emulated, path: str, body: Any, code: int) -> None:
     answer = emulated.call("fal", "POST", path, json=body)
     assert answer.status_code == code
     assert answer.headers["x-fal-error-type"] == answer.json()["error_type"]
     assert emulated.ledger()["predictions"] == []
 
 
-def test_what_was_cancelled_while_running_stays_so(start: Start, mailbox: Mailbox) -> None:
+def test_request_cancelled_while_running_sends_no_callback(start: Start, mailbox: Mailbox) -> None:
     emulated = start(generation=0.1)
     handle = emulated.fal("x", webhook=mailbox.url).json()
     eventually(
@@ -246,7 +248,7 @@ def test_what_was_cancelled_while_running_stays_so(start: Start, mailbox: Mailbo
     assert emulated.row(handle["request_id"])["status"] == "cancelled"
 
 
-def test_a_direct_call_waits(emulated: Emulated) -> None:
+def test_direct_call_waits_for_the_result(emulated: Emulated) -> None:
     answer = emulated.call("fal", "POST", "/run/fal-ai/nano-banana", json={"prompt": "x"})
     assert answer.json()["images"]
     (row,) = emulated.ledger()["predictions"]
@@ -255,7 +257,7 @@ def test_a_direct_call_waits(emulated: Emulated) -> None:
     assert failed.status_code == 422
 
 
-def test_sync_mode_answers_data_and_words_are_words(emulated: Emulated) -> None:
+def test_sync_mode_returns_data_uris_and_text_output_has_no_images(emulated: Emulated) -> None:
     body = {"prompt": "x", "sync_mode": True, "num_images": 2}
     images = emulated.call("fal", "POST", "/run/a/b", json=body).json()["images"]
     assert [image["url"][:15] for image in images] == ["data:image/png;"] * 2
@@ -264,7 +266,7 @@ def test_sync_mode_answers_data_and_words_are_words(emulated: Emulated) -> None:
 
 
 @pytest.mark.parametrize("shape", ["new", "old"])
-def test_a_callback_of_success_is_signed_over_its_bytes(
+def test_success_callback_is_signed_over_its_body(
     start: Start, mailbox: Mailbox, shape: str
 ) -> None:
     emulated = start(shape=shape)
@@ -283,14 +285,14 @@ def test_a_callback_of_success_is_signed_over_its_bytes(
     assert verified(mail, keys) == [False, False, True]
 
 
-def test_a_callback_of_failure_carries_the_detail(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_failure_callback_contains_the_error_detail(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.submit("fal", "[moderated]", mailbox.url)
     body = mailbox.one().json
     assert (body["status"], body["error"]) == ("ERROR", "Invalid status code: 422")
     assert body["payload"]["detail"][0]["type"] == "content_policy_violation"
 
 
-def test_mixed_shapes_have_gateway_ids_of_their_own(start: Start, mailbox: Mailbox) -> None:
+def test_mixed_shapes_vary_gateway_ids_and_error_fields(start: Start, mailbox: Mailbox) -> None:
     emulated = start(shape="mixed", seed=1)
     for _ in range(40):
         emulated.submit("fal", "x", mailbox.url)
@@ -299,7 +301,7 @@ def test_mixed_shapes_have_gateway_ids_of_their_own(start: Start, mailbox: Mailb
     assert {"error" in body for body in bodies} == {True, False}
 
 
-def test_a_refused_callback_comes_again_with_a_fresh_proof(
+def test_rejected_callback_is_retried_and_every_attempt_is_signed(
     emulated: Emulated, mailbox: Mailbox
 ) -> None:
     mailbox.statuses = [503, 500, 404, 429, 200]
@@ -312,7 +314,7 @@ def test_a_refused_callback_comes_again_with_a_fresh_proof(
     assert codes == [503, 500, 404, 429, 200]
 
 
-def test_a_redirect_ends_it(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_redirect_ends_the_callback_attempts(emulated: Emulated, mailbox: Mailbox) -> None:
     mailbox.statuses = [308]
     first = emulated.submit("fal", "x", mailbox.url)
     emulated.attempts(first, 1)

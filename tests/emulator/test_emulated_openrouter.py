@@ -1,4 +1,4 @@
-"""What is OpenRouter's own: envelopes with a cost, ends with a word each, videos for a key."""
+"""What only the emulated OpenRouter has: callbacks with a cost, an event per status, video keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def talk(emulated: Emulated) -> Talk:
     return Talk("openrouter", emulated)
 
 
-def test_the_signature_is_that_of_the_vector() -> None:
+def test_signature_matches_the_known_vector() -> None:
     body = (
         b'{"type":"video.generation.completed","created_at":"2026-01-01T00:00:00.000Z","data":'
         b'{"id":"job_0001","status":"completed"}}'
@@ -29,7 +29,7 @@ def test_the_signature_is_that_of_the_vector() -> None:
     assert signature("dev_secret", 1767225600, body) == f"t=1767225600,v1={digest}"
 
 
-def test_a_callback_comes_in_an_envelope_with_its_cost(talk: Talk, mailbox: Mailbox) -> None:
+def test_callback_envelope_contains_the_cost(talk: Talk, mailbox: Mailbox) -> None:
     ticket, _ = talk.submit("a lighthouse", mailbox.url)
     mail = mailbox.one()
     assert mail.json["type"] == "video.generation.completed"
@@ -40,14 +40,16 @@ def test_a_callback_comes_in_an_envelope_with_its_cost(talk: Talk, mailbox: Mail
 @pytest.mark.parametrize(
     ("prompt", "status"), [("[timeout]", "expired"), ("[moderated]", "failed")]
 )
-def test_an_end_has_its_own_event(talk: Talk, mailbox: Mailbox, prompt: str, status: str) -> None:
+def test_each_failure_status_has_its_own_event_type(
+    talk: Talk, mailbox: Mailbox, prompt: str, status: str
+) -> None:
     ticket, _ = talk.submit(prompt, mailbox.url)
     mail = mailbox.one()
     assert mail.json["type"] == f"video.generation.{status}"
     assert talk.read(mail) == talk.ended(ticket)
 
 
-def test_a_video_is_for_who_has_the_key(emulated: Emulated, talk: Talk) -> None:
+def test_video_download_sends_the_key_only_to_its_own_host(emulated: Emulated, talk: Talk) -> None:
     [video] = talk.ended(talk.submit("a lighthouse")[0]).output
     assert isinstance(talk.provider, Guarding)
     assert video.url
@@ -67,7 +69,7 @@ def test_a_video_is_for_who_has_the_key(emulated: Emulated, talk: Talk) -> None:
         ({"model": "m", "prompt": "x", "callback_url": "ftp://x"}, 400),
     ],
 )
-def test_what_cannot_be_made_is_refused(
+def test_invalid_submit_is_rejected_and_counted(
     emulated: Emulated, body: dict[str, Any], status: int
 ) -> None:
     answer = emulated.http.post(VIDEOS, headers=KEY, json=body)

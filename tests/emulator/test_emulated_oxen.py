@@ -1,3 +1,5 @@
+"""The emulated Oxen: queue, event stream, sync calls and model schemas."""
+
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +33,7 @@ def listed(emulated: Emulated, **query: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("shape", "status"), [("new", "queued"), ("old", "processing")])
-def test_a_submit_answers_one_row_for_each_generation(
-    start: Start, shape: str, status: str
-) -> None:
+def test_submit_returns_one_row_for_each_generation(start: Start, shape: str, status: str) -> None:
     emulated = start(shape=shape)
     answer = emulated.oxen(num_generations=3)
     assert {row["status"] for row in answer.json()["generations"]} == {status}
@@ -54,7 +54,7 @@ def test_a_submit_answers_one_row_for_each_generation(
         ({"prompt": "[refuse]"}, 402, "Insufficient credits"),
     ],
 )
-def test_what_is_checked_at_enqueue_is_refused_and_not_billed(
+def test_invalid_submit_is_rejected_and_not_billed(
     emulated: Emulated, params: dict[str, Any], status: int, words: str
 ) -> None:
     answer = emulated.oxen(**params)
@@ -65,19 +65,19 @@ def test_what_is_checked_at_enqueue_is_refused_and_not_billed(
     assert emulated.ledger()["requests"]["oxen"]["rejected"] == 1
 
 
-def test_a_body_that_is_no_json_is_refused(emulated: Emulated) -> None:
+def test_malformed_json_submit_returns_404(emulated: Emulated) -> None:
     assert emulated.call("oxen", "POST", "/api/ai/queue", content=b"{").status_code == 404
 
 
 @pytest.mark.parametrize("given", ["", "Key key-1", "Bearer", "Bearer stranger"])
-def test_only_bearer_keys_are_let_in(start: Start, given: str) -> None:
+def test_request_without_a_valid_bearer_key_returns_401(start: Start, given: str) -> None:
     emulated = start(api_keys=frozenset({"key-1"}))
     answer = emulated.http.get("/oxen/api/ai/queue", headers={"authorization": given})
     assert (answer.status_code, answer.json()["error"]["type"]) == (401, "unauthenticated")
     assert emulated.oxen().status_code == 200
 
 
-def test_a_row_tells_the_whole_life_and_echoes_params(start: Start) -> None:
+def test_row_contains_timestamps_result_and_submitted_params(start: Start) -> None:
     emulated = start(generation=0.3)
     (one,) = ids(emulated.oxen(aspect_ratio="16:9", seed=7))
     queued = emulated.poll("oxen", one).json()
@@ -95,7 +95,7 @@ def test_a_row_tells_the_whole_life_and_echoes_params(start: Start) -> None:
     assert row["result_url"].startswith(emulated.url)
 
 
-def test_the_older_row_says_model(start: Start) -> None:
+def test_old_shape_row_has_model_instead_of_model_name(start: Start) -> None:
     emulated = start(shape="old")
     row = emulated.finished("oxen", emulated.submit("oxen", "x"))
     assert row["model"] == "nano-banana"
@@ -106,21 +106,21 @@ def test_the_older_row_says_model(start: Start) -> None:
     ("prompt", "words"),
     [("[fail]", "failed to"), ("[moderated]", "policy"), ("[timeout]", "timed out"), ("", "empty")],
 )
-def test_a_failure_shows_in_the_row(emulated: Emulated, prompt: str, words: str) -> None:
+def test_failed_row_has_an_error_message(emulated: Emulated, prompt: str, words: str) -> None:
     row = emulated.finished("oxen", emulated.submit("oxen", prompt))
     assert (row["status"], row["result_url"]) == ("failed", None)
     assert words in row["error_message"]
 
 
 @pytest.mark.parametrize("name", WEBHOOK_NAMES)
-def test_a_webhook_parameter_makes_the_generation_fail(emulated: Emulated, name: str) -> None:
+def test_webhook_parameter_makes_the_generation_fail(emulated: Emulated, name: str) -> None:
     (one,) = ids(emulated.oxen(**{name: "https://example.org"}))
     assert emulated.finished("oxen", one)["status"] == "failed"
     (violation,) = emulated.ledger()["violations"]
     assert (violation["rule"], violation["detail"]) == ("webhook_parameter", name)
 
 
-def test_the_list_shows_what_is_open_unless_asked(emulated: Emulated) -> None:
+def test_list_contains_open_rows_unless_filtered(emulated: Emulated) -> None:
     done = emulated.submit("oxen", "x")
     emulated.finished("oxen", done)
     never = emulated.submit("oxen", "[never]")
@@ -131,14 +131,14 @@ def test_the_list_shows_what_is_open_unless_asked(emulated: Emulated) -> None:
     assert listed(emulated, media_type="video") == []
 
 
-def test_another_account_sees_nothing(emulated: Emulated) -> None:
+def test_row_of_another_account_returns_404(emulated: Emulated) -> None:
     one = emulated.submit("oxen", "x")
     headers = {"authorization": "Bearer key-2"}
     answer = emulated.call("oxen", "GET", f"/api/ai/queue/{one}", headers=headers)
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "resource_not_found")
 
 
-def test_a_cancelled_row_is_kept_and_no_event_tells(emulated: Emulated) -> None:
+def test_cancelled_row_is_kept_and_sends_no_event(emulated: Emulated) -> None:
     with listening(emulated) as events:
         one = emulated.submit("oxen", "[never]")
         answer = emulated.call("oxen", "DELETE", f"/api/ai/queue/{one}")
@@ -148,7 +148,7 @@ def test_a_cancelled_row_is_kept_and_no_event_tells(emulated: Emulated) -> None:
         assert next(events).json()["generation_id"] == later
 
 
-def test_cancelling_what_has_ended_changes_nothing(emulated: Emulated) -> None:
+def test_cancel_of_a_finished_row_changes_nothing(emulated: Emulated) -> None:
     one = emulated.submit("oxen", "x")
     emulated.finished("oxen", one)
     assert emulated.call("oxen", "DELETE", f"/api/ai/queue/{one}").status_code == 200
@@ -156,7 +156,7 @@ def test_cancelling_what_has_ended_changes_nothing(emulated: Emulated) -> None:
     assert emulated.call("oxen", "DELETE", "/api/ai/queue/other").status_code == 404
 
 
-def test_the_stream_tells_success_and_failure_apart(emulated: Emulated) -> None:
+def test_stream_events_distinguish_success_and_failure(emulated: Emulated) -> None:
     with listening(emulated) as events:
         one = emulated.submit("oxen", "x")
         good = next(events)
@@ -170,7 +170,7 @@ def test_the_stream_tells_success_and_failure_apart(emulated: Emulated) -> None:
     assert (bad.json()["generation_id"], bad.json()["status"]) == (bad_id, "failed")
 
 
-def test_nothing_is_kept_for_those_who_connect_late(emulated: Emulated) -> None:
+def test_event_without_an_open_stream_is_lost(emulated: Emulated) -> None:
     missed = emulated.submit("oxen", "x")
     (attempt,) = emulated.attempts(missed, 1)
     assert attempt["error"] == "nobody was told"
@@ -179,14 +179,14 @@ def test_nothing_is_kept_for_those_who_connect_late(emulated: Emulated) -> None:
         assert next(events).json()["generation_id"] == seen
 
 
-def test_an_idle_stream_is_commented_on(start: Start) -> None:
+def test_idle_stream_sends_keep_alive_comments(start: Start) -> None:
     emulated = start(keep_alive=0.01)
     with emulated.http.stream("GET", "/oxen/api/events", headers=KEYS["oxen"]) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert next(answer.iter_text()).startswith(": keep-alive\n\n")
 
 
-def test_other_events_share_the_stream(start: Start) -> None:
+def test_stream_contains_unrelated_events(start: Start) -> None:
     emulated = start(stray_events=1)
     with listening(emulated) as events:
         emulated.submit("oxen", "x")
@@ -195,7 +195,7 @@ def test_other_events_share_the_stream(start: Start) -> None:
 
 
 @pytest.mark.parametrize("path", ["generate", "edit"])
-def test_the_sync_call_waits_for_a_url(emulated: Emulated, path: str) -> None:
+def test_sync_call_waits_and_returns_a_url(emulated: Emulated, path: str) -> None:
     body = {"model": "nano-banana", "prompt": "x"}
     answer = emulated.call("oxen", "POST", f"/api/ai/images/{path}", json=body).json()
     assert answer["model"] == "nano-banana"
@@ -203,7 +203,7 @@ def test_the_sync_call_waits_for_a_url(emulated: Emulated, path: str) -> None:
     assert [row["status"] for row in emulated.ledger()["predictions"]] == ["succeeded"]
 
 
-def test_the_sync_call_can_answer_with_the_picture(emulated: Emulated) -> None:
+def test_sync_call_can_return_the_picture_as_base64(emulated: Emulated) -> None:
     body = {"model": "nano-banana", "prompt": "x", "response_format": "b64_json"}
     answer = emulated.call("oxen", "POST", "/api/ai/images/generate", json=body).json()
     assert base64.b64decode(answer["images"][0]["b64_json"]).startswith(b"\x89PNG")
@@ -212,7 +212,7 @@ def test_the_sync_call_can_answer_with_the_picture(emulated: Emulated) -> None:
 @pytest.mark.parametrize(
     ("prompt", "status", "words"), [("", 400, "Prompt cannot be empty"), ("[fail]", 500, "failed")]
 )
-def test_the_sync_call_refuses_in_the_shorter_form(
+def test_sync_call_error_has_a_message(
     emulated: Emulated, prompt: str, status: int, words: str
 ) -> None:
     body = {"model": "nano-banana", "prompt": prompt}
@@ -221,7 +221,7 @@ def test_the_sync_call_refuses_in_the_shorter_form(
     assert words in answer.json()["error"]["message"]
 
 
-def test_a_video_is_another_path_and_another_field(emulated: Emulated) -> None:
+def test_video_model_has_its_own_path_and_response_field(emulated: Emulated) -> None:
     path, body = "/api/ai/videos/generate", {"model": "veo-3-1", "prompt": "x"}
     answer = emulated.call("oxen", "POST", path, json=body).json()
     film = emulated.http.get(answer["videos"][0]["url"])
@@ -239,7 +239,7 @@ def test_a_video_is_another_path_and_another_field(emulated: Emulated) -> None:
 @pytest.mark.parametrize(
     ("shape", "name"), [("new", "request_schema"), ("old", "json_request_schema")]
 )
-def test_models_carry_their_schema(start: Start, shape: str, name: str) -> None:
+def test_model_response_contains_its_schema(start: Start, shape: str, name: str) -> None:
     emulated = start(shape=shape)
     one = emulated.call("oxen", "GET", "/api/ai/models/nano-banana").json()
     assert "prompt" in one[name]["properties"]

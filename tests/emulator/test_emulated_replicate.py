@@ -1,4 +1,4 @@
-"""What is Replicate's own: deadlines, results that go, lists by the page, limits in three ways."""
+"""What only the emulated Replicate has: deadlines, expired outputs, paged lists, rate limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def state(emulated: Emulated, name: str) -> dict[str, object]:
     return found
 
 
-def test_a_deadline_before_the_begin_aborts_and_a_later_one_cancels(
+def test_deadline_aborts_a_queued_prediction_and_cancels_a_running_one(
     start: Start, mailbox: Mailbox
 ) -> None:
     waiting, running = start(generation=1000, jitter=0), start()
@@ -42,7 +42,7 @@ def test_a_deadline_before_the_begin_aborts_and_a_later_one_cancels(
         assert state(emulated, made["id"])["status"] == end
 
 
-def test_a_result_is_gone_an_hour_after_its_end(start: Start) -> None:
+def test_output_is_removed_one_hour_after_the_end(start: Start) -> None:
     now = [1000.0]
     emulated = start(clock=lambda: now[0])
     name = submit(emulated).json()["id"]
@@ -53,7 +53,7 @@ def test_a_result_is_gone_an_hour_after_its_end(start: Start) -> None:
     assert (found["status"], found["data_removed"], found["output"]) == ("succeeded", True, None)
 
 
-def test_a_list_is_newest_first_by_time_and_by_the_page(start: Start) -> None:
+def test_list_is_newest_first_with_pages_and_time_filters(start: Start) -> None:
     now = [1000.0]
     emulated = start(clock=lambda: now[0], replicate_per_minute=None)
     names = []
@@ -73,7 +73,7 @@ def test_a_list_is_newest_first_by_time_and_by_the_page(start: Start) -> None:
 
 
 @pytest.mark.parametrize("shape", ["new", "old", "mixed"])
-def test_who_submits_too_fast_is_told_when_to_come_again(start: Start, shape: Shape) -> None:
+def test_rate_limited_submit_returns_429_and_the_time_to_retry(start: Start, shape: Shape) -> None:
     emulated = start(shape=shape, replicate_per_minute=2)
     assert [submit(emulated).status_code for _ in range(2)] == [201, 201]
     refused = submit(emulated)
@@ -84,12 +84,12 @@ def test_who_submits_too_fast_is_told_when_to_come_again(start: Start, shape: Sh
     assert [row["rule"] for row in emulated.ledger()["violations"]] == ["per_minute"]
 
 
-def test_a_wait_ends_with_what_there_is(emulated: Emulated) -> None:
+def test_prefer_wait_returns_the_current_status_after_its_timeout(emulated: Emulated) -> None:
     assert submit(emulated, "[never]", prefer="wait=1").json()["status"] == "processing"
     assert submit(emulated, prefer="wait").json()["status"] == "succeeded"
 
 
-def test_what_is_wrong_with_a_submit_is_said(emulated: Emulated) -> None:
+def test_invalid_submit_is_rejected_with_a_detail(emulated: Emulated) -> None:
     version = "0" * 64
     cases = [
         (MODEL, {"input": {}}, 422),
@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_submit_is_said(emulated: Emulated) -> None:
         assert answer.json()["detail" if status > 299 else "status"]
 
 
-def test_callbacks_stop_a_minute_after_the_end_and_at_a_redirect(
+def test_callback_retries_end_after_one_minute_or_at_a_redirect(
     start: Start, mailbox: Mailbox
 ) -> None:
     emulated = start(time_scale=0.0001)

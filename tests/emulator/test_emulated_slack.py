@@ -1,4 +1,4 @@
-"""Slack's own SDK talks to the emulation, and what the emulation sends satisfies its verifier."""
+"""The emulated Slack works with Slack's SDK, whose verifier accepts the requests that it sends."""
 
 from __future__ import annotations
 
@@ -79,17 +79,17 @@ class _At(Clock):
 
 
 def verify(told: Told, at: float) -> None:
-    """Have Slack's verifier, which Bolt uses, look at a request."""
+    """Check a request with Slack's own signature verifier, which Bolt uses."""
     assert SignatureVerifier(SECRET, _At(at)).is_valid_request(told.body, told.headers)
 
 
 @pytest.mark.parametrize("body", VECTORS)
-def test_the_proof_is_that_of_the_vectors(body: bytes) -> None:
+def test_signature_matches_the_known_vectors(body: bytes) -> None:
     headers = signed(SECRET, 1_700_000_000, body)
     assert headers["x-slack-signature"] == f"v0={VECTORS[body]}"
 
 
-def test_the_sdk_posts_edits_and_deletes(slack: Outside, client: WebClient) -> None:
+def test_sdk_posts_edits_and_deletes_messages(slack: Outside, client: WebClient) -> None:
     board = slack.chats.slack.board
     me: Any = client.auth_test()
     assert (me["user_id"], "chat:write" in me.headers["x-oauth-scopes"]) == ("UBOT", True)
@@ -108,7 +108,9 @@ def test_the_sdk_posts_edits_and_deletes(slack: Outside, client: WebClient) -> N
     assert opened["channel"]["id"] == "D1"
 
 
-def test_the_sdk_uploads_and_only_the_token_downloads(slack: Outside, client: WebClient) -> None:
+def test_sdk_uploads_a_file_and_its_download_requires_the_token(
+    slack: Outside, client: WebClient
+) -> None:
     client.files_upload_v2(channel="C1", filename="a.png", content=PNG, initial_comment="here")
     [message] = slack.chats.slack.board.shown("C1")
     assert (message.text, [file.content for file in message.pictures]) == ("here", [PNG])
@@ -133,7 +135,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_what_the_documents_refuse_is_refused(
+def test_invalid_call_returns_the_documented_error(
     slack: Outside, client: WebClient, error: str
 ) -> None:
     slack.chats.slack.outside = {"COUT"}
@@ -144,7 +146,9 @@ def test_what_the_documents_refuse_is_refused(
     assert slack.chats.slack.board.messages == []
 
 
-def test_a_stranger_a_missing_scope_and_a_limit_are_told(slack: Outside, client: WebClient) -> None:
+def test_invalid_token_missing_scope_and_rate_limit_are_reported(
+    slack: Outside, client: WebClient
+) -> None:
     with pytest.raises(SlackApiError, match="invalid_auth"):
         WebClient("xoxb-other", base_url=client.base_url).auth_test()
     slack.chats.slack.scopes = "commands"
@@ -162,7 +166,7 @@ def test_a_stranger_a_missing_scope_and_a_limit_are_told(slack: Outside, client:
     client.chat_postMessage(channel="C1", text="a")
 
 
-async def test_a_lost_answer_leaves_the_message() -> None:
+async def test_lost_response_keeps_the_message_but_a_dropped_call_does_not() -> None:
     inside = Inside()
     faults: list[Any] = ["lose_answer", "drop_call"]
     for fault in faults:
@@ -176,7 +180,7 @@ async def test_a_lost_answer_leaves_the_message() -> None:
     assert [message.text for message in inside.chats.slack.board.shown("C1")] == ["a"]
 
 
-def test_a_response_url_is_good_five_times_and_for_thirty_minutes(
+def test_response_url_works_five_times_within_thirty_minutes(
     slack: Outside, client: WebClient
 ) -> None:
     assert client.token
@@ -208,7 +212,7 @@ def test_a_response_url_is_good_five_times_and_for_thirty_minutes(
     assert slack.chats.slack.board.shown("C1", "U2")[-1].text == "there"
 
 
-async def test_events_buttons_and_set_up_are_proved_and_shaped_as_documented() -> None:
+async def test_events_button_presses_and_url_verification_are_signed() -> None:
     inside = Inside()
     here, app = people(inside), inside.app
     assert await here.says("just talk", "U1", "C1") is None
@@ -243,7 +247,7 @@ async def _posted(inside: Inside) -> list[Any]:
     return inside.chats.slack.board.messages[-1].buttons
 
 
-async def test_a_mention_comes_twice_where_both_are_subscribed() -> None:
+async def test_mention_is_delivered_twice_if_both_events_are_subscribed() -> None:
     inside = Inside()
     people(inside).is_double = True
     await people(inside).says("<@UBOT> a lighthouse", "U1", "C1")
@@ -252,7 +256,7 @@ async def test_a_mention_comes_twice_where_both_are_subscribed() -> None:
     assert first["event"]["ts"] == second["event"]["ts"]
 
 
-def test_an_event_comes_again_until_it_is_taken(slack: Outside, client: WebClient) -> None:
+def test_failed_event_is_redelivered_with_retry_headers(slack: Outside, client: WebClient) -> None:
     assert client.token
     slack.app.answers[:] = [Response(status_code=503), Response(status_code=500), Response()]
     assert slack.say("slack", "a lighthouse", place="D")["status"] == 503
@@ -262,7 +266,7 @@ def test_an_event_comes_again_until_it_is_taken(slack: Outside, client: WebClien
     assert len({one.body for one in told}) == 1
 
 
-async def test_who_commands_sees_that_it_failed_or_came_late() -> None:
+async def test_command_error_or_timeout_is_shown_only_to_its_user() -> None:
     inside = Inside(Response(status_code=500))
     board = inside.chats.slack.board
     await people(inside).says("/imagine a", "U1", "C1")

@@ -1,4 +1,4 @@
-"""aiogram talks to the emulation, and reads the updates that the emulation sends."""
+"""The emulated Telegram works with aiogram, which also parses the updates that it sends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ API = f"{OWN}/telegram/bot{TOKEN}"
 
 
 def types() -> ModuleType:
-    """Import the library's types late: it takes seconds, of every process that collects tests."""
+    """Import the types late: the import takes seconds in every process that collects tests."""
     return import_module("aiogram.types")
 
 
@@ -83,7 +83,7 @@ def picture(name: str = "a.png") -> Any:
     return types().BufferedInputFile(PNG, name)
 
 
-async def test_the_library_sends_edits_and_deletes(here: Outside) -> None:
+async def test_aiogram_sends_edits_and_deletes_messages(here: Outside) -> None:
     board = here.chats.telegram.board
     async with aiogram(here) as bot:
         assert (await bot.get_me()).username == "imagine_bot"
@@ -157,7 +157,7 @@ REFUSED: dict[str, Callable[[Bot], Coroutine[Any, Any, Any]]] = {
 }
 
 
-async def test_what_the_documents_refuse_is_refused_in_their_words(here: Outside) -> None:
+async def test_invalid_call_fails_with_the_documented_error_message(here: Outside) -> None:
     async with aiogram(here) as bot:
         for words, call in REFUSED.items():
             with pytest.raises(errors().TelegramBadRequest, match=words):
@@ -165,7 +165,7 @@ async def test_what_the_documents_refuse_is_refused_in_their_words(here: Outside
     assert here.chats.telegram.board.messages == []
 
 
-async def test_a_stranger_a_block_and_a_limit_are_told(here: Outside) -> None:
+async def test_invalid_token_block_and_rate_limit_are_reported(here: Outside) -> None:
     async with aiogram(here, "1:stranger") as bot:
         with pytest.raises(errors().TelegramUnauthorizedError):
             await bot.get_me()
@@ -181,7 +181,7 @@ async def test_a_stranger_a_block_and_a_limit_are_told(here: Outside) -> None:
         assert limited.value.retry_after == 9
 
 
-async def test_a_webhook_gets_updates_with_the_secret_until_it_has_taken_them(
+async def test_failed_webhook_update_is_redelivered_with_the_secret_token(
     here: Outside,
 ) -> None:
     app = here.app
@@ -208,7 +208,7 @@ async def test_a_webhook_gets_updates_with_the_secret_until_it_has_taken_them(
         await bot.delete_webhook()
 
 
-async def test_updates_are_polled_and_confirmed_by_one_at_a_time(here: Outside) -> None:
+async def test_second_get_updates_ends_the_first_and_offset_confirms_updates(here: Outside) -> None:
     async with aiogram(here) as bot:
         first = asyncio.create_task(bot.get_updates(timeout=30))
         await asyncio.to_thread(
@@ -242,7 +242,7 @@ async def test_commands_are_set_and_read(here: Outside) -> None:
         assert [command.command for command in await bot.get_my_commands()] == ["imagine"]
 
 
-async def test_a_group_tells_a_bot_with_privacy_only_commands_and_replies() -> None:
+async def test_privacy_mode_bot_gets_only_commands_and_replies_in_a_group() -> None:
     inside = Inside()
     here, told = people(inside), inside.chats.telegram.updates
     await here.says("@imagine_bot hello", "U1", "C1")
@@ -258,7 +258,7 @@ async def test_a_group_tells_a_bot_with_privacy_only_commands_and_replies() -> N
     assert photo["photo"][0]["file_size"] == len(PNG)
 
 
-async def test_the_response_to_an_update_may_be_a_call() -> None:
+async def test_webhook_response_may_contain_a_method_call() -> None:
     inside = Inside(said({"method": "sendMessage", "chat_id": GROUP, "text": "typing"}))
     await inside.http.post(f"{API}/setWebhook", json={"url": "https://receiver.test/in/telegram"})
     await people(inside).says("/imagine a", "U1", "C1")
@@ -267,7 +267,7 @@ async def test_the_response_to_an_update_may_be_a_call() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff"])
-async def test_nonsense_is_refused(body: bytes) -> None:
+async def test_malformed_request_body_is_rejected(body: bytes) -> None:
     inside, headers = Inside(), {"content-type": "application/json"}
     for method, status in {"sendMessage": 400, "nonsense": 404 if body == b"[1]" else 400}.items():
         answer = await inside.http.post(f"{API}/{method}", content=body, headers=headers)

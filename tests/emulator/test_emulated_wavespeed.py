@@ -1,4 +1,4 @@
-"""What is WaveSpeed's own: wrappers, a dialect of signatures, two ways to refuse, its client."""
+"""What only the emulated WaveSpeed has: wrapped tasks, its signatures, two kinds of rejection."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def talk(emulated: Emulated) -> Talk:
     return Talk("wavespeed", emulated)
 
 
-def test_the_signature_is_that_of_the_vector() -> None:
+def test_signature_matches_the_known_vector() -> None:
     body = b'{"id":"t1","status":"failed","error":"no"}'
     made = signature("whsec_abc123", "wh_2", 1767225600, body)
     assert made == "v3,637bf6dff135265dcc5c77ec93dcb4f44dfd8a0e110eac0be93f9b1800350382"
 
 
 @of_shapes
-def test_the_official_client_finds_nothing_amiss(start: Start, shape: Shape) -> None:
+def test_official_client_works_with_the_emulator(start: Start, shape: Shape) -> None:
     emulated = start(shape=shape)
     client = Client(api_key="key-1", base_url=f"{emulated.url}/wavespeed", retry_interval=0.005)
 
@@ -53,14 +53,14 @@ def test_the_official_client_finds_nothing_amiss(start: Start, shape: Shape) -> 
     assert "Insufficient credits" in refused["error"]
 
 
-def test_a_callback_is_the_bare_task_with_what_was_asked_for(talk: Talk, mailbox: Mailbox) -> None:
+def test_callback_body_is_the_unwrapped_task_with_its_input(talk: Talk, mailbox: Mailbox) -> None:
     ticket, _ = talk.submit("a lighthouse", mailbox.url)
     body = mailbox.one().json
     assert (body["id"], body["input"]) == (ticket.provider_id, ticket.input)
     assert not {"code", "data"} & body.keys()
 
 
-def test_a_callback_under_a_new_secret_wants_it_fetched_again(
+def test_callback_after_key_rotation_is_accepted_with_the_new_secret(
     emulated: Emulated, talk: Talk, mailbox: Mailbox
 ) -> None:
     before = talk.keys()
@@ -73,14 +73,14 @@ def test_a_callback_under_a_new_secret_wants_it_fetched_again(
 
 
 @of_shapes
-def test_the_url_that_is_given_is_followed(start: Start, shape: Shape) -> None:
+def test_poll_uses_the_url_of_the_submit_response(start: Start, shape: Shape) -> None:
     talk = Talk("wavespeed", start(shape=shape))
     ticket, _ = talk.submit("a lighthouse")
     assert ticket.links["get"].endswith("/result") == (shape == "new")
     assert talk.ended(ticket).kind == "succeeded"
 
 
-def test_the_older_refusal_is_a_yes_with_a_code(start: Start) -> None:
+def test_old_shape_rejection_is_http_200_with_an_error_code(start: Start) -> None:
     emulated = start(shape="old")
     body = {"prompt": "[refuse]"}
     answer = emulated.http.post(f"/wavespeed/api/v3/{MODEL}", headers=KEY, json=body)
@@ -96,7 +96,7 @@ def test_the_older_refusal_is_a_yes_with_a_code(start: Start) -> None:
         ({"json": {"prompt": "x"}}, "?webhook=ftp"),
     ],
 )
-def test_what_cannot_be_made_is_refused(
+def test_invalid_submit_returns_400_and_counts_as_rejected(
     emulated: Emulated, content: dict[str, Any], query: str
 ) -> None:
     path = f"/wavespeed/api/v3/{MODEL}{query}"
@@ -105,12 +105,12 @@ def test_what_cannot_be_made_is_refused(
     assert emulated.ledger()["requests"]["wavespeed"]["rejected"] == 1
 
 
-def test_words_are_words(talk: Talk) -> None:
+def test_text_output_is_read_as_text(talk: Talk) -> None:
     outcome = talk.ended(talk.submit("[text]")[0])
     assert [output.text for output in outcome.output] == ["the model answered in words"]
 
 
-def test_a_secret_that_is_not_given_is_unreadable(emulated: Emulated, talk: Talk) -> None:
+def test_malformed_secret_response_is_unreadable(emulated: Emulated, talk: Talk) -> None:
     emulated.break_with({"fault": "break_jwks", "answer": "garbage"})
     with pytest.raises(Unreadable):
         talk.keys()

@@ -1,3 +1,5 @@
+"""The emulator's retry schedules, settings, ledger and options."""
+
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,7 +28,7 @@ def waits(provider: str, body: bytes, status: int = 500) -> list[float]:
     return found
 
 
-def test_the_schedules_are_as_long_as_documented() -> None:
+def test_retry_schedules_are_as_long_as_documented() -> None:
     assert waits("eachlabs", b"") == [10, 10]
     tried = waits("fal", b"")
     assert len(tried) == 31
@@ -39,11 +41,13 @@ def test_the_schedules_are_as_long_as_documented() -> None:
     ("provider", "status", "count"),
     [("fal", 204, 0), ("fal", 301, 0), ("eachlabs", 299, 0), ("eachlabs", 301, 2)],
 )
-def test_an_answer_may_end_it(provider: str, status: int, count: int) -> None:
+def test_success_and_for_fal_a_redirect_end_the_retries(
+    provider: str, status: int, count: int
+) -> None:
     assert len(waits(provider, b"", status)) == count
 
 
-def test_settings_point_at_every_provider(emulated: Emulated) -> None:
+def test_settings_contain_the_urls_of_every_provider(emulated: Emulated) -> None:
     settings = settings_for(emulated.url + "/")
     assert set(settings) == {
         "OXEN_BASE_URL",
@@ -64,7 +68,7 @@ def test_settings_point_at_every_provider(emulated: Emulated) -> None:
     assert emulated.http.get(settings["OXEN_BASE_URL"] + "/api/ai/models/x").status_code == 401
 
 
-def test_the_books_balance(start: Start, mailbox: Mailbox) -> None:
+def test_ledger_counts_requests_and_billed_predictions(start: Start, mailbox: Mailbox) -> None:
     emulated = start(eachlabs_in_flight=None)
     for provider in ("oxen", "eachlabs", "fal") * 5:
         emulated.submit(provider, "x", mailbox.url)
@@ -81,7 +85,7 @@ def test_the_books_balance(start: Start, mailbox: Mailbox) -> None:
     assert ledger["violations"] == []
 
 
-def test_the_books_forget_the_oldest(start: Start) -> None:
+def test_ledger_drops_the_oldest_predictions(start: Start) -> None:
     emulated = start(ledger_size=2)
     made = [emulated.submit("fal", "[never]") for _ in range(3)]
     assert [row["id"] for row in emulated.ledger()["predictions"]] == made[1:]
@@ -89,17 +93,17 @@ def test_the_books_forget_the_oldest(start: Start) -> None:
     assert [row["id"] for row in latest["predictions"]] == made[2:]
 
 
-def test_a_seed_repeats_itself(start: Start) -> None:
+def test_same_seed_produces_the_same_ids(start: Start) -> None:
     first, second = (start(seed=7).submit("fal", "x") for _ in range(2))
     assert first == second
 
 
-def test_options_are_plain_data() -> None:
+def test_options_can_be_read_from_json() -> None:
     text = msgspec.json.encode({"generation": 2, "shape": "old", "fal_sources": []})
     assert msgspec.json.decode(text, type=Options).generation == 2
 
 
-def test_a_redirect_of_a_slash_is_never_offered(emulated: Emulated) -> None:
+def test_trailing_slash_is_never_redirected(emulated: Emulated) -> None:
     assert emulated.call("oxen", "GET", "/api/ai/models/x/").status_code == 200
     assert emulated.call("oxen", "GET", "/api/events/").status_code == 404
 
@@ -114,7 +118,7 @@ async def silent(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize(("app", "status"), [(streamed, 200), (silent, 204)])
-def test_any_form_of_answer_is_read(
+def test_callback_response_without_content_length_is_read(
     emulated: Emulated, app: Callable[..., Awaitable[Any]], status: int
 ) -> None:
     with serve(app, lifespan="off") as port:
@@ -123,6 +127,6 @@ def test_any_form_of_answer_is_read(
             assert emulated.attempts(one, 1)[0]["status_code"] == status
 
 
-def test_what_is_no_http_is_an_attempt_too(emulated: Emulated) -> None:
+def test_callback_url_that_is_not_http_is_recorded_as_failed_attempts(emulated: Emulated) -> None:
     one = emulated.submit("eachlabs", "x", "mailto:nobody")
     assert all(attempt["error"] for attempt in emulated.attempts(one, 3))

@@ -1,3 +1,5 @@
+"""Fault injection in the emulator: each fault changes callbacks, streams, submits or polls."""
+
 import asyncio
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ def told(mailbox: Mailbox, provider: str, count: int = 1) -> list[str]:
     return [mail.json[ID_NAMES[provider]] for mail in mailbox.take(count)]
 
 
-def test_rules_are_kept_read_back_and_dropped(emulated: Emulated) -> None:
+def test_fault_rules_are_set_read_and_deleted(emulated: Emulated) -> None:
     rule = {"fault": "break_poll", "provider": "fal", "match": "x", "times": 2, "answer": "garbage"}
     assert emulated.break_with(rule).json() == [rule]
     assert emulated.http.get("/_emulator/faults").json() == [rule]
@@ -30,7 +32,7 @@ def test_rules_are_kept_read_back_and_dropped(emulated: Emulated) -> None:
     assert emulated.http.get("/_emulator/faults").json() == []
 
 
-def test_a_single_rule_needs_no_list(emulated: Emulated) -> None:
+def test_single_fault_rule_needs_no_list(emulated: Emulated) -> None:
     rule = {"fault": "lose_event"}
     assert emulated.http.put("/_emulator/faults", json=rule).json() == [rule]
     assert emulated.http.put("/_emulator/faults", json={"rules": [rule]}).json() == [rule]
@@ -39,7 +41,7 @@ def test_a_single_rule_needs_no_list(emulated: Emulated) -> None:
 @pytest.mark.parametrize(
     "body", [b"{", b'[{"fault": "other"}]', b'[{"fault": "lose_event", "x": 1}]']
 )
-def test_what_is_no_rule_is_refused(emulated: Emulated, body: bytes) -> None:
+def test_malformed_fault_rule_returns_400(emulated: Emulated, body: bytes) -> None:
     assert emulated.http.put("/_emulator/faults", content=body).status_code == 400
 
 
@@ -47,18 +49,22 @@ def test_what_is_no_rule_is_refused(emulated: Emulated, body: bytes) -> None:
     "rule",
     [{"provider": "fal"}, {"match": "windmill"}, {"probability": 0}, {"times": 0}],
 )
-def test_a_rule_affects_only_whom_it_names(emulated: Emulated, rule: dict[str, Any]) -> None:
+def test_fault_rule_that_does_not_match_has_no_effect(
+    emulated: Emulated, rule: dict[str, Any]
+) -> None:
     emulated.break_with({"fault": "refuse_submit", **rule})
     assert emulated.eachlabs("a lighthouse").status_code == 200
 
 
-def test_a_rule_wears_off(emulated: Emulated) -> None:
+def test_fault_rule_ends_after_its_number_of_times(emulated: Emulated) -> None:
     emulated.break_with({"fault": "refuse_submit", "times": 2})
     assert [emulated.fal().status_code for _ in range(3)] == [503, 503, 200]
 
 
 @pytest.mark.parametrize("provider", CALLERS)
-def test_a_lost_callback_never_comes(emulated: Emulated, mailbox: Mailbox, provider: str) -> None:
+def test_lost_callback_is_recorded_but_not_sent(
+    emulated: Emulated, mailbox: Mailbox, provider: str
+) -> None:
     emulated.break_with({"fault": "lose_callback", "times": 1})
     lost = emulated.submit(provider, "x", mailbox.url)
     assert emulated.attempts(lost, 1)[0]["error"] == "lost"
@@ -66,13 +72,13 @@ def test_a_lost_callback_never_comes(emulated: Emulated, mailbox: Mailbox, provi
     assert told(mailbox, provider) == [kept]
 
 
-def test_a_prompt_can_name_its_fault(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_prompt_can_request_a_fault(emulated: Emulated, mailbox: Mailbox) -> None:
     lost = emulated.submit("fal", "[lose_callback]", mailbox.url)
     assert emulated.attempts(lost, 1)[0]["error"] == "lost"
 
 
 @pytest.mark.parametrize("provider", CALLERS)
-def test_a_callback_comes_several_times(
+def test_repeat_fault_sends_duplicate_callbacks(
     emulated: Emulated, mailbox: Mailbox, provider: str
 ) -> None:
     emulated.break_with({"fault": "repeat_callback", "copies": 4})
@@ -82,14 +88,18 @@ def test_a_callback_comes_several_times(
 
 
 @pytest.mark.parametrize("provider", CALLERS)
-def test_a_callback_comes_late(emulated: Emulated, mailbox: Mailbox, provider: str) -> None:
+def test_delay_fault_sends_the_callback_late(
+    emulated: Emulated, mailbox: Mailbox, provider: str
+) -> None:
     emulated.break_with({"fault": "delay_callback", "seconds": 0.2})
     one = emulated.submit(provider, "x", mailbox.url)
     assert mailbox.one().at >= emulated.row(one)["completed_at"] + 0.2
 
 
 @pytest.mark.parametrize("provider", CALLERS)
-def test_two_callbacks_change_places(emulated: Emulated, mailbox: Mailbox, provider: str) -> None:
+def test_reorder_fault_swaps_two_callbacks(
+    emulated: Emulated, mailbox: Mailbox, provider: str
+) -> None:
     emulated.break_with({"fault": "reorder_callbacks", "times": 1, "seconds": 60})
     first = emulated.submit(provider, "x", mailbox.url)
     emulated.finished(provider, first)
@@ -97,7 +107,7 @@ def test_two_callbacks_change_places(emulated: Emulated, mailbox: Mailbox, provi
     assert told(mailbox, provider, 2) == [second, first]
 
 
-def test_a_callback_held_back_for_nobody_comes_in_the_end(
+def test_reordered_callback_without_a_successor_is_sent_after_the_delay(
     emulated: Emulated, mailbox: Mailbox
 ) -> None:
     emulated.break_with({"fault": "reorder_callbacks", "seconds": 0.05})
@@ -106,7 +116,9 @@ def test_a_callback_held_back_for_nobody_comes_in_the_end(
 
 
 @pytest.mark.parametrize("provider", CALLERS)
-def test_a_callback_overtakes_the_answer(start: Start, mailbox: Mailbox, provider: str) -> None:
+def test_early_callback_arrives_before_the_submit_response(
+    start: Start, mailbox: Mailbox, provider: str
+) -> None:
     emulated = start(generation=60)
     emulated.break_with({"fault": "early_callback", "seconds": 10})
     one = emulated.submit(provider, "x", mailbox.url)
@@ -114,12 +126,12 @@ def test_a_callback_overtakes_the_answer(start: Start, mailbox: Mailbox, provide
     assert told(mailbox, provider) == [one]
 
 
-def test_an_early_callback_is_not_waited_for_for_ever(emulated: Emulated) -> None:
+def test_submit_response_waits_only_briefly_for_an_early_callback(emulated: Emulated) -> None:
     emulated.break_with({"fault": "early_callback", "seconds": 0.05})
     assert emulated.fal("x").status_code == 200
 
 
-def test_an_event_overtakes_the_answer(start: Start) -> None:
+def test_early_callback_fault_applies_to_stream_events(start: Start) -> None:
     emulated = start(generation=60)
     emulated.break_with({"fault": "early_callback"})
     with listening(emulated) as events:
@@ -128,7 +140,9 @@ def test_an_event_overtakes_the_answer(start: Start) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_a_submit_is_refused_and_not_billed(emulated: Emulated, provider: str) -> None:
+def test_refuse_submit_fault_returns_429_and_bills_nothing(
+    emulated: Emulated, provider: str
+) -> None:
     emulated.break_with({"fault": "refuse_submit", "status": 429, "retry_after": 7})
     call = {"oxen": emulated.oxen, "eachlabs": emulated.eachlabs, "fal": emulated.fal}[provider]
     answer = call("x")
@@ -144,7 +158,7 @@ def test_a_submit_is_refused_and_not_billed(emulated: Emulated, provider: str) -
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("fault", "billed"), [("drop_submit", 0), ("stall_submit", 1)])
-def test_a_connection_closes_without_an_answer(
+def test_dropped_or_stalled_submit_closes_the_connection_without_response(
     emulated: Emulated, mailbox: Mailbox, provider: str, fault: str, billed: int
 ) -> None:
     emulated.break_with({"fault": fault, "times": 1})
@@ -155,21 +169,21 @@ def test_a_connection_closes_without_an_answer(
         assert told(mailbox, provider) == [emulated.ledger()["predictions"][0]["id"]]
 
 
-def test_a_stalled_submit_outlasts_the_callers_patience(emulated: Emulated) -> None:
+def test_stalled_submit_times_out_but_creates_a_prediction(emulated: Emulated) -> None:
     emulated.break_with({"fault": "stall_submit", "seconds": 60})
     with pytest.raises(httpx.ReadTimeout):
         emulated.call("fal", "POST", "/queue/a/b", json={"prompt": "x"}, timeout=0.2)
     assert len(emulated.ledger()["predictions"]) == 1
 
 
-def test_a_stalled_sync_call_is_billed(emulated: Emulated) -> None:
+def test_stalled_sync_call_creates_a_prediction(emulated: Emulated) -> None:
     emulated.break_with({"fault": "stall_submit"})
     with pytest.raises(httpx.RemoteProtocolError):
         emulated.call("fal", "POST", "/run/a/b", json={"prompt": "x"})
     assert len(emulated.ledger()["predictions"]) == 1
 
 
-def test_without_a_real_connection_hanging_up_is_an_error() -> None:
+def test_hang_up_without_a_socket_raises_connection_reset() -> None:
     async def dropped() -> None:
         transport = httpx.ASGITransport(create_emulator(FAST))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -182,7 +196,9 @@ def test_without_a_real_connection_hanging_up_is_an_error() -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("answer", "status"), [("error", 500), ("missing", 404), ("garbage", 200)])
-def test_a_poll_goes_wrong(emulated: Emulated, provider: str, answer: str, status: int) -> None:
+def test_broken_poll_returns_an_error_once(
+    emulated: Emulated, provider: str, answer: str, status: int
+) -> None:
     emulated.break_with({"fault": "break_poll", "answer": answer, "times": 1})
     one = emulated.submit(provider, "x")
     broken = emulated.poll(provider, one)
@@ -200,7 +216,7 @@ def test_a_poll_goes_wrong(emulated: Emulated, provider: str, answer: str, statu
     }
 
 
-def test_a_rotated_key_signs_at_once(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_rotated_key_signs_the_next_callback(emulated: Emulated, mailbox: Mailbox) -> None:
     before = published(emulated)
     assert emulated.break_with({"fault": "rotate_keys"}).json() == []
     after = published(emulated)
@@ -210,26 +226,26 @@ def test_a_rotated_key_signs_at_once(emulated: Emulated, mailbox: Mailbox) -> No
     assert (any(verified(mail, before)), any(verified(mail, after))) == (False, True)
 
 
-def test_the_key_set_goes_wrong(emulated: Emulated) -> None:
+def test_broken_jwks_returns_500_once(emulated: Emulated) -> None:
     emulated.break_with({"fault": "break_jwks", "times": 1})
     assert emulated.http.get("/fal/.well-known/jwks.json").status_code == 500
     assert published(emulated)
 
 
-def test_a_strangers_signature_matches_no_key(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_wrong_signature_matches_no_published_key(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.break_with({"fault": "wrong_signature"})
     emulated.submit("fal", "x", mailbox.url)
     assert verified(mailbox.one(), published(emulated)) == [False] * 3
 
 
-def test_a_wrong_secret_is_sent(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_wrong_signature_fault_sends_a_wrong_secret(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.break_with({"fault": "wrong_signature"})
     emulated.eachlabs("x", webhook_url=mailbox.url, webhook_secret="abc")
     assert mailbox.one().headers["x-webhook-secret"] == "cba"
 
 
 @pytest.mark.parametrize(("rule", "age"), [({}, 600), ({"seconds": 301}, 301)])
-def test_a_stale_timestamp_is_signed_truly(
+def test_stale_timestamp_has_a_valid_signature(
     emulated: Emulated, mailbox: Mailbox, rule: dict[str, Any], age: int
 ) -> None:
     emulated.break_with({"fault": "stale_timestamp", **rule})
@@ -240,7 +256,9 @@ def test_a_stale_timestamp_is_signed_truly(
     assert any(verified(mail, published(emulated)))
 
 
-def test_a_payload_can_be_missing(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_null_payload_callback_has_an_error_but_the_result_is_served(
+    emulated: Emulated, mailbox: Mailbox
+) -> None:
     emulated.break_with({"fault": "null_payload"})
     one = emulated.submit("fal", "x", mailbox.url)
     body = mailbox.one().json
@@ -249,7 +267,7 @@ def test_a_payload_can_be_missing(emulated: Emulated, mailbox: Mailbox) -> None:
     assert emulated.call("fal", "GET", url).json()["images"]
 
 
-def test_an_output_can_be_large(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_large_output_fault_enlarges_the_picture(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.break_with({"fault": "large_output", "size": 1_000_000})
     emulated.submit("fal", "x", mailbox.url)
     (image,) = mailbox.one().json["payload"]["images"]
@@ -258,7 +276,9 @@ def test_an_output_can_be_large(emulated: Emulated, mailbox: Mailbox) -> None:
 
 
 @pytest.mark.parametrize("prompt", [None, "[cut_stream]"])
-def test_a_stream_is_cut_without_a_word(emulated: Emulated, prompt: str | None) -> None:
+def test_cut_stream_breaks_the_connection_and_can_be_reopened(
+    emulated: Emulated, prompt: str | None
+) -> None:
     with listening(emulated) as events:
         if prompt:
             emulated.submit("oxen", prompt)
@@ -271,7 +291,7 @@ def test_a_stream_is_cut_without_a_word(emulated: Emulated, prompt: str | None) 
         assert next(events).json()["generation_id"] == one
 
 
-def test_a_lost_event_is_lost_though_somebody_listens(emulated: Emulated) -> None:
+def test_lost_event_is_not_sent_to_an_open_stream(emulated: Emulated) -> None:
     emulated.break_with({"fault": "lose_event", "times": 1})
     with listening(emulated) as events:
         lost = emulated.submit("oxen", "x")
@@ -281,7 +301,7 @@ def test_a_lost_event_is_lost_though_somebody_listens(emulated: Emulated) -> Non
     assert emulated.poll("oxen", lost).json()["status"] == "succeeded"
 
 
-def test_a_silent_stream_stays_open(start: Start) -> None:
+def test_silenced_stream_stays_open_without_events(start: Start) -> None:
     emulated = start(keep_alive=0.01)
     emulated.break_with({"fault": "silence_stream"})
     more: dict[str, Any] = {"headers": KEYS["oxen"], "timeout": httpx.Timeout(10, read=0.2)}
@@ -295,7 +315,7 @@ def test_a_silent_stream_stays_open(start: Start) -> None:
         assert next(answer.iter_bytes()).startswith(b": keep-alive")
 
 
-def test_events_repeat_and_change_places_too(emulated: Emulated) -> None:
+def test_repeat_fault_applies_to_stream_events(emulated: Emulated) -> None:
     with httpx_sse.connect_sse(
         emulated.http, "GET", "/oxen/api/events", headers=KEYS["oxen"]
     ) as source:
@@ -305,7 +325,7 @@ def test_events_repeat_and_change_places_too(emulated: Emulated) -> None:
         assert [next(events).json()["generation_id"] for _ in range(2)] == [one, one]
 
 
-def test_a_locked_account_takes_no_submit_and_answers_polls(emulated: Emulated) -> None:
+def test_locked_account_rejects_submits_and_answers_polls(emulated: Emulated) -> None:
     one = emulated.submit("fal", "[never]")
     emulated.break_with({"fault": "lock_account", "times": 1})
     refused = emulated.fal()
@@ -315,7 +335,7 @@ def test_a_locked_account_takes_no_submit_and_answers_polls(emulated: Emulated) 
     assert emulated.fal().status_code == 200
 
 
-def test_money_is_reserved_while_another_is_at_work(emulated: Emulated) -> None:
+def test_reserved_money_rejects_a_concurrent_submit_with_402(emulated: Emulated) -> None:
     emulated.break_with({"fault": "reserve_money"})
     one = emulated.submit("eachlabs", "[never]")
     refused = emulated.eachlabs()
@@ -324,7 +344,7 @@ def test_money_is_reserved_while_another_is_at_work(emulated: Emulated) -> None:
     assert emulated.eachlabs().status_code == 200
 
 
-def test_a_success_may_come_after_a_cancel(emulated: Emulated, mailbox: Mailbox) -> None:
+def test_success_callback_may_arrive_after_a_cancel(emulated: Emulated, mailbox: Mailbox) -> None:
     emulated.break_with({"fault": "late_success"})
     one = emulated.submit("eachlabs", "[never]", mailbox.url)
     emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel")
@@ -339,7 +359,7 @@ def test_every_fault_has_a_test() -> None:
     assert [fault for fault in FAULTS if f'"{fault}"' not in text] == []
 
 
-def test_a_client_that_leaves_in_mid_request_raises_nothing() -> None:
+def test_client_disconnect_during_a_request_raises_nothing() -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 

@@ -1,3 +1,5 @@
+"""Parts of the emulator alone: timers, the callback sender, hang-ups and waiters."""
+
 import asyncio
 import random
 import socket
@@ -28,7 +30,7 @@ class HandTimers(Timers):
         self.acts.append(act)
 
 
-def test_nothing_happens_after_the_end() -> None:
+def test_closed_timers_drop_delayed_calls() -> None:
     async def scenario() -> list[str]:
         timers, done = Timers(), list[str]()
         timers.after(0, lambda: done.append("before"))
@@ -41,7 +43,7 @@ def test_nothing_happens_after_the_end() -> None:
     assert "after" not in asyncio.run(scenario())
 
 
-def test_a_held_callback_goes_out_once() -> None:
+def test_reordered_callback_is_sent_only_once() -> None:
     timers, sent = HandTimers(), list[str]()
     faults = Faults(random.Random(1))
     faults.replace([Rule(fault="reorder_callbacks", times=1)])
@@ -52,7 +54,7 @@ def test_a_held_callback_goes_out_once() -> None:
     assert sent == ["second", "first"]
 
 
-def test_more_callbacks_than_workers_are_all_tried() -> None:
+def test_callbacks_beyond_the_concurrency_limit_are_all_attempted() -> None:
     async def scenario() -> None:
         sender = CallbackSender(Timers(), 1)
         pending = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
@@ -65,7 +67,7 @@ def test_more_callbacks_than_workers_are_all_tried() -> None:
     asyncio.run(scenario())
 
 
-def test_silence_is_a_timeout_and_is_tried_again() -> None:
+def test_callback_without_response_times_out_and_is_retried() -> None:
     async def scenario(url: str) -> list[str | None]:
         sender, one = CallbackSender(Timers(), 1), prediction(callback_url=url)
         schedule = Schedule(waits=(0, 0), first_timeout=0.05, later_timeout=0.05)
@@ -79,7 +81,7 @@ def test_silence_is_a_timeout_and_is_tried_again() -> None:
         assert asyncio.run(scenario(url)) == ["timeout"] * 3
 
 
-def test_closing_ends_an_attempt_under_way() -> None:
+def test_close_cancels_a_running_callback_attempt() -> None:
     async def scenario(url: str) -> bool:
         sender, one = CallbackSender(Timers(), 1), prediction(callback_url=url)
         sender.send(Callback(one, b"", dict, CALLBACKS))
@@ -92,7 +94,7 @@ def test_closing_ends_an_attempt_under_way() -> None:
         assert asyncio.run(scenario(url)) is False
 
 
-def test_hanging_up_waits_for_the_end_of_the_connection() -> None:
+def test_hang_up_waits_for_the_disconnect() -> None:
     messages = [{"type": "http.request"}, {"type": "http.disconnect"}, {"type": "http.disconnect"}]
     closed = list[str]()
 
@@ -107,7 +109,7 @@ def test_hanging_up_waits_for_the_end_of_the_connection() -> None:
     assert (closed, messages) == (["closed"], [])
 
 
-def test_one_that_stopped_waiting_is_not_told() -> None:
+def test_state_change_ignores_a_cancelled_waiter() -> None:
     async def scenario() -> None:
         one = prediction()
         waiting = asyncio.ensure_future(one.until(lambda p: p.finished))

@@ -1,4 +1,4 @@
-"""Without a socket: nothing ends and nobody is told until a test says so."""
+"""The emulator without a socket: predictions end and events are sent only when a test says so."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def poll(providers: EmulatedProviders, provider: str) -> str:
 
 
 @pytest.mark.parametrize("provider", POLLS)
-async def test_it_ends_when_it_is_told_and_as_it_is_told(provider: str) -> None:
+async def test_prediction_ends_only_by_hand_with_the_given_output(provider: str) -> None:
     providers = EmulatedProviders(lambda: 1000.0)
     assert f"{provider}-1" in (await submit(providers, provider)).text
     [taken] = providers.predictions
@@ -56,7 +56,7 @@ async def test_it_ends_when_it_is_told_and_as_it_is_told(provider: str) -> None:
 
 
 @pytest.mark.parametrize("provider", POLLS)
-async def test_a_failure_has_the_words_it_is_given(provider: str) -> None:
+async def test_failure_has_the_given_message(provider: str) -> None:
     providers = EmulatedProviders()
     await submit(providers, provider)
     providers.end(providers.predictions[0], Ending("model", "the lamp is out"))
@@ -64,7 +64,9 @@ async def test_a_failure_has_the_words_it_is_given(provider: str) -> None:
 
 
 @pytest.mark.parametrize("provider", POLLS)
-async def test_a_refusal_has_the_words_it_is_given_and_a_dropped_submit_none(provider: str) -> None:
+async def test_rejection_has_the_given_message_and_dropped_submit_no_response(
+    provider: str,
+) -> None:
     providers = EmulatedProviders()
     refusal = Rule(fault="refuse_submit", times=1, status=400, reason="no lamp here")
     providers.faults.replace([refusal])
@@ -76,7 +78,7 @@ async def test_a_refusal_has_the_words_it_is_given_and_a_dropped_submit_none(pro
     assert providers.predictions == []
 
 
-async def test_a_callback_is_written_without_an_end() -> None:
+async def test_callback_is_built_without_ending_the_prediction() -> None:
     providers = EmulatedProviders(lambda: 1000.0)
     await submit(providers, "fal")
     [taken] = providers.predictions
@@ -88,7 +90,7 @@ async def test_a_callback_is_written_without_an_end() -> None:
     assert [proof["x-fal-webhook-timestamp"] for proof in proofs] == ["1000", "7"]
 
 
-async def test_a_stream_says_what_is_broadcast_until_it_is_cut_or_ends() -> None:
+async def test_stream_sends_broadcast_events_until_it_is_cut_or_ended() -> None:
     providers = EmulatedProviders()
     await submit(providers, "oxen")
     [taken] = providers.predictions
@@ -123,7 +125,7 @@ async def test_one_account_may_have_several_keys() -> None:
         assert answer.status_code == status
 
 
-def test_what_nobody_offers_is_no_call() -> None:
+def test_unknown_call_raises_lookup_error() -> None:
     providers = EmulatedProviders()
     assert providers.kind(httpx.Request("POST", FAL)) == "fal.submit"
     with pytest.raises(LookupError, match="no provider has DELETE"):

@@ -1,4 +1,4 @@
-"""The unmodified client packages of providers, each in a process of its own, over TLS."""
+"""The official fal and Replicate clients work with the emulator over TLS, in separate processes."""
 
 import subprocess
 import sys
@@ -21,13 +21,13 @@ SHAPES: tuple[Shape, ...] = ("new", "old")
 def session(
     script: str, folder: Path, shape: Shape, generation: float = 0.3, **environment: str
 ) -> dict[str, Any]:
-    """Run a client against one generation of shapes; `{}` is where the emulator is."""
+    """Run a client script against one shape; `{}` stands for the address of the emulator."""
     certificate, key = write_certificate(folder)
     app = create_emulator(msgspec.structs.replace(FAST, shape=shape, generation=generation))
     with serve(app, ssl_certfile=certificate, ssl_keyfile=key) as port:
         given = {name: value.format(f"127.0.0.1:{port}") for name, value in environment.items()}
         command = [sys.executable, str(HERE / script)]
-        done = subprocess.run(  # stderr shows what the client had to say
+        done = subprocess.run(  # not checked, so that the assertion below shows stderr
             command,
             env={**given, "SSL_CERT_FILE": str(certificate)},
             capture_output=True,
@@ -40,12 +40,12 @@ def session(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_client_of_fal_finds_nothing_amiss(shape: Shape, tmp_path: Path) -> None:
+def test_official_fal_client_works_with_the_emulator(shape: Shape, tmp_path: Path) -> None:
     session_seen = session(
         "fal_session.py",
         tmp_path,
         shape,
-        PATIENCE,  # so a slow one is in the queue for twice that time
+        PATIENCE,  # [slow] predictions are queued for twice as long
         FAL_RUN_HOST="{}/fal/run",
         FAL_QUEUE_RUN_HOST="{}/fal/queue",
         FAL_KEY="key-1",
@@ -62,7 +62,7 @@ def test_the_client_of_fal_finds_nothing_amiss(shape: Shape, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_client_of_replicate_finds_nothing_amiss(shape: Shape, tmp_path: Path) -> None:
+def test_official_replicate_client_works_with_the_emulator(shape: Shape, tmp_path: Path) -> None:
     seen = session(
         "replicate_session.py",
         tmp_path,

@@ -1,3 +1,5 @@
+"""The pictures that the emulator draws and serves."""
+
 import base64
 import io
 import sys
@@ -23,12 +25,12 @@ def drawn(prompt: str, index: int = 0, ratio: str = "1:1") -> bytes:
     return picture
 
 
-def test_a_picture_is_a_whole_png() -> None:
+def test_picture_is_a_valid_png() -> None:
     picture = opened(drawn("a lighthouse"))
     assert (picture.format, picture.size, picture.mode) == ("PNG", (256, 256), "RGB")
 
 
-def test_the_same_prompt_draws_the_same_and_another_differs() -> None:
+def test_same_prompt_draws_the_same_picture_and_another_differs() -> None:
     assert drawn("a lighthouse") == drawn("a lighthouse")
     assert len({drawn("a lighthouse"), drawn("a windmill"), drawn("a lighthouse", 1)}) == 3
 
@@ -43,25 +45,25 @@ def test_the_same_prompt_draws_the_same_and_another_differs() -> None:
         ("0:0", (16, 16)),
     ],
 )
-def test_the_ratio_is_kept_and_nonsense_is_drawn_all_the_same(
+def test_ratio_sets_the_size_and_an_invalid_ratio_is_still_drawn(
     ratio: str, size: tuple[int, int]
 ) -> None:
     assert opened(drawn("x", 0, ratio)).size == size
 
 
 @pytest.mark.parametrize("name", ["x.png", f"{'0' * 32}-999x999.png", f"{'0' * 32}-00x10.png"])
-def test_only_names_of_pictures_are_drawn(name: str) -> None:
+def test_invalid_picture_name_draws_nothing(name: str) -> None:
     assert pictures.draw(name) is None
 
 
-def test_a_padded_data_uri_is_still_a_whole_png() -> None:
+def test_padded_data_uri_is_still_a_valid_png() -> None:
     uri = pictures.data_uri(pictures.name_for("x"), padding=50_000)
     png = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
     assert len(png) > 50_000
     assert opened(png).size == (256, 256)
 
 
-def test_without_pillow_a_picture_is_a_grey_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picture_without_pillow_is_a_grey_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     pictures.draw.cache_clear()
     png = drawn("a lighthouse")

@@ -1,4 +1,4 @@
-"""The app under any server: what it imports and logs, its path prefix, where it listens."""
+"""The ASGI app: imported modules, logs, path prefix, and listening address."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ def listed(url: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines() if not line.startswith("{")]
 
 
-def test_a_cold_start_imports_nothing_that_only_terminals_need(tmp_path: Path) -> None:
+def test_cold_start_does_not_import_unneeded_modules(tmp_path: Path) -> None:
     imported, started, later = listed(f"sqlite:///{tmp_path}/r.db")
     assert not {*imported, *started} & {*FORBIDDEN, "asyncpg"}
     assert later == "PgQueuer"
 
 
-def test_nor_does_it_on_postgresql(database: Database) -> None:
+def test_app_import_for_postgresql_does_not_import_unneeded_modules(database: Database) -> None:
     imported, *_ = listed(database.url)
     assert not {*imported} & {*FORBIDDEN}
 
 
-def test_a_schema_that_is_ours_is_found_so_without_what_makes_it(database: Database) -> None:
+def test_migration_check_of_a_current_schema_does_not_import_pgqueuer(database: Database) -> None:
     code = "import asyncio, json, os, sys\n"
     code += "from receiver.app import migrate; from receiver.settings import Settings\n"
     code += "asyncio.run(migrate(Settings.read(os.environ))); print('pgqueuer' in sys.modules)"
     assert run(code, RECEIVER_DATABASE_URL=database.url).stdout == "False\n"
 
 
-def test_a_plain_server_imports_only_what_accepts(tmp_path: Path) -> None:
+def test_server_start_does_not_import_modules_for_outgoing_requests(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "receiver", "serve", "--port", "0"]
     env = environment({"RECEIVER_SECRET_KEY": SECRET, "SSL_CERT_FILE": "", "SSL_CERT_DIR": ""})
     with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as one:
@@ -89,18 +89,18 @@ def test_a_plain_server_imports_only_what_accepts(tmp_path: Path) -> None:
         one.communicate()
     imported = {line.rpartition("|")[2].strip() for line in said if line.startswith("import time:")}
     assert "receiver.app" in imported
-    # uvicorn is the server, and imports click; hidden modules are listed, as their import is tried.
+    # uvicorn is the server and imports click; rich and httpx._main are tried but hidden.
     assert imported & {*FORBIDDEN, *OUTWARD} == {"uvicorn", "click", "rich", "httpx._main"}
 
 
-def test_modules_are_not_searched_for_garbage_while_they_are_imported() -> None:
+def test_garbage_collector_does_not_run_during_the_import() -> None:
     code = "import gc, receiver.asgi\nbefore = gc.get_stats()[2]['collections']\n"
     code += "receiver.asgi.import_app(); after = gc.get_stats()[2]['collections']\n"
     code += "print(after - before, gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
     assert run(code).stdout == "0 True True\n"
 
 
-def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:
+def test_logging_is_configured_unless_the_program_has_its_own(tmp_path: Path) -> None:
     talk = "import logging, structlog; from receiver.asgi import app\n"
     talk += "structlog.get_logger().info('one'); logging.getLogger('other').warning('two')\n"
     url = f"sqlite:///{tmp_path}/r.db"
@@ -146,7 +146,7 @@ def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_a_prefix_is_taken_off_where_it_is_left_on(
+async def test_path_prefix_is_removed_if_the_request_has_it(
     settings: dict[str, str], asked: str, status: int, start: Start
 ) -> None:
     async with start(**settings) as station:
@@ -155,7 +155,7 @@ async def test_a_prefix_is_taken_off_where_it_is_left_on(
         assert answer.status_code == status, answer.text
 
 
-# --- where to listen ---
+# --- the listening address ---
 
 
 @pytest.mark.parametrize(
@@ -170,18 +170,18 @@ async def test_a_prefix_is_taken_off_where_it_is_left_on(
         ({"PORT": "nonsense"}, ("::1", 1), ("::1", 1)),
     ],
 )
-def test_the_platform_says_where_to_listen_and_arguments_go_before_it(
+def test_listening_address_is_read_from_arguments_then_port_and_host(
     env: dict[str, str], given: tuple[str | None, int | None], where: tuple[str, int]
 ) -> None:
     found = Listening.read(env, *given)
     assert (found.host, found.port) == where
 
 
-def test_in_development_a_port_opens_no_door() -> None:
+def test_dev_mode_with_port_still_listens_on_loopback_only() -> None:
     assert Listening.read({"PORT": "9555"}, None, None, dev=True).host == "127.0.0.1"
 
 
-def test_a_port_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_invalid_port_or_host_is_reported_without_a_traceback(tmp_path: Path) -> None:
     for env in ({"PORT": "tcp://10.0.0.1:80"}, {"PORT": "65536"}, {"HOST": "a/b"}):
         [name] = env
         with pytest.raises(SettingsError, match=f"{name}: must be a"):

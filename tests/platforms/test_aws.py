@@ -1,4 +1,4 @@
-"""The receiver on AWS Lambda: requests in all formats, other events, the freeze, the kill."""
+"""The receiver on AWS Lambda: request formats, drain events, freezing, and killed invocations."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def function(tmp_path: Path, database: Database) -> Iterator[Function]:
         yield Function(stack, tmp_path, database)
 
 
-def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_once(
+def test_each_outcome_is_handled_once_despite_freezing_and_a_kill(
     function: Function,
 ) -> None:
     pictures = [f"picture-{number}" for number in range(8)]
@@ -106,7 +106,7 @@ def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_on
             assert done.keys() >= {"deliveries", "submits", "polls", "more"}
         if function.function.killed > killed:  # in this drain, or during a request
             killed = function.function.killed
-            # Only missing heartbeats show that it was killed, and that takes long: make them old.
+            # A killed process loses its claims only by an old heartbeat and lease: make them old.
             function.database.execute(
                 "UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'",
                 "UPDATE receiver.deliveries SET lease_until = lease_until - 60",
@@ -116,7 +116,7 @@ def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_on
     for picture in pictures:
         function.submit(picture)
     eventually(drain, lambda noted: noted.keys() >= set(pictures))
-    # A handler that has run but is not settled at the kill runs again: so this one runs alone.
+    # A handler whose delivery is not settled at the kill runs again, so this one runs alone.
     function.submit("hang")
     eventually(drain, lambda noted: "hang" in noted)
     assert (killed, function.function.environments) == (1, 2)
@@ -133,16 +133,14 @@ def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_on
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_form_of_an_event_makes_no_difference_to_the_app(
-    shape: str, module: ModuleType
-) -> None:
+def test_every_event_format_gives_the_app_the_same_request(shape: str, module: ModuleType) -> None:
     headers = [("cookie", "a=1; b=2"), ("X-One", "1"), ("authorization", "Bearer ä")]
     target = "/v1/models/fal/a%20b?metadata.a%20b=c%26d&x=1&x=&y=%2B"
     scope = module.scope_of(SHAPES[shape](Request("GET", target, headers)))
     assert scope["path"].removeprefix(scope["root_path"]) == "/v1/models/fal/a b"
     assert scope["raw_path"].endswith(b"/v1/models/fal/a%20b")
     told = [("metadata.a b", "c&d"), ("x", "1"), ("x", ""), ("y", "+")]
-    if shape == "balanced":  # it has only the last of several values
+    if shape == "balanced":  # this format has only the last of several values
         told.remove(("x", "1"))
     assert parse_qsl(scope["query_string"].decode(), keep_blank_values=True) == told
     assert scope["method"] == "GET"
@@ -152,14 +150,14 @@ def test_the_form_of_an_event_makes_no_difference_to_the_app(
     }
 
 
-def test_a_stage_has_a_root(handler: Any) -> None:
+def test_root_path_of_a_stage_is_answered(handler: Any) -> None:
     for path in ("/", ""):
         event = SHAPES["staged"](Request("GET", path, []))
         assert event["rawPath"] == f"/prod{path}"
         assert handler(event, Time(30))["statusCode"] == 200
 
 
-def test_pictures_and_cookies_go_out_as_the_form_wants_them(module: ModuleType) -> None:
+def test_binary_bodies_and_cookies_are_encoded_for_each_event_format(module: ModuleType) -> None:
     picture = b"\x89PNG\r\n"
 
     async def view(_: Any) -> StreamingResponse:
@@ -179,7 +177,7 @@ def test_pictures_and_cookies_go_out_as_the_form_wants_them(module: ModuleType) 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_twenty_invocations_in_each_form(shape: str, handler: Any) -> None:
+def test_api_requests_work_in_each_event_format(shape: str, handler: Any) -> None:
     write = SHAPES[shape]
 
     def ask(method: str, target: str, *headers: tuple[str, str], body: bytes = b"") -> Json:
@@ -249,14 +247,14 @@ def handler(module: ModuleType) -> Any:
     return module.handler
 
 
-def test_any_other_event_is_a_drain(handler: Any) -> None:
+def test_event_that_is_not_a_request_runs_a_drain(handler: Any) -> None:
     others: list[object] = [{}, [], "wake", None, {"httpMethod": 1, "path": "/"}]
     for event in [*SCHEDULES, *others]:
         done = handler(event, Time(2))
         assert (done["deliveries"], done["more"]) == (0, False)
 
 
-def test_whoever_waits_is_answered_before_the_end_of_the_invocation(handler: Any) -> None:
+def test_waiting_submit_and_stream_are_answered_before_the_invocation_ends(handler: Any) -> None:
     ready = SHAPES["second"](Request("GET", "/ready", []))
     assert handler(ready, Time(30))["statusCode"] == 200
     content = [KEY, ("content-type", "application/json")]
@@ -270,7 +268,7 @@ def test_whoever_waits_is_answered_before_the_end_of_the_invocation(handler: Any
     assert "event: stream.open" in answer["body"]
 
 
-def test_what_hangs_is_answered_before_the_end_of_the_invocation(module: ModuleType) -> None:
+def test_hanging_request_returns_503_before_the_invocation_ends(module: ModuleType) -> None:
     async def hangs(_: Any) -> Any:
         await asyncio.sleep(PATIENCE)
 
@@ -281,7 +279,7 @@ def test_what_hangs_is_answered_before_the_end_of_the_invocation(module: ModuleT
     function.close()
 
 
-def test_a_database_that_is_away_is_a_503_and_a_failed_drain_and_comes_back(
+def test_unreachable_database_returns_503_fails_the_drain_and_then_recovers(
     handler: Any, database: Database
 ) -> None:
     ready = SHAPES["second"](Request("GET", "/ready", []))
@@ -293,14 +291,14 @@ def test_a_database_that_is_away_is_a_503_and_a_failed_drain_and_comes_back(
     assert handler(ready, Time(30))["statusCode"] == 200
 
 
-def test_a_snapshot_holds_nothing_that_lives(module: ModuleType) -> None:
+def test_function_restarts_after_the_snapshot_hook(module: ModuleType) -> None:
     ready = SHAPES["second"](Request("GET", "/ready", []))
     for _ in range(2):
         assert module.handler(ready, Time(30))["statusCode"] == 200
         module._FUNCTION.close()  # noqa: SLF001
 
 
-def test_the_hooks_of_snapshots_are_run(tmp_path: Path, database: Database) -> None:
+def test_function_starts_after_a_snapshot_restore(tmp_path: Path, database: Database) -> None:
     with ExitStack() as stack:
         snapped = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
         function = Function(stack, tmp_path, database, **snapped)
@@ -308,7 +306,7 @@ def test_the_hooks_of_snapshots_are_run(tmp_path: Path, database: Database) -> N
         assert function.function.restored == 1
 
 
-def test_settings_that_are_wrong_fail_the_init_phase_with_all_of_them(
+def test_invalid_settings_fail_the_init_phase_and_are_all_reported(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RECEIVER_SECRET_KEY", "short")

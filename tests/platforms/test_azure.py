@@ -1,4 +1,4 @@
-"""The receiver on Azure Functions, by Azure's library: one start, client addresses, the timer."""
+"""The receiver on Azure Functions, called by Azure's library: start, client addresses, timer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def module(
     found.functions = found.app.get_functions()  # the library returns them only once
     yield found
     del sys.modules["receiver.azure"]
-    gc.collect()  # the library's finalizer of an app, which runs in another loop, breaks nothing
+    gc.collect()  # the library's app ends by its own event loop, which must not run inside another
 
 
 async def ask(module: ModuleType, method: str, path: str, **headers: str) -> func.HttpResponse:
@@ -69,7 +69,7 @@ async def ask(module: ModuleType, method: str, path: str, **headers: str) -> fun
 
 
 @both
-async def test_two_first_requests_at_once_start_it_once(
+async def test_two_concurrent_first_requests_start_the_app_once(
     module: ModuleType, prefix: str, logged: Logged
 ) -> None:
     key = f"Bearer {API_KEY}"
@@ -88,7 +88,9 @@ async def test_two_first_requests_at_once_start_it_once(
 
 
 @both
-async def test_callers_are_told_apart(module: ModuleType, prefix: str, logged: Logged) -> None:
+async def test_client_address_is_read_from_the_azure_headers(
+    module: ModuleType, prefix: str, logged: Logged
+) -> None:
     for headers, _ in CALLERS:
         answer = await ask(module, "POST", f"{prefix}/webhooks/fal/pred_x.y", **headers)
         assert answer.status_code == 401
@@ -97,7 +99,7 @@ async def test_callers_are_told_apart(module: ModuleType, prefix: str, logged: L
     await module._STARTING.stop()  # noqa: SLF001
 
 
-async def test_a_timer_drains_once_a_minute(module: ModuleType, logged: Logged) -> None:
+async def test_timer_function_runs_a_drain_every_minute(module: ModuleType, logged: Logged) -> None:
     [_, timer] = module.functions
     [binding] = json.loads(str(timer))["bindings"]
     assert (timer.get_function_name(), binding["type"], binding["schedule"]) == (
@@ -109,7 +111,7 @@ async def test_a_timer_drains_once_a_minute(module: ModuleType, logged: Logged) 
     await module._STARTING.stop()  # noqa: SLF001
 
 
-async def test_a_start_that_fails_is_a_503_and_tried_again(
+async def test_failed_start_returns_503_and_is_retried(
     module: ModuleType, prefix: str, database: Database
 ) -> None:
     with database.refusing():

@@ -68,12 +68,12 @@ def cpu_seconds(code: str, args: list[str], env: dict[str, str]) -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def test_a_cold_start_until_a_callback_is_taken_has_a_ceiling(start: Start) -> None:
+async def test_cold_start_with_one_callback_stays_below_the_cpu_limit(start: Start) -> None:
     async with start() as station:
         letter = write(station.network, await station.submitted("bfl"))
         database: Any = station.database
     url = f"sqlite:///{database}" if isinstance(database, Path) else database.url
-    env = {  # it may write bytecode: a package for a function is compiled
+    env = {  # bytecode may be written, because deployed packages are compiled
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         **ENV,
         **settings_for("http://127.0.0.1:1"),
