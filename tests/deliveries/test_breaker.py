@@ -249,9 +249,7 @@ async def test_expired_probe_can_be_taken_by_another_process(place: Path | Datab
         assert not await station.breakers.trip("post", now, now + 9, "")  # open already
         assert not await station.breakers.probe("post", now, now + 2)  # not due yet
         assert await station.breakers.probe("post", now + 1, now + 2)
-        assert not await station.breakers.probe(
-            "post", now + 1.5, now + 3
-        )  # another process probes
+        assert not await station.breakers.probe("post", now + 1.5, now + 3)  # probed already
         assert await station.breakers.probe("post", now + 2, now + 3)
         assert await station.breakers.reset("post")
         assert not await station.breakers.reset("post")

@@ -564,9 +564,8 @@ async def test_submit_in_a_handler_is_sent_once_over_all_retries(place: Place) -
         assert {asked.parent_id for asked in running.submits.asked} == {prediction}
 
         await running.replay(prediction)
-        await eventually(
-            lambda: len(made) == 13
-        )  # three more attempts, and one of the other handler
+        # Three more attempts of `chain`, and one of the other handler, follow.
+        await eventually(lambda: len(made) == 13)
         assert len(running.submits.made) == 5
 
 

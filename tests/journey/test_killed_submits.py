@@ -40,9 +40,8 @@ def test_submits_that_were_never_sent_are_queued_again_after_a_kill(tmp_path: Pa
                     got = connection.recv(65536)
                     while got.startswith(b"POST") and b'"prompt"' not in got:
                         got += connection.recv(65536)  # the body comes after the head
-                    bodies.extend(
-                        [got] * got.startswith(b"POST")
-                    )  # fal's public keys are requested too
+                    # GET: the receiver also requests fal's public keys.
+                    bodies.extend([got] * got.startswith(b"POST"))
 
     with socket.create_server(("127.0.0.1", 0), backlog=64) as provider:
         reader = threading.Thread(target=provide)
