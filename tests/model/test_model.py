@@ -235,7 +235,7 @@ def test_backoff_doubles_up_to_its_cap(
     assert backoff(attempt, base, cap, 0.0) == 0.0
 
 
-def test_default_policy_waits_at_most_17_minutes_in_total() -> None:
+def test_default_policy_waits_about_17_minutes_in_total_at_most() -> None:
     policy = Policy()
     waits = [backoff(n, policy.base, policy.cap, 1.0) for n in range(1, policy.attempts)]
     assert sum(waits) == 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256 + 512
