@@ -6,7 +6,7 @@ from tests.postgres import Database
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run dispatch on each engine in turn, where the engine matters and the clock does not."""
+    """Run each test of `place` on both engines, unless it is marked `on_sqlite`."""
     names = set(metafunc.fixturenames)
     if "place" in names and "on_sqlite" not in names:
         metafunc.parametrize("place", ["sqlite", "postgres"], indirect=True)
@@ -14,7 +14,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Database:
-    """Say where the rows are: in a file, or on a server."""
+    """Return where the rows are: a SQLite file or a PostgreSQL database."""
     if getattr(request, "param", "sqlite") == "postgres":
         database: Database = request.getfixturevalue("database")
         return database

@@ -1,4 +1,4 @@
-"""Dispatch under test: real workers on a real store, with the test's own clock and timing."""
+"""Helpers of the delivery tests: real workers on a real store, with the test's own clock."""
 
 import asyncio
 import inspect
@@ -57,7 +57,7 @@ class Clock:
 
 @dataclass
 class Submits:
-    """A replacement of the submitter: the same key returns the same prediction."""
+    """A fake submitter: the same idempotency key returns the same prediction."""
 
     asked: list[SubmitRequest] = field(default_factory=list)
     made: dict[str, Prediction] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Dispatching:
         )
 
     async def enqueue(self, *handlers: str, metadata: dict[str, Any] | None = None) -> str:
-        """End a new prediction, wake the handlers that get its event, and return its id."""
+        """Create a succeeded prediction, wake the handlers of its event, and return its id."""
         self._count += 1
         prediction_id = f"pred_{self._count:032d}"
         names = handlers or tuple(self.registry.handlers)
@@ -166,7 +166,7 @@ class Dispatching:
         return delivery
 
     async def ends(self, prediction_id: str, handler: str, *states: str) -> Delivery:
-        """Wait until a delivery is in one of `states`, by default at its end; return it."""
+        """Wait until a delivery is in one of `states`, by default an end state; return it."""
         wanted = states or ("done", "skipped", "dead")
 
         async def at_its_end() -> bool:

@@ -1,4 +1,4 @@
-"""The circuit breaker of a handler, and its pause: deliveries wait, and none is lost."""
+"""The circuit breaker and the pause of a handler: deliveries wait, and none is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENT: Final = Retry(attempts=1000, base=0.01, cap=0.01)
 
 
 class Service:
-    """What the handler of a test calls: it is down until it is fixed."""
+    """The service that a test's handler calls: it raises `down` until that is None."""
 
     def __init__(self) -> None:
         self.down: Exception | None = ConnectionError("nobody there")
@@ -64,7 +64,7 @@ def said(logged: Logged, event: str) -> list[Any]:
     return [line for line in logged if line["event"] == event]
 
 
-async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
+async def test_breaker_opens_after_a_run_of_failures_and_probes_one_delivery(
     place: Path | Database, logged: Logged
 ) -> None:
     service = Service()
@@ -94,7 +94,9 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
         assert (await station.breakers.all())["post"].state(station.clock()) == "running"
 
 
-async def test_one_delivery_that_is_poison_shuts_out_no_other(place: Path | Database) -> None:
+async def test_one_always_failing_delivery_does_not_open_the_breaker(
+    place: Path | Database,
+) -> None:
     service = Service()
 
     @on("*", name="post", retry=Retry(attempts=30, base=0.0, cap=0.0))
@@ -110,7 +112,7 @@ async def test_one_delivery_that_is_poison_shuts_out_no_other(place: Path | Data
 
 
 @pytest.mark.parametrize("decision", [Skip("no"), Dead("never"), Retry("later", after=0)])
-async def test_what_a_handler_decides_is_no_trouble_of_its_own(
+async def test_skip_dead_and_retry_after_do_not_open_the_breaker(
     place: Path | Database, decision: Exception
 ) -> None:
     service = Service()
@@ -121,7 +123,7 @@ async def test_what_a_handler_decides_is_no_trouble_of_its_own(
         assert await station.breakers.all() == {}
 
 
-async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
+async def test_disabled_breaker_never_opens(place: Path | Database) -> None:
     service = Service()
     never = BreakerPolicy(failures=None)
     async with dispatching(place, handler_of(service), breaker=never) as station:
@@ -130,8 +132,10 @@ async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
         assert await station.breakers.all() == {}
 
 
-async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) -> None:
-    """It was opened by a process that had one, perhaps by the one before this."""
+async def test_disabled_breaker_ignores_an_open_breaker_in_the_store(
+    place: Path | Database,
+) -> None:
+    """An earlier or another process, whose breaker was enabled, had opened it."""
     service = Service()
     function, never = handler_of(service, concurrency=4), BreakerPolicy(failures=None)
     async with dispatching(place, function, breaker=never, start=False) as station:
@@ -146,7 +150,7 @@ async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) ->
         assert (await station.breakers.all())["post"].held is None
 
 
-async def test_a_success_ends_a_run(place: Path | Database) -> None:
+async def test_success_resets_the_run_of_failures(place: Path | Database) -> None:
     calls = 0
 
     @on("*", name="post", retry=PATIENT, concurrency=1)
@@ -163,7 +167,9 @@ async def test_a_success_ends_a_run(place: Path | Database) -> None:
         assert await station.breakers.all() == {}
 
 
-async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Database) -> None:
+async def test_paused_handler_keeps_its_deliveries_pending_and_runs_none(
+    place: Path | Database,
+) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
@@ -182,7 +188,9 @@ async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Databas
         await station.dispatch.stop()
 
 
-async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logged) -> None:
+async def test_stored_pause_applies_to_another_process_until_resumed(
+    place: Path | Database, logged: Logged
+) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
@@ -195,14 +203,14 @@ async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logg
             *_, line = said(logged, "handler.waiting")
             assert (line["handler"], line["state"], line["pending"]) == ("post", "paused", 1)
             assert (await station.delivery(name, "post")).state == "pending"
-            await station.breakers.resume("post")  # told to nobody: they look again by themselves
+            await station.breakers.resume("post")  # without a wake-up: the workers poll
             await station.ends(name, "post", "done")
         finally:
             await other.stop()
             await station.dispatch.stop()
 
 
-async def test_of_two_processes_one_tries(
+async def test_only_one_of_two_processes_probes(
     place: Path | Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.deliveries.breaker._FRESH", 0.01)
@@ -232,29 +240,31 @@ async def test_of_two_processes_one_tries(
         assert sorted(service.served) == sorted(names)
 
 
-async def test_a_probe_that_died_with_its_process_is_another_ones(place: Path | Database) -> None:
+async def test_expired_probe_can_be_taken_by_another_process(place: Path | Database) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
         assert await station.breakers.trip("post", now, now + 1, "")
-        assert not await station.breakers.trip("post", now, now + 9, "")  # the second
-        assert not await station.breakers.probe("post", now, now + 2)  # not yet
+        assert not await station.breakers.trip("post", now, now + 9, "")  # open already
+        assert not await station.breakers.probe("post", now, now + 2)  # not due yet
         assert await station.breakers.probe("post", now + 1, now + 2)
-        assert not await station.breakers.probe("post", now + 1.5, now + 3)  # another is at it
+        assert not await station.breakers.probe("post", now + 1.5, now + 3)  # probed already
         assert await station.breakers.probe("post", now + 2, now + 3)
         assert await station.breakers.reset("post")
         assert not await station.breakers.reset("post")
 
 
 @pytest.mark.parametrize("in_a_probe", [False, True])
-async def test_a_start_tries_again_at_once(place: Path | Database, in_a_probe: bool) -> None:
+async def test_start_probes_an_open_breaker_at_once(
+    place: Path | Database, in_a_probe: bool
+) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
         await station.breakers.trip("post", now, now if in_a_probe else now + 3600, "")
-        if in_a_probe:  # of a process that was killed over it
+        if in_a_probe:  # of a process that was killed during it
             assert await station.breakers.probe("post", now, now + 3600)
         name = await station.enqueue("post")
         await station.dispatch.start()
@@ -265,7 +275,7 @@ async def test_a_start_tries_again_at_once(place: Path | Database, in_a_probe: b
 
 
 @pytest.mark.parametrize("decision", [Dead("never"), Retry("later", after=60)])
-async def test_a_probe_that_tells_nothing_is_followed_by_another(
+async def test_inconclusive_probe_is_followed_by_another(
     place: Path | Database, decision: Exception
 ) -> None:
     calls = 0
@@ -299,7 +309,9 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
             await station.dispatch.stop()
 
 
-async def test_a_look_during_a_probe_does_not_forget_it(place: Path | Database) -> None:
+async def test_asking_the_breaker_during_a_probe_does_not_end_the_probe(
+    place: Path | Database,
+) -> None:
     async with dispatching(place, start=False) as station:
         now = station.clock()
         await station.breakers.trip("post", now - 1, now, "it was down")
@@ -313,7 +325,7 @@ async def test_a_look_during_a_probe_does_not_forget_it(place: Path | Database) 
 
 
 @pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["reset"]], ids="+".join)
-async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
+async def test_probe_interrupted_by_a_full_disk_is_followed_by_another(
     place: Path | Database, away: list[str]
 ) -> None:
     service = Service()
@@ -335,7 +347,7 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
         assert (await station.breakers.all())["post"].held is None
 
 
-async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
+async def test_stop_releases_a_probe_under_way(place: Path | Database) -> None:
     begun = asyncio.Event()
 
     @on("*", name="post", timeout=3600)
@@ -355,13 +367,13 @@ async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
         assert (await station.breakers.all())["post"].probe_until is None
 
 
-async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
+async def test_breaker_state_read_before_a_change_is_not_cached(
     place: Path | Database,
 ) -> None:
     async with dispatching(place, handler_of(Service()), start=False) as station:
 
         class Slow(Breakers):
-            """Gives what was true a moment ago."""
+            """Returns a state that may have changed since it was read."""
 
             async def all(self) -> dict[str, BreakerState]:
                 found = await super().all()
@@ -381,7 +393,9 @@ async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
 
 
 @pytest.mark.parametrize("most", [1, 2])
-async def test_a_short_run_may_be_enough(place: Path | Database, most: int) -> None:
+async def test_breaker_can_open_after_one_or_two_failures(
+    place: Path | Database, most: int
+) -> None:
     service = Service()
     short = BreakerPolicy(failures=most, first_wait=3600)
     async with dispatching(place, handler_of(service), breaker=short) as station:

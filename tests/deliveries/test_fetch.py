@@ -1,4 +1,4 @@
-"""The guarded download: public addresses only, bounded, and told by its bytes."""
+"""The guarded download: only public addresses, within limits, its content type checked."""
 
 import asyncio
 import base64
@@ -92,13 +92,13 @@ ADDRESSES = {
 }
 
 
-def test_an_address_is_public_or_not() -> None:
+def test_is_public_rejects_private_and_reserved_addresses() -> None:
     assert {address: is_public(address) for address in ADDRESSES} == ADDRESSES
 
 
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
-    """Script the answers for names, one after another; what is not named is an address."""
+    """Script the DNS answers of host names, one per lookup; any other host is an IP address."""
     answers: dict[str, list[list[str]]] = {}
     real = socket.getaddrinfo
 
@@ -117,7 +117,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """Notes where a connection would go, and answers from a script."""
+    """A transport that records requests and answers from a list."""
 
     def __init__(self, *answers: httpx.Response) -> None:
         self.requests: list[httpx.Request] = []
@@ -177,7 +177,7 @@ async def download(
         "http://127.0.0.1#@files.example/",
     ],
 )
-async def test_a_url_with_a_private_address_is_dead(
+async def test_url_with_a_private_address_is_dead(
     resolver: dict[str, list[list[str]]], tmp_path: Path, url: str
 ) -> None:
     assert resolver == {}
@@ -205,7 +205,7 @@ async def test_a_url_with_a_private_address_is_dead(
         "http://xn--/",
     ],
 )
-async def test_what_is_no_web_address_is_dead_or_cannot_be_resolved(
+async def test_invalid_url_is_dead_or_cannot_be_resolved(
     resolver: dict[str, list[list[str]]], tmp_path: Path, url: str
 ) -> None:
     resolver["files.example"] = [[PUBLIC]]
@@ -218,7 +218,7 @@ async def test_what_is_no_web_address_is_dead_or_cannot_be_resolved(
 
 
 @pytest.mark.parametrize("nothing", [Output(text="only words"), Output(url=""), ""])
-async def test_an_output_without_a_url_is_dead(tmp_path: Path, nothing: Output | str) -> None:
+async def test_output_without_a_url_is_dead(tmp_path: Path, nothing: Output | str) -> None:
     async with guarded() as (client, _):
         with pytest.raises(Dead, match="has no URL"):
             await download(client, nothing, tmp_path)
@@ -228,7 +228,7 @@ async def test_an_output_without_a_url_is_dead(tmp_path: Path, nothing: Output |
     "addresses",
     [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1", PUBLIC], ["2606:4700::1", "fe80::1"], []],
 )
-async def test_a_name_that_leads_anywhere_private_is_dead(
+async def test_host_with_any_private_address_or_without_addresses_is_dead(
     resolver: dict[str, list[list[str]]], tmp_path: Path, addresses: list[str]
 ) -> None:
     resolver["files.example"] = [addresses]
@@ -239,10 +239,10 @@ async def test_a_name_that_leads_anywhere_private_is_dead(
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "2606:4700::1"])
-async def test_the_connection_goes_to_the_address_that_was_checked(
+async def test_connection_uses_the_checked_address_despite_dns_rebinding(
     resolver: dict[str, list[list[str]]], tmp_path: Path, address: str
 ) -> None:
-    resolver["files.example"] = [[address], ["127.0.0.1"]]  # the second look gets another answer
+    resolver["files.example"] = [[address], ["127.0.0.1"]]  # the second lookup gets another answer
     async with guarded() as (client, wire):
         fetched = await download(client, "https://files.example:8443/a?b=c", tmp_path)
         [request] = wire.requests
@@ -255,7 +255,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked(
             await download(client, "https://files.example:8443/a?b=c", tmp_path)
 
 
-async def test_a_name_is_resolved_as_it_is_sent(
+async def test_international_host_name_is_resolved_in_the_form_that_is_sent(
     resolver: dict[str, list[list[str]]], tmp_path: Path
 ) -> None:
     resolver["xn--strae-oqa.example"] = [[PUBLIC]]
@@ -265,9 +265,7 @@ async def test_a_name_is_resolved_as_it_is_sent(
         assert wire.requests[0].extensions["sni_hostname"] == "xn--strae-oqa.example"
 
 
-async def test_a_name_that_cannot_be_resolved_may_be_tried_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_dns_failure_can_be_retried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def nowhere(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
@@ -292,7 +290,7 @@ def moved(location: str, status: int = 302) -> httpx.Response:
         "http://2130706433/",
     ],
 )
-async def test_a_redirect_to_a_private_address_is_dead(
+async def test_redirect_to_a_private_address_is_dead(
     resolver: dict[str, list[list[str]]], tmp_path: Path, location: str
 ) -> None:
     for status in (301, 302, 303, 307, 308):
@@ -305,7 +303,7 @@ async def test_a_redirect_to_a_private_address_is_dead(
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://files.example/x"])
-async def test_a_redirect_off_the_web_is_never_followed(
+async def test_redirect_to_a_non_http_url_is_not_followed(
     resolver: dict[str, list[list[str]]], tmp_path: Path, location: str
 ) -> None:
     resolver["files.example"] = [[PUBLIC]]
@@ -324,7 +322,7 @@ async def test_a_redirect_off_the_web_is_never_followed(
     await inner.aclose()
 
 
-async def test_a_redirect_to_another_public_place_is_followed(
+async def test_redirect_to_another_public_host_is_followed(
     resolver: dict[str, list[list[str]]], tmp_path: Path
 ) -> None:
     resolver["files.example"] = [[PUBLIC]]
@@ -337,7 +335,7 @@ async def test_a_redirect_to_another_public_place_is_followed(
         ]
 
 
-async def test_with_leave_a_private_address_is_fetched(tmp_path: Path) -> None:
+async def test_private_address_is_fetched_if_allowed(tmp_path: Path) -> None:
     async with guarded(allow_private=True) as (client, wire):
         assert (await download(client, "http://127.0.0.1:1/x", tmp_path)).size == 2
         assert wire.requests[0].url.host == "127.0.0.1"
@@ -350,7 +348,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def serving(
     head: Sequence[bytes], *pieces: bytes, hold: asyncio.Event | None = None
 ) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """Answer every request on loopback with these bytes; give the URL and what was asked."""
+    """Answer every request on loopback with these bytes; yield the URL and the requests."""
     asked: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -363,7 +361,7 @@ async def serving(
             if hold is not None:
                 await hold.wait()
         except ConnectionError:
-            pass  # the client has had enough
+            pass  # the client has disconnected
         finally:
             writer.close()
 
@@ -379,7 +377,7 @@ OK = (b"200 OK", b"connection: close")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 
-async def test_a_download_is_told_by_its_bytes(tmp_path: Path) -> None:
+async def test_content_type_comes_from_the_bytes_and_not_from_the_header(tmp_path: Path) -> None:
     async with (
         serving((*OK, b"content-type: text/html; charset=x"), PNG[:3], PNG[3:]) as (url, asked),
         guarded_client(allow_private=True) as client,
@@ -401,7 +399,7 @@ async def test_a_download_is_told_by_its_bytes(tmp_path: Path) -> None:
         ((), "application/octet-stream"),
     ],
 )
-async def test_where_the_bytes_say_nothing_the_server_does(
+async def test_content_type_comes_from_the_header_if_the_bytes_show_none(
     tmp_path: Path, declared: tuple[bytes, ...], expected: str
 ) -> None:
     async with (
@@ -411,7 +409,7 @@ async def test_where_the_bytes_say_nothing_the_server_does(
         assert (await download(client, url, tmp_path)).content_type == expected
 
 
-async def test_the_client_of_the_app_reaches_no_private_address(tmp_path: Path) -> None:
+async def test_guarded_client_refuses_private_addresses(tmp_path: Path) -> None:
     async with (
         serving(OK, b"secret") as (url, asked),
         guarded_client(allow_private=False) as client,
@@ -422,7 +420,7 @@ async def test_the_client_of_the_app_reaches_no_private_address(tmp_path: Path) 
         assert asked == []
 
 
-async def test_the_client_of_the_app_asks_no_proxy(
+async def test_guarded_client_ignores_proxy_environment_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -431,7 +429,7 @@ async def test_the_client_of_the_app_asks_no_proxy(
         assert (await download(client, url, tmp_path)).read() == b"fine"
 
 
-async def test_a_loop_of_redirects_ends(tmp_path: Path) -> None:
+async def test_redirect_loop_ends_after_six_requests(tmp_path: Path) -> None:
     async with (
         serving((b"302 Found", b"location: /", b"content-length: 0", b"connection: close")) as (
             url,
@@ -445,20 +443,20 @@ async def test_a_loop_of_redirects_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-async def test_a_result_that_is_gone_is_dead(tmp_path: Path, status: int) -> None:
+async def test_expired_result_status_is_dead(tmp_path: Path, status: int) -> None:
     async with guarded(httpx.Response(status), allow_private=True) as (client, _):
         with pytest.raises(Dead, match=f"gone: HTTP {status}"):
             await download(client, "http://127.0.0.1/", tmp_path)
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-async def test_a_server_in_trouble_may_be_asked_again(tmp_path: Path, status: int) -> None:
+async def test_transient_error_status_can_be_retried(tmp_path: Path, status: int) -> None:
     async with guarded(httpx.Response(status), allow_private=True) as (client, _):
         with pytest.raises(httpx.HTTPStatusError):
             await download(client, "http://127.0.0.1/", tmp_path)
 
 
-async def test_a_size_that_is_declared_too_large_is_not_even_read(tmp_path: Path) -> None:
+async def test_oversized_content_length_is_dead_before_the_body_is_read(tmp_path: Path) -> None:
     async with (
         serving((*OK, b"content-length: 1001")) as (url, _),
         guarded_client(allow_private=True) as client,
@@ -469,7 +467,7 @@ async def test_a_size_that_is_declared_too_large_is_not_even_read(tmp_path: Path
 
 
 @pytest.mark.parametrize("size", [1000, 1001])
-async def test_a_size_that_is_not_declared_is_counted(tmp_path: Path, size: int) -> None:
+async def test_body_without_content_length_is_counted(tmp_path: Path, size: int) -> None:
     async with (
         serving(OK, b"x" * 600, b"x" * (size - 600)) as (url, _),
         guarded_client(allow_private=True) as client,
@@ -481,7 +479,7 @@ async def test_a_size_that_is_not_declared_is_counted(tmp_path: Path, size: int)
                 await download(client, url, tmp_path)
 
 
-async def test_an_endless_answer_is_cut_off_by_size(tmp_path: Path) -> None:
+async def test_endless_body_is_cut_off_at_the_size_limit(tmp_path: Path) -> None:
     async with (
         serving(OK, *([b"x" * 100_000] * 200)) as (url, _),
         guarded_client(allow_private=True) as client,
@@ -490,7 +488,7 @@ async def test_an_endless_answer_is_cut_off_by_size(tmp_path: Path) -> None:
             await download(client, url, tmp_path, max_bytes=200_000)
 
 
-async def test_an_answer_that_takes_too_long_may_be_tried_again(tmp_path: Path) -> None:
+async def test_slow_response_times_out_and_can_be_retried(tmp_path: Path) -> None:
     hold = asyncio.Event()
     async with (
         serving(OK, b"some", hold=hold) as (url, _),
@@ -501,7 +499,7 @@ async def test_an_answer_that_takes_too_long_may_be_tried_again(tmp_path: Path) 
         hold.set()
 
 
-async def test_an_answer_that_is_cut_short_may_be_tried_again(tmp_path: Path) -> None:
+async def test_truncated_body_can_be_retried(tmp_path: Path) -> None:
     async with (
         serving((*OK, b"content-length: 100"), b"x" * 50) as (url, _),
         guarded_client(allow_private=True) as client,
@@ -518,7 +516,7 @@ def gzipped(*headers: bytes, encoding: bytes = b"gzip") -> tuple[bytes, ...]:
     ("encoding", "encode"),
     [(b"gzip", gzip.compress), (b"x-gzip", gzip.compress), (b" Deflate", zlib.compress)],
 )
-async def test_an_answer_that_was_compressed_all_the_same_is_inflated(
+async def test_compressed_body_is_decompressed_although_not_requested(
     tmp_path: Path, encoding: bytes, encode: Callable[[bytes], bytes]
 ) -> None:
     body = encode(PNG)
@@ -541,7 +539,7 @@ async def test_an_answer_that_was_compressed_all_the_same_is_inflated(
     ],
     ids=["unknown", "twice", "no gzip", "cut short", "empty"],
 )
-async def test_an_encoding_that_is_a_lie_gives_no_file(
+async def test_unknown_or_corrupt_content_encoding_is_an_error(
     tmp_path: Path, encoding: bytes, body: bytes, error: type[Exception]
 ) -> None:
     async with (
@@ -552,7 +550,7 @@ async def test_an_encoding_that_is_a_lie_gives_no_file(
             await download(client, url, tmp_path)
 
 
-async def test_a_bomb_is_bounded_in_size_and_in_memory(tmp_path: Path) -> None:
+async def test_decompression_bomb_is_limited_in_size_and_memory(tmp_path: Path) -> None:
     bomb = gzip.compress(bytes(128 * 1024 * 1024), 9)
     assert len(bomb) < 200_000
     async with (
@@ -579,7 +577,7 @@ async def test_a_bomb_is_bounded_in_size_and_in_memory(tmp_path: Path) -> None:
         ("data:Text/CSV,a,b", b"a,b", "text/csv"),
     ],
 )
-async def test_a_data_uri_is_fetched_without_a_network(
+async def test_data_uri_is_decoded_without_a_request(
     tmp_path: Path, url: str, content: bytes, kind: str
 ) -> None:
     async with guarded() as (client, wire):
@@ -598,7 +596,9 @@ async def test_a_data_uri_is_fetched_without_a_network(
         ("data:text/plain," + "x" * 1001, "larger than 1000"),
     ],
 )
-async def test_a_data_uri_that_is_no_good_is_dead(tmp_path: Path, url: str, words: str) -> None:
+async def test_malformed_or_oversized_data_uri_is_dead(
+    tmp_path: Path, url: str, words: str
+) -> None:
     async with guarded() as (client, _):
         with pytest.raises(Dead, match=words):
             await download(client, url, tmp_path)
@@ -647,7 +647,7 @@ SHOWN: dict[bytes, str | None] = {
     b"PK\x03\x04": "application/zip",
     b"\x1f\x8b\x08": "application/gzip",
     b"%PDF-1.7": "application/pdf",
-    # what only looks so
+    # similar to a known type
     b"RIFF\0\0\0\0????": None,
     b"????\0\0\0\0WEBP": None,
     b"????\0\0\0\0WAVE": None,
@@ -685,20 +685,20 @@ SHOWN: dict[bytes, str | None] = {
 }
 
 
-def test_the_first_bytes_name_the_type() -> None:
+def test_first_bytes_determine_the_content_type() -> None:
     assert {head: sniff(head) for head in SHOWN} == SHOWN
 
 
 @pytest.mark.parametrize(
     "head", [b"<!---->" * 80, b"<!--" * 120, b"<?xml " * 80, b"<!DOCTYPE svg " * 40, b"[" * 512]
 )
-def test_a_hostile_head_is_read_quickly(head: bytes) -> None:
+def test_hostile_first_bytes_are_parsed_quickly(head: bytes) -> None:
     began = time.process_time()
     sniff(head[:512])
     assert time.process_time() - began < 5
 
 
-# --- What comes must be what was promised --------------------------------------------------------
+# --- The bytes must match the promised content type ---------------------------------------------
 
 HTML = b"<!DOCTYPE html><title>Sorry</title>"
 JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
@@ -745,7 +745,7 @@ async def promised(
         ("audio/mpegurl", HTML, "text/html"),
     ],
 )
-async def test_a_broken_promise_is_dead_whoever_made_it(
+async def test_bytes_that_contradict_a_promised_content_type_are_dead(
     tmp_path: Path, promise: str, content: bytes, shown: str
 ) -> None:
     says = re.escape(
@@ -795,7 +795,7 @@ async def test_a_broken_promise_is_dead_whoever_made_it(
         ("text/plain", b"words", "text/plain"),
     ],
 )
-async def test_a_promise_that_is_kept_gives_the_type_that_the_bytes_show(
+async def test_bytes_of_the_promised_kind_give_the_content_type(
     tmp_path: Path, promise: str, content: bytes, kind: str
 ) -> None:
     assert (await promised(tmp_path, content, header=promise)).content_type == kind
@@ -804,7 +804,7 @@ async def test_a_promise_that_is_kept_gives_the_type_that_the_bytes_show(
     assert fetched.content_type == kind
 
 
-async def test_both_promises_must_be_kept(tmp_path: Path) -> None:
+async def test_bytes_must_match_the_content_types_of_header_and_provider(tmp_path: Path) -> None:
     assert (await promised(tmp_path, PNG, header="image/jpeg", provider="image/webp")).size
     for header, provider in (("image/png", "video/mp4"), ("video/mp4", "image/png")):
         with pytest.raises(Dead, match="video/mp4 was promised and the bytes are image/png"):
@@ -812,7 +812,7 @@ async def test_both_promises_must_be_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("promise", ["image/png", "video/mp4", "audio/mpeg", "image/svg+xml"])
-async def test_an_empty_file_keeps_no_promise(tmp_path: Path, promise: str) -> None:
+async def test_empty_file_with_a_promised_media_type_is_dead(tmp_path: Path, promise: str) -> None:
     with pytest.raises(Dead, match=f"the result is empty: {re.escape(promise)} was promised"):
         await promised(tmp_path, b"", header=promise)
     with pytest.raises(Dead, match="the result is empty"):
@@ -820,13 +820,13 @@ async def test_an_empty_file_keeps_no_promise(tmp_path: Path, promise: str) -> N
 
 
 @pytest.mark.parametrize("promise", ["", "application/octet-stream", "text/plain"])
-async def test_an_empty_file_that_nobody_promised_anything_of_is_a_file(
+async def test_empty_file_without_a_promised_media_type_is_accepted(
     tmp_path: Path, promise: str
 ) -> None:
     assert (await promised(tmp_path, b"", header=promise)).size == 0
 
 
-async def test_a_page_over_the_wire_in_small_pieces_is_still_seen(tmp_path: Path) -> None:
+async def test_html_page_sent_byte_by_byte_is_detected(tmp_path: Path) -> None:
     async with (
         serving((*OK, b"content-type: image/png"), *(bytes([byte]) for byte in HTML)) as (url, _),
         guarded_client(allow_private=True) as client,
@@ -849,7 +849,7 @@ async def test_a_page_over_the_wire_in_small_pieces_is_still_seen(tmp_path: Path
         ("data:image/png;base64,%3D%3D%3D", None, "not base64"),
     ],
 )
-async def test_a_data_uri_must_keep_its_promise_too(
+async def test_data_uri_is_checked_for_content_type_size_and_encoding(
     tmp_path: Path, url: str, promise: str | None, words: str
 ) -> None:
     async with guarded() as (client, _):
@@ -857,7 +857,7 @@ async def test_a_data_uri_must_keep_its_promise_too(
             await download(client, Output(url=url, content_type=promise), tmp_path)
 
 
-async def test_base64_in_a_data_uri_may_be_percent_encoded(tmp_path: Path) -> None:
+async def test_base64_in_a_data_uri_can_be_percent_encoded(tmp_path: Path) -> None:
     encoded = base64.b64encode(PNG).decode().replace("+", "%2B").replace("=", "%3D")
     async with guarded() as (client, _):
         fetched = await download(client, f"data:image/jpeg;base64,{encoded}", tmp_path)
@@ -867,7 +867,7 @@ async def test_base64_in_a_data_uri_may_be_percent_encoded(tmp_path: Path) -> No
 # --- Redirects, sizes and times ------------------------------------------------------------------
 
 
-async def test_every_redirect_is_looked_at_anew(
+async def test_host_is_resolved_and_checked_again_at_every_redirect(
     resolver: dict[str, list[list[str]]], tmp_path: Path
 ) -> None:
     resolver["files.example"] = [[PUBLIC]]
@@ -884,7 +884,7 @@ async def test_every_redirect_is_looked_at_anew(
 
 
 class Dripping(httpx.AsyncByteStream):
-    """A body that comes in pieces, with a rest between them, as no real transport would check."""
+    """A body in pieces with pauses; unlike a real transport, it does not check its length."""
 
     def __init__(self, *parts: bytes, rest: float = 0.0) -> None:
         self.parts = parts
@@ -898,7 +898,9 @@ class Dripping(httpx.AsyncByteStream):
             yield part
 
 
-async def test_a_file_that_is_shorter_than_was_said_may_be_tried_again(tmp_path: Path) -> None:
+async def test_body_shorter_than_content_length_is_found_without_transport_checks(
+    tmp_path: Path,
+) -> None:
     short = httpx.Response(200, headers={"content-length": "109"}, stream=Dripping(PNG))
     whole = httpx.Response(200, headers={"content-length": "108"}, stream=Dripping(PNG))
     async with guarded(short, whole, allow_private=True) as (client, _):
@@ -907,7 +909,7 @@ async def test_a_file_that_is_shorter_than_was_said_may_be_tried_again(tmp_path:
         assert (await download(client, "http://127.0.0.1/", tmp_path)).read() == PNG
 
 
-async def test_an_answer_that_drips_is_cut_off_by_time(tmp_path: Path) -> None:
+async def test_dripping_body_is_cut_off_by_the_timeout(tmp_path: Path) -> None:
     body = Dripping(*[b"x"] * 500, rest=0.01)
     async with guarded(httpx.Response(200, stream=body), allow_private=True) as (client, _):
         with pytest.raises(TimeoutError):
@@ -915,7 +917,7 @@ async def test_an_answer_that_drips_is_cut_off_by_time(tmp_path: Path) -> None:
     assert 0 < body.given < 50
 
 
-async def test_an_answer_is_not_read_beyond_its_size(tmp_path: Path) -> None:
+async def test_oversized_body_is_not_read_beyond_the_limit(tmp_path: Path) -> None:
     body = Dripping(*[b"x" * 100_000] * 50)
     async with guarded(httpx.Response(200, stream=body), allow_private=True) as (client, _):
         with pytest.raises(Dead, match="larger than 1000 bytes"):
@@ -923,7 +925,7 @@ async def test_an_answer_is_not_read_beyond_its_size(tmp_path: Path) -> None:
     assert body.given == 1
 
 
-def test_a_forbidden_address_is_an_error_of_the_request() -> None:
+def test_forbidden_address_is_an_httpx_request_error() -> None:
     assert issubclass(ForbiddenAddress, httpx.RequestError)
 
 
@@ -950,7 +952,7 @@ def test_a_forbidden_address_is_an_error_of_the_request() -> None:
         ("application/x-made-up", "a.b", "bin"),
     ],
 )
-def test_the_end_of_a_name_is_the_same_on_every_machine(
+def test_file_extension_does_not_depend_on_the_machines_mime_types(
     monkeypatch: pytest.MonkeyPatch, kind: str, name: str, ending: str
 ) -> None:
     monkeypatch.setattr("mimetypes.guess_extension", lambda *_, **__: ".wrong")

@@ -1,4 +1,4 @@
-"""A result that wants our key at its provider: no host that it redirects to sees the key."""
+"""Results that require our API key: only the provider gets it, no host it redirects to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILM: Final = b"\x00\x00\x00\x18ftypmp42"
 
 @contextmanager
 def serving(moves: dict[str, str]) -> Iterator[tuple[int, Asked]]:
-    """Answer with a film, or send on what is asked for at these paths."""
+    """Answer each request with a video, or with a redirect if `moves` has one for its path."""
     asked: Asked = []
 
     class Answer(BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ def serving(moves: dict[str, str]) -> Iterator[tuple[int, Asked]]:
             self.wfile.write(b"" if to else FILM)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Write no log."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = Thread(target=server.serve_forever)
@@ -52,7 +52,7 @@ def serving(moves: dict[str, str]) -> Iterator[tuple[int, Asked]]:
             thread.join()
 
 
-def test_the_key_goes_to_the_provider_and_not_where_that_sends_us(receiver_kit: Kits) -> None:
+def test_api_key_is_dropped_on_a_redirect_to_another_host(receiver_kit: Kits) -> None:
     films: list[bytes] = []
 
     @on("succeeded", name="test/keep")
@@ -62,7 +62,7 @@ def test_the_key_goes_to_the_provider_and_not_where_that_sends_us(receiver_kit: 
     moves: dict[str, str] = {}
     with serving(moves) as (port, asked), serving(moves) as (other, heard):
         moves |= {
-            AT: "/there",  # at the provider itself
+            AT: "/there",  # the same host, which gets the key again
             "/there": f"http://127.0.0.1:{other}/away",
             "/away": f"http://localhost:{port}/named",
             "/named": f"http://127.0.0.1:{port}/back",
@@ -92,7 +92,7 @@ def test_the_key_goes_to_the_provider_and_not_where_that_sends_us(receiver_kit: 
         "//evil.example/openrouter.ai",
     ],
 )
-async def test_the_key_is_dropped_for_what_only_looks_like_its_host(
+async def test_api_key_is_dropped_on_a_redirect_to_a_lookalike_origin(
     tmp_path: Path, location: str
 ) -> None:
     asked: list[httpx.Request] = []

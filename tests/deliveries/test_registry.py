@@ -1,4 +1,4 @@
-"""The decorator, what matches, and how files are loaded."""
+"""The registry: the `@on` decorator, which events match a handler, and how files are loaded."""
 
 import functools
 import sys
@@ -38,7 +38,7 @@ def registry(**given: Any) -> Registry:
     return found
 
 
-def test_a_decorated_function_stays_what_it_was() -> None:
+def test_decorated_function_is_returned_unchanged() -> None:
     def mine(event: str) -> str:
         return f"hello {event}"
 
@@ -46,7 +46,7 @@ def test_a_decorated_function_stays_what_it_was() -> None:
     assert mine("you") == "hello you"
 
 
-def test_a_handler_is_named_after_its_place_unless_it_is_named() -> None:
+def test_handler_name_is_module_and_function_unless_given() -> None:
     [handler] = handlers_of(on("failed")(greet))[-1:]
     assert handler.name == f"{__name__}:greet"
     assert Path(handler.place.rpartition(":")[0]).name == HERE
@@ -66,7 +66,7 @@ def test_a_handler_is_named_after_its_place_unless_it_is_named() -> None:
         (("prediction.failed",), {"failed"}),
     ],
 )
-def test_types_choose_events(types: tuple[str, ...], wanted: set[str]) -> None:
+def test_event_types_select_events(types: tuple[str, ...], wanted: set[str]) -> None:
     found = registry(types=types)
     matching = {
         kind
@@ -91,7 +91,7 @@ def test_types_choose_events(types: tuple[str, ...], wanted: set[str]) -> None:
         ({"model": "flux*"}, "fal", "flux\nx", True),
     ],
 )
-def test_globs_choose_providers_and_models(
+def test_glob_patterns_select_providers_and_models(
     given: dict[str, str], provider: str, model: str, *, matches: bool
 ) -> None:
     found = registry(**given).wanting("prediction.succeeded", provider, model, {})
@@ -116,20 +116,20 @@ def test_globs_choose_providers_and_models(
         ("*", "", True),
         ("", "", True),
         ("é", "é", True),
-        ('["a", 1]', ["a", 1], False),  # brackets are a glob's
+        ('["a", 1]', ["a", 1], False),  # brackets are glob syntax
         ("*a*", ["a", 1], True),
         ("*", {"deep": None}, True),
         ("1180591620717411303424", 2**70, True),
     ],
 )
-def test_globs_choose_metadata_as_it_is_written_in_json(
+def test_glob_patterns_match_metadata_values_as_json(
     pattern: str, value: Any, *, matches: bool
 ) -> None:
     found = registry(metadata={"key": pattern})
     assert bool(found.wanting("prediction.failed", "fal", "m", {"key": value})) == matches
 
 
-def test_metadata_that_is_not_there_does_not_match() -> None:
+def test_missing_metadata_key_does_not_match() -> None:
     found = registry(metadata={"a": "*", "b": "*"})
     assert found.wanting("prediction.failed", "fal", "m", {"a": 1}) == []
     assert found.wanting("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
@@ -146,14 +146,14 @@ def test_metadata_that_is_not_there_does_not_match() -> None:
         (("prediction.succeeded", "fal", "m", {"k": "v"}), None),
     ],
 )
-def test_a_handler_says_why_it_does_not_want_an_event(
+def test_handler_explains_why_an_event_does_not_match(
     event: tuple[str, str, str, dict[str, Any]], reason: str | None
 ) -> None:
     found = registry(types=["succeeded"], provider="fal", model="m", metadata={"k": "v"})
     assert found.handlers["wanted"].refuses(*event) == reason
 
 
-def test_who_replies_wants_only_what_asks_for_it() -> None:
+def test_handler_with_reply_to_gets_only_events_with_a_matching_reply_url() -> None:
     found = registry(reply_to="https://bot.example/*")
     for url, wants in (
         ("https://bot.example/a", True),
@@ -204,7 +204,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_said_with_file_and_line(name: str) -> None:
+def test_invalid_handler_argument_is_rejected_with_file_and_line(name: str) -> None:
     given, words = WRONG[name]
     types = given.get("types", ())
     rest = {key: value for key, value in given.items() if key != "types"}
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_with_file_and_line(name: str) -> None:
         (Method.tell, "Method.tell is a method without its object"),
     ],
 )
-def test_what_cannot_be_called_is_refused(function: Any, words: str) -> None:
+def test_object_that_cannot_be_called_with_an_event_is_rejected(function: Any, words: str) -> None:
     with pytest.raises(HandlerError, match=words):
         on()(function)
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_called_is_refused(function: Any, words: str) -> None:
         (lambda _event, **_kwargs: None, False),
     ],
 )
-def test_a_handler_gets_a_context_if_it_has_room(
+def test_handler_gets_a_context_only_if_it_takes_a_second_argument(
     function: Callable[..., Any], *, context: bool
 ) -> None:
     assert on(name="x")(function) is function
@@ -261,7 +261,7 @@ def test_a_handler_gets_a_context_if_it_has_room(
         ({"cap": float("nan")}, TypeError),
     ],
 )
-def test_a_retry_that_makes_no_sense_is_refused(
+def test_invalid_retry_argument_is_rejected_with_its_name(
     given: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=next(iter(given))):
@@ -269,13 +269,13 @@ def test_a_retry_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("decorator", [on, route, source])
-def test_a_decorator_without_parentheses_is_refused(decorator: Any) -> None:
-    """Else the function would be registered by nobody, and nobody would be told."""
+def test_decorator_without_parentheses_is_rejected(decorator: Any) -> None:
+    """Otherwise the function would silently not be registered."""
     with pytest.raises(HandlerError, match=rf"{HERE}:\d+: a decorator needs its parentheses"):
         decorator(greet)
 
 
-def test_a_method_of_an_object_is_a_handler() -> None:
+def test_decorated_method_is_a_handler_of_its_own_object_only() -> None:
     one, other = Method(), Method()
     on()(one.tell)
     assert not handlers_of(one.tell)[-1].takes_context
@@ -283,13 +283,13 @@ def test_a_method_of_an_object_is_a_handler() -> None:
         handlers_of(other.tell)
 
 
-def test_a_policy_is_filled_from_the_default() -> None:
+def test_retry_policy_takes_missing_values_from_the_default() -> None:
     default = Policy(attempts=10, base=2, cap=3600)
     assert Retry().policy(default) == default
     assert Retry(attempts=1, base=0, cap=5).policy(default) == Policy(attempts=1, base=0, cap=5)
 
 
-def test_one_name_is_one_handler() -> None:
+def test_duplicate_handler_name_is_rejected_with_both_places() -> None:
     found = Registry()
     [first] = handlers_of(on(name="same")(lambda _event: None))
     [second] = handlers_of(on(name="same")(lambda _event: None))
@@ -300,9 +300,9 @@ def test_one_name_is_one_handler() -> None:
     assert str(raised.value).startswith(second.place)
 
 
-def test_names_that_would_share_ids_do_not_go_together() -> None:
+def test_handler_names_with_colliding_digests_are_rejected() -> None:
     found = Registry()
-    for name in ("handler-13761", "handler-19680"):  # these two have one digest
+    for name in ("handler-13761", "handler-19680"):  # both have the same digest
         on(name=name)(greet)
     first, second = handlers_of(greet)[-2:]
     found.add(first)
@@ -311,7 +311,7 @@ def test_names_that_would_share_ids_do_not_go_together() -> None:
     assert str(raised.value).startswith(second.place)
 
 
-def test_a_function_that_was_not_decorated_is_no_handler() -> None:
+def test_undecorated_function_is_not_a_handler() -> None:
     def plain(_: Event) -> None:
         raise NotImplementedError
 
@@ -321,10 +321,10 @@ def test_a_function_that_was_not_decorated_is_no_handler() -> None:
         handlers_of(len)
 
 
-def test_a_handler_that_another_decorator_wraps_is_found() -> None:
-    """Its globals are those of the module that has the other decorator."""
+def test_handler_wrapped_by_another_modules_decorator_is_found() -> None:
+    """The wrapper's globals are those of the module that defines the other decorator."""
     elsewhere: dict[str, Any] = {"functools": functools}
-    exec(  # a module of somebody else's
+    exec(  # a module other than the handler's
         "def wrap(f):\n"
         "    @functools.wraps(f)\n"
         "    def inner(*args):\n"
@@ -338,7 +338,7 @@ def test_a_handler_that_another_decorator_wraps_is_found() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Give a folder that modules can be loaded from, and forget them afterwards."""
+    """Yield a folder to load modules from; afterwards, remove them from `sys.modules`."""
     path, modules = list(sys.path), set(sys.modules)
     yield tmp_path
     sys.path[:] = path
@@ -362,7 +362,7 @@ import neighbour_of_two as neighbour
 """
 
 
-def test_a_file_is_loaded_with_all_its_handlers_and_may_import_its_neighbours(
+def test_file_is_loaded_with_all_handlers_and_can_import_its_siblings(
     folder: Path,
 ) -> None:
     (folder / "two_handlers.py").write_text(TWO)
@@ -372,7 +372,7 @@ def test_a_file_is_loaded_with_all_its_handlers_and_may_import_its_neighbours(
     assert found.handlers["two_handlers:first"].place.startswith(str(folder / "two_handlers.py"))
 
 
-def test_a_module_is_loaded_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_is_loaded_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "by_name_handlers.py").write_text(TWO)
     (folder / "neighbour_of_two.py").write_text("WORD = 'hi'")
     monkeypatch.syspath_prepend(folder)
@@ -380,7 +380,7 @@ def test_a_module_is_loaded_by_its_name(folder: Path, monkeypatch: pytest.Monkey
     assert load([]).handlers == {}
 
 
-def test_an_installed_handler_is_loaded_by_its_entry_point(
+def test_installed_handler_is_loaded_by_its_entry_point(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "their_package.py").write_text("from receiver import on\non(name='t')(lambda e: e)")
@@ -392,8 +392,8 @@ def test_an_installed_handler_is_loaded_by_its_entry_point(
     assert list(load(["theirs"]).handlers) == ["t"]
 
 
-def test_a_file_does_not_shadow_a_module_of_its_name(folder: Path) -> None:
-    import json  # noqa: PLC0415 - the point is that it stays what it was
+def test_handler_file_does_not_shadow_a_module_of_the_same_name(folder: Path) -> None:
+    import json  # noqa: PLC0415 - it must still be the standard module below
 
     (folder / "json.py").write_text("from receiver import on\n@on()\ndef f(event): ...\n")
     assert list(load([str(folder / "json.py")]).handlers) == ["json:f"]
@@ -422,7 +422,7 @@ UNLOADABLE = {
 
 @pytest.mark.parametrize("name", UNLOADABLE)
 @pytest.mark.parametrize("by_name", [True, False])
-def test_a_file_that_cannot_be_loaded_is_named_with_its_line(
+def test_load_error_names_the_file_and_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, by_name: bool
 ) -> None:
     source, words = UNLOADABLE[name]
@@ -444,12 +444,12 @@ def test_a_file_that_cannot_be_loaded_is_named_with_its_line(
         ("..", "cannot be loaded"),
     ],
 )
-def test_what_is_not_there_cannot_be_loaded(name: str, words: str) -> None:
+def test_missing_file_or_module_is_rejected(name: str, words: str) -> None:
     with pytest.raises(HandlerError, match=words):
         load([name])
 
 
-def test_all_that_cannot_be_loaded_is_said_at_once(folder: Path) -> None:
+def test_all_load_errors_are_reported_together(folder: Path) -> None:
     (folder / "empty.py").write_text("")
     names = ["no_such_module", str(folder / "empty.py"), "nowhere.py"]
     with pytest.raises(HandlerError) as raised:
@@ -458,7 +458,7 @@ def test_all_that_cannot_be_loaded_is_said_at_once(folder: Path) -> None:
     assert [line.startswith(name) for line, name in zip(problems, names, strict=True)] == [True] * 3
 
 
-def test_a_folder_or_another_file_is_not_loaded(folder: Path) -> None:
+def test_plain_folder_or_non_python_file_is_rejected(folder: Path) -> None:
     (folder / "notes.txt").write_text("from receiver import on")
     with pytest.raises(HandlerError, match="no such file"):
         load([f"{folder}/"])
@@ -559,7 +559,7 @@ BESIDE: dict[str, tuple[dict[str, str], list[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", BESIDE)
-def test_files_and_their_neighbours_never_collide(folder: Path, case: str) -> None:
+def test_handler_files_and_their_imports_never_collide(folder: Path, case: str) -> None:
     files, names, told = BESIDE[case]
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -570,7 +570,7 @@ def test_files_and_their_neighbours_never_collide(folder: Path, case: str) -> No
     assert {name: found.handlers[name].function(None) for name in found.handlers} == told
 
 
-def test_files_run_anew_at_each_load_and_once(folder: Path) -> None:
+def test_each_load_runs_every_file_exactly_once(folder: Path) -> None:
     runs = folder / "runs"
     (folder / "first.py").write_text(
         HEAD
@@ -584,13 +584,13 @@ def test_files_run_anew_at_each_load_and_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["import sys; sys.exit(3)", "raise KeyboardInterrupt"])
-def test_a_file_that_ends_the_program_is_named(folder: Path, ending: str) -> None:
+def test_file_that_exits_on_import_is_a_load_error_with_its_line(folder: Path, ending: str) -> None:
     (folder / "ends.py").write_text(f"\n{ending}\n")
     with pytest.raises(HandlerError, match=r"ends\.py:2: (SystemExit|KeyboardInterrupt)"):
         load([str(folder / "ends.py")])
 
 
-def test_another_process_finds_the_functions_of_a_file(folder: Path) -> None:
+def test_spawned_process_can_import_the_functions_of_a_handler_file(folder: Path) -> None:
     (folder / "pools.py").write_text(
         HEAD + "import concurrent.futures as f, multiprocessing as m\n"
         "def double(n): return 2 * n\n"
@@ -626,7 +626,7 @@ class _Yields:
         (Instance, "is a class"),
     ],
 )
-def test_what_calling_would_not_run_is_refused(function: Any, words: str) -> None:
+def test_generator_function_or_class_is_rejected_as_a_handler(function: Any, words: str) -> None:
     with pytest.raises(HandlerError, match=rf"{HERE}:\d+: .*{words}"):
         on(name="x")(function)
 
@@ -635,7 +635,7 @@ def test_what_calling_would_not_run_is_refused(function: Any, words: str) -> Non
 
 
 def ordered(**after: str | tuple[str, ...]) -> Registry:
-    """Register handlers by name, each after the others that it names."""
+    """Register handlers by name, each with its value of `after`."""
     found = Registry()
     for name, others in after.items():
 
@@ -647,7 +647,7 @@ def ordered(**after: str | tuple[str, ...]) -> Registry:
     return found
 
 
-def test_a_handler_waits_only_for_those_that_want_the_same_event() -> None:
+def test_after_waits_only_for_handlers_of_the_same_event() -> None:
     found = ordered(post="save", save=(), log=(), all=("save", "post", "nobody", "chain"))
     assert found.waiting(["post", "log"]) == {}
     assert found.waiting(["save", "post"]) == {"post": ("save",)}
@@ -660,12 +660,12 @@ def test_a_handler_waits_only_for_those_that_want_the_same_event() -> None:
     "after",
     [{"a": "a"}, {"a": "b", "b": "a"}, {"a": ("x", "b"), "b": "c", "c": ("y", "a")}],
 )
-def test_handlers_that_would_wait_for_themselves_are_refused(after: dict[str, Any]) -> None:
+def test_cycle_in_after_is_rejected(after: dict[str, Any]) -> None:
     with pytest.raises(HandlerError, match="would wait for itself"):
         ordered(**after)
 
 
 @pytest.mark.parametrize("after", [7, None, ["a", 7], {"a"}])
-def test_after_is_a_name_or_several(after: Any) -> None:
+def test_invalid_after_argument_is_rejected(after: Any) -> None:
     with pytest.raises(HandlerError, match="after must be the name"):
         on("*", name="x", after=after)(lambda _: None)

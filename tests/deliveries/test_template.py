@@ -1,4 +1,4 @@
-"""Templates are filled whatever an event has, and refused for what it cannot have."""
+"""Templates: valid fields are filled from every event, and invalid templates are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELSEWHERE = Stored(url="s3://b/a.png", sha256="0" * 64, size=1, content_type="im
         ("{url}", "https://cdn.example/a.png"),
     ],
 )
-def test_fields_are_filled(text: str, filled: str) -> None:
+def test_template_fields_are_filled_from_the_event(text: str, filled: str) -> None:
     event = make_event(metadata={"order": 7, "many": ["ü"]})
     assert Template(text).fill(event) == filled
 
@@ -46,12 +46,12 @@ def test_fields_are_filled(text: str, filled: str) -> None:
         *((text, "not a format for") for text in ("{id:q}", "{prompt:.80q}", "{id:>1000000000}")),
     ],
 )
-def test_what_cannot_be_filled_is_refused(text: str, words: str) -> None:
+def test_invalid_template_is_rejected_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Template(text)
 
 
-def test_a_failure_says_why() -> None:
+def test_template_of_a_failed_event_has_error_code_and_message() -> None:
     event = make_event("failed", error=("timeout", "too slow"))
     assert Template("{code}: {error} {url}").fill(event) == "timeout: too slow "
 
@@ -65,13 +65,11 @@ def test_a_failure_says_why() -> None:
         (Output(text="words"), ""),
     ],
 )
-def test_the_address_is_the_one_that_lasts_and_that_a_browser_can_open(
-    output: Output, url: str
-) -> None:
+def test_url_field_is_the_stored_copy_if_a_browser_can_open_it(output: Output, url: str) -> None:
     assert Template("{url}").fill(make_event(output=[output])) == url
 
 
-def test_every_value_is_cleaned_and_no_text_around_it() -> None:
+def test_values_are_escaped_but_the_template_text_is_not() -> None:
     event = make_event(metadata={"a": "<b>"})
     cleaned = Template("<i>{metadata[a]}{size}</i>", more=["size"]).fill(
         event, lambda text: text.replace("<", "&lt;"), {"size": 3}
@@ -87,6 +85,6 @@ json: Any = st.recursive(
 
 
 @given(json, st.sampled_from(["", ":.3", ":>9", ":d", ":%Y", ":,.2f"]))
-def test_no_value_keeps_a_template_from_being_filled(value: Any, how: str) -> None:
+def test_any_json_value_can_be_filled_with_any_format(value: Any, how: str) -> None:
     event = make_event(metadata={"a": value}, input={"prompt": value})
     assert isinstance(Template(f"{{metadata[a]{how}}}{{prompt{how}}}").fill(event), str)

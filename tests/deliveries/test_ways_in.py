@@ -1,4 +1,4 @@
-"""The decorators of plugins' ways in: what they refuse, and how they are found."""
+"""@route and @source: invalid arguments are rejected, and functions of plugins are found."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def refused(**given: Any) -> str:
     return str(raised.value)
 
 
-def test_a_way_in_without_a_proof_does_not_start(tmp_path: Path) -> None:
+def test_route_without_proof_is_rejected_and_the_server_does_not_start(tmp_path: Path) -> None:
     """Invariant 14."""
     assert "a route needs proof=" in refused(proof=None)
     with pytest.raises(HandlerError, match=rf"{HERE}:\d+: a route needs proof="):
@@ -68,10 +68,10 @@ def test_a_way_in_without_a_proof_does_not_start(tmp_path: Path) -> None:
     assert "a route needs proof=" in ran.stderr
 
 
-def test_a_proof_without_its_secret_does_not_start(
+def test_missing_secret_of_a_route_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And is told with all that is wrong beside it."""
+    """All other load errors are reported with it; with the secret set, the plugin is loaded."""
     file, other = tmp_path / "shop.py", tmp_path / "other.py"
     file.write_text(PLUGIN.format(name="shop", function="shop"))
     other.write_text("import nothing_of_that_name")
@@ -110,7 +110,7 @@ def test_a_proof_without_its_secret_does_not_start(
         ({"prof": 1}, "route() has no parameter prof (did you mean proof?)"),
     ],
 )
-def test_whatever_is_unfit_is_refused_with_its_place(given: dict[str, Any], says: str) -> None:
+def test_invalid_route_argument_is_rejected_with_its_file(given: dict[str, Any], says: str) -> None:
     message = refused(**given)
     assert says in message
     assert f"{HERE}:" in message
@@ -125,18 +125,18 @@ async def alone(_: Call) -> Reply:
 
 
 @pytest.mark.parametrize("function", [plain, alone, 3], ids=["plain", "alone", "number"])
-def test_a_route_is_an_async_function_of_a_call_and_a_door(function: Any) -> None:
+def test_route_must_be_an_async_function_of_call_and_door(function: Any) -> None:
     with pytest.raises(HandlerError, match=r"must be an async function|must take"):
         route("shop", proof=prove)(function)
 
 
 @pytest.mark.parametrize("function", [plain, answer], ids=["plain", "async"])
-def test_a_source_is_an_async_generator_function_of_a_door(function: Any) -> None:
+def test_source_must_be_an_async_generator_function(function: Any) -> None:
     with pytest.raises(HandlerError, match="must be an async generator"):
         source("shop")(function)
 
 
-def test_a_proof_with_a_default_is_not_given_the_door() -> None:
+def test_proof_whose_second_parameter_has_a_default_gets_no_door() -> None:
     @route("default", proof=lambda _, __="mine": None)
     async def default(_: Call, __: Any) -> Reply:
         return Reply.empty()
@@ -144,7 +144,7 @@ def test_a_proof_with_a_default_is_not_given_the_door() -> None:
     assert not register([default]).routes["default"].proof_takes_door
 
 
-def test_two_routes_with_one_name_are_an_error(
+def test_duplicate_route_and_source_names_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOP_KEY", "right")
@@ -157,7 +157,7 @@ def test_two_routes_with_one_name_are_an_error(
     assert "the name 'polled' is taken by the source at" in str(raised.value)
 
 
-def test_functions_are_registered_by_themselves() -> None:
+def test_handler_route_and_source_of_the_same_name_can_be_registered() -> None:
     made: list[Callable[..., Any]] = []
 
     @route("mine", proof=prove)

@@ -1,4 +1,4 @@
-"""Handlers run pending deliveries, each in a lane that shares nothing with another's."""
+"""Workers run pending deliveries; each handler's worker is isolated from all others."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ def named(logged: Logged, event: str) -> list[MutableMapping[str, Any]]:
     return [line for line in logged if line["event"] == event]
 
 
-async def test_a_pending_event_reaches_its_handlers_whether_async_or_plain(place: Place) -> None:
+async def test_pending_event_is_delivered_to_async_and_plain_handlers(place: Place) -> None:
     seen: list[tuple[str, str]] = []
 
     async def on_the_loop(event: Event, ctx: Context) -> None:
@@ -71,12 +71,12 @@ async def test_a_pending_event_reaches_its_handlers_whether_async_or_plain(place
 
 
 LONG_KEY = secrets.token_hex(4000)
-"""Too long for an index of PostgreSQL."""
+"""Too long for an index entry of PostgreSQL."""
 
 
 class Quota(Exception):
     after = "2026-12-01"
-    """Not ours to read."""
+    """Not the `after` of a Retry, so it must be ignored."""
 
 
 class Tomorrow(Retry):
@@ -98,7 +98,7 @@ class Unsayable(Exception):
 
 
 class Leaving(Exception):
-    """Ends the program instead of saying what it is."""
+    """Raises SystemExit when its message is read."""
 
     def __str__(self) -> str:
         raise SystemExit(4)
@@ -180,9 +180,9 @@ TOGETHER: list[tuple[BaseException, str, str, str]] = [
 OTHER_ENDS += TOGETHER
 
 
-@pytest.mark.usefixtures("on_sqlite")  # what is raised never reaches the store
+@pytest.mark.usefixtures("on_sqlite")  # the error itself never reaches the store
 @pytest.mark.parametrize("make", [raising, raising_async, raising_later, raising_in_once])
-async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
+async def test_any_exception_of_a_handler_ends_only_its_own_attempt(
     place: Place, make: Callable[[BaseException], Callable[..., Any]]
 ) -> None:
     done = threading.Event()
@@ -208,7 +208,7 @@ async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
     assert done.is_set()
 
 
-async def test_what_a_handler_skips_is_no_trouble(place: Place, logged: Logged) -> None:
+async def test_skipped_delivery_is_logged_as_info(place: Place, logged: Logged) -> None:
     def picky(_: Event) -> None:
         raise Skip("not mine")
 
@@ -219,7 +219,7 @@ async def test_what_a_handler_skips_is_no_trouble(place: Place, logged: Logged) 
     assert (line["log_level"], line["result"], line["reason"]) == ("info", "skip", "not mine")
 
 
-async def test_a_handler_is_tried_again_until_it_succeeds(place: Place, logged: Logged) -> None:
+async def test_failing_handler_is_retried_until_it_succeeds(place: Place, logged: Logged) -> None:
     attempts: list[int] = []
 
     async def flaky(_: Event, ctx: Context) -> None:
@@ -241,7 +241,7 @@ async def test_a_handler_is_tried_again_until_it_succeeds(place: Place, logged: 
     assert isinstance(lines[0]["exc_info"], RuntimeError)
 
 
-async def test_the_policy_of_the_app_bounds_what_a_handler_does_not(place: Place) -> None:
+async def test_handler_without_retry_uses_the_default_policy(place: Place) -> None:
     def hopeless(_: Event) -> None:
         raise RuntimeError("never")
 
@@ -250,8 +250,8 @@ async def test_the_policy_of_the_app_bounds_what_a_handler_does_not(place: Place
     assert (delivery.state, len(delivery.history)) == ("dead", POLICY.attempts)
 
 
-@pytest.mark.usefixtures("on_sqlite")  # PgQueuer's clock is the server's
-async def test_a_handler_says_when_to_come_again(place: Place) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer uses the server's clock
+async def test_retry_after_delays_the_next_attempt(place: Place) -> None:
     calls: list[int] = []
 
     def patient(_: Event, ctx: Context) -> None:
@@ -272,7 +272,7 @@ async def test_a_handler_says_when_to_come_again(place: Place) -> None:
     assert calls == [1, 2]
 
 
-async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(place: Place) -> None:
+async def test_concurrency_limits_the_running_attempts_of_a_handler(place: Place) -> None:
     now: set[str] = set()
     most: list[int] = []
     enough = asyncio.Event()
@@ -295,7 +295,7 @@ async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(place: P
 
 
 class Late(FailingStore):
-    """A store that settles nothing before it is told to."""
+    """A store that settles no delivery until `may_settle` is set."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
@@ -307,7 +307,7 @@ class Late(FailingStore):
         return held
 
 
-async def test_a_place_is_free_when_its_handler_has_returned_though_not_without_bound(
+async def test_next_attempt_starts_before_the_last_is_settled_up_to_a_limit(
     place: Place,
 ) -> None:
     seen: list[str] = []
@@ -330,7 +330,7 @@ async def test_a_place_is_free_when_its_handler_has_returned_though_not_without_
     assert sorted(seen) == predictions
 
 
-async def test_a_handler_that_hangs_or_fails_delays_nobody_else(place: Place) -> None:
+async def test_hanging_or_failing_handler_does_not_delay_other_handlers(place: Place) -> None:
     may_end = threading.Event()
     forever = asyncio.Event()
 
@@ -368,7 +368,7 @@ async def test_a_handler_that_hangs_or_fails_delays_nobody_else(place: Place) ->
     assert len(seen) == 20
 
 
-async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(place: Place) -> None:
+async def test_attempt_over_its_timeout_is_cancelled_and_retried(place: Place) -> None:
     canceled: list[int] = []
 
     async def slow(_: Event, ctx: Context) -> None:
@@ -388,7 +388,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(place
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
+async def test_handler_that_ignores_its_timeout_blocks_only_its_own_slot(
     place: Place, logged: Logged, *, plain: bool
 ) -> None:
     may_end = threading.Event()
@@ -428,7 +428,7 @@ async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(
+async def test_step_runs_once_over_all_retries_and_again_after_a_replay(
     place: Place, *, plain: bool
 ) -> None:
     posts: list[str] = []
@@ -466,7 +466,7 @@ async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(
     assert posts == ["posted", "posted"]
 
 
-async def test_attempts_that_overlap_get_one_result_of_a_step(place: Place) -> None:
+async def test_overlapping_attempts_get_the_same_step_result(place: Place) -> None:
     may_end = threading.Event()
     seen: dict[int, int] = {}
 
@@ -488,7 +488,7 @@ async def test_attempts_that_overlap_get_one_result_of_a_step(place: Place) -> N
 
 
 @pytest.mark.parametrize("key", ["step", LONG_KEY], ids=["short", "long"])
-async def test_a_step_that_fails_is_not_remembered(place: Place, key: str) -> None:
+async def test_failed_step_is_not_stored_and_runs_again(place: Place, key: str) -> None:
     tries: list[int] = []
 
     def step() -> int:
@@ -517,7 +517,7 @@ def circle() -> list[Any]:
 @pytest.mark.parametrize(
     "result", [object(), "\ud800", circle()], ids=["no JSON", "half", "circle"]
 )
-async def test_a_step_whose_result_cannot_be_kept_is_not_done_again(
+async def test_step_with_an_unstorable_result_does_not_run_again(
     place: Place, logged: Logged, result: Any
 ) -> None:
     posts: list[Any] = []
@@ -537,7 +537,7 @@ async def test_a_step_whose_result_cannot_be_kept_is_not_done_again(
     assert [line["step"] for line in named(logged, "step.unkept")] == ["post"]
 
 
-async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) -> None:
+async def test_submit_in_a_handler_is_sent_once_over_all_retries(place: Place) -> None:
     made: list[str] = []
 
     async def chain(_: Event, ctx: Context) -> None:
@@ -564,14 +564,15 @@ async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) 
         assert {asked.parent_id for asked in running.submits.asked} == {prediction}
 
         await running.replay(prediction)
-        await eventually(lambda: len(made) == 13)  # three more tries, and the other handler's one
+        # Three more attempts of `chain`, and one of the other handler, follow.
+        await eventually(lambda: len(made) == 13)
         assert len(running.submits.made) == 5
 
 
 @pytest.mark.usefixtures("on_sqlite")
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
-async def test_the_submits_of_a_step_are_numbered_apart(place: Place, *, plain: bool) -> None:
-    """A retry that does not run the step gives no later submit the number of one in it."""
+async def test_submits_inside_a_step_have_their_own_numbering(place: Place, *, plain: bool) -> None:
+    """A retry that skips the step gives a later submit no key of a submit in the step."""
     made: list[tuple[int, Any]] = []
 
     async def chain(_: Event, ctx: Context) -> None:
@@ -610,8 +611,8 @@ async def test_the_submits_of_a_step_are_numbered_apart(place: Place, *, plain: 
     }
 
 
-async def test_a_plain_handler_may_have_a_loop_of_its_own(place: Place) -> None:
-    """All that it asks for runs on the receiver's loop, which outlives that of the handler."""
+async def test_plain_handler_can_use_asyncio_run(place: Place) -> None:
+    """Calls of `ctx` run on the receiver's event loop, which outlives the handler's own."""
     loops: list[object] = []
 
     async def step() -> int:
@@ -638,7 +639,7 @@ async def test_a_plain_handler_may_have_a_loop_of_its_own(place: Place) -> None:
     assert loops == [asyncio.get_running_loop()]
 
 
-async def test_what_was_pending_before_the_start_is_run(place: Place) -> None:
+async def test_deliveries_pending_before_the_start_are_run(place: Place) -> None:
     seen: list[str] = []
 
     def catch_up(event: Event) -> None:
@@ -653,18 +654,18 @@ async def test_what_was_pending_before_the_start_is_run(place: Place) -> None:
     assert len(seen) == 3
 
 
-async def test_a_lane_that_nobody_woke_looks_by_itself(place: Place) -> None:
+async def test_worker_polls_for_pending_deliveries_without_a_wakeup(place: Place) -> None:
     def alone(_: Event) -> None:
         return
 
     async with dispatching(place, on(name="alone")(alone)) as running:
         running.dispatch, ours = running.another("nobody"), running.dispatch
-        prediction = await running.enqueue()  # and wakes the one that does not run
+        prediction = await running.enqueue()  # wakes only the worker that does not run
         assert (await running.ends(prediction, "alone")).state == "done"
         running.dispatch = ours
 
 
-async def test_a_delivery_whose_handler_is_gone_stays_pending_and_is_reported(
+async def test_delivery_of_a_missing_handler_stays_pending_and_is_reported(
     place: Place, logged: Logged
 ) -> None:
     def known(_: Event) -> None:
@@ -682,7 +683,7 @@ async def test_a_delivery_whose_handler_is_gone_stays_pending_and_is_reported(
     ]
 
 
-async def test_a_stop_lets_running_handlers_end(place: Place) -> None:
+async def test_stop_waits_for_running_handlers_and_claims_no_more(place: Place) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def finishing(_: Event) -> None:
@@ -703,7 +704,7 @@ async def test_a_stop_lets_running_handlers_end(place: Place) -> None:
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
+async def test_stop_releases_an_unfinished_delivery_and_its_attempt_does_not_count(
     place: Place, logged: Logged, *, deaf: bool
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
@@ -737,7 +738,7 @@ async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
     assert (ended.state, ended.attempts) == ("done", 1)
 
 
-async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(place: Place) -> None:
+async def test_endless_handler_thread_does_not_block_the_stop(place: Place) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
     def endless(_: Event) -> None:
@@ -751,8 +752,8 @@ async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(place: Place
     may_end.set()
 
 
-@pytest.mark.usefixtures("on_sqlite")  # PgQueuer waits for 30 s of silence
-async def test_what_a_killed_owner_held_is_run_by_another(place: Place) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer waits for 30 s without heartbeat
+async def test_delivery_of_a_killed_owner_is_run_by_another_after_its_lease(place: Place) -> None:
     seen: list[int] = []
 
     async def careful(_: Event, ctx: Context) -> None:
@@ -773,9 +774,9 @@ async def test_what_a_killed_owner_held_is_run_by_another(place: Place) -> None:
     assert (delivery.state, delivery.attempts) == ("done", 2)
 
 
-@pytest.mark.usefixtures("on_sqlite")  # PgQueuer waits for 30 s of silence
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer waits for 30 s without heartbeat
 @pytest.mark.parametrize(("attempts", "losses"), [(1, 3), (3, 3), (5, 5)])
-async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
+async def test_delivery_that_kills_its_process_repeatedly_becomes_dead(
     place: Place, attempts: int, losses: int
 ) -> None:
     calls: list[int] = []
@@ -804,7 +805,9 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
 
 
 @pytest.mark.parametrize("name", ["claim", "settle", "reclaim"])
-async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> None:
+async def test_store_call_is_retried_after_the_store_was_unavailable(
+    place: Place, name: str
+) -> None:
     calls: list[int] = []
 
     def steady(_: Event, ctx: Context) -> None:
@@ -825,7 +828,7 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
     assert delivery.attempts == 1
 
 
-async def test_what_a_handler_forgets_to_await_fails_it_and_what_it_leaves_to_a_task_does_not(
+async def test_unawaited_ctx_call_fails_the_attempt_but_an_unfinished_task_does_not(
     start: Start, network: Network, logged: Logged
 ) -> None:
     left: list[asyncio.Task[Any]] = []
@@ -854,7 +857,7 @@ async def test_what_a_handler_forgets_to_await_fails_it_and_what_it_leaves_to_a_
 @pytest.mark.parametrize(
     ("is_async", "longest", "steps"), [(True, PATIENCE, 1), (False, PATIENCE, 1), (True, 3.0, 2)]
 )
-async def test_a_handler_waits_for_a_full_disk_and_spends_no_attempt(
+async def test_handler_waits_while_the_disk_is_full_and_uses_up_no_attempt(
     start: Start, disk: Disk, logged: Logged, is_async: bool, longest: float, steps: int
 ) -> None:
     taken: list[int] = []
@@ -888,7 +891,7 @@ async def test_a_handler_waits_for_a_full_disk_and_spends_no_attempt(
         assert station.count("predictions") == 2
 
 
-async def test_a_thread_does_not_wait_for_the_store_once_its_attempt_is_over(
+async def test_thread_stops_waiting_for_the_store_when_its_attempt_is_over(
     start: Start, disk: Disk
 ) -> None:
     let_go: list[int] = []
@@ -909,7 +912,7 @@ async def test_a_thread_does_not_wait_for_the_store_once_its_attempt_is_over(
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_thread_fetches_nothing_once_its_attempt_is_over(place: Place) -> None:
+async def test_thread_cannot_fetch_after_its_attempt_is_over(place: Place) -> None:
     is_over = threading.Event()
     fetched: list[object] = []
 
@@ -957,7 +960,7 @@ class Renewing(FailingStore):
 @pytest.mark.parametrize(
     ("how", "fails"), [("drain", "other"), ("drain", "work"), ("request", "other")]
 )
-async def test_what_runs_keeps_its_claim_until_it_ends_though_nothing_else_can_be_claimed(
+async def test_running_attempt_keeps_its_lease_while_other_claims_fail(
     place: Place, how: str, fails: str
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
@@ -996,8 +999,8 @@ async def test_what_runs_keeps_its_claim_until_it_ends_though_nothing_else_can_b
         await worker.stop()
 
 
-async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Place) -> None:
-    """Of four, the first two end while the third is claimed; the third waits for the fourth."""
+async def test_slot_freed_during_a_claim_is_used_at_once(place: Place) -> None:
+    """Two deliveries end during the claim of the third, so the fourth must start at once."""
     begun = [asyncio.Event() for _ in range(4)]
     may_end = [asyncio.Event() for _ in range(4)]
     order = iter(range(4))
@@ -1032,7 +1035,9 @@ async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Plac
         await dispatch.stop()
 
 
-async def test_a_lane_outlives_what_it_cannot_read(place: Place, logged: Logged) -> None:
+async def test_worker_continues_after_an_unexpected_claim_error(
+    place: Place, logged: Logged
+) -> None:
     def steady(_: Event) -> None:
         return
 
@@ -1045,7 +1050,9 @@ async def test_a_lane_outlives_what_it_cannot_read(place: Place, logged: Logged)
     assert [line["handler"] for line in named(logged, "task.failed")] == ["steady"]
 
 
-async def test_a_settlement_that_cannot_be_made_is_reported(place: Place, logged: Logged) -> None:
+async def test_unexpected_settle_error_is_reported_and_the_delivery_released(
+    place: Place, logged: Logged
+) -> None:
     def steady(_: Event) -> None:
         return
 
@@ -1055,11 +1062,11 @@ async def test_a_settlement_that_cannot_be_made_is_reported(place: Place, logged
         await dispatch.start()
         prediction = await running.enqueue()
         await eventually(lambda: named(logged, "task.failed"))
-        await dispatch.stop()  # gives the claim back
+        await dispatch.stop()  # releases the claim
         assert (await running.delivery(prediction, "steady")).state == "pending"
 
 
-async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(place: Place) -> None:
+async def test_unavailable_store_does_not_block_the_stop(place: Place) -> None:
     async with dispatching(place, start=False) as running:
         store = FailingStore(running.store, release=[StoreUnavailable("full")])
         dispatch = running.another("me too", store=store)
@@ -1067,7 +1074,7 @@ async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(place: Place
         await dispatch.stop()
 
 
-async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
+async def test_attempt_with_a_lost_claim_is_logged_and_not_settled(
     place: Place, logged: Logged
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
@@ -1089,7 +1096,7 @@ async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
     assert named(logged, "handler.attempt")[0]["state"] == "claim lost"
 
 
-async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
+async def test_blocked_event_loop_is_logged_and_its_leases_are_renewed(
     place: Place, logged: Logged
 ) -> None:
     renewed = threading.Semaphore(0)
@@ -1104,7 +1111,7 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
     async def blocks_the_loop(_event: Event) -> None:
         while renewed.acquire(blocking=False):
             pass
-        for _ in range(4):  # while nothing else of the loop can run
+        for _ in range(4):  # meanwhile nothing else can run on the loop
             assert renewed.acquire(timeout=PATIENCE)
 
     pace = Timing(lease=30, beat=0.02, nap=0.2)
@@ -1168,12 +1175,12 @@ os.wait()
 """
 
 
-def test_a_server_may_fork_the_processes_that_run_us(tmp_path: Path) -> None:
+def test_worker_runs_in_a_forked_process(tmp_path: Path) -> None:
     ended = run_to_end(["-c", _FORKED, str(tmp_path / "receiver.db")], tmp_path, os.environ)
     assert ended.stdout.endswith("done\n"), ended.stderr
 
 
-def test_a_loop_that_is_stuck_ends_its_process_and_the_attempt_is_lost(tmp_path: Path) -> None:
+def test_stuck_event_loop_ends_the_process_and_the_attempt_is_lost(tmp_path: Path) -> None:
     database = tmp_path / "receiver.db"
     ended = run_to_end(["-c", _STUCK, str(database)], tmp_path, os.environ)
     assert ended.returncode == 1
@@ -1189,13 +1196,13 @@ def test_a_loop_that_is_stuck_ends_its_process_and_the_attempt_is_lost(tmp_path:
     assert (delivery.state, delivery.attempts) == ("pending", 1)
 
 
-async def test_a_loop_of_another_program_that_is_stuck_is_told_of_once(
+async def test_stuck_event_loop_of_another_program_is_logged_once(
     place: Place, logged: Logged
 ) -> None:
     async def blocks(_event: Event) -> None:
         deadline = time.monotonic() + PATIENCE
         while not named(logged, "loop.stuck") and time.monotonic() < deadline:
-            time.sleep(0.01)  # noqa: ASYNC251 - it is what blocks the loop
+            time.sleep(0.01)  # noqa: ASYNC251 - to block the loop
 
     pace = Timing(beat=0.02, stuck=0.1, nap=0.2)
     async with dispatching(place, on(name="blocks", timeout=0.1)(blocks), pace=pace) as running:
@@ -1205,32 +1212,31 @@ async def test_a_loop_of_another_program_that_is_stuck_is_told_of_once(
     assert "time.sleep(0.01)" in line["stack"]
 
 
-def test_a_heart_stops_with_its_loop(place: Place) -> None:
+def test_heartbeat_thread_ends_with_its_event_loop(place: Place) -> None:
     async def leave_without_stopping() -> Worker:
         async with dispatching(place, start=False) as running:
             await running.dispatch.start()
             return running.dispatch
 
     dispatch = asyncio.run(leave_without_stopping())
-    heart = dispatch._heartbeat._thread  # noqa: SLF001 - whether the thread ends cannot be asked
+    heart = dispatch._heartbeat._thread  # noqa: SLF001 - nothing public shows the thread
     assert heart is not None
     heart.join(PATIENCE)
     assert not heart.is_alive()
 
 
-def test_no_two_owners_have_one_name() -> None:
+def test_owner_names_are_unique() -> None:
     assert len({new_owner() for _ in range(100)}) == 100
 
 
-async def test_what_was_never_started_can_be_stopped(place: Place) -> None:
+async def test_worker_that_was_never_started_can_be_stopped(place: Place) -> None:
     async with dispatching(place, start=False) as running:
         await running.dispatch.stop()
 
 
-async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
+async def test_handler_thread_that_outlives_the_event_loop_can_finish(
     place: Place,
 ) -> None:
-    """A thread that comes back after everything is gone troubles nobody."""
     begun, may_end, ended = (threading.Event() for _ in range(3))
 
     def late(_: Event) -> None:
@@ -1252,7 +1258,7 @@ async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
     assert await asyncio.to_thread(ended.wait, PATIENCE)
 
 
-async def test_a_handler_comes_after_another_and_nobody_else_waits(place: Place) -> None:
+async def test_after_delays_only_the_handler_that_names_it(place: Place) -> None:
     order: list[str] = []
     may_end = asyncio.Event()
 
@@ -1302,14 +1308,16 @@ async def _call_for_later(_: Event) -> Any:
 
 @pytest.mark.usefixtures("on_sqlite")
 @pytest.mark.parametrize("handler", [_list_of_work, _work, _generator, _no_call, _call_for_later])
-async def test_what_was_returned_and_not_run_is_no_success(place: Place, handler: Any) -> None:
+async def test_returned_coroutine_generator_or_function_fails_the_attempt(
+    place: Place, handler: Any
+) -> None:
     async with dispatching(place, on(name="h", retry=Retry(attempts=1))(handler)) as running:
         delivery = await running.ends(await running.enqueue(), "h")
     assert (delivery.state, "which nothing runs" in delivery.reason) == ("dead", True)
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_no_handler_can_break_the_http_client_of_another(place: Place) -> None:
+async def test_handler_cannot_change_the_http_client_of_another(place: Place) -> None:
     asked: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -1344,7 +1352,7 @@ async def test_no_handler_can_break_the_http_client_of_another(place: Place) -> 
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_what_a_handler_adds_is_bounded(place: Place) -> None:
+async def test_metadata_added_by_a_handler_is_limited_in_size(place: Place) -> None:
     async def adds(_: Event, ctx: Context) -> None:
         await ctx.annotate(a="x" * 200_000)
         await ctx.annotate(a="y" * 200_000)
@@ -1355,7 +1363,7 @@ async def test_what_a_handler_adds_is_bounded(place: Place) -> None:
     assert (delivery.state, "the metadata has 400,0" in delivery.reason) == ("dead", True)
 
 
-async def test_what_several_handlers_add_is_bounded_together(place: Place) -> None:
+async def test_metadata_added_by_several_handlers_is_limited_together(place: Place) -> None:
     async def one(_: Event, ctx: Context) -> None:
         await ctx.annotate(one="x" * 200_000)
 

@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 class Counting:
-    """Tells how many listen to Oxen's stream: `GET /_journey/streams`."""
+    """Counts the connections to Oxen's stream: `GET /_journey/streams`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Handlers whose code does what it should not, one for each kind of prediction."""
+"""Handlers with harmful code, one for each `kind` in a prediction's metadata."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ WAYS: dict[str, Callable[[], Any]] = {
 }
 
 ENDS_LOOPS: Final = ("in_a_callback", "in_a_timer", "stops_the_loop")
-"""Ways that are charged to all that runs: they are tried one after another."""
+"""These are charged to all running attempts, so they are tried one after another."""
 
 
 async def exits() -> None:
@@ -236,7 +236,7 @@ async def block(_: Event) -> None:
 
 @on("*", name="seize", metadata={"kind": "seize"}, timeout=60)
 async def seize(_: Event) -> None:
-    """Let no other thread run, as a careless extension does."""
+    """Hold the GIL for ever, as a faulty C extension does."""
     await asyncio.to_thread(_wait_until_it_may_hang)
     _note("seize", 1)
     while True:
@@ -245,7 +245,7 @@ async def seize(_: Event) -> None:
 
 @on("*", name="outlived", metadata={"kind": "outlived"})
 async def outlived(_: Event) -> None:
-    """Leave children of every kind, which sleep on when we are gone."""
+    """Start child processes in several ways; they outlive this process."""
     spawned = await asyncio.to_thread(subprocess.Popen, ["sleep", "3600"], close_fds=False)
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
     process.start()

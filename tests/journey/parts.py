@@ -1,4 +1,4 @@
-"""Helpers of the journeys: real processes on loopback, and checks of all records at the end."""
+"""Helpers of the journey tests: real processes on loopback, and checks of all records."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Process:
     """The port of a server; None for a worker, whose log shows that it has started."""
     running: Forked | None = None
     killed: set[str] = field(default_factory=set)
-    """The ids of its processes that got SIGKILL."""
+    """The process ids that got SIGKILL."""
     _said: int = 0
 
     @property
@@ -123,7 +123,7 @@ class Process:
         assert self.is_alive, self.log.read_text()
         if self.port is None:
             return b'"receiver.started"' in self.log.read_bytes()[self._said :]
-        # It listens before it has started, so only an answer is a proof.
+        # A server listens before it has started, so only an answer shows that it is up.
         with suppress(httpx.HTTPError):
             loopback.get(f"{self.url}/healthz", timeout=PATIENCE)
             return True
@@ -206,10 +206,10 @@ class World:
     emulator: Process
     env: dict[str, str]
     database: Database | None
-    """None: a file in the folder."""
+    """None: SQLite, a file in the folder."""
     http: httpx.Client
     statuses: Counter[int]
-    """Counts of the answers to the API client, by status."""
+    """Counts of the responses to the API client, by status."""
     servers: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
     retired: list[Process] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Whatever a handler's code does, its attempt counts, and the process lives on or is gone."""
+"""Harmful handlers: each attempt counts, whether the process survives it or is ended by it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def where(request: pytest.FixtureRequest) -> Database | None:
 
 
 def runner(world: World, database: Database | None, *, serves: bool = False) -> Process:
-    """Start what runs the handlers: a worker beside the server, or the server itself."""
+    """Start the process that runs the handlers: a worker beside the server, or the server."""
     if database is None or serves:
         process = hostile(world, "serve")
         world.servers.append(process)
@@ -56,7 +56,7 @@ def hostile(world: World, *command: str) -> Process:
 
 
 def ends(world: World, *names: str) -> dict[str, tuple[str, int]]:
-    """Submit one prediction for each of these handlers, and wait for the ends of all."""
+    """Submit one prediction for each of these handlers; wait until all deliveries have ended."""
     for name in names:
         world.submit("fal", "a lighthouse [fast]", f"key-{name}", kind=name)
     return eventually(partial(deliveries, world, names), partial(are_over, names))
@@ -83,9 +83,7 @@ def noted(world: World, name: str) -> list[str]:
     return [note[1] for note in world.notes("hostile") if note[0] == name]
 
 
-def test_a_hostile_handler_ends_its_own_attempts_only(
-    tmp_path: Path, where: Database | None
-) -> None:
+def test_harmful_handler_ends_only_its_own_attempts(tmp_path: Path, where: Database | None) -> None:
     with living(tmp_path, where, servers=()) as world:
         process = runner(world, where)
         found = ends(world, *(name for name in WAYS if name not in ENDS_LOOPS))
@@ -94,11 +92,11 @@ def test_a_hostile_handler_ends_its_own_attempts_only(
         assert found == dict.fromkeys(WAYS, ("dead", 2))
         assert process.is_alive, process.log.read_text()
         assert {note[2] for note in world.notes("hostile")} == {process.pid}
-        # No connection got the number of a standard stream that a handler had closed.
+        # No connection has the number of a standard stream that a handler had closed.
         streams = [Path(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
         assert {str(stream.resolve()) for stream in streams} == {os.devnull}
         assert ends(world, "good") == {"good": ("done", 1)}
-        # The signals that a handler took are ours again, and nothing that is stuck holds them up.
+        # SIGTERM works, although a handler had disabled it and another handler is stuck.
         stuck = "seize" if where is None else "block"
         world.submit("fal", "a lighthouse [fast]", "stuck", kind=stuck)
         (world.folder / "may_hang").touch()
@@ -108,7 +106,7 @@ def test_a_hostile_handler_ends_its_own_attempts_only(
         process.running.wait(PATIENCE)
 
 
-def test_deliveries_that_end_every_process_end_dead(tmp_path: Path) -> None:
+def test_deliveries_that_kill_their_process_become_dead(tmp_path: Path) -> None:
     with living(tmp_path, servers=()) as world:
         process = runner(world, None)
         world.submit("fal", "a lighthouse [fast]", "deadly", kind="deadly")
@@ -124,7 +122,7 @@ def test_deliveries_that_end_every_process_end_dead(tmp_path: Path) -> None:
         assert ends(world, "good") == {"good": ("done", 1)}
 
 
-def test_children_that_outlive_us_keep_neither_port_nor_database_nor_client(
+def test_surviving_child_processes_hold_no_port_database_or_client(
     tmp_path: Path, where: Database | None
 ) -> None:
     with living(tmp_path, where, servers=()) as world, ExitStack() as left:
@@ -144,4 +142,4 @@ def test_children_that_outlive_us_keep_neither_port_nor_database_nor_client(
         process.start()
         assert ends(world, "good") == {"good": ("done", 1)}
         for child in children:
-            os.kill(int(child), 0)  # it was there all the time
+            os.kill(int(child), 0)  # raises if the child has ended

@@ -1,4 +1,4 @@
-"""Real processes on loopback, with every fault there is, killed again and again."""
+"""Real processes on loopback are killed repeatedly while the providers have all faults."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.postgres import Database
 pytestmark = pytest.mark.timeout(600)
 
 _HELD = (30, 90)
-"""Seconds after its death until when what a process was submitting or asking about is held."""
+"""Seconds after a kill between which the predictions that the process held become due."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> Database | None:
-    """Give an empty database on PostgreSQL, and None for a file."""
+    """Return an empty PostgreSQL database, or None for a SQLite file."""
     if request.param == "sqlite":
         return None
     made: Database = request.getfixturevalue("bare_database")
@@ -49,7 +49,7 @@ def database(request: pytest.FixtureRequest) -> Database | None:
 def running(
     folder: Path, database: Database | None, *options: Sequence[str], **env: str
 ) -> Iterator[World]:
-    """Run one process on a file; on PostgreSQL two servers, with these options, and two workers."""
+    """Run one process on SQLite; on PostgreSQL, a server for each of `options` and two workers."""
     if database is None:
         with living(folder, more=env) as world:
             yield world
@@ -58,7 +58,9 @@ def running(
             yield world
 
 
-def test_the_books_balance_whatever_dies(tmp_path: Path, database: Database | None) -> None:
+def test_records_agree_after_repeated_kills_and_provider_faults(
+    tmp_path: Path, database: Database | None
+) -> None:
     with running(tmp_path, database, (), ACCEPTS) as world:
         chaos(world)
 
@@ -77,7 +79,7 @@ def chaos(world: World) -> None:
             for process in (*some_of(world.servers, chance), *some_of(world.workers, chance)):
                 process.kill()
             world.revive()
-            time.sleep(chance.uniform(0.05, 0.4))  # the moment of the next kill is the point
+            time.sleep(chance.uniform(0.05, 0.4))  # to vary the moment of the next kill
             for process in world.fleet if wave is waves[-1] else some_of(world.fleet, chance):
                 process.kill()
             died = time.time()
@@ -92,14 +94,14 @@ def chaos(world: World) -> None:
 
 
 def let_time_pass(world: World, died: float) -> None:
-    """Spare us the time in which others keep off what the dead had in hand."""
+    """Release at once what killed processes held, instead of waiting until it expires."""
     if world.database is None:
         return
     first, last = (died + seconds for seconds in _HELD)
     world.database.execute(
         f"UPDATE receiver.predictions SET due_at = {died} WHERE due_at > {first}"
         f" AND due_at <= {last}",
-        # Jobs that were picked, and whose deliveries were not taken yet.
+        # Jobs that were picked, and whose deliveries were not claimed yet.
         f"UPDATE receiver.pgqueuer SET heartbeat = heartbeat - interval '{TIMING.lease} s'"
         f" WHERE status = 'picked' AND heartbeat <= to_timestamp({died})"
         " AND dedupe_key IN (SELECT id FROM receiver.deliveries WHERE state = 'pending')",
@@ -107,10 +109,10 @@ def let_time_pass(world: World, died: float) -> None:
     let_leases_end(world, *set[str]().union(*(process.killed for process in world.fleet)))
 
 
-def test_sigterm_ends_all_within_seconds_and_loses_nothing(
+def test_sigterm_ends_all_processes_despite_hanging_handlers_and_loses_nothing(
     tmp_path: Path, database: Database | None
 ) -> None:
-    # What never ends must not reach its deadline meanwhile, however slow the machine is.
+    # The prediction that never ends must not reach its deadline, even on a slow machine.
     calm = {"HANG": "1", "RECEIVER_PREDICTION_TIMEOUT": "600"}
     with running(tmp_path, database, ACCEPTS, ACCEPTS, **calm) as world:
         stop_over_hanging_handlers(world)
@@ -123,7 +125,7 @@ def stop_over_hanging_handlers(world: World) -> None:
     answers: list[dict[str, Any]] = []
     waiting = threading.Thread(target=lambda: answers.append(world.read(never, prefer="wait=60")))
     waiting.start()
-    time.sleep(0.3)  # nothing shows from outside that a request waits
+    time.sleep(0.3)  # a waiting request cannot be observed from outside
     for process in world.fleet:
         process.send(signal.SIGTERM)
     for process in world.fleet:

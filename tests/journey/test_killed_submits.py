@@ -1,4 +1,4 @@
-"""A kill among submits leaves in doubt only what the provider may have."""
+"""After a kill, only submits that the provider may have received are unconfirmed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PREDICTIONS = 12
 _READ = 3
 
 
-def test_what_was_never_sent_is_queued_again_after_a_kill(tmp_path: Path) -> None:
-    """The provider reads three submits and answers none; with all others it shakes no hands."""
+def test_submits_that_were_never_sent_are_queued_again_after_a_kill(tmp_path: Path) -> None:
+    """The provider reads three submits and answers none; the others get no TLS handshake."""
     certificate, key = write_certificate(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)
@@ -31,7 +31,7 @@ def test_what_was_never_sent_is_queued_again_after_a_kill(tmp_path: Path) -> Non
     bodies: list[bytes] = []
 
     def provide() -> None:
-        with suppress(OSError):  # until it is closed
+        with suppress(OSError):  # until the listener is closed
             while True:
                 connection = provider.accept()[0]
                 held.append(connection)
@@ -39,8 +39,9 @@ def test_what_was_never_sent_is_queued_again_after_a_kill(tmp_path: Path) -> Non
                     held.append(connection := tls.wrap_socket(connection, server_side=True))
                     got = connection.recv(65536)
                     while got.startswith(b"POST") and b'"prompt"' not in got:
-                        got += connection.recv(65536)  # the body comes after its head
-                    bodies.extend([got] * got.startswith(b"POST"))  # fal's keys are asked for too
+                        got += connection.recv(65536)  # the body comes after the head
+                    # GET: the receiver also requests fal's public keys.
+                    bodies.extend([got] * got.startswith(b"POST"))
 
     with socket.create_server(("127.0.0.1", 0), backlog=64) as provider:
         reader = threading.Thread(target=provide)
@@ -75,7 +76,7 @@ def test_what_was_never_sent_is_queued_again_after_a_kill(tmp_path: Path) -> Non
                     verify=False,
                 )
             except httpx.HTTPError:
-                return  # it is killed under the request
+                return  # the server is killed during the request
 
         with ThreadPoolExecutor(_PREDICTIONS) as callers:
             for number in range(_PREDICTIONS):
@@ -88,7 +89,7 @@ def test_what_was_never_sent_is_queued_again_after_a_kill(tmp_path: Path) -> Non
         for connection in held:
             connection.close()
     try:
-        server.start()  # nobody is at the provider's any more
+        server.start()  # the provider is down now
         found = statuses(database)
         assert found["unconfirmed"] == _READ
         assert found["queued"] + found["submitting"] == _PREDICTIONS - _READ

@@ -1,4 +1,4 @@
-"""A replay of many, whose process is killed in the middle of it, redelivers each of them once."""
+"""A bulk replay whose process is killed in the middle redelivers each event exactly once."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ pytestmark = pytest.mark.timeout(600)
 _MANY = 900
 
 
-def test_a_replay_goes_on_where_its_killed_process_was(tmp_path: Path) -> None:
+def test_replay_continues_after_its_process_is_killed_and_restarted(tmp_path: Path) -> None:
     with living(tmp_path) as world:
         fill(world)
         replay_over_a_death(world, world.servers[0])
         check_logs(world)
 
 
-def test_a_replay_is_taken_over_by_another_process(tmp_path: Path, bare_database: Database) -> None:
+def test_replay_of_a_killed_process_is_taken_over_by_another(
+    tmp_path: Path, bare_database: Database
+) -> None:
     with living(tmp_path, bare_database, servers=[(), ACCEPTS]) as world:
         fill(world)
         replay_over_a_death(world, None)
@@ -42,7 +44,7 @@ def test_a_replay_is_taken_over_by_another_process(tmp_path: Path, bare_database
 
 
 def fill(world: World) -> None:
-    """Write events with a dead delivery each, as if they had come long ago."""
+    """Insert old events with one dead delivery each."""
     tables: dict[str, list[str]] = {"predictions": [], "events": [], "deliveries": []}
     for number in range(_MANY):
         name = f"pred_{number:032x}"
@@ -81,7 +83,7 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
     victim.kill()
     [(pending,)] = world.rows(steps)
     assert pending < _MANY
-    # What the database says was pending is pending, and nothing else.
+    # Exactly as many deliveries are in the new round as the replay counts.
     assert world.rows("SELECT count(*) FROM deliveries WHERE round = 1") == [(pending,)]
 
     let_leases_end(world, *victim.killed)
@@ -94,7 +96,7 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
     assert found["replayed"] == _MANY
     assert world.rows("SELECT min(round), max(round), count(*) FROM deliveries") == [(1, 1, _MANY)]
     assert world.rows("SELECT DISTINCT replay_id FROM deliveries") == [(replay["id"],)]
-    # It is told of after its commit, which we may have seen first.
+    # The end is logged after its commit, which the test may see first.
     ended = eventually(
         lambda: [line["state"] for one in world.everyone for line in one.said("replay.ended")]
     )
@@ -102,14 +104,14 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
 
 
 def holder(world: World) -> Process:
-    """Name the process that works on replays."""
+    """Return the process that runs replays."""
     [(owner,)] = world.rows("SELECT owner FROM leases WHERE name = 'replays'")
     [found] = [one for one in world.servers if one.pid == owner.split(":")[-2]]
     return found
 
 
 def call(world: World, method: str, path: str, body: Any = None) -> dict[str, Any]:
-    """Ask the last server: on PostgreSQL it may well be another than the one that works."""
+    """Call the last server; on PostgreSQL another server may run the replay."""
     url = f"{world.servers[-1].url}/v1/replays{path}"
     answer = world.http.request(method, url, json=body)
     assert answer.is_success, answer.text

@@ -1,4 +1,4 @@
-"""What one process had in hand when it stopped, died or froze is seen to by another."""
+"""Failover: another process continues the work of one that stopped, died or froze."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WHERE result = 'done' GROUP BY prediction_id
 # --- a rolling restart ---
 
 
-def test_a_rolling_restart_under_load_loses_nothing(
+def test_rolling_restart_under_load_loses_no_prediction(
     tmp_path: Path, bare_database: Database
 ) -> None:
     calm = {"RECEIVER_PREDICTION_TIMEOUT": "120"}
@@ -56,19 +56,19 @@ def test_a_rolling_restart_under_load_loses_nothing(
             for submit in submits:
                 submit.result(2 * PATIENCE)
 
-        # A submit that was under way in a server that stopped is unconfirmed, and the others keep
-        # off it for a minute and a half; without a callback nothing ends it before.
+        # A submit under way in a server that stopped is unconfirmed, and no other server touches
+        # it for 90 seconds: until then only a callback can end it.
         world.settle(3 * PATIENCE)
         ends = "SELECT status, count(*) FROM predictions GROUP BY status"
         assert world.rows(ends) == [("succeeded", 60)]
-        # Nothing was cut short, so nothing had to be done twice.
+        # No attempt was interrupted, so none was repeated.
         assert len(world.notes("seen")) == 2 * 60
         assert {status for _, status in world.proxy.answers} == {200}
         check_books(world, 60)
 
 
 def replace_the_oldest(world: World) -> None:
-    """Start a server and a worker, and then stop the ones that they stand in for."""
+    """Start a new server and a new worker, then stop the oldest ones."""
     old = [world.servers[0], world.workers[0]]
     new = [world.new_server(), world.new_worker()]
     start_all(new)
@@ -83,10 +83,10 @@ def replace_the_oldest(world: World) -> None:
     world.retired += old
 
 
-# --- workers that die and freeze ---
+# --- dead and frozen workers ---
 
 
-def test_what_a_dead_and_a_frozen_worker_ran_is_run_by_another(
+def test_deliveries_of_a_dead_or_frozen_worker_are_taken_over(
     tmp_path: Path, bare_database: Database
 ) -> None:
     calm = {"RECEIVER_PREDICTION_TIMEOUT": "120"}
@@ -108,7 +108,7 @@ def test_what_a_dead_and_a_frozen_worker_ran_is_run_by_another(
         let_leases_end(world, *dead.killed, frozen.pid)
         for prediction in (orphaned, kept):
             eventually(lambda p=prediction: world.begun(p, other) == 2, patience=_LEASE + PATIENCE)  # type: ignore[misc]
-        # What is late comes while the other is still at it, and changes nothing.
+        # The frozen worker ends late, while the other one still runs; this changes nothing.
         world.release(frozen)
         frozen.send(signal.SIGCONT)
         lost = {"prediction": kept["id"], "result": "done", "state": "claim lost"}
@@ -123,26 +123,26 @@ def test_what_a_dead_and_a_frozen_worker_ran_is_run_by_another(
 
 
 def owners(world: World) -> set[str]:
-    """Name the processes that hold deliveries."""
+    """Return the ids of the processes that hold deliveries."""
     rows = world.rows("SELECT owner FROM deliveries WHERE state = 'running'")
     return {owner.split(":")[-2] for (owner,) in rows}
 
 
 def check_two_attempts_each(world: World, last: Process) -> None:
-    """The first attempt is known to be lost; the second was the last one's."""
+    """Check that each first attempt is lost, and each second one done by the process `last`."""
     deliveries = world.rows("SELECT id, state, attempts, claims FROM deliveries")
     assert len(deliveries) == 4
     assert {tuple(rest) for _, *rest in deliveries} == {("done", 2, 2)}
     history = world.rows("SELECT delivery_id, number, result FROM attempts")
     expected = ((1, "lost"), (2, "done"))
     assert sorted(history) == sorted((one[0], *end) for one in deliveries for end in expected)
-    # A line comes after what it tells of.
+    # A log line is written after the commit that it reports.
     eventually(lambda: len(last.said("handler.attempt", state="done", attempt=2)) == 4)
-    # No job is left behind that would run any of them again.
+    # No job is left that would run a delivery again.
     assert world.rows("SELECT count(*) FROM pgqueuer") == [(0,)]
 
 
-# --- a database that goes away ---
+# --- a database outage ---
 
 
 @pytest.fixture
@@ -152,10 +152,10 @@ def own_server(tmp_path: Path) -> Iterator[OwnServer]:
     server.close()
 
 
-def test_all_goes_on_by_itself_after_the_database_was_away(
+def test_processes_recover_by_themselves_after_a_database_outage(
     tmp_path: Path, own_server: OwnServer
 ) -> None:
-    # Only callbacks and the stream can end them in time.
+    # Polls start too late: only callbacks and the stream can end the predictions in time.
     calm = {"RECEIVER_PREDICTION_TIMEOUT": "120", "RECEIVER_POLL_AFTER": "100"}
     with living(tmp_path, own_server.base, servers=[(), ACCEPTS], workers=2, more=calm) as world:
         before = world.ended(world.submit("fal", "[fast]", "before", kind="long"))
@@ -197,7 +197,7 @@ def test_all_goes_on_by_itself_after_the_database_was_away(
 
 
 def readiness(world: World) -> list[int]:
-    """Ask every server whether it is ready; -1: it does not say."""
+    """Return the status of each server's /readyz; -1 if it does not answer."""
     found = []
     for server in world.servers:
         try:
@@ -213,7 +213,7 @@ def readiness(world: World) -> list[int]:
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_another_server_listens_when_the_listener_is_gone(
+def test_another_server_takes_over_the_stream_of_a_dead_or_frozen_listener(
     tmp_path: Path, bare_database: Database, blow: signal.Signals
 ) -> None:
     calm = {"RECEIVER_PREDICTION_TIMEOUT": "120", "RECEIVER_POLL_AFTER": "100"}
@@ -232,7 +232,7 @@ def test_another_server_listens_when_the_listener_is_gone(
         second = world.submit("oxen", "heard by the other", "second", server=other)
         assert world.ended(second)["channel"] == "sse"
 
-        # One that comes back finds that it is no longer wanted.
+        # A listener that was frozen closes its stream, as another one has the lease now.
         listener.send(signal.SIGCONT)
         eventually(lambda: world.streams() == 1)
         assert stream_role(world) == [other.pid, 1]
@@ -241,6 +241,6 @@ def test_another_server_listens_when_the_listener_is_gone(
 
 
 def stream_role(world: World) -> list[Any]:
-    """Name the process that has the role of Oxen's listener, and say whether it listens."""
+    """Return which process holds the lease of Oxen's stream, and whether it is connected."""
     rows = world.rows("SELECT owner, at_work FROM leases WHERE name = 'stream oxen'")
     return [part for owner, at_work in rows for part in (owner.split(":")[-2], at_work)]

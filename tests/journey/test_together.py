@@ -1,4 +1,4 @@
-"""Several processes on one PostgreSQL are one receiver to everybody else."""
+"""Several processes on one PostgreSQL database act as one receiver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.postgres import Database
 
 pytestmark = pytest.mark.timeout(600)
 
-# What both servers count is kept from them until both are about to count it, in the same moment.
+# Lock the table that both servers count until both wait for it: then they count simultaneously.
 _UNTIL_BOTH_COUNT = (
     "BEGIN",
     "LOCK TABLE receiver.requests IN ACCESS EXCLUSIVE MODE",
@@ -48,7 +48,7 @@ def test_six_processes_start_at_once_on_an_empty_database(
         for process in world.fleet:
             eventually(lambda one=process: one.said("receiver.started"))  # type: ignore[misc]
             told = [line["event"] for line in process.lines() if line["level"] != "info"]
-            assert set(told) <= {"schema.waiting"}  # as it says where the first one takes long
+            assert set(told) <= {"schema.waiting"}  # logged if the first process migrates for long
         numbers = world.rows("SELECT number FROM migrations ORDER BY number")
         assert numbers == [(number + 1,) for number in range(len(migrations("postgres")))]
         assert world.ended(world.submit("fal", "the first", "first"))["status"] == "succeeded"
@@ -57,7 +57,7 @@ def test_six_processes_start_at_once_on_an_empty_database(
         check_logs(world)
 
 
-def test_the_limits_of_a_provider_hold_over_two_servers(
+def test_rate_limit_and_in_flight_limit_hold_across_two_servers(
     tmp_path: Path, bare_database: Database
 ) -> None:
     limits = {"EACHLABS_MAX_IN_FLIGHT": "2", "EACHLABS_REQUESTS_PER_MINUTE": "12"}
@@ -74,7 +74,7 @@ def test_the_limits_of_a_provider_hold_over_two_servers(
             list(callers.map(lambda n: submit_to(world, n), range(16)))
             meeting.result()
         eventually(lambda: ends(world) == 12)
-        # Both look once more for room that there is not.
+        # Both servers look for room again, but the rate limit is used up.
         late = [submit_to(world, number) for number in (16, 17)]
         assert [one["status"] for one in late] == ["queued", "queued"]
         assert requests(world) == 12
@@ -100,7 +100,7 @@ def ends(world: World) -> int:
 
 
 def requests(world: World) -> int:
-    """Count all that the provider was asked."""
+    """Count all requests to the provider."""
     return sum(world.ledger()["requests"]["eachlabs"].values())
 
 
@@ -108,7 +108,7 @@ def a_minute_passes(database: Database) -> None:
     database.execute("UPDATE receiver.requests SET at = at - 60")
 
 
-def test_a_waiting_caller_hears_what_came_to_the_other_server(
+def test_waiting_client_gets_a_callback_that_reached_another_server(
     tmp_path: Path, bare_database: Database
 ) -> None:
     with living(tmp_path, bare_database, servers=[ACCEPTS, ACCEPTS], more=_CALM) as world:
@@ -117,12 +117,12 @@ def test_a_waiting_caller_hears_what_came_to_the_other_server(
         for number, provider in enumerate(("fal", "eachlabs", "fal")):
             seconds, found = timed(lambda n=number, p=provider: wait_at(world, asked, n, p))  # type: ignore[misc]
             assert (found["status"], found["channel"]) == ("succeeded", "webhook")
-            # Without news it would be all that the caller waits.
+            # Without a notification, the client would wait for all of its 60 seconds.
             assert seconds < 60
-            # The news may well be faster than the answer to the callback.
+            # The notification may be faster than the answer to the callback.
             heard = eventually(lambda f=found: world.proxy.statuses(f["id"]))  # type: ignore[misc]
             assert heard == [200]
-        # A line comes after what it tells of.
+        # A log line is written after the commit that it reports.
         eventually(lambda: len(called.said("outcome.taken", verdict="accepted")) == 3)
         assert not asked.said("outcome.taken")
         check_logs(world)

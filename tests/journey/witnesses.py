@@ -1,4 +1,4 @@
-"""Handlers that write down what they see, one line each, so that a kill can lose none."""
+"""Handlers that append a line to a file for each thing they do, so that a kill loses none."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ async def hang(event: Event) -> None:
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
-            note("refused", event.id)  # the worst kind: it swallows its cancellation
+            note("refused", event.id)  # the worst case: it swallows its cancellation
 
 
 @on(name="sync-hang", metadata={"kind": "hang"})
@@ -61,7 +61,7 @@ def _is_released() -> bool:
 @on(name="async-long", metadata={"kind": "long"}, timeout=600)
 async def stay(event: Event, ctx: Context) -> None:
     note("begun", event.prediction.id, "async-long", ctx.attempt)
-    while not _is_released():  # noqa: ASYNC110 - a file is what the test can make
+    while not _is_released():  # noqa: ASYNC110 - the test is another process, and creates a file
         await asyncio.sleep(0.02)
     note("ended", event.prediction.id, "async-long", ctx.attempt)
 

@@ -1,4 +1,4 @@
-"""Prices: what is expected by an input, what a result comes to, and the file that says so."""
+"""Prices: the expected cost of an input, the measured cost of outputs, and the price file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRICES: Final = PriceList(
         Rate(pattern="fal/picture", call=CENT, image=4 * CENT),
         Rate(pattern="fal/*video*", second=10 * CENT, least=30 * CENT),
         Rate(pattern="*/large*", megapixel=2 * CENT),
-        Rate(pattern="fal/picture", image=99 * CENT),  # an earlier one fits
+        Rate(pattern="fal/picture", image=99 * CENT),  # never used: the first pattern matches
     )
 )
 
@@ -38,7 +38,7 @@ def look(tmp_path: Path, text: str) -> tuple[PriceList, list[str]]:
     return found.prices, [each.removeprefix(f"RECEIVER_PRICES: {file}, ") for each in problems]
 
 
-def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
+def test_examples_in_costs_md_are_correct(tmp_path: Path) -> None:
     prices, problems = look(tmp_path, EXAMPLE)
     assert problems == []
     assert prices.expected("fal", "fal-ai/nano-banana", {"num_images": 2}) == 78_000
@@ -71,7 +71,7 @@ TOLD: Final = """
 """
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_in_the_price_file_are_reported_together(tmp_path: Path) -> None:
     assert look(tmp_path, BAD)[1] == TOLD.strip("\n").splitlines()
 
 
@@ -80,7 +80,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     [
         ("picture", {}, 5),
         ("picture", {"num_images": 3}, 13),
-        ("picture", {"num_images": "3", "n": 2}, 13),  # the most that is asked for
+        ("picture", {"num_images": "3", "n": 2}, 13),  # the largest number counts
         ("picture", {"num_images": -3, "n": True, "batch_size": [9]}, 5),
         ("picture", {"num_images": 0.5}, 5),
         ("video", {}, None),
@@ -96,13 +96,13 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("unknown", {}, None),
     ],
 )
-def test_what_is_expected_goes_by_the_input(
+def test_expected_cost_depends_on_the_input(
     model: str, input: dict[str, Any], cents: int | None
 ) -> None:
     assert PRICES.expected("fal", model, input) == (None if cents is None else cents * CENT)
 
 
-def test_what_was_made_goes_by_what_it_says() -> None:
+def test_measured_cost_depends_on_the_outputs() -> None:
     picture = Output(url="https://a/b", width=1000, height=3000, duration=4.5)
     bare = Output(url="https://a/c")
     words = Output(text="no")
@@ -136,17 +136,17 @@ AMOUNTS: Final = st.integers(0, DEAREST)
         )
     ),
 )
-def test_whatever_is_asked_or_made_costs_no_odd_amount(
+def test_any_cost_is_a_whole_number_within_limits_or_none(
     rate: Rate, input: dict[str, Any], made: list[Output]
 ) -> None:
-    """The sums are whole numbers of eight bytes, and nobody is paid for asking."""
+    """Sums fit into 64-bit integers and are never negative."""
     prices = PriceList((rate,))
     for found in (prices.expected("fal", "m", input), prices.measured("fal", "m", made)):
         assert found is None or (type(found) is int and 0 <= found <= DEAREST)
 
 
 @given(VALUES)
-def test_dollars_of_a_stranger_are_an_amount_or_none(value: Any) -> None:
+def test_untrusted_dollars_are_a_valid_amount_or_none(value: Any) -> None:
     found = micro(value)
     assert found is None or 0 <= found <= DEAREST
 
@@ -159,7 +159,7 @@ def test_dollars_are_read_as_whole_microdollars(dollars: Any, amount: int | None
     assert micro(dollars) == amount
 
 
-def test_equal_accounts_are_written_in_one_way() -> None:
+def test_equal_accounts_have_the_same_text() -> None:
     one = Account(key="web", metadata={"b": "1", "a": "2"})
     other = Account(metadata={"a": "2", "b": "1"}, key="web")
     assert one.text() == other.text()

@@ -1,4 +1,4 @@
-"""The state machine and the two pure decisions, as tables and as sums."""
+"""The state machine of predictions, retry decisions, and ids: as tables and as properties."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from receiver.model.values import Error, Outcome, OutcomeKind, Output, Status, u
 
 MANY: Final = settings(max_examples=100)
 
-# Rows: from. Columns: begin, postponed, ambiguous, accepted, succeeded, failed, canceled.
+# Rows: status. Columns: begin, postponed, ambiguous, accepted, succeeded, failed, canceled.
 CAUSES: Final = ("begin", "postponed", "ambiguous", "accepted", "succeeded", "failed", "canceled")
 TABLE: Final = """
 queued      submitting -      -           processing succeeded failed canceled
@@ -57,31 +57,31 @@ def arrows() -> list[tuple[str, str, str]]:
     return [(row[0], cause, to) for row in rows for cause, to in zip(CAUSES, row[1:], strict=True)]
 
 
-def test_a_prediction_moves_along_these_arrows_only() -> None:
+def test_prediction_status_follows_the_transition_table() -> None:
     for status, cause, to in arrows():
         assert step(Status(status), Cause(cause)) == (None if to == "-" else to), (status, cause)
 
 
-def test_the_table_names_every_status_and_every_cause() -> None:
+def test_transition_table_covers_every_status_and_cause() -> None:
     assert {(status, cause) for status, cause, _ in arrows()} == set(product(Status, Cause))
     assert set(TRANSITIONS) == set(Status)
 
 
-def test_terminal_states_are_those_without_an_arrow() -> None:
+def test_terminal_statuses_are_those_without_a_transition() -> None:
     assert frozenset(status for status in Status if not TRANSITIONS[status]) == TERMINAL
 
 
-def test_every_living_state_can_reach_every_end() -> None:
+def test_every_open_status_can_reach_every_terminal_status() -> None:
     for status in set(Status) - TERMINAL:
         assert {to for to in TRANSITIONS[status].values() if to in TERMINAL} == TERMINAL
 
 
-def test_what_is_in_flight_is_all_that_may_be_at_the_provider() -> None:
+def test_in_flight_statuses_are_all_open_ones_except_queued() -> None:
     assert frozenset(Status) - TERMINAL - {Status.QUEUED} == IN_FLIGHT
 
 
 @pytest.mark.parametrize("cause", Cause)
-def test_the_sources_of_a_cause_are_the_states_it_may_leave(cause: Cause) -> None:
+def test_sources_of_a_cause_are_the_statuses_it_can_leave(cause: Cause) -> None:
     assert sources(cause) == {status for status in Status if step(status, cause) is not None}
 
 
@@ -119,7 +119,7 @@ def advances() -> list[tuple[str, bool, str, str, str]]:
 
 
 @pytest.mark.parametrize("known", [None, "req-1"])
-def test_an_outcome_advances_a_prediction_so(known: str | None) -> None:
+def test_outcome_advances_a_prediction_as_in_the_table(known: str | None) -> None:
     for status, named, kind, verdict, to in advances():
         outcome = Outcome(kind=cast("OutcomeKind", kind), provider_id="req-1" if named else None)
         said, became, reason = advance(Status(status), known, outcome)
@@ -127,13 +127,13 @@ def test_an_outcome_advances_a_prediction_so(known: str | None) -> None:
         assert reason
 
 
-def test_the_table_of_advances_names_everything() -> None:
+def test_outcome_table_covers_every_status_and_kind() -> None:
     rows = {(status, named, kind) for status, named, kind, _, _ in advances()}
     assert rows == set(product(Status, (False, True), get_args(OutcomeKind)))
 
 
 @pytest.mark.parametrize("kind", get_args(OutcomeKind))
-def test_an_outcome_of_another_prediction_changes_nothing(kind: OutcomeKind) -> None:
+def test_outcome_of_another_prediction_is_a_mismatch(kind: OutcomeKind) -> None:
     outcome = Outcome(kind=kind, provider_id="req-2", also_known_as="gw-2")
     for status in Status:
         assert advance(status, "req-1", outcome)[:2] == ("mismatch", status)
@@ -143,14 +143,14 @@ def test_an_outcome_of_another_prediction_changes_nothing(kind: OutcomeKind) -> 
     ("provider_id", "also_known_as"),
     [("req-1", None), ("req-1", "gw-1"), ("other", "req-1"), (None, "req-1"), (None, None)],
 )
-def test_either_of_two_ids_is_enough_to_match(
+def test_outcome_matches_by_either_id_or_without_an_id(
     provider_id: str | None, also_known_as: str | None
 ) -> None:
     outcome = Outcome(kind="succeeded", provider_id=provider_id, also_known_as=also_known_as)
     assert advance(Status.PROCESSING, "req-1", outcome)[0] == "accepted"
 
 
-def test_the_reason_of_a_late_outcome_tells_both_ends() -> None:
+def test_reason_of_a_late_outcome_names_both_statuses() -> None:
     reason = advance(Status.CANCELED, None, Outcome(kind="succeeded"))[2]
     assert reason == "already canceled, then told succeeded"
 
@@ -169,7 +169,7 @@ outcomes = st.builds(
     known=st.sampled_from([None, "req-1"]),
     history=st.lists(outcomes, max_size=30),
 )
-def test_whatever_comes_at_most_one_outcome_is_accepted_and_the_end_stays(
+def test_at_most_one_outcome_is_accepted_and_the_end_never_changes(
     status: Status, known: str | None, history: Sequence[Outcome]
 ) -> None:
     accepted = 0
@@ -200,7 +200,7 @@ def test_whatever_comes_at_most_one_outcome_is_accepted_and_the_end_stays(
 
 @MANY
 @given(history=st.lists(outcomes, max_size=30))
-def test_an_outcome_told_again_is_a_duplicate(history: Sequence[Outcome]) -> None:
+def test_repeated_outcome_is_a_duplicate(history: Sequence[Outcome]) -> None:
     status = Status.PROCESSING
     for outcome in history:
         verdict, status, _ = advance(status, None, outcome)
@@ -235,13 +235,13 @@ def test_backoff_doubles_up_to_its_cap(
     assert backoff(attempt, base, cap, 0.0) == 0.0
 
 
-def test_all_of_a_default_policy_takes_about_half_an_hour_at_most() -> None:
+def test_default_policy_waits_about_17_minutes_in_total_at_most() -> None:
     policy = Policy()
     waits = [backoff(n, policy.base, policy.cap, 1.0) for n in range(1, policy.attempts)]
     assert sum(waits) == 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256 + 512
 
 
-# One row per kind of failure and attempt of four: the state, and the longest delay if pending.
+# Columns: kind of failure, attempt (of four), state, longest delay if pending.
 DECISIONS: Final = """
 error   1 pending 2
 error   2 pending 4
@@ -269,20 +269,24 @@ dead    9 dead    -
     ("kind", "attempt", "state", "longest"),
     [line.split() for line in DECISIONS.strip().splitlines()],
 )
-def test_a_failure_is_decided_so(kind: FailureKind, attempt: str, state: str, longest: str) -> None:
+def test_failure_is_decided_as_in_the_table(
+    kind: FailureKind, attempt: str, state: str, longest: str
+) -> None:
     decision = decide(int(attempt), Failure(kind=kind, reason="why"), POLICY, 1.0)
     expected = 0.0 if longest == "-" else float(longest)
     assert (decision.state, decision.delay, decision.reason) == (state, expected, "why")
 
 
-def test_the_decisions_name_every_kind_of_failure() -> None:
+def test_decision_table_covers_every_kind_of_failure() -> None:
     assert {line.split()[0] for line in DECISIONS.strip().splitlines()} == set(
         get_args(FailureKind)
     )
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
-def test_a_lost_attempt_is_tried_thrice_even_if_the_policy_is_stricter(attempts: int) -> None:
+def test_delivery_is_dead_after_three_lost_attempts_if_the_policy_is_stricter(
+    attempts: int,
+) -> None:
     policy = Policy(attempts=attempts)
     states = [decide(n, Failure(kind="lost"), policy, 0.5).state for n in range(1, 5)]
     assert LOSSES == 3
@@ -302,18 +306,16 @@ def test_a_lost_attempt_is_tried_thrice_even_if_the_policy_is_stricter(attempts:
     ],
 )
 @pytest.mark.parametrize("chance", [0.0, 0.9])
-def test_a_handler_that_asks_for_a_delay_gets_it_within_a_week(
-    after: float, delay: float, chance: float
-) -> None:
+def test_retry_after_sets_the_delay_up_to_a_week(after: float, delay: float, chance: float) -> None:
     failure = Failure(kind="retry", after=after)
     assert decide(1, failure, POLICY, chance).delay == delay
 
 
-def test_a_handler_that_asks_for_a_delay_still_runs_out_of_attempts() -> None:
+def test_retry_after_does_not_add_attempts() -> None:
     assert decide(4, Failure(kind="retry", after=1.0), POLICY, 0.5).state == "dead"
 
 
-def test_done_waits_for_nothing() -> None:
+def test_done_decision_has_no_delay() -> None:
     assert (DONE.state, DONE.delay, DONE.reason) == ("done", 0.0, "")
 
 
@@ -327,7 +329,7 @@ def test_done_waits_for_nothing() -> None:
     cap=st.floats(0, 1e9),
     chance=st.floats(0, 1, exclude_max=True),
 )
-def test_every_failure_has_a_decision_within_its_bounds(
+def test_every_failure_gets_a_decision_within_its_limits(
     kind: FailureKind,
     attempt: int,
     after: float | None,
@@ -358,7 +360,7 @@ def test_ids_sort_by_time_and_never_repeat() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["pred", "evt", "dlv"])
-def test_an_id_has_its_prefix_and_one_length(prefix: str) -> None:
+def test_id_has_its_prefix_and_a_fixed_length(prefix: str) -> None:
     made = new_id(prefix, 1767225600.5)
     assert made.startswith(f"{prefix}_06474846")
     assert len(made) == len(prefix) + 1 + 14 + 18
@@ -366,7 +368,7 @@ def test_an_id_has_its_prefix_and_one_length(prefix: str) -> None:
     assert "." not in made  # the callback token puts its signature after a dot
 
 
-def test_a_prediction_has_one_event_and_one_delivery_per_handler() -> None:
+def test_event_and_delivery_ids_derive_from_prediction_and_handler() -> None:
     mine, other = new_id("pred", 1.0), new_id("pred", 1.0)
     assert event_id(mine) == f"evt_{mine.removeprefix('pred_')}"
     ids = [delivery_id(p, name) for p in (mine, other) for name in ("a:run", "b:run")]
@@ -380,7 +382,7 @@ def test_times_are_utc() -> None:
     assert utc(1767225600.0) == datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_a_value_reads_by_attribute_or_by_name_and_nothing_else() -> None:
+def test_value_fields_can_be_read_by_attribute_or_by_key() -> None:
     output = Output(url="https://files.example/1.png", width=3)
     assert (output["url"], output["width"], output["text"]) == (output.url, 3, None)
     for name in ("missing", "__class__", "__struct_fields__"):
@@ -388,11 +390,11 @@ def test_a_value_reads_by_attribute_or_by_name_and_nothing_else() -> None:
             output[name]
 
 
-def test_a_value_never_changes() -> None:
+def test_values_are_immutable() -> None:
     error = Error(code="timeout", message="late")
     with pytest.raises(AttributeError):
-        error.message = "early"  # type: ignore[misc] # the point
+        error.message = "early"  # type: ignore[misc] # it must fail
 
 
-def test_an_output_says_only_what_it_knows() -> None:
+def test_output_json_omits_fields_without_a_value() -> None:
     assert msgspec.json.encode(Output(url="data:,")) == b'{"url":"data:,"}'

@@ -1,4 +1,4 @@
-"""Signed texts and encrypted JSON: whose they are, for how long, and over a change of keys."""
+"""Signed texts and encrypted JSON: purpose, expiry, forgery and key rotation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OLD, NEW = "the-old-key-of-the-receiver-1234", "the-new-key-of-the-receiver-5678
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=100))
-def test_whatever_is_signed_is_opened(value: str) -> None:
+def test_signed_text_can_be_opened(value: str) -> None:
     assert Seals([NEW]).open(Seals([NEW]).sign(value, "a"), "a", 60) == value
 
 
-def test_a_signed_text_fits_into_the_smallest_of_buttons() -> None:
-    """Telegram's has 64 bytes; an id without its prefix, in base64, has 22."""
+def test_signed_text_fits_into_a_telegram_button() -> None:
+    """The button holds 64 bytes; an id without its prefix, in base64, has 22."""
     assert len(Seals([NEW]).sign("x" * 40, "button")) == 64
 
 
@@ -39,13 +39,13 @@ def test_a_signed_text_fits_into_the_smallest_of_buttons() -> None:
         lambda _: "x" * 100_000,
     ],
 )
-def test_what_was_changed_is_not_opened(change: Any) -> None:
+def test_modified_signed_text_is_rejected(change: Any) -> None:
     seals = Seals([NEW])
     with pytest.raises(Unproved, match="bad_signature"):
         seals.open(change(seals.sign("again", "button")), "button")
 
 
-def test_a_signature_is_for_one_purpose_and_for_a_time() -> None:
+def test_signature_is_valid_for_one_purpose_and_until_it_expires() -> None:
     clock = Clock()
     seals = Seals([NEW], clock)
     text = seals.sign("again", "button")
@@ -60,7 +60,7 @@ def test_a_signature_is_for_one_purpose_and_for_a_time() -> None:
     assert seals.open(text, "button") == "again"
 
 
-def test_a_key_is_changed_by_putting_a_new_one_in_front() -> None:
+def test_key_rotation_accepts_the_old_key_until_it_is_removed() -> None:
     before, during, after = Seals([OLD]), Seals([NEW, OLD]), Seals([NEW])
     text, sealed = before.sign("again", "button"), before.seal({"a": [1]})
     assert during.open(text, "button") == "again"
@@ -74,7 +74,7 @@ def test_a_key_is_changed_by_putting_a_new_one_in_front() -> None:
     assert before.secrets("shop") != before.secrets("other")
 
 
-def test_what_is_sealed_shows_nothing_and_is_made_anew_each_time() -> None:
+def test_sealed_value_is_encrypted_and_differs_each_time() -> None:
     seals = Seals([NEW])
     one, two = seals.seal({"token": "sealing-wax"}), seals.seal({"token": "sealing-wax"})
     assert one != two
@@ -88,6 +88,6 @@ def test_what_is_sealed_shows_nothing_and_is_made_anew_each_time() -> None:
     [{"a": "x" * 16_384}, {"a": object()}, {1j: 1}, 3],
     ids=["large", "object", "key", "number"],
 )
-def test_what_is_too_large_or_no_json_is_refused(value: Any) -> None:
+def test_oversized_or_non_json_value_cannot_be_sealed(value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         Seals([NEW]).seal(value)

@@ -1,4 +1,4 @@
-"""In the kit people talk to handlers, and what they see is what the platforms show."""
+"""The kit's emulated chats: people talk to handlers, and a test sees what the platform shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGAIN = {
 
 
 class Bot:
-    """Stands before a receiver: submits what is asked for in Slack, and says so with a button."""
+    """An app in front of a receiver: submits each Slack command and answers with a button."""
 
     def __init__(self, kit: Kit) -> None:
         receiver = kit.chats.scene.caller.given
@@ -56,7 +56,7 @@ class Bot:
 
 
 @pytest.mark.parametrize("platform", ["slack", "discord", "telegram"])
-def test_the_built_in_handler_posts_a_picture_to_the_emulated_platform(
+def test_built_in_handler_posts_a_picture_to_the_emulated_platform(
     receiver_kit: Kits, platform: Platform
 ) -> None:
     kit = receiver_kit(built_in(platform), chats=True)
@@ -68,7 +68,7 @@ def test_the_built_in_handler_posts_a_picture_to_the_emulated_platform(
     assert [picture.content[:4] for picture in message.pictures] == [b"\x89PNG"]
 
 
-def test_what_is_said_ends_with_its_picture_as_the_reply(receiver_kit: Kits) -> None:
+def test_chat_command_gets_its_picture_as_the_only_reply(receiver_kit: Kits) -> None:
     kit = receiver_kit(built_in("slack"), chats=True)
     Bot(kit)
     said = kit.says("/imagine a lighthouse", person="U1", place="C1", on="slack")
@@ -82,7 +82,7 @@ def test_what_is_said_ends_with_its_picture_as_the_reply(receiver_kit: Kits) -> 
         _ = again.reply
 
 
-def test_what_is_said_can_be_left_unfinished(receiver_kit: Kits) -> None:
+def test_chat_command_can_be_left_unfinished_and_ended_later(receiver_kit: Kits) -> None:
     kit = receiver_kit(built_in("slack"), chats=True)
     Bot(kit)
     said = kit.says("/imagine a lighthouse", finish=False)
@@ -98,7 +98,7 @@ async def child(event: Event, ctx: Context) -> None:
         await ctx.submit("oxen", "m", {"prompt": "another"})
 
 
-def test_a_button_is_pressed_and_all_that_comes_of_it_is_run(receiver_kit: Kits) -> None:
+def test_pressed_button_runs_all_predictions_that_follow(receiver_kit: Kits) -> None:
     kit = receiver_kit(child, chats=True)
     Bot(kit)
     [message] = kit.says("/imagine a lighthouse").ephemerals
@@ -112,7 +112,7 @@ def test_a_button_is_pressed_and_all_that_comes_of_it_is_run(receiver_kit: Kits)
     ] * 2
 
 
-def test_a_receiver_that_serves_no_such_way_in_fails_the_test(receiver_kit: Kits) -> None:
+def test_chat_command_fails_if_the_receiver_has_no_route_for_it(receiver_kit: Kits) -> None:
     kit = receiver_kit(chats=True)
     with pytest.raises(AssertionError, match=r"https://receiver.test/in/slack was answered 404"):
         kit.says("/imagine a lighthouse")
@@ -121,14 +121,14 @@ def test_a_receiver_that_serves_no_such_way_in_fails_the_test(receiver_kit: Kits
     assert kit.chats.telegram.updates
 
 
-def test_chats_are_there_only_where_they_were_asked_for(receiver_kit: Kits) -> None:
+def test_chats_require_chats_true_and_cannot_be_online(receiver_kit: Kits) -> None:
     with pytest.raises(ValueError, match="chats=True"):
         receiver_kit().says("/imagine a lighthouse")
     with pytest.raises(ValueError, match="emulated"):
         Kit(chats=True, online=True)
 
 
-def test_telegrams_secret_follows_from_the_secret_key() -> None:
+def test_telegram_secret_is_derived_from_the_secret_key() -> None:
     assert telegram_secret("k" * 32) == "dEkebUdxKbk0jLzO83SYP4B3XOnPNhiqj0bRLqx82_Q"
     assert numbered("12") == 12
     assert CHATS.startswith("https://")

@@ -1,4 +1,4 @@
-"""A test that fails shows why in about ten lines."""
+"""A failing test of a handler shows the reason in about ten lines."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _FAILING = {
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """Return what pytest captured of each of these tests, all of which fail."""
+    """Return the captured output of each test in `_FAILING`, all of which fail."""
     folder = tmp_path_factory.mktemp("failing")
     text = _HANDLERS
     for name, body in _FAILING.items():
@@ -72,7 +72,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     path.write_text(text)
     options = ["-q", "-p", "no:cacheprovider", "-p", "receiver.testing.plugin"]
     run = [sys.executable, "-m", "pytest", *options, "--rootdir", str(folder), str(path)]
-    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # all others are slow to load
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other plugins load slowly
     done = subprocess.run(
         run, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -85,7 +85,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     }
 
 
-def test_an_error_is_told_once_with_the_lines_of_the_handler(told: Told) -> None:
+def test_repeated_error_shows_its_traceback_once(told: Told) -> None:
     why = "reason=KeyError: 'lobby'"
     assert [line for line in told["exhausts"] if "~" not in line] == [
         f"warning: handler.attempt handler=mine/async attempt=1 result=error state=pending {why}",
@@ -98,7 +98,7 @@ def test_an_error_is_told_once_with_the_lines_of_the_handler(told: Told) -> None
     ]
 
 
-def test_a_handlers_own_warnings_are_told(told: Told) -> None:
+def test_warnings_and_exceptions_logged_by_a_handler_are_shown(told: Told) -> None:
     lines = told["warns"]
     assert lines[:2] == [
         "warning: careful handler=mine/plain status=0",
@@ -108,11 +108,11 @@ def test_a_handlers_own_warnings_are_told(told: Told) -> None:
     assert len(lines) <= 10
 
 
-def test_lines_below_a_warning_can_still_be_captured(told: Told) -> None:
+def test_log_lines_below_warning_can_still_be_captured(told: Told) -> None:
     assert told["captures"] == ["['not told']"]
 
 
-def test_all_errors_of_a_group_are_told(told: Told) -> None:
+def test_all_errors_of_an_exception_group_are_shown(told: Told) -> None:
     assert told["groups"][-2:] == ["ValueError: one", "TypeError: two"]
     assert len(told["groups"]) <= 10
 
@@ -131,7 +131,7 @@ def busy(_: Event) -> None:
 def other(_: Event) -> None: ...
 
 
-def test_a_repr_says_how_it_stands() -> None:
+def test_repr_shows_the_state_and_reason_of_a_delivery() -> None:
     with Kit(no, other) as kit:
         delivered = kit.deliver(make_event())
         delivery = "<Delivery mine/no dead, 1 attempt: no such room>"
@@ -140,12 +140,12 @@ def test_a_repr_says_how_it_stands() -> None:
     assert repr(delivered) == f"<Delivered {delivered.prediction_id}>"
 
 
-def test_a_repr_has_the_last_error_of_what_is_still_tried(receiver_kit: Kits) -> None:
+def test_repr_shows_the_last_error_of_a_pending_delivery(receiver_kit: Kits) -> None:
     delivered = receiver_kit(busy).deliver(make_event())
     assert repr(delivered.delivery) == "<Delivery mine/busy pending, 1 attempt: busy>"
 
 
-def test_a_repr_in_a_handler_does_not_wait_for_itself(receiver_kit: Kits) -> None:
+def test_repr_inside_a_handler_does_not_deadlock(receiver_kit: Kits) -> None:
     known: list[Any] = []
     told: list[str] = []
 
@@ -159,7 +159,7 @@ def test_a_repr_in_a_handler_does_not_wait_for_itself(receiver_kit: Kits) -> Non
     assert told == [f"<Delivered {known[0].prediction_id}>"]
 
 
-def test_an_event_that_nobody_wanted_says_why(receiver_kit: Kits) -> None:
+def test_event_without_a_matching_handler_explains_why(receiver_kit: Kits) -> None:
     delivered = receiver_kit(other).deliver(make_event())
     why = r"no handler has had prediction.succeeded: mine/other \(type is prediction.succeeded\)"
     with pytest.raises(ValueError, match=why):
@@ -167,12 +167,12 @@ def test_an_event_that_nobody_wanted_says_why(receiver_kit: Kits) -> None:
     assert "mine/other (type is prediction.succeeded)" in repr(delivered)
 
 
-def test_one_of_several_deliveries_is_not_chosen(receiver_kit: Kits) -> None:
+def test_delivery_property_raises_if_there_are_several(receiver_kit: Kits) -> None:
     delivered = receiver_kit(no, busy).deliver(make_event())
     with pytest.raises(ValueError, match="several deliveries: <Delivery mine/"):
         _ = delivered.delivery
 
 
-def test_where_there_is_no_handler_at_all(receiver_kit: Kits) -> None:
+def test_delivery_property_raises_if_there_is_no_handler(receiver_kit: Kits) -> None:
     with pytest.raises(ValueError, match="there is none"):
         _ = receiver_kit().deliver(make_event()).delivery

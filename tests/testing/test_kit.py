@@ -1,4 +1,4 @@
-"""The kit is a real receiver: what it says of a handler is what would have happened."""
+"""The kit is a real receiver: it shows what would happen to a handler in production."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHANNELS: dict[str, str] = {**dict.fromkeys(CALLING, "webhook"), "oxen": "sse"}
 
 
 class Witness:
-    """What a handler saw and did, over all its lives."""
+    """Records what a handler got and did, over all restarts of the receiver."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -69,7 +69,7 @@ def handler(witness: Witness) -> Callable[..., Any]:
         if kind != "canceled" or isinstance(ADAPTERS[name], Stopping)
     ],
 )
-def test_the_handler_sees_the_event_that_is_delivered(
+def test_duplicate_callbacks_run_the_handler_once_with_the_given_event(
     receiver_kit: Kits, handler: Any, witness: Witness, provider: str, kind: Any
 ) -> None:
     given = make_event(kind, provider=provider, model=PROVIDERS[provider], metadata={"a": [1]})
@@ -89,7 +89,7 @@ def test_the_handler_sees_the_event_that_is_delivered(
     ["provider_error", "content_policy", "timeout", "rejected", "expired", "unconfirmed"],
 )
 @pytest.mark.parametrize("provider", ["fal", "eachlabs"])
-def test_a_failure_comes_with_its_code(
+def test_failure_is_delivered_with_its_error_code(
     receiver_kit: Kits, handler: Any, provider: str, code: ErrorCode
 ) -> None:
     given = make_event("failed", provider=provider, model="m/n", error=(code, "it went wrong"))
@@ -98,13 +98,15 @@ def test_a_failure_comes_with_its_code(
     assert prediction.error.code == code
 
 
-def test_what_a_provider_says_of_a_file_is_kept(receiver_kit: Kits, handler: Any) -> None:
+def test_fields_of_an_output_reach_the_prediction_unchanged(
+    receiver_kit: Kits, handler: Any
+) -> None:
     outputs = [Output(url="https://cdn.example/a.png", width=7), Output(url="https://x.example/b")]
     assert receiver_kit(handler).deliver(make_event(output=outputs)).prediction.output == outputs
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_a_lost_callback_is_found_by_asking(
+def test_lost_callback_is_replaced_by_a_poll(
     receiver_kit: Kits, handler: Any, provider: str
 ) -> None:
     event = make_event(provider=provider, model=PROVIDERS[provider])
@@ -112,7 +114,7 @@ def test_a_lost_callback_is_found_by_asking(
     assert (delivered.prediction.channel, delivered.delivery.state) == ("poll", "done")
 
 
-def test_a_crash_after_the_answer_loses_nothing(
+def test_crash_after_the_ack_loses_no_delivery(
     receiver_kit: Kits, handler: Any, witness: Witness
 ) -> None:
     delivered = receiver_kit(handler).crash_after_ack(make_event())
@@ -120,7 +122,7 @@ def test_a_crash_after_the_answer_loses_nothing(
     assert len(witness.posts) == 1
 
 
-def test_a_crash_after_a_run_runs_it_again_but_no_step_of_it(
+def test_crash_after_a_run_repeats_the_handler_but_not_its_steps(
     receiver_kit: Kits, handler: Any, witness: Witness
 ) -> None:
     delivered = receiver_kit(handler).crash_after_run(make_event())
@@ -128,7 +130,7 @@ def test_a_crash_after_a_run_runs_it_again_but_no_step_of_it(
     assert (len(witness.events), len(witness.posts)) == (2, 1)
 
 
-def test_a_plain_function_can_crash_too(receiver_kit: Kits) -> None:
+def test_crash_after_run_also_works_for_a_plain_handler(receiver_kit: Kits) -> None:
     runs = []
 
     @on("*", name="kit/plain")
@@ -139,7 +141,7 @@ def test_a_plain_function_can_crash_too(receiver_kit: Kits) -> None:
     assert len(runs) == 2
 
 
-def test_there_is_no_crash_after_what_never_returned(receiver_kit: Kits) -> None:
+def test_crash_after_run_fails_if_no_handler_returns(receiver_kit: Kits) -> None:
     @on("*", name="kit/raises")
     def raises(_: Event) -> None:
         raise Dead("no")
@@ -148,7 +150,7 @@ def test_there_is_no_crash_after_what_never_returned(receiver_kit: Kits) -> None
         receiver_kit(raises).crash_after_run(make_event())
 
 
-def test_the_clock_brings_the_next_attempt(receiver_kit: Kits) -> None:
+def test_moving_the_clock_starts_the_next_attempt(receiver_kit: Kits) -> None:
     @on("*", name="kit/later")
     def later(_: Event, ctx: Context) -> None:
         if ctx.attempt < 3:
@@ -165,7 +167,7 @@ def test_the_clock_brings_the_next_attempt(receiver_kit: Kits) -> None:
     assert (delivered.delivery.state, delivered.delivery.attempts) == ("done", 3)
 
 
-def test_time_runs_out_for_what_never_works(receiver_kit: Kits) -> None:
+def test_exhaust_uses_up_all_attempts_of_a_failing_handler(receiver_kit: Kits) -> None:
     @on("*", name="kit/broken", retry=Retry(attempts=4))
     def broken(_: Event) -> None:
         raise ValueError("again")
@@ -176,14 +178,16 @@ def test_time_runs_out_for_what_never_works(receiver_kit: Kits) -> None:
     assert (delivered.delivery.state, len(delivered.delivery.history)) == ("dead", 4)
 
 
-def test_a_replay_is_a_new_round(receiver_kit: Kits, handler: Any, witness: Witness) -> None:
+def test_replay_has_a_new_idempotency_key(
+    receiver_kit: Kits, handler: Any, witness: Witness
+) -> None:
     kit = receiver_kit(handler)
     kit.replay(kit.deliver(make_event()))
     first, second = witness.posts
     assert second == f"{first}.1"
 
 
-def test_notes_annotations_and_chains_are_there_to_be_looked_at(receiver_kit: Kits) -> None:
+def test_notes_metadata_and_child_predictions_can_be_inspected(receiver_kit: Kits) -> None:
     @on("succeeded", name="kit/busy", model="first")
     async def busy(_: Event, ctx: Context) -> None:
         ctx.note("an earlier one")
@@ -199,7 +203,7 @@ def test_notes_annotations_and_chains_are_there_to_be_looked_at(receiver_kit: Ki
     assert (child.model, child.depth, child.status) == ("second", 1, "processing")
 
 
-def test_a_circle_of_handlers_comes_to_an_end(receiver_kit: Kits) -> None:
+def test_endless_chain_of_predictions_stops_at_its_limit(receiver_kit: Kits) -> None:
     @on("*", name="kit/circle")
     def circle(event: Event, ctx: Context) -> None:
         ctx.submit("eachlabs", "m", {"prompt": f"{event.prediction.depth}"})
@@ -214,7 +218,7 @@ def test_a_circle_of_handlers_comes_to_an_end(receiver_kit: Kits) -> None:
     assert "2 predictions have led to this one" in delivered.delivery.reason
 
 
-def test_the_edge_is_closed_unless_it_is_opened(receiver_kit: Kits) -> None:
+def test_http_and_files_are_unavailable_unless_the_test_provides_them(receiver_kit: Kits) -> None:
     @on("*", name="kit/edge")
     async def edge(_: Event, ctx: Context) -> None:
         answer = await ctx.http.get("https://chat.example/")
@@ -232,14 +236,14 @@ def test_the_edge_is_closed_unless_it_is_opened(receiver_kit: Kits) -> None:
     assert attempt["note"] == "chat.example words"
 
 
-def test_a_kit_that_cannot_start_says_why_and_leaves_nothing(receiver_kit: Kits) -> None:
+def test_kit_that_cannot_start_reports_the_reason(receiver_kit: Kits) -> None:
     with pytest.raises(HandlerError, match="no such file"):
         receiver_kit("nowhere.py")
     with pytest.raises(HandlerError, match="decorate it"):
         receiver_kit(print)
 
 
-def test_files_that_import_each_others_handlers_are_loaded_as_one(
+def test_files_that_import_each_others_handlers_load_together(
     receiver_kit: Kits, tmp_path: Path
 ) -> None:
     (tmp_path / "one.py").write_text("from receiver import on\n@on('*')\ndef f(event): ...\n")
@@ -248,13 +252,13 @@ def test_files_that_import_each_others_handlers_are_loaded_as_one(
     assert kit.deliver(make_event()).delivery.state == "done"
 
 
-def test_several_kits_do_not_know_each_other(receiver_kit: Kits, handler: Any) -> None:
+def test_kits_are_isolated_from_each_other(receiver_kit: Kits, handler: Any) -> None:
     one, other = receiver_kit(handler), receiver_kit(handler)
     assert one.deliver(make_event()).delivery.state == "done"
     assert other.get("/v1/predictions", dict[str, Any])["data"] == []
 
 
-def test_a_route_is_called_as_a_stranger_calls_it_and_its_prediction_delivered(
+def test_route_rejects_calls_without_proof_and_delivers_its_prediction(
     receiver_kit: Kits,
 ) -> None:
     seen: list[Any] = []

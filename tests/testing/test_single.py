@@ -1,4 +1,4 @@
-"""The kit for handler authors tells the truth about how a delivery would end."""
+"""`receiver.testing.run` shows how a handler's delivery would end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ends(event: Event) -> None:
     raise {"skip": Skip, "dead": Dead, "retry": Retry, "error": ValueError}[reason](reason)
 
 
-def test_a_run_reports_what_the_handler_did() -> None:
+def test_run_reports_the_steps_and_submits_of_a_handler() -> None:
     result = run(works, make_event(), files={URL: PNG}, http=lambda _: httpx.Response(200))
     assert (result.state, result.error) == ("done", None)
     assert result.steps == {"post": '"posted"'}
@@ -41,7 +41,7 @@ def test_a_run_reports_what_the_handler_did() -> None:
     assert (chained.model, chained.input) == ("fal-ai/upscaler", {"image_url": URL})
 
 
-def test_an_output_that_there_is_not_cannot_be_stored() -> None:
+def test_record_stored_rejects_an_output_index_out_of_range() -> None:
     @on("*", name="kit/stores")
     async def stores(event: Event, ctx: Context) -> None:
         place = int(event.prediction.metadata["place"])
@@ -54,7 +54,7 @@ def test_an_output_that_there_is_not_cannot_be_stored() -> None:
     assert run(stores, make_event(metadata={"place": "0"})).state == "done"
 
 
-def test_an_object_and_a_function_of_another_module_are_handlers() -> None:
+def test_callable_object_and_imported_function_can_be_handlers() -> None:
     class Works:
         async def __call__(self, event: Event, ctx: Context) -> None:
             ctx.note(event.id)
@@ -63,7 +63,7 @@ def test_an_object_and_a_function_of_another_module_are_handlers() -> None:
         assert run(on("*", name=f"kit/{given!r}")(given), make_event()).state == "done"
 
 
-def test_a_way_in_is_nothing_to_run() -> None:
+def test_route_cannot_be_run_as_a_handler() -> None:
     @route("kit", proof=lambda _: None)
     async def kit(_: Call, __: Door) -> Reply:
         raise NotImplementedError
@@ -72,7 +72,7 @@ def test_a_way_in_is_nothing_to_run() -> None:
         run(kit, make_event())
 
 
-def test_remembered_steps_are_not_run_again() -> None:
+def test_stored_steps_are_not_run_again() -> None:
     @on("*", name="kit/once")
     async def once(_: Event, ctx: Context) -> None:
         assert await ctx.once("post", _must_not_run) == 7
@@ -95,24 +95,24 @@ def _must_not_run() -> int:
         ("error", 2, "dead"),
     ],
 )
-def test_a_run_ends_as_the_delivery_would(how: str, attempt: int, state: str) -> None:
+def test_run_ends_in_the_state_of_a_real_delivery(how: str, attempt: int, state: str) -> None:
     result = run(ends, make_event("failed", metadata={"how": how}), attempt=attempt)
     assert (result.state, how in result.reason) == (state, True)
     assert isinstance(result.error, ValueError) == (how == "error")
 
 
-def test_a_network_that_was_not_given_is_an_error_of_the_handler() -> None:
+def test_http_request_without_a_given_answer_fails_the_attempt() -> None:
     result = run(works, make_event(), files={URL: PNG})
     assert result.state == "pending"
     assert "this test gave no answer" in result.reason
 
 
-def test_a_file_that_was_not_given_is_gone() -> None:
+def test_fetch_of_a_file_that_was_not_given_is_dead() -> None:
     assert run(works, make_event()).state == "dead"
 
 
 @pytest.mark.parametrize("kind", ["succeeded", "failed", "canceled"])
-def test_an_event_is_made_as_they_come(kind: str) -> None:
+def test_make_event_builds_a_valid_event_of_each_type(kind: str) -> None:
     event = make_event(kind)  # type: ignore[arg-type] # the parameter is one of the three
     assert event.type == f"prediction.{kind}"
     assert event.id.removeprefix("evt_") == event.prediction.id.removeprefix("pred_")
@@ -120,6 +120,6 @@ def test_an_event_is_made_as_they_come(kind: str) -> None:
     assert (event.prediction.error is None) == (kind == "succeeded")
 
 
-def test_only_a_decorated_function_can_be_run() -> None:
+def test_undecorated_function_cannot_be_run() -> None:
     with pytest.raises(HandlerError, match="decorate it with @on"):
         run(_must_not_run, make_event())

@@ -1,4 +1,4 @@
-"""What a handler gets by its context has a type, whether it is awaited or not."""
+"""The results of a handler's context are typed, in async and in plain handlers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def plain(_: Event, ctx: Context) -> None:
     assert assert_type(ctx.submit("fal", "m", {}).id, str)
 
 
-def test_the_types_are_what_comes() -> None:
+def test_context_results_have_the_declared_types() -> None:
     for handler in (awaits, plain):
         result = run(handler, make_event(), files={URL: b"words"})
         assert (result.state, result.reason) == ("done", "")
