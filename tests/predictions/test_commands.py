@@ -200,9 +200,6 @@ def test_any_options_are_valid_or_rejected(options: dict[str, Any]) -> None:
 )
 def test_command_line_made_from_options_parses_to_the_same_options(options: dict[str, Any]) -> None:
     expected = read_options(IMAGINE, options)
-    for recipe in (
-        IMAGINE,
-        recipe_of(offered(IMAGINE)),
-    ):  # the second is as the command line has it
+    for recipe in (IMAGINE, recipe_of(offered(IMAGINE))):  # as the command line has it
         words = line(recipe, options).split(" ")[1:]
         assert read_options(recipe, read_words(recipe, words_of(words))) == expected

@@ -119,10 +119,7 @@ async def test_429_pauses_the_provider_for_its_retry_after(
     with pytest.raises(Busy) as busy:
         await end.ask()
     assert busy.value.seconds == seconds
-    assert (end.calls, len(end.turns.taken)) == (
-        1,
-        taken,
-    )  # a request that is not sent takes no permit
+    assert (end.calls, len(end.turns.taken)) == (1, taken)  # unsent, so without a permit
     end.clock.now += seconds
     assert end.wire.paused() == 0.0
     await end.ask()

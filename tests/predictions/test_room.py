@@ -66,7 +66,7 @@ async def test_locked_account_is_tested_by_one_submit_at_a_time_until_it_unlocks
         began = clock()
         made = [await station.submit("fal", prompt) for prompt in ("first", "second", "third")]
         assert await locked(station) == (["fal"], True)
-        # The other submit that is tried before may be accepted.
+        # It is due after the next submit that tests the lock, as that one may be accepted.
         assert station.one("SELECT due_at FROM predictions WHERE submits > 0") > began + LOCKED
         clock.ahead += LOCKED + 1
         await station.http.post("/v1/drain?seconds=1")

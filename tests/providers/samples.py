@@ -131,7 +131,7 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
 
 
 def blocks(provider: Provider, model: str) -> Literal["here", "elsewhere"] | None:
-    """Return whether a blocking submit has the URL of others or another; None: there is none."""
+    """Return where a blocking submit is sent: to the URL of others, or elsewhere; None: nowhere."""
     if isinstance(provider, Addressing):
         return "elsewhere"
     queue, sync = (

@@ -1,6 +1,6 @@
 """The contract of all adapters: recorded samples, the required shapes, and forged callbacks.
 
-A new provider is tested once it is declared in `receiver.providers`, and needs all samples.
+A new provider is tested once it is in `receiver.providers`; it needs a sample of every shape.
 """
 
 from __future__ import annotations
