@@ -41,7 +41,7 @@ _LINE: Final = "{:46}{:>10}{:>9}{:>9}{:>9}{:>10}{:>10}{:>6}"
 
 
 class Bench:
-    """The table, which compares measurements with the empty route, which runs all the time."""
+    """Prints the table, and compares measurements with the empty route, which runs all the time."""
 
     def __init__(self, jwks_url: str, empty: scene.Server) -> None:
         self.jwks_url = jwks_url
@@ -118,7 +118,7 @@ def run(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def accept(bench: Bench, place: Database | None) -> None:
-    """Have distinct callbacks checked, committed and answered; then some of them again."""
+    """Send distinct callbacks, which are stored; then some of them again, as duplicates."""
     for provider in ("eachlabs", "fal"):
         with scene.books(place) as (home, books):
             ids = books.seed(provider, ROUNDS * ACCEPTS + 500)

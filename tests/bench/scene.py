@@ -37,7 +37,7 @@ from tests.postgres import Database, made
 
 SECRET = "bench-secret-key-of-more-than-32-characters"
 EMULATED = EmulatedProviders()
-"""The signer of callbacks, by the keys that every emulator of the same seed publishes."""
+"""Signs callbacks, with the keys that every emulator of the same seed publishes."""
 TOKENS = Tokens([SECRET])
 MODELS = {"eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
 HANDLER = """from receiver import Event, on
@@ -184,7 +184,7 @@ def books(server: Database | None) -> Iterator[tuple[Path, Books]]:
 async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]]:
     await store.start()
     now = time.time()
-    # One per millisecond, as ids sort by their time: callbacks come roughly in that order, too.
+    # One per millisecond: ids sort by their time, and callbacks come roughly in that order.
     made = [now - (count - number) / 1000 for number in range(count)]
     ids = [(new_id("pred", at), f"req-{provider}-{at:.3f}") for at in made]
     new = [
@@ -239,7 +239,7 @@ def jwks() -> Iterator[str]:
 
 
 AS_INSTALLED = {"PYTHONDONTWRITEBYTECODE": "", "SSL_CERT_FILE": "", "SSL_CERT_DIR": ""}
-"""Lets a start use compiled modules and certifi's authorities, as usual installations do."""
+"""Lets a start use compiled modules and certifi's authorities, as most installations do."""
 
 
 class Server:

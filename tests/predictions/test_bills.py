@@ -1,4 +1,4 @@
-"""Asking for costs after the end: until a figure comes, and not for ever."""
+"""The cost poller: requests the cost of an ended prediction until it is known, or gives up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def ended(
     return prediction.id
 
 
-async def test_it_is_asked_for_again_until_it_is_known(
+async def test_cost_is_requested_again_until_it_is_known(
     predictions: Predictions, network: Network, clock: Clock
 ) -> None:
     name = await ended(predictions)
@@ -55,7 +55,7 @@ async def test_it_is_asked_for_again_until_it_is_known(
         clock.ahead += DAYS
         await predictions.bills.ask()
         assert network.count("eachlabs.poll") == times
-    # The emulated provider, which is asked last, knows no end of it, and so no cost.
+    # The third request reaches the emulated provider, which has no cost before the end.
     assert (await predictions.service.read(name)).cost is None
     [sent] = network.emulator.predictions
     network.emulator.end(sent)
@@ -69,7 +69,7 @@ async def test_it_is_asked_for_again_until_it_is_known(
     assert network.count("eachlabs.poll") == 4
 
 
-async def test_it_is_not_asked_for_for_ever(
+async def test_cost_is_requested_seven_times_at_most(
     predictions: Predictions, network: Network, clock: Clock
 ) -> None:
     name = await ended(predictions)
@@ -81,7 +81,7 @@ async def test_it_is_not_asked_for_for_ever(
     assert (await predictions.service.read(name)).cost is None
 
 
-async def test_a_provider_that_takes_no_request_now_has_not_been_asked(
+async def test_cost_request_during_a_429_pause_is_not_counted_as_a_try(
     predictions: Predictions, network: Network, clock: Clock
 ) -> None:
     await ended(predictions)
@@ -89,10 +89,10 @@ async def test_a_provider_that_takes_no_request_now_has_not_been_asked(
     for _ in range(9):
         clock.ahead += 1000.0
         await predictions.bills.ask()
-    assert network.count("eachlabs.poll") == 3  # the pause was kept, and cost no try
+    assert network.count("eachlabs.poll") == 3  # rounds during the pause are no tries
 
 
-async def test_a_price_is_asked_for_once_in_a_while_and_units_only_with_one(
+async def test_unit_price_is_cached_and_units_are_requested_only_with_a_price(
     predictions: Predictions, network: Network, clock: Clock
 ) -> None:
     names = [await ended(predictions, "fal", "fal-ai/nano-banana") for _ in range(3)]
@@ -111,7 +111,7 @@ async def test_a_price_is_asked_for_once_in_a_while_and_units_only_with_one(
         assert (cost.amount, cost.source) == (0.039, "computed")
 
 
-async def test_a_result_that_says_no_units_is_not_asked_again(
+async def test_result_without_units_is_not_requested_again(
     predictions: Predictions, network: Network, clock: Clock
 ) -> None:
     name = await ended(predictions, "fal", "fal-ai/nano-banana")
@@ -123,8 +123,8 @@ async def test_a_result_that_says_no_units_is_not_asked_again(
     assert (await predictions.service.read(name)).cost is None
 
 
-def test_a_bill_is_asked_for_since_the_requests_were_made() -> None:
-    """Fal looks through 90 days at most, so what is older is not asked for with what is not."""
+def test_fal_bill_starts_before_the_oldest_request_within_80_days() -> None:
+    """Fal searches 90 days at most, so an older prediction does not move the start back further."""
     day, now = 86400.0, 1_767_225_600.0
     unsent = Ticket(id=new_id("pred", now), model="m", mode="queue", input={}, provider_id="r1")
     sent = replace(unsent, submitted_at=now + day, provider_id="r2")

@@ -1,5 +1,5 @@
-# ruff: noqa: RUF001 - these are the characters that phones write
-"""Orders as people and their phones type them."""
+# ruff: noqa: RUF001 - these are the characters that phones insert
+"""Commands as people type them, and with the quotes and dashes that phones insert."""
 
 from __future__ import annotations
 
@@ -53,24 +53,26 @@ BOOK = RecipeBook(recipes={"imagine": IMAGINE, "upscale": UPSCALE})
         ("imagine fox --hd", {"prompt": "fox", "hd": "yes"}),
         ("imagine --hd a fox", {"prompt": "a fox", "hd": "yes"}),
         ("imagine fox --no-hd", {"prompt": "fox", "hd": False}),
-        # what phones make of it
+        # quotes and dashes that phones insert
         ("imagine “a cat’s hat” —ratio 16:9", {"prompt": "a cat’s hat", "ratio": "16:9"}),
         ("imagine fox –ratio=“16:9”", {"prompt": "fox", "ratio": "16:9"}),
         ("imagine ‘a fox’ ratio=16:9", {"prompt": "a fox", "ratio": "16:9"}),
         ("imagine „ein Fuchs“", {"prompt": "ein Fuchs"}),
-        # what is no option, and no quotation
+        # dashes and quotes in text that are not syntax
         ("imagine a fox —she said— runs", {"prompt": "a fox —she said— runs"}),
         ("imagine don't stop at 5\" e=mc2", {"prompt": "don't stop at 5\" e=mc2"}),
         ('imagine "half a quotation', {"prompt": '"half a quotation'}),
         ('imagine a sign: "--ratio 16:9"', {"prompt": 'a sign: "--ratio 16:9"'}),
         (r'imagine "say \"hi\" now"', {"prompt": 'say "hi" now'}),
         ("imagine fox -- --ratio 16:9", {"prompt": "fox --ratio 16:9"}),
-        # without an option for the rest, words fill what is required
+        # without an option for the rest, words fill the required options
         ("upscale https://a.test/b.png 2", {"image": "https://a.test/b.png", "factor": "2"}),
         ("upscale 2 image=https://a.test/b", {"image": "https://a.test/b", "factor": "2"}),
     ],
 )
-def test_what_was_typed_is_what_was_meant(text: str, options: dict[str, Any]) -> None:
+def test_command_is_parsed_into_a_recipe_and_its_options(
+    text: str, options: dict[str, Any]
+) -> None:
     command = parse(BOOK, text)
     assert (command.recipe, command.options, command.help) == (
         text.split(maxsplit=1)[0].strip("/").lower(),
@@ -92,14 +94,14 @@ def test_what_was_typed_is_what_was_meant(text: str, options: dict[str, Any]) ->
         ("imagine " + "a" * 10_000, "bad-option", "at most 10000 characters"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_words(text: str, code: str, words: str) -> None:
+def test_invalid_command_is_rejected_with_a_message(text: str, code: str, words: str) -> None:
     with pytest.raises(Problem) as refused:
         parse(BOOK, text)
     assert refused.value.type == code
     assert words in refused.value.detail
 
 
-def test_the_line_that_would_have_been_right_is_right() -> None:
+def test_corrected_command_in_an_error_message_is_valid() -> None:
     with pytest.raises(Problem) as refused:
         read_options(IMAGINE, parse(BOOK, "imagine a fox --ratio 16:8 --steps 40").options)
     said, _, right = refused.value.detail.partition(". This would be right: ")
@@ -108,8 +110,8 @@ def test_the_line_that_would_have_been_right_is_right() -> None:
     assert read_options(IMAGINE, parse(BOOK, right).options)["steps"] == 8
 
 
-def test_only_some_words_after_a_phones_dash_are_compared_with_the_options() -> None:
-    """Each comparison takes its time, and a message could have thousands of them."""
+def test_only_20_words_after_a_long_dash_are_compared_with_the_options() -> None:
+    """A comparison takes time, and a message could need thousands of them."""
     with pytest.raises(Problem, match=r"did you mean ratio\?"):
         parse(BOOK, "imagine" + " —x" * 19 + " —ratoi 16:9")
     text = "—x " * 20 + "—ratoi 16:9"
@@ -117,14 +119,14 @@ def test_only_some_words_after_a_phones_dash_are_compared_with_the_options() -> 
 
 
 @pytest.mark.parametrize("text", ["", "help", "/help"])
-def test_help_lists_what_there_is(text: str) -> None:
+def test_help_lists_all_recipes(text: str) -> None:
     said = parse(BOOK, text).help
     assert "imagine  A picture from words" in said
     assert "help imagine" in said
 
 
 @pytest.mark.parametrize("text", ["help imagine", "imagine --help", "help /imagine"])
-def test_help_says_how_one_is_ordered(text: str) -> None:
+def test_help_of_a_recipe_lists_its_options_and_cost(text: str) -> None:
     assert parse(BOOK, text).help.splitlines() == [
         "A picture from words",
         "imagine <prompt> --ratio 1:1",
@@ -145,7 +147,7 @@ def refused_or(read: Callable[[], dict[str, Any]]) -> dict[str, Any] | Problem:
 
 @given(st.text(st.sampled_from("ab \"'“”‘’—–-=\\\n:1ratiohd "), max_size=60))
 @example('imagine "')
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     words = split(text)
     assert "".join("".join(word.raw for word in words).split()) == "".join(text.split())
     found = refused_or(lambda: read_options(IMAGINE, read_words(IMAGINE, words)))
@@ -168,7 +170,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(NAMES, JSON, max_size=5))
-def test_any_options_are_read_or_refused(options: dict[str, Any]) -> None:
+def test_any_options_are_valid_or_rejected(options: dict[str, Any]) -> None:
     read = refused_or(lambda: read_options(IMAGINE, options))
     if isinstance(read, Problem):
         assert (read.type, read.status) == ("bad-option", 422)
@@ -196,7 +198,7 @@ def test_any_options_are_read_or_refused(options: dict[str, Any]) -> None:
         },
     )
 )
-def test_a_line_means_what_it_was_written_for(options: dict[str, Any]) -> None:
+def test_command_line_made_from_options_parses_to_the_same_options(options: dict[str, Any]) -> None:
     expected = read_options(IMAGINE, options)
     for recipe in (IMAGINE, recipe_of(offered(IMAGINE))):  # as the command line has it
         words = line(recipe, options).split(" ")[1:]

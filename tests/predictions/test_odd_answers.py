@@ -1,4 +1,4 @@
-"""Odd and endless answers, by every way in: a good one is a success, a bad one keeps its reason."""
+"""Malformed and oversized answers by every channel: readable ones succeed, others give a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 def odd(content: bytes) -> bytes:
-    """Make JSON as careless services do: a BOM, NaN, Latin-1, a raw line end, half a surrogate."""
+    """Add what careless services send: BOM, NaN, Latin-1, a raw line end, half a surrogate."""
     return b'\xef\xbb\xbf{"score": NaN, "prompt": "caf\xe9\n\\ud800", ' + content.lstrip()[1:]
 
 
@@ -31,7 +31,7 @@ def answering(content: bytes, status: int = 200) -> Answering:
 
 
 @pytest.mark.parametrize("provider", ["eachlabs", "fal"])
-async def test_an_odd_callback_is_its_outcome_and_reaches_handlers_as_strict_json(
+async def test_callback_of_malformed_json_reaches_handlers_as_strict_json(
     start: Start, provider: str
 ) -> None:
     seen: list[Event] = []
@@ -59,7 +59,7 @@ async def test_an_odd_callback_is_its_outcome_and_reaches_handlers_as_strict_jso
         ("oxen", "oxen.poll", {"status": "succeeded", "result_url": PICTURE}),
     ],
 )
-async def test_an_odd_answer_to_a_poll_is_its_outcome(
+async def test_poll_answer_of_malformed_json_ends_the_prediction(
     start: Start, network: Network, provider: str, kind: str, answer: dict[str, object]
 ) -> None:
     network.always("fal.poll", reply({"status": "COMPLETED", "error": " "}))
@@ -71,7 +71,7 @@ async def test_an_odd_answer_to_a_poll_is_its_outcome(
 
 
 @pytest.mark.parametrize("provider", ["oxen", "fal", "eachlabs"])
-async def test_an_odd_answer_to_a_blocking_call_is_its_outcome_and_a_broken_one_is_not_empty(
+async def test_malformed_blocking_answer_succeeds_and_a_truncated_one_is_unconfirmed(
     start: Start, network: Network, provider: str
 ) -> None:
     answer = {"images": [{"url": PICTURE}], "status": "success", "output": PICTURE}
@@ -90,14 +90,16 @@ async def test_an_odd_answer_to_a_blocking_call_is_its_outcome_and_a_broken_one_
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_an_odd_event_is_its_outcome(start: Start, network: Network) -> None:
+async def test_stream_event_of_malformed_json_ends_the_prediction(
+    start: Start, network: Network
+) -> None:
     async with start() as station:
         sent = await station.submitted("oxen")
         event = {"generation_id": sent.id, "status": "succeeded", "url": PICTURE}
         data = json.dumps(event).replace("{", '{"score": NaN, ', 1)
         for stream in network.streams:
             said = f"\ufeffevent: media_generation_completed\rdata: {data}\r\r"
-            stream.send(said.encode())  # and no byte after the last CR
+            stream.send(said.encode())  # without a byte after the last CR
         await eventually(lambda: station.rows("SELECT 1 FROM events WHERE channel = 'sse'"))
 
 
@@ -113,7 +115,7 @@ async def test_an_odd_event_is_its_outcome(start: Start, network: Network) -> No
         (reply({"detail": "Slow down"}, 429), "HTTP 429: Slow down"),
     ],
 )
-async def test_what_has_no_outcome_at_its_deadline_ends_with_the_last_reason(
+async def test_expired_prediction_has_the_last_poll_error_as_its_message(
     start: Start, network: Network, answer: Answering, words: str
 ) -> None:
     clock = Clock()
@@ -143,7 +145,7 @@ async def test_what_has_no_outcome_at_its_deadline_ends_with_the_last_reason(
         (answering(b"[" + b"[]," * 600_000 + b"1]"), "provider_error", "1000000 values"),
     ],
 )
-async def test_a_result_that_will_never_be_another_ends_at_once(
+async def test_permanent_error_of_a_result_fails_the_prediction_at_once(
     start: Start, network: Network, answer: Answering, code: str, words: str
 ) -> None:
     network.always("fal.poll", reply({"status": "COMPLETED"}))
@@ -157,7 +159,7 @@ async def test_a_result_that_will_never_be_another_ends_at_once(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_retry_after_of_hours_is_kept_to_and_the_reason_too(
+async def test_retry_after_of_hours_postpones_a_submit_and_keeps_the_reason(
     start: Start, network: Network, status: int
 ) -> None:
     clock = Clock()
@@ -174,7 +176,9 @@ async def test_a_retry_after_of_hours_is_kept_to_and_the_reason_too(
         assert found["error"]["message"] == "every submit was put off; last: full"
 
 
-async def test_a_retry_after_on_a_poll_is_kept_to(start: Start, network: Network) -> None:
+async def test_retry_after_of_a_poll_postpones_the_next_poll(
+    start: Start, network: Network
+) -> None:
     network.always("eachlabs.poll", reply({}, 503, retry_after="60"))
     clock = Clock()
     async with start(clock=clock, RECEIVER_POLL_AFTER="0.05") as station:
@@ -191,9 +195,7 @@ ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 
 
 @given(end=ENDS, cuts=st.lists(st.integers(0, 200)), bom=st.sampled_from([b"", b"\xef\xbb\xbf"]))
-def test_events_are_the_same_wherever_the_bytes_are_cut(
-    end: bytes, cuts: list[int], bom: bytes
-) -> None:
+def test_stream_events_are_the_same_for_any_chunks(end: bytes, cuts: list[int], bom: bytes) -> None:
     lines = [b"event: a", b"data: 1", b"data:\xc3\xa9", b"", b": keep-alive", b"", b"data: 2", b""]
     stream = bom + end.join([*lines, b""])
     places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
@@ -207,13 +209,13 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(
 
 
 @pytest.mark.parametrize("chunk", [b"x" * 65536, b"data: " + b"x" * 65530 + b"\n"])
-def test_an_event_without_end_is_refused(chunk: bytes) -> None:
+def test_oversized_stream_event_is_unreadable(chunk: bytes) -> None:
     events = Events()
     with pytest.raises(Unreadable, match="1048576 bytes"):
         _ = [list(events.feed(chunk)) for _ in range(20)]
 
 
-def test_a_long_line_in_many_pieces_is_read_once() -> None:
+def test_long_stream_line_in_many_chunks_is_parsed_in_linear_time() -> None:
     events, began = Events(), time.process_time()
     data = b"data: " + b"x" * 1_000_000
     for at in range(0, len(data), 50):

@@ -1,4 +1,4 @@
-"""Orders as plugins make them: typed, pressed, and too late."""
+"""Orders as plugins place them: by a typed command, by a button, and too late."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def predictions(tmp_path: Path, network: Network) -> AsyncIterator[Predict
 
 @asynccontextmanager
 async def running(folder: Path, network: Network, clock: Clock) -> AsyncIterator[Predictions]:
-    """Run what orders and submits, but neither in a loop of its own nor behind a server."""
+    """Run orders and submits, without a server and without background loops."""
     file = folder / "recipes.toml"
     file.write_text(EXAMPLE)
     url = f"sqlite:///{folder / 'receiver.db'}"
@@ -70,21 +70,21 @@ async def ended(predictions: Predictions, prediction: Prediction) -> None:
 
 
 @pytest.mark.usefixtures("stops_soon")
-async def test_what_was_typed_is_ordered_and_submitted_by_any_process(
+async def test_typed_command_is_ordered_and_submitted_without_background_loops(
     predictions: Predictions, network: Network
 ) -> None:
-    network.script("fal.submit", hangs)  # an order waits for no provider, only for the commit
+    network.script("fal.submit", hangs)  # an order waits only for its commit
     command = predictions.orders.command("/imagine “a fox” —ratio 16:9")
     made = await predictions.orders.order(asked(command, key="t:1"))
     assert made.status in {"queued", "submitting"}
     assert made.input == {"prompt": "a fox", "aspect_ratio": "16:9", "num_images": 1}
     await eventually(lambda: network.count("fal.submit") == 1)
-    # the same key of another way in is another order
+    # the same idempotency key by another plugin is another order
     other = await predictions.orders.order(asked(command, key="t:1", via="telegram"))
     assert other.id != made.id
 
 
-async def test_a_button_is_an_order_of_whoever_presses_it(predictions: Predictions) -> None:
+async def test_button_press_is_an_order_of_the_person_who_presses(predictions: Predictions) -> None:
     orders = predictions.orders
     bob = replace(ADA, person="slack:U02")
     first = await orders.order(imagine({"prompt": "a fox", "count": 2}, key="1"))
@@ -107,7 +107,7 @@ async def test_a_button_is_an_order_of_whoever_presses_it(predictions: Predictio
         await orders.press(first.id, "Again", OrderRequest(person="eve", place="bar"))
 
 
-async def test_what_was_asked_for_too_long_ago_is_refused(tmp_path: Path, network: Network) -> None:
+async def test_order_that_arrives_too_late_is_rejected(tmp_path: Path, network: Network) -> None:
     clock = Clock()
     async with running(tmp_path, network, clock) as predictions:
         orders = predictions.orders
@@ -118,7 +118,7 @@ async def test_what_was_asked_for_too_long_ago_is_refused(tmp_path: Path, networ
         assert made.status in {"queued", "submitting"}
 
 
-async def test_while_a_provider_takes_nothing_it_may_become_too_late(
+async def test_order_expires_while_the_provider_is_paused_by_429(
     tmp_path: Path, network: Network
 ) -> None:
     clock = Clock()

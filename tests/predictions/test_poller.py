@@ -1,4 +1,4 @@
-"""Looking where others look too: a process sees by itself to what it has in hand."""
+"""The poller of one process among many: polls are on time, and a stop releases claimed ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Hands:
 
 
 class Books(PredictionStore):
-    """Predictions of which every question takes a while, as those on a server do."""
+    """A store in which a claim takes a while, as on a database server."""
 
     def __init__(self, store: Store, clock: Hands) -> None:
         super().__init__(store)
@@ -49,7 +49,7 @@ class Books(PredictionStore):
 
 @asynccontextmanager
 async def polling(path: Path) -> AsyncIterator[tuple[Hands, Books, Poller]]:
-    """Make a poller of one process among many; it does not run yet."""
+    """Create the poller of one process among many; it does not run yet."""
     clock = Hands()
     store = SQLiteStore(str(path / "receiver.db"), lambda _: None)
     books = store.predictions = Books(store, clock)
@@ -85,17 +85,17 @@ async def running(poller: Poller) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_falls_due_during_a_look_is_looked_at_next(tmp_path: Path) -> None:
+async def test_poll_that_falls_due_during_a_claim_is_made_next(tmp_path: Path) -> None:
     async with polling(tmp_path) as (clock, books, poller):
         poller.due(clock.now + 0.5)
-        books.takes = 1.0  # so it falls due while the database is asked for what was due before
+        books.takes = 1.0  # so it falls due during the claim of earlier ones
         async with running(poller):
             await eventually(lambda: books.asked)
             assert books.asked[0] < 1000.5
             await eventually(lambda: books.asked[-1] >= 1000.5)
 
 
-async def test_what_falls_due_later_is_looked_at_then_and_not_before(tmp_path: Path) -> None:
+async def test_poll_that_falls_due_later_is_made_at_its_time(tmp_path: Path) -> None:
     async with polling(tmp_path) as (clock, books, poller):
         poller.due(clock.now + 0.2)
         poller.due(clock.now + 1000)
@@ -108,7 +108,7 @@ async def test_what_falls_due_later_is_looked_at_then_and_not_before(tmp_path: P
 
 
 @pytest.mark.both_engines
-async def test_a_poll_that_a_stop_cuts_off_is_due_at_once(start: Start, network: Network) -> None:
+async def test_poll_interrupted_by_shutdown_is_due_at_once(start: Start, network: Network) -> None:
     asked = asyncio.Event()
 
     async def hangs(_: httpx.Request) -> httpx.Response:
@@ -125,7 +125,7 @@ async def test_a_poll_that_a_stop_cuts_off_is_due_at_once(start: Start, network:
 
 
 @pytest.mark.both_engines
-async def test_what_is_claimed_while_a_stop_begins_is_due_at_once(
+async def test_poll_claimed_during_shutdown_is_due_at_once(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed, stopping = asyncio.Event(), asyncio.Event()

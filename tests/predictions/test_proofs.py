@@ -1,4 +1,4 @@
-"""Callbacks by what proves them: secrets that are set or fetched, paths alone, nothing at all."""
+"""Proofs of callbacks: configured or fetched secrets, the path alone, and invalid proofs."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ ROTATED = Rule(fault="rotate_keys")
 
 
 class ByPath(Eachlabs):
-    """Signs nothing: only who knows the path can call."""
+    """Signs nothing: the secret path is the only proof."""
 
     proof: ClassVar[Proof] = "capability"
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
-        """Find nothing to prove."""
+        """Accept every callback."""
 
 
 class BySecret(Eachlabs):
-    """Signs with a secret of the account, which it does not hand out."""
+    """Signs with a secret of the account that its API does not return."""
 
     proof: ClassVar[Proof] = "account_secret"
 
-    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - nothing is dated
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - the signature has no time
         if callback.header(b"x-signature") not in keys:
             raise Unproved("bad_signature")
 
@@ -56,7 +56,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return register
 
 
-async def test_what_only_the_path_proves_is_asked_for_before_it_counts(
+async def test_callback_proved_only_by_its_path_is_confirmed_by_a_poll(
     start: Start, network: Network, registered: Callable[..., None]
 ) -> None:
     registered(ByPath)
@@ -73,7 +73,7 @@ async def test_what_only_the_path_proves_is_asked_for_before_it_counts(
         assert found["channel"] == "poll"
 
 
-async def test_nobody_is_asked_to_call_back_with_what_could_not_be_proved(
+async def test_callback_url_is_sent_only_if_the_signing_secret_is_configured(
     start: Start, network: Network, registered: Callable[..., None], logged: Logged
 ) -> None:
     registered(BySecret, secret="EACHLABS_SIGNING_SECRET")
@@ -91,7 +91,7 @@ async def test_nobody_is_asked_to_call_back_with_what_could_not_be_proved(
             assert (await station.post(letter)).status_code == status, secret
 
 
-async def test_a_secret_that_is_set_is_not_fetched(start: Start, network: Network) -> None:
+async def test_configured_signing_secret_is_not_fetched(start: Start, network: Network) -> None:
     async with start() as station:
         sent = await station.submitted("replicate")
         old = await network.account_secret("replicate")
@@ -107,19 +107,19 @@ async def test_a_secret_that_is_set_is_not_fetched(start: Start, network: Networ
     assert network.count("replicate.keys") == fetched
 
 
-async def test_anothers_prediction_of_the_account_proves_nothing(
+async def test_callback_signed_for_another_prediction_returns_401(
     start: Start, network: Network
 ) -> None:
     async with start() as station:
         ours = await station.submitted("replicate", "ours")
         other = await station.submitted("replicate", "another's")
         letter = write(network, other)
-        letter.path = ours.path  # signed by Replicate, and sent to our own path
+        letter.path = ours.path  # signed by Replicate, but sent to the path of another prediction
         assert (await station.post(letter)).status_code == 401
         assert (await station.read(ours.prediction_id))["status"] == "processing"
 
 
-async def test_a_submit_that_replicate_took_without_an_answer_is_found_by_its_token(
+async def test_ambiguous_replicate_submit_is_found_by_its_token(
     start: Start, network: Network
 ) -> None:
     async with start(RECEIVER_POLL_AFTER="0.02") as station:
@@ -134,7 +134,7 @@ async def test_a_submit_that_replicate_took_without_an_answer_is_found_by_its_to
     assert network.count("replicate.submit") == 2
 
 
-async def test_too_fast_for_replicate_waits_as_long_as_its_words_say(
+async def test_replicate_429_waits_as_long_as_its_message_says(
     start: Start, network: Network
 ) -> None:
     detail = "Request was throttled. Your rate limit resets in ~30s."

@@ -1,4 +1,4 @@
-"""The wire to a provider: whose turn it is, what a 429 means, and answers that come back whole."""
+"""The client of one provider: its rate limit, its pause after a 429, and transport errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ URL = "https://providers.test/eachlabs/v1/prediction/1"
 
 
 class Hands:
-    """A clock that stands still until it is told."""
+    """A clock that is set by hand."""
 
     now = 1000.0
 
@@ -29,7 +29,7 @@ class Hands:
 
 
 class Turns(LimitStore):
-    """Counts nothing: it says what it is told to say."""
+    """A rate limit that gives the wait, or the failure, that a test has set."""
 
     def __init__(self) -> None:
         self.taken: list[RequestPermit] = []
@@ -44,7 +44,7 @@ class Turns(LimitStore):
 
 
 class End:
-    """A wire and both its ends."""
+    """A provider client with its network, rate limit and clock."""
 
     def __init__(self, per_minute: int | None = 60) -> None:
         self.network = Network()
@@ -62,7 +62,7 @@ class End:
         return len(self.network.calls)
 
 
-async def test_each_request_that_can_wait_takes_a_turn() -> None:
+async def test_each_ask_takes_one_permit_of_the_rate_limit() -> None:
     end = End()
     end.network.always("eachlabs.poll", reply({}))
     for number in (1, 2):
@@ -72,19 +72,19 @@ async def test_each_request_that_can_wait_takes_a_turn() -> None:
     assert end.turns.taken == [RequestPermit(provider="eachlabs", now=1000.0, per_minute=60)] * 2
 
 
-async def test_what_cannot_wait_has_had_its_turn_already() -> None:
+async def test_send_takes_no_permit_of_the_rate_limit() -> None:
     end = End()
     await end.wire.send(httpx.Request("GET", URL), 5.0)
     assert (end.calls, end.turns.taken) == (1, [])
 
 
-async def test_where_nothing_is_counted_nobody_asks() -> None:
+async def test_ask_takes_no_permit_without_a_rate_limit() -> None:
     end = End(per_minute=None)
     await end.ask()
     assert (end.calls, end.turns.taken) == (1, [])
 
 
-async def test_who_has_no_turn_sends_nothing_and_hears_how_long() -> None:
+async def test_ask_over_the_rate_limit_raises_busy_with_the_wait() -> None:
     end = End()
     end.turns.wait = 12.3456
     with pytest.raises(Busy) as busy:
@@ -95,7 +95,7 @@ async def test_who_has_no_turn_sends_nothing_and_hears_how_long() -> None:
     assert end.calls == 0
 
 
-async def test_where_turns_cannot_be_counted_nothing_is_sent() -> None:
+async def test_ask_sends_nothing_if_the_store_is_unavailable() -> None:
     end = End()
     end.turns.away = True
     with pytest.raises(StoreUnavailable):
@@ -106,27 +106,27 @@ async def test_where_turns_cannot_be_counted_nothing_is_sent() -> None:
 @pytest.mark.parametrize(
     ("headers", "seconds"), [({"retry_after": "30"}, 30.0), ({}, 1.0), ({"retry_after": "0"}, 1.0)]
 )
-async def test_a_429_pauses_the_provider_for_as_long_as_it_says(
+async def test_429_pauses_the_provider_for_its_retry_after(
     headers: dict[str, str], seconds: float
 ) -> None:
     end = End()
     end.network.script("eachlabs.poll", reply({}, 429, **headers))
     with pytest.raises(Unreadable, match="HTTP 429") as error:
         await end.ask()
-    assert not isinstance(error.value, Busy)  # it was sent, and counts
+    assert not isinstance(error.value, Busy)  # it was sent, so it counts
     assert end.wire.paused() == seconds
     taken = len(end.turns.taken)
     with pytest.raises(Busy) as busy:
         await end.ask()
     assert busy.value.seconds == seconds
-    assert (end.calls, len(end.turns.taken)) == (1, taken)  # nor is a turn taken for nothing
+    assert (end.calls, len(end.turns.taken)) == (1, taken)  # unsent, so without a permit
     end.clock.now += seconds
     assert end.wire.paused() == 0.0
     await end.ask()
     assert end.calls == 2
 
 
-async def test_a_shorter_pause_ends_no_longer_one() -> None:
+async def test_shorter_pause_does_not_shorten_a_longer_one() -> None:
     end = End()
     end.wire.pause(30.0)
     end.clock.now += 10
@@ -141,7 +141,7 @@ async def test_a_shorter_pause_ends_no_longer_one() -> None:
 @pytest.mark.parametrize(
     "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.InvalidURL]
 )
-async def test_what_breaks_is_unreadable_and_no_pause(error: Any) -> None:
+async def test_transport_error_is_unreadable_and_does_not_pause(error: Any) -> None:
     end = End()
 
     def broken(_: httpx.Request) -> httpx.Response:
@@ -153,17 +153,17 @@ async def test_what_breaks_is_unreadable_and_no_pause(error: Any) -> None:
     assert end.wire.paused() == 0.0
 
 
-async def test_a_redirect_is_an_answer() -> None:
+async def test_redirect_is_returned_and_not_followed() -> None:
     end = End()
     end.network.script("eachlabs.poll", reply({}, 302, location="https://elsewhere.test/"))
     assert (await end.ask()).status == 302
     assert end.calls == 1
 
 
-# --- what callers make of it ---
+# --- polls and cancels over the rate limit ---
 
 
-async def test_a_look_that_has_no_turn_comes_again_when_there_is_room(
+async def test_poll_over_the_rate_limit_is_made_when_the_limit_allows(
     start: Start, network: Network
 ) -> None:
     clock = Clock()
@@ -173,7 +173,7 @@ async def test_a_look_that_has_no_turn_comes_again_when_there_is_room(
         prediction = await station.submit("eachlabs")
         await eventually(lambda: network.count("eachlabs.poll") == 1)
         network.always("eachlabs.poll", network.ends)
-        # Two are all that the minute has room for, and this is when it has more.
+        # The limit is used up; the poll is due when the minute is over.
         due = "SELECT due_at FROM predictions"
         now = clock()
         await eventually(lambda: station.one(due), lambda at: now + 50 < at <= now + 61)
@@ -183,11 +183,11 @@ async def test_a_look_that_has_no_turn_comes_again_when_there_is_room(
         await station.http.post("/v1/drain")
         found = await station.until(prediction["id"], "succeeded")
         assert (found["channel"], network.count("eachlabs.poll")) == ("poll", 2)
-        # What is older than the window counts no more, and is forgotten.
+        # Requests older than the window are deleted.
         assert station.one("SELECT sum(requests) FROM requests") == 1
 
 
-async def test_a_cancel_that_has_no_turn_is_an_error_to_the_caller(
+async def test_cancel_over_the_rate_limit_returns_429_to_the_caller(
     start: Start, network: Network
 ) -> None:
     async with start(EACHLABS_REQUESTS_PER_MINUTE="1") as station:

@@ -1,4 +1,4 @@
-"""The file of recipes, templates, and the time of limits."""
+"""The recipe file and its errors, templates, and the periods of limits."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SECRET = "x" * 32
 
 
 def look(tmp_path: Path, text: str) -> tuple[Settings, list[str]]:
-    """Read a file of recipes; of its problems, leave out what they all begin with."""
+    """Read a recipe file; return the settings, and the problems without their common prefix."""
     file = tmp_path / "recipes.toml"
     file.write_text(text)
     found, problems = Settings.look({"RECEIVER_RECIPES": str(file), "RECEIVER_SECRET_KEY": SECRET})
     return found, [problem.removeprefix(f"RECEIVER_RECIPES: {file}") for problem in problems]
 
 
-def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
+def test_example_in_the_recipes_page_is_valid(tmp_path: Path) -> None:
     settings, problems = look(tmp_path, EXAMPLE)
     assert problems == []
     imagine = settings.recipes.recipes["imagine"]
@@ -46,7 +46,7 @@ def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
     assert settings.recipes.allow[0] == Allow(place="slack:T01/*")
 
 
-def test_every_key_of_the_file_is_on_the_page() -> None:
+def test_every_key_of_a_recipe_file_is_documented() -> None:
     source = (PAGE.parent.parent / "receiver" / "settings" / "recipes.py").read_text()
     keys = set(re.findall(r'\.(?:take|need)\("(\w+)"', source))
     table = PAGE.read_text().partition("| Table | Key |")[2].partition("\n\n")[0]
@@ -130,15 +130,15 @@ TOLD = """
 , [Help]: provider must be one of oxen, eachlabs, fal, replicate, ideogram, bfl, wavespeed, openrouter (did you mean fal?)
 , [imagine]: button Again: there is no recipe imagin (did you mean imagine?)
 , [Help]: button Y: imagine has no picture option n
-"""  # noqa: E501 - as they are told
+"""  # noqa: E501 - as they are reported
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_a_recipe_file_are_reported_at_once(tmp_path: Path) -> None:
     _, problems = look(tmp_path, BAD)
     assert problems == TOLD.strip("\n").splitlines()
 
 
-def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
+def test_unreadable_recipe_file_is_reported_with_all_other_settings(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.read({"RECEIVER_RECIPES": str(tmp_path / "none.toml"), "RECEIVER_LOG_LEVEL": "x"})
     told = str(refused.value)
@@ -157,12 +157,14 @@ def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
         ("b = 1\na = ", ":2:5: not TOML: "),
     ],
 )
-def test_what_is_no_toml_is_told_by_line_and_column(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_toml_is_reported_with_line_and_column(
+    tmp_path: Path, text: str, says: str
+) -> None:
     _, [problem] = look(tmp_path, text)
     assert problem.startswith(says)
 
 
-def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
+def test_recipe_file_with_bom_and_crlf_is_read_and_utf_16_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "recipes.toml"
     settings = ENV | {"RECEIVER_RECIPES": str(file)}
     file.write_text(EXAMPLE, "utf-8-sig", newline="\r\n")
@@ -172,7 +174,7 @@ def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
         Settings.read(settings)
 
 
-def test_a_template_without_end_is_told(tmp_path: Path) -> None:
+def test_too_deeply_nested_template_is_reported(tmp_path: Path) -> None:
     recipe = '[a]\nprovider = "fal"\nmodel = "a/b"\ninput'
     _, problems = look(tmp_path, recipe + ".a" * 3000 + " = 1")
     assert problems == [", [a]: input nests at most 64 deep"]
@@ -181,7 +183,7 @@ def test_a_template_without_end_is_told(tmp_path: Path) -> None:
 # --- templates ---
 
 
-def test_a_value_that_is_one_placeholder_keeps_its_kind() -> None:
+def test_template_value_that_is_one_placeholder_keeps_its_type() -> None:
     template = {
         "prompt": "{prompt}, {style} {{art}}",
         "number": "{count}",
@@ -204,7 +206,7 @@ PER: st.SearchStrategy[Per] = st.sampled_from(["hour", "day", "month"])
 
 
 @given(TIMES, PER)
-def test_time_is_cut_into_hours_days_and_months_without_a_gap(now: float, per: Per) -> None:
+def test_limit_periods_cover_all_time_without_a_gap(now: float, per: Per) -> None:
     end = end_of(per, now)
     assert now < end
     assert end_of(per, end - 0.001) == end
@@ -226,12 +228,12 @@ def subjects(limit: Limit, **about: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("by", ["person", "place", "key", "metadata.person"])
-def test_a_limit_counts_by_what_an_order_says(by: str) -> None:
+def test_limit_counts_orders_by_person_place_key_or_metadata(by: str) -> None:
     limit = Limit(by=by, per="day", count=1)
     both = {"person": "ada", "place": "here", "key": "web"}
     assert subjects(limit, **both) == subjects(limit, **both)
     assert subjects(limit, **both) != subjects(limit, person="bob", place="there", key="")
-    assert subjects(limit) == set()  # what is not said is not counted
+    assert subjects(limit) == set()  # an order without the field is not counted
     other = Limit(by=by, per="hour", count=1)
     assert subjects(limit, **both) != subjects(other, **both)
 
@@ -239,7 +241,7 @@ def test_a_limit_counts_by_what_an_order_says(by: str) -> None:
 @pytest.mark.parametrize(
     ("place", "person", "allowed"),
     [
-        (None, None, True),  # nobody but who holds the key
+        (None, None, True),  # an order by an API key alone
         ("slack:T01/C01", "slack:U01", True),
         ("slack:T01/C01", None, True),
         ("slack:T02/C01", "slack:U01", False),
@@ -249,7 +251,7 @@ def test_a_limit_counts_by_what_an_order_says(by: str) -> None:
         ("", "", False),
     ],
 )
-def test_whom_no_list_names_may_not_order(
+def test_order_is_allowed_only_for_listed_people_and_places(
     place: str | None, person: str | None, allowed: bool
 ) -> None:
     lists = [Allow(place="slack:T01/*"), Allow(place="telegram:*", person="telegram:4711")]
@@ -273,7 +275,7 @@ def test_whom_no_list_names_may_not_order(
         (86401, "2 days"),
     ],
 )
-def test_it_is_said_when_there_is_room_again(seconds: float, words: str) -> None:
+def test_over_limit_error_says_when_to_try_again(seconds: float, words: str) -> None:
     limit = Limit(by="all", per="month", count=1)
     told = refusal(limit, Excess(0, "count", 1000.0 + seconds), 1000.0)
     assert told.detail.endswith(f"; try again in {words}")

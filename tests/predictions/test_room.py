@@ -1,4 +1,4 @@
-"""What a provider takes of us just now: a locked account, a full one, and what it makes of that."""
+"""Backpressure of a provider: a locked account, a full account, and the limits learnt from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def statuses(station: Station) -> list[str]:
 
 
 async def locked(station: Station) -> tuple[Any, bool]:
-    """Say what the receiver's readiness and its metrics say of a lock."""
+    """Return the locked providers by /readyz, and whether /metrics has fal as locked."""
     ready = await station.world.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "ok")
     page = (await station.world.get("/metrics")).text
@@ -42,7 +42,9 @@ async def locked(station: Station) -> tuple[Any, bool]:
 
 
 @pytest.mark.both_engines
-async def test_a_locked_account_fails_nothing_and_is_said(start: Start, network: Network) -> None:
+async def test_locked_account_queues_submits_and_is_reported(
+    start: Start, network: Network
+) -> None:
     network.emulator.faults.replace(LOCK)
     async with start() as station:
         for prompt in ("first", "second", "third"):
@@ -55,7 +57,7 @@ async def test_a_locked_account_fails_nothing_and_is_said(start: Start, network:
         assert station.count("events") == 0
 
 
-async def test_a_lock_ends_by_itself_and_is_tried_by_one_submit_at_a_time(
+async def test_locked_account_is_tested_by_one_submit_at_a_time_until_it_unlocks(
     start: Start, network: Network
 ) -> None:
     clock = Clock()
@@ -64,7 +66,7 @@ async def test_a_lock_ends_by_itself_and_is_tried_by_one_submit_at_a_time(
         began = clock()
         made = [await station.submit("fal", prompt) for prompt in ("first", "second", "third")]
         assert await locked(station) == (["fal"], True)
-        # By then another may be tried, which may not be refused.
+        # It is due after the next submit that tests the lock, as that one may be accepted.
         assert station.one("SELECT due_at FROM predictions WHERE submits > 0") > began + LOCKED
         clock.ahead += LOCKED + 1
         await station.http.post("/v1/drain?seconds=1")
@@ -72,14 +74,14 @@ async def test_a_lock_ends_by_itself_and_is_tried_by_one_submit_at_a_time(
         network.emulator.faults.replace([])
         clock.ahead += LOCKED + 1
         await station.http.post("/v1/drain?seconds=1")
-        clock.ahead += LOCKED + 1  # each waits for its own time, too
+        clock.ahead += LOCKED + 1  # each also waits for its own due time
         await station.http.post("/v1/drain?seconds=1")
         for prediction in made:
             await station.until(prediction["id"], "processing")
         await eventually(lambda: locked(station), lambda said: said == ([], False))
 
 
-async def test_a_lock_keeps_nothing_from_ending(start: Start, network: Network) -> None:
+async def test_locked_account_does_not_stop_polls(start: Start, network: Network) -> None:
     async with start(**SOON) as station:
         running = await station.submit("fal", "running")
         network.emulator.faults.replace(LOCK)
@@ -89,7 +91,7 @@ async def test_a_lock_keeps_nothing_from_ending(start: Start, network: Network) 
         assert (await station.until(running["id"], "succeeded"))["channel"] == "poll"
 
 
-async def test_a_blocking_call_waits_for_the_lock_too(start: Start, network: Network) -> None:
+async def test_blocking_call_to_a_locked_account_is_queued(start: Start, network: Network) -> None:
     network.emulator.faults.replace(LOCK)
     async with start() as station:
         prediction = await station.submit("fal", mode="sync", headers={"prefer": "wait=1"})
@@ -98,17 +100,17 @@ async def test_a_blocking_call_waits_for_the_lock_too(start: Start, network: Net
         assert await locked(station) == (["fal"], True)
 
 
-# --- a full one ---
+# --- a full account ---
 
 
 def few(network: Network, clock: Clock, most: int, shut: float = 0) -> None:
-    """Have Eachlabs take so many at once, and shut out who asks for more for so long."""
+    """Emulate an Eachlabs that takes `most` at once, and nothing for `shut` seconds after more."""
     options = msgspec.structs.replace(OPTIONS, eachlabs_in_flight=most, eachlabs_shut=shut)
     network.emulator = EmulatedProviders(clock, options)
 
 
 @pytest.mark.both_engines
-async def test_what_a_full_account_refuses_goes_when_another_has_ended(
+async def test_submit_refused_by_a_full_account_is_sent_when_another_ends(
     start: Start, network: Network
 ) -> None:
     few(network, Clock(), 2)
@@ -122,10 +124,12 @@ async def test_what_a_full_account_refuses_goes_when_another_has_ended(
             network.emulator.end(network.sent[ended].prediction)
             await station.push(network.sent[ended])
         assert await statuses(station) == ["succeeded"] * 5
-        assert network.count("eachlabs.submit") == 6  # one refusal in all taught it
+        assert network.count("eachlabs.submit") == 6  # the limit is learnt from one refusal
 
 
-async def test_a_full_account_is_not_asked_again_and_again(start: Start, network: Network) -> None:
+async def test_full_account_gets_no_submit_for_a_while_after_a_second_refusal(
+    start: Start, network: Network
+) -> None:
     clock = Clock()
     few(network, clock, 1, shut=60)
     async with start(clock=clock) as station:
@@ -135,7 +139,7 @@ async def test_a_full_account_is_not_asked_again_and_again(start: Start, network
         network.emulator.end(first.prediction)
         await station.push(first)
         await eventually(lambda: network.count("eachlabs.submit") == 3)
-        await station.until(second["id"], "queued")  # shut out for having asked, with nothing there
+        await station.until(second["id"], "queued")  # refused although nothing is in progress
         for _ in range(3):
             clock.ahead += QUIET / 4
             await station.http.post("/v1/drain?seconds=1")
@@ -146,7 +150,7 @@ async def test_a_full_account_is_not_asked_again_and_again(start: Start, network
         assert network.count("eachlabs.submit") == 4
 
 
-async def test_money_that_others_hold_back_is_waited_for_and_none_at_all_is_not(
+async def test_reserved_balance_postpones_a_submit_and_an_empty_one_rejects_it(
     start: Start, network: Network
 ) -> None:
     network.emulator.faults.replace([Rule(fault="reserve_money")])
@@ -166,10 +170,10 @@ async def test_money_that_others_hold_back_is_waited_for_and_none_at_all_is_not(
         )
 
 
-# --- what a refusal teaches ---
+# --- limits learnt from refusals ---
 
 
-def test_a_full_provider_is_believed_for_a_while() -> None:
+def test_learnt_in_flight_limit_holds_for_a_while() -> None:
     hands = Hands()
     room = Room(hands)
     assert (room.in_flight(None), room.in_flight(10), room.wait()) == (None, 10, 0.0)
@@ -182,7 +186,7 @@ def test_a_full_provider_is_believed_for_a_while() -> None:
     assert room.in_flight(10) == 10
 
 
-def test_many_refusals_at_once_are_one_and_the_lowest_counts() -> None:
+def test_concurrent_refusals_count_as_one_with_the_lowest_number() -> None:
     hands = Hands()
     room = Room(hands)
     began = hands.now
@@ -192,14 +196,14 @@ def test_many_refusals_at_once_are_one_and_the_lowest_counts() -> None:
     assert (room.in_flight(10), room.wait()) == (2, 0.0)
 
 
-def test_there_is_always_room_for_one() -> None:
+def test_learnt_in_flight_limit_is_at_least_one() -> None:
     hands = Hands()
     room = Room(hands)
     room.full(0, hands.now, None)
     assert room.in_flight(None) == 1
 
 
-def test_a_second_refusal_in_a_row_brings_quiet_and_what_is_taken_ends_the_row() -> None:
+def test_second_refusal_in_a_row_pauses_submits_unless_one_was_taken() -> None:
     hands = Hands()
     room = Room(hands)
     room.full(2, hands.now, None)
@@ -209,12 +213,12 @@ def test_a_second_refusal_in_a_row_brings_quiet_and_what_is_taken_ends_the_row()
     room.full(2, hands.now, None)
     assert room.wait() == 0.0
     hands.now += 5
-    room.taken(hands.now - 6)  # it was on its way before the refusal, and says nothing of it
+    room.taken(hands.now - 6)  # it was begun before the refusal, so it does not count
     room.full(2, hands.now, None)
     assert room.wait() == QUIET
 
 
-def test_a_wait_that_is_asked_for_is_kept() -> None:
+def test_wait_given_by_a_refusal_is_not_shortened() -> None:
     hands = Hands()
     room = Room(hands)
     room.full(2, hands.now, 30.0)
@@ -223,7 +227,7 @@ def test_a_wait_that_is_asked_for_is_kept() -> None:
     assert room.wait() == 30.0
 
 
-def test_a_lock_leaves_one_at_a_time_and_only_a_later_yes_ends_it() -> None:
+def test_lock_allows_one_submit_at_a_time_and_ends_with_a_later_accepted_one() -> None:
     hands = Hands()
     room = Room(hands)
     assert not room.taken(hands.now)

@@ -1,4 +1,4 @@
-"""What we ask of providers: submits, retries, doubts, polls, deadlines, cancels, limits."""
+"""Requests to providers: submits, retries, ambiguous submits, polls, deadlines, cancels, limits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.anyio
 ALL = list(MODELS)
 ADAPTERS = Settings.read(ENV).adapters()
 WAITING = {name: where for name in ALL if (where := blocks(ADAPTERS[name], MODELS[name]))}
-"""Those at which a submit can wait for the end, and whether at the address of others."""
+"""Providers with blocking submits, and whether these use the same URL (`here`) or another."""
 STOPPING = [name for name in ALL if isinstance(ADAPTERS[name], Stopping)]
 
 
@@ -73,7 +73,9 @@ TOO_LONG = 3601.0
 # --- the submit ---
 
 
-async def test_each_provider_gets_what_it_wants(start: Start, network: Network) -> None:
+async def test_submit_request_has_each_providers_headers_and_body(
+    start: Start, network: Network
+) -> None:
     async with start() as station:
         for provider in ALL:
             await station.submit(provider, provider)
@@ -99,7 +101,9 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
     assert body == {"input": {"prompt": "replicate"}, "webhook_events_filter": ["completed"]}
 
 
-async def test_the_row_exists_before_any_money_is_spent(start: Start, network: Network) -> None:
+async def test_prediction_is_stored_as_submitting_before_the_submit_is_sent(
+    start: Start, network: Network
+) -> None:
     seen: list[Any] = []
 
     async def look(request: httpx.Request) -> httpx.Response:
@@ -112,7 +116,7 @@ async def test_the_row_exists_before_any_money_is_spent(start: Start, network: N
     assert seen == [("submitting", 1, 1)]
 
 
-async def test_a_body_leaves_only_after_its_mark() -> None:
+async def test_submit_body_is_sent_only_after_the_send_mark() -> None:
     bodies: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,7 +179,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("mode", ["queue", "sync"])
-async def test_a_refusal_comes_back_in_the_providers_own_words(
+async def test_rejected_submit_fails_with_the_providers_message(
     start: Start, network: Network, mode: str
 ) -> None:
     async with start() as station:
@@ -190,7 +194,7 @@ async def test_a_refusal_comes_back_in_the_providers_own_words(
             assert network.count(call) == before + 1, words
 
 
-async def test_a_refusal_that_is_no_json_still_reaches_its_handlers(
+async def test_rejection_that_is_not_json_reaches_the_handlers(
     start: Start, network: Network
 ) -> None:
     network.script("eachlabs.submit", reply(None, 404, text="<html>\xff not here"))
@@ -227,7 +231,7 @@ POSTPONING = [
 
 
 @pytest.mark.parametrize("trouble", POSTPONING)
-async def test_what_the_provider_did_not_take_is_sent_again(
+async def test_submit_is_retried_after_429_5xx_or_a_connection_error(
     start: Start, network: Network, trouble: Any
 ) -> None:
     network.script("eachlabs.submit", trouble)
@@ -239,7 +243,7 @@ async def test_what_the_provider_did_not_take_is_sent_again(
         assert station.one("SELECT submits FROM predictions") == 2
 
 
-async def test_retry_after_is_honoured_and_stops_the_others_too(
+async def test_429_with_retry_after_pauses_all_submits_to_the_provider(
     start: Start, network: Network
 ) -> None:
     clock = Clock()
@@ -260,7 +264,7 @@ async def test_retry_after_is_honoured_and_stops_the_others_too(
 
 @pytest.mark.both_engines
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_submit_that_is_put_off_ends_at_its_deadline_while_none_may_be_sent(
+async def test_postponed_submit_expires_at_its_deadline_while_none_can_be_sent(
     start: Start, network: Network, status: int
 ) -> None:
     clock = Clock()
@@ -268,7 +272,7 @@ async def test_a_submit_that_is_put_off_ends_at_its_deadline_while_none_may_be_s
     network.script("eachlabs.submit", reply({"error": "busy"}, status, retry_after=wait))
     async with start(clock=clock, EACHLABS_MAX_IN_FLIGHT="1") as station:
         prediction = await station.submit()
-        if status == 503:  # it is no pause, but there is no room
+        if status == 503:  # a 503 does not pause the provider, so fill the limit in flight
             await station.submitted("eachlabs", "another")
             station.edit("UPDATE predictions SET deadline_at = NULL WHERE status = 'processing'")
         clock.ahead = TOO_LONG
@@ -279,7 +283,9 @@ async def test_a_submit_that_is_put_off_ends_at_its_deadline_while_none_may_be_s
     assert network.count("eachlabs.submit") == 1 + len(network.sent)
 
 
-async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: Network) -> None:
+async def test_submit_answered_503_until_its_deadline_expires(
+    start: Start, network: Network
+) -> None:
     network.always("eachlabs.submit", reply({}, 503))
     async with start() as station:
         prediction = await station.submit()
@@ -290,11 +296,11 @@ async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: 
         assert station.count("events") == 1
 
 
-# --- doubt ---
+# --- ambiguous submits ---
 
 
 async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> str:
-    """Submit so that nobody can know whether the provider took it."""
+    """Submit, but lose the answer, so that the submit is ambiguous; `taken`: it was accepted."""
 
     async def silent(request: httpx.Request) -> httpx.Response:
         if taken:
@@ -308,7 +314,9 @@ async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> s
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_a_callback_settles_a_doubt(start: Start, network: Network, provider: str) -> None:
+async def test_callback_resolves_an_ambiguous_submit(
+    start: Start, network: Network, provider: str
+) -> None:
     async with start() as station:
         prediction_id = await _doubtful(station, provider)
         assert (await station.push(network.sent[0])).json() == {"status": "accepted"}
@@ -317,7 +325,7 @@ async def test_a_callback_settles_a_doubt(start: Start, network: Network, provid
 
 
 @pytest.mark.parametrize("provider", ALL)
-async def test_a_doubt_that_nothing_settles_fails_at_its_deadline(
+async def test_unresolved_ambiguous_submit_fails_as_unconfirmed_at_its_deadline(
     start: Start, network: Network, provider: str
 ) -> None:
     async with start(**SOON) as station:
@@ -330,7 +338,7 @@ async def test_a_doubt_that_nothing_settles_fails_at_its_deadline(
 
 
 @pytest.mark.parametrize("provider", ALL)
-async def test_a_yes_without_an_id_is_a_doubt(
+async def test_2xx_without_id_is_an_ambiguous_submit(
     start: Start, network: Network, provider: str
 ) -> None:
     answers = {
@@ -346,7 +354,9 @@ async def test_a_yes_without_an_id_is_a_doubt(
     assert found == dict.fromkeys(answers, "unconfirmed")
 
 
-async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Network) -> None:
+async def test_ambiguous_oxen_submit_is_found_in_the_list_of_generations(
+    start: Start, network: Network
+) -> None:
     def row(number: int, **change: Any) -> Json:
         base = {
             "generation_id": f"gen-{number}",
@@ -376,17 +386,17 @@ async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Net
 
 
 @pytest.mark.parametrize("provider", ["eachlabs", "fal"])
-async def test_a_lost_submit_is_found_where_its_callback_was_lost_too(
+async def test_ambiguous_submit_is_found_by_search_if_its_callback_was_lost(
     start: Start, network: Network, provider: str
 ) -> None:
     async with start(**SOON) as station:
-        known = await station.submitted(provider)  # the same input, and known to be another's
+        known = await station.submitted(provider)  # the same input, but another prediction
         network.emulator.end(known.prediction)
         _called(known)
         prediction_id = await _doubtful(station, provider)
         lost = network.sent[-1]
         await eventually(lambda: network.count(_SEARCHES[provider]))
-        assert (await station.read(prediction_id))["status"] == "unconfirmed"  # it has not ended
+        assert (await station.read(prediction_id))["status"] == "unconfirmed"  # it is still running
         network.emulator.end(lost.prediction)
         _called(lost)
         found = await station.until(prediction_id, "succeeded")
@@ -399,11 +409,11 @@ _SEARCHES = {"eachlabs": "eachlabs.webhooks", "fal": "fal.requests"}
 
 
 def _called(sent: Sent) -> None:
-    """Note that the provider has called back, in vain."""
+    """Record at the emulator that the callback was sent, but lost."""
     sent.prediction.record_attempt(Attempt(time.time(), error="lost"))
 
 
-async def test_only_a_callback_url_with_our_token_settles_a_doubt(
+async def test_search_accepts_only_a_callback_url_with_a_valid_token(
     start: Start, network: Network
 ) -> None:
     async with start(**SOON) as station:
@@ -429,7 +439,9 @@ async def test_only_a_callback_url_with_our_token_settles_a_doubt(
         assert not any("not-ours" in path for path in polled)
 
 
-async def test_a_search_turns_pages_but_not_for_ever(start: Start, network: Network) -> None:
+async def test_search_for_an_ambiguous_submit_reads_at_most_six_pages(
+    start: Start, network: Network
+) -> None:
     async def endless(request: httpx.Request) -> httpx.Response:
         offset = int(request.url.params["offset"])
         rows = [{"execution_id": f"exec-{offset}", "url": "https://others.test/hook"}]
@@ -450,7 +462,7 @@ async def test_a_search_turns_pages_but_not_for_ever(start: Start, network: Netw
 
 
 @pytest.mark.parametrize("provider", ["eachlabs", "fal"])
-async def test_a_search_that_is_refused_leaves_the_doubt_until_its_deadline(
+async def test_submit_stays_unconfirmed_until_its_deadline_if_the_search_gets_403(
     start: Start, network: Network, provider: str
 ) -> None:
     refusal = {"error": {"type": "authorization_error", "message": "the key may not list"}}
@@ -465,7 +477,7 @@ async def test_a_search_that_is_refused_leaves_the_doubt_until_its_deadline(
         assert station.count("events") == 1
 
 
-async def test_a_success_after_a_cancel_is_late_and_changes_nothing(
+async def test_success_callback_after_a_cancel_is_discarded_as_late(
     start: Start,
 ) -> None:
     async with start() as station:
@@ -479,7 +491,7 @@ async def test_a_success_after_a_cancel_is_late_and_changes_nothing(
         assert station.rows("SELECT type FROM events") == [("prediction.canceled",)]
 
 
-async def test_a_failure_that_says_it_is_retryable_is_not_submitted_again(
+async def test_failure_marked_as_retryable_is_not_submitted_again(
     start: Start, network: Network
 ) -> None:
     async with start() as station:
@@ -497,7 +509,7 @@ async def test_a_failure_that_says_it_is_retryable_is_not_submitted_again(
     ("model", "path"),
     [("veo-3-1", "/oxen/api/ai/videos/generate"), ("nano-banana", "/oxen/api/ai/images/edit")],
 )
-async def test_a_blocking_prompt_goes_where_its_model_is_served(
+async def test_blocking_oxen_submit_uses_the_endpoint_of_its_model(
     start: Start, network: Network, model: str, path: str
 ) -> None:
     network.script("oxen.model", reply({}, 503), breaks(httpx.ReadError))
@@ -514,7 +526,7 @@ async def test_a_blocking_prompt_goes_where_its_model_is_served(
 
 @pytest.mark.usefixtures("stops_soon")
 @pytest.mark.both_engines
-async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_next(
+async def test_submit_interrupted_during_the_model_lookup_is_sent_after_a_restart(
     start: Start, network: Network
 ) -> None:
     network.script("oxen.model", hangs)
@@ -532,7 +544,7 @@ async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_n
 @pytest.mark.parametrize(
     ("asked", "left"), [("oxen.model", Status.QUEUED), ("oxen.run", Status.UNCONFIRMED)]
 )
-async def test_a_submit_that_a_stop_cuts_off_is_due_at_once(
+async def test_submit_interrupted_by_shutdown_is_due_at_once(
     start: Start, network: Network, asked: str, left: Status
 ) -> None:
     network.script(asked, hangs)
@@ -544,7 +556,7 @@ async def test_a_submit_that_a_stop_cuts_off_is_due_at_once(
     assert (status, due_at <= station.clock()) == (left, True)
 
 
-async def test_what_no_blocking_call_is_known_for_is_refused_unsent(
+async def test_sync_submit_of_a_model_without_blocking_endpoint_is_rejected_unsent(
     start: Start, network: Network
 ) -> None:
     network.script("oxen.model", reply({"id": "new-model", "endpoint": "/worlds/generate"}))
@@ -555,7 +567,9 @@ async def test_what_no_blocking_call_is_known_for_is_refused_unsent(
     assert network.count("oxen.run") == 0
 
 
-async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: Network) -> None:
+async def test_ambiguous_submit_is_never_matched_to_another_predictions_id(
+    start: Start, network: Network
+) -> None:
     known = {
         "generation_id": "oxen-1",
         "model_name": "nano-banana",
@@ -576,7 +590,7 @@ async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: 
 
 
 @pytest.mark.parametrize("provider", ALL)
-async def test_the_overdue_are_polled_with_backoff_until_they_end(
+async def test_due_predictions_are_polled_with_backoff_until_they_end(
     start: Start, network: Network, provider: str
 ) -> None:
     times: list[float] = []
@@ -608,13 +622,13 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("provider", ALL)
-async def test_a_poll_without_an_answer_is_made_again(
+async def test_poll_without_a_usable_answer_is_retried(
     start: Start, network: Network, provider: str
 ) -> None:
     polls: Counter[str] = Counter()
 
     async def answer(request: httpx.Request) -> httpx.Response:
-        """Answer twice with the trouble that a prediction's prompt names, and then with its end."""
+        """Answer twice with the fault named by the prediction's prompt, then with its end."""
         [name] = [sent.prompt for sent in network.sent if sent.id in named_in(request)]
         polls[name] += 1
         if polls[name] > 2:
@@ -631,9 +645,7 @@ async def test_a_poll_without_an_answer_is_made_again(
     assert polls == dict.fromkeys(TROUBLES, 3)
 
 
-async def test_a_poll_refused_for_haste_waits_as_it_was_told(
-    start: Start, network: Network
-) -> None:
+async def test_poll_answered_429_waits_for_retry_after(start: Start, network: Network) -> None:
     clock = Clock()
     network.script("fal.poll", reply({}, 429, retry_after="50"), network.ends)
     async with start(**SOON, clock=clock) as station:
@@ -645,7 +657,7 @@ async def test_a_poll_refused_for_haste_waits_as_it_was_told(
         assert (await station.read(prediction["id"]))["status"] == "processing"
 
 
-async def test_at_its_deadline_it_waits_a_minute_for_a_provider_that_takes_no_request(
+async def test_expiry_waits_a_minute_for_a_poll_if_the_provider_is_paused_by_429(
     start: Start, network: Network
 ) -> None:
     clock = Clock()
@@ -664,7 +676,7 @@ async def test_at_its_deadline_it_waits_a_minute_for_a_provider_that_takes_no_re
 
 
 @pytest.mark.parametrize("provider", ALL)
-async def test_what_never_ends_expires_at_its_deadline(
+async def test_prediction_that_never_ends_expires_at_its_deadline(
     start: Start, network: Network, provider: str
 ) -> None:
     async with start(**SOON) as station:
@@ -682,7 +694,7 @@ async def test_what_never_ends_expires_at_its_deadline(
         assert station.rows("SELECT type FROM events") == [("prediction.failed",)]
 
 
-async def test_a_look_that_died_with_its_process_is_repeated_at_the_next_start(
+async def test_poll_interrupted_by_a_stop_is_repeated_at_the_next_start(
     start: Start, network: Network
 ) -> None:
     network.script("fal.poll", hangs)
@@ -695,15 +707,15 @@ async def test_a_look_that_died_with_its_process_is_repeated_at_the_next_start(
         assert found["channel"] == "poll"
 
 
-async def test_a_look_is_in_time_however_long_nobody_had_to_look(
+async def test_new_prediction_is_polled_in_time_by_an_idle_poller(
     start: Start, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "receiver.predictions.poller.LONGEST_NAP", 3600.0
-    )  # no look comes by itself
+    )  # so that no poll comes by itself
     network.always("fal.poll", network.ends)
     async with start(**SOON) as station:
-        await asyncio.sleep(0.1)  # let the one that looks go to sleep
+        await asyncio.sleep(0.1)  # let the poller go to sleep
         prediction = await station.submit("fal")
         await station.until(prediction["id"], "succeeded")
 
@@ -721,7 +733,7 @@ async def test_a_look_is_in_time_however_long_nobody_had_to_look(
         None,
     ],
 )
-async def test_fals_urls_on_strange_hosts_never_get_the_key(
+async def test_fal_key_is_never_sent_to_urls_on_unknown_hosts(
     start: Start, network: Network, url: object
 ) -> None:
     links = dict.fromkeys(("status_url", "response_url", "cancel_url"), url)
@@ -739,7 +751,9 @@ async def test_fals_urls_on_strange_hosts_never_get_the_key(
     assert paths == ["/fal/queue/fal-ai/flux/requests/fal-1/status"]
 
 
-async def test_eachlabs_confirm_asks_before_it_believes(start: Start, network: Network) -> None:
+async def test_eachlabs_confirm_takes_the_outcome_from_a_poll_not_the_callback(
+    start: Start, network: Network
+) -> None:
     network.always(
         "eachlabs.poll", reply({"id": "eachlabs-1", "status": "error", "output": {"error": "no"}})
     )
@@ -759,7 +773,7 @@ async def _cancel(station: Station, prediction_id: str) -> httpx.Response:
 
 @pytest.mark.parametrize("provider", STOPPING)
 @pytest.mark.parametrize("forgotten", [False, True])
-async def test_what_runs_is_canceled_at_its_provider(
+async def test_processing_prediction_is_canceled_at_its_provider(
     start: Start, network: Network, provider: str, forgotten: bool
 ) -> None:
     poll = f"{provider}.poll"
@@ -776,7 +790,7 @@ async def test_what_runs_is_canceled_at_its_provider(
 
 
 @pytest.mark.parametrize("provider", [each for each in ALL if each not in STOPPING])
-async def test_what_a_provider_cannot_stop_goes_on(
+async def test_cancel_returns_409_if_the_provider_has_no_cancel(
     start: Start, network: Network, provider: str
 ) -> None:
     async with start() as station:
@@ -788,7 +802,7 @@ async def test_what_a_provider_cannot_stop_goes_on(
         assert (await station.read(prediction["id"]))["status"] == "succeeded"
 
 
-async def test_what_waits_is_canceled_without_a_word_to_the_provider(
+async def test_queued_prediction_is_canceled_without_a_provider_request(
     start: Start, network: Network
 ) -> None:
     async with start(EACHLABS_MAX_IN_FLIGHT="1") as station:
@@ -810,14 +824,14 @@ async def test_what_waits_is_canceled_without_a_word_to_the_provider(
         ("replicate", "queue", True),
     ],
 )
-async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
+async def test_cancel_during_the_submit_is_sent_once_the_provider_id_is_known(
     start: Start, network: Network, provider: str, mode: str, is_lost: bool
 ) -> None:
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await answering.wait()
-        request.headers.pop("prefer", None)  # a blocking call is answered before the end
+        request.headers.pop("prefer", None)  # so that a blocking call is answered before the end
         response = await network.by_emulator(request)
         if is_lost:
             raise httpx.ReadError("gone", request=request)
@@ -836,7 +850,9 @@ async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
     assert network.count(f"{provider}.cancel") == 1
 
 
-async def test_what_cannot_be_canceled_says_so(start: Start, network: Network) -> None:
+async def test_cancel_that_fails_returns_a_problem_with_the_reason(
+    start: Start, network: Network
+) -> None:
     async with start() as station:
         doubtful = await _doubtful(station, "fal")
         assert (await _cancel(station, doubtful)).json()["type"].endswith(":unconfirmed")
@@ -857,7 +873,7 @@ async def test_what_cannot_be_canceled_says_so(start: Start, network: Network) -
         assert (await station.read(sent.prediction_id))["status"] == "processing"
 
 
-async def test_a_cancel_that_came_too_late_gives_the_outcome(
+async def test_cancel_after_the_end_at_the_provider_returns_the_outcome(
     start: Start, network: Network
 ) -> None:
     network.script("eachlabs.cancel", reply({"error": "finished"}, 409))
@@ -889,7 +905,7 @@ async def test_sync_mode_uses_the_blocking_endpoint(
         assert (answer.status_code, found["status"]) == (200, "succeeded")
         assert (found["mode"], found["channel"]) == ("sync", "sync")
         (output,) = found["output"]
-        if provider == "openrouter":  # its blocking answer holds the picture itself
+        if provider == "openrouter":  # its blocking answer contains the picture itself
             assert output["url"].startswith("data:image/png;base64,")
         else:
             assert output["url"] == PICTURE
@@ -899,7 +915,7 @@ async def test_sync_mode_uses_the_blocking_endpoint(
 
 
 @pytest.mark.parametrize("provider", WAITING)
-async def test_a_blocking_call_that_breaks_is_a_doubt(
+async def test_broken_blocking_call_is_an_ambiguous_submit(
     start: Start, network: Network, provider: str
 ) -> None:
     network.script(blocking(provider), breaks(httpx.ReadError))
@@ -915,7 +931,7 @@ async def test_a_blocking_call_that_breaks_is_a_doubt(
 
 
 @pytest.mark.parametrize("provider", [each for each in WAITING if each != "fal"])
-async def test_a_blocking_call_that_ends_in_a_server_error_is_not_made_again(
+async def test_blocking_call_with_a_5xx_fails_without_a_retry(
     start: Start, network: Network, provider: str
 ) -> None:
     network.script(blocking(provider), reply({"error": "out of memory"}, 502, retry_after="0"))
@@ -930,7 +946,7 @@ async def test_a_blocking_call_that_ends_in_a_server_error_is_not_made_again(
 # --- limits ---
 
 
-async def test_in_flight_is_bounded_and_the_rest_waits_in_order(
+async def test_submits_over_the_in_flight_limit_are_queued_in_order(
     start: Start, network: Network
 ) -> None:
     async with start(EACHLABS_MAX_IN_FLIGHT="2") as station:
@@ -943,9 +959,7 @@ async def test_in_flight_is_bounded_and_the_rest_waits_in_order(
     assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
 
 
-async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
-    start: Start, network: Network
-) -> None:
+async def test_rate_limit_per_minute_holds_across_a_restart(start: Start, network: Network) -> None:
     clock = Clock()
     env = {"EACHLABS_REQUESTS_PER_MINUTE": "3", "EACHLABS_MAX_IN_FLIGHT": "none"}
     async with start(clock=clock, **env) as station:
@@ -953,7 +967,7 @@ async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
             await station.submit(prompt=f"{number}")
         await eventually(lambda: len(network.sent) == 3)
         for sent in network.sent:
-            await station.push(sent)  # so that no poll takes a place in the next minute
+            await station.push(sent)  # so that no poll counts in the next minute
     async with start(clock=clock, **env) as station:
         assert (await station.submit(prompt="5"))["status"] == "queued"
         assert len(network.sent) == 3
@@ -964,7 +978,7 @@ async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
     assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
 
 
-async def test_blocking_submits_are_sent_as_the_minute_has_room_for_them(
+async def test_blocking_submits_are_sent_within_the_rate_limit_per_minute(
     start: Start, network: Network
 ) -> None:
     clock = Clock()
@@ -981,7 +995,9 @@ async def test_blocking_submits_are_sent_as_the_minute_has_room_for_them(
             await station.http.post("/v1/drain")
 
 
-async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: Network) -> None:
+async def test_concurrent_submit_calls_all_return_after_the_providers_answer(
+    start: Start, network: Network
+) -> None:
     async with start(EACHLABS_REQUESTS_PER_MINUTE="50") as station:
         for wave in range(3):
             made = await asyncio.gather(*(station.submit(prompt=f"{wave} {n}") for n in range(3)))
@@ -989,7 +1005,7 @@ async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: 
         assert len(network.sent) == 9
 
 
-async def test_a_full_disk_holds_no_caller_up_whose_prediction_is_stored(
+async def test_full_disk_does_not_block_a_caller_whose_prediction_is_stored(
     start: Start, network: Network, disk: Disk
 ) -> None:
     def answered_when_full(request: httpx.Request) -> Any:
@@ -1005,7 +1021,7 @@ async def test_a_full_disk_holds_no_caller_up_whose_prediction_is_stored(
         assert network.count("fal.submit") == 2
 
 
-async def test_submits_that_come_together_are_begun_together(
+async def test_concurrent_submits_are_begun_in_a_few_batches(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_begin, begins = asyncio.Event(), 0
@@ -1089,7 +1105,9 @@ FAST = Options(generation=0.05, stray_events=0.2, shape="mixed", time_scale=0.01
 
 
 @pytest.mark.parametrize("url", ["with", "without"])
-async def test_all_end_with_and_without_a_public_url(tmp_path: Path, url: str) -> None:
+async def test_all_predictions_succeed_with_and_without_a_public_url(
+    tmp_path: Path, url: str
+) -> None:
     env: dict[str, str | None] = {"RECEIVER_PUBLIC_URL": None} if url == "without" else {}
     async with living(tmp_path, FAST, RECEIVER_POLL_AFTER="0.3", **env) as live:
         prompts = [(provider, f"{provider} {n}") for provider in ALL for n in range(4)]
@@ -1104,7 +1122,7 @@ async def test_all_end_with_and_without_a_public_url(tmp_path: Path, url: str) -
         assert len(ledger["predictions"]) == len(prompts)
 
 
-async def test_eachlabs_limits_are_kept_without_one_violation(tmp_path: Path) -> None:
+async def test_eachlabs_limits_are_never_exceeded(tmp_path: Path) -> None:
     options = msgspec.structs.replace(FAST, eachlabs_in_flight=3, eachlabs_per_minute=25)
     async with living(
         tmp_path,
@@ -1120,10 +1138,10 @@ async def test_eachlabs_limits_are_kept_without_one_violation(tmp_path: Path) ->
         assert [row["prompt"] for row in ledger["predictions"]] == [f"no {n}" for n in range(20)]
 
 
-# --- what a close reading found ---
+# --- races and edge cases ---
 
 
-async def test_a_caller_who_goes_away_leaves_nobodys_prediction_unsent(
+async def test_cancelled_caller_leaves_no_stored_prediction_unsent(
     start: Start, network: Network
 ) -> None:
     async with start() as station:
@@ -1140,7 +1158,7 @@ async def test_a_caller_who_goes_away_leaves_nobodys_prediction_unsent(
         assert network.count("fal.submit") == station.count("predictions")
 
 
-async def test_retry_after_nothing_is_no_reason_to_hurry(start: Start, network: Network) -> None:
+async def test_503_with_retry_after_0_still_gets_a_backoff(start: Start, network: Network) -> None:
     network.always("fal.submit", reply({"detail": "busy"}, 503, retry_after="0"))
     async with start() as station:
         before = station.clock()
@@ -1148,7 +1166,7 @@ async def test_retry_after_nothing_is_no_reason_to_hurry(start: Start, network: 
         assert station.one("SELECT due_at FROM predictions") >= before + 0.5
 
 
-async def test_a_refusal_that_was_none_is_not_submitted_again(
+async def test_502_is_not_retried_if_a_callback_shows_the_submit_was_taken(
     start: Start, network: Network
 ) -> None:
     async def taken_all_the_same(request: httpx.Request) -> httpx.Response:
@@ -1165,7 +1183,7 @@ async def test_a_refusal_that_was_none_is_not_submitted_again(
 
 
 @pytest.mark.both_engines
-async def test_a_cost_in_the_answer_to_a_submit_is_kept_where_the_callback_came_first(
+async def test_cost_in_a_submit_answer_is_kept_if_the_callback_came_first(
     start: Start, network: Network
 ) -> None:
     async with start() as station:
@@ -1187,7 +1205,7 @@ async def test_a_cost_in_the_answer_to_a_submit_is_kept_where_the_callback_came_
         assert (total["amount"], total["unknown"]) == (pytest.approx(2 * cost), 0)
 
 
-async def test_what_was_canceled_while_it_was_put_off_is_not_submitted_again(
+async def test_cancel_during_a_postponed_submit_prevents_the_retry(
     start: Start, network: Network
 ) -> None:
     answering = asyncio.Event()
@@ -1209,7 +1227,7 @@ async def test_what_was_canceled_while_it_was_put_off_is_not_submitted_again(
     assert network.count("fal.submit") == 1
 
 
-async def test_a_blocking_call_that_is_still_running_is_asked_about_soon(
+async def test_blocking_call_answered_as_processing_is_polled(
     start: Start, network: Network
 ) -> None:
     network.script("eachlabs.run", reply({"predictionID": "each-7", "status": "processing"}))
@@ -1221,7 +1239,7 @@ async def test_a_blocking_call_that_is_still_running_is_asked_about_soon(
         assert (found["provider_id"], found["channel"]) == ("each-7", "poll")
 
 
-async def test_a_blocking_call_that_is_still_running_and_names_nothing_is_a_doubt(
+async def test_blocking_call_answered_as_processing_without_id_is_unconfirmed(
     start: Start, network: Network
 ) -> None:
     network.script("eachlabs.run", reply({"status": "processing"}))
@@ -1230,7 +1248,7 @@ async def test_a_blocking_call_that_is_still_running_and_names_nothing_is_a_doub
         assert found["status"] == "unconfirmed"
 
 
-async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(
+async def test_submit_answered_with_another_predictions_id_is_unconfirmed(
     start: Start, network: Network
 ) -> None:
     network.always("fal.submit", reply({"request_id": "req-same"}))
@@ -1240,7 +1258,7 @@ async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(
         assert (first["status"], second["status"]) == ("processing", "unconfirmed")
 
 
-def test_a_submit_has_the_same_digest_in_every_release() -> None:
+def test_submit_fingerprint_is_the_same_in_every_release() -> None:
     plain = SubmitRequest(provider="fal", model="m", input={"b": 1, "a": [2]}, metadata={"z": 1})
     to_reply = SubmitRequest(
         provider="fal", model="m", input={}, mode="sync", reply_to="https://bot.example"

@@ -1,4 +1,4 @@
-"""Oxen's event stream: connected before anything is submitted, made again whenever it ends."""
+"""Oxen's event stream: connected before the first submit, and reconnected whenever it ends."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from tests.receiving import PICTURE, Network, breaks, eventually, reply
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_stream_is_connected_before_the_first_submit(
-    start: Start, network: Network
-) -> None:
+async def test_stream_is_connected_before_the_first_submit(start: Start, network: Network) -> None:
     connecting = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -48,7 +46,7 @@ async def test_the_stream_is_connected_before_the_first_submit(
 @pytest.mark.parametrize(
     "answer", [breaks(httpx.ConnectError), reply({}, 401), reply(text="no stream"), reply({}, 302)]
 )
-async def test_a_stream_that_is_down_holds_up_no_submit_for_ever(
+async def test_stream_that_is_down_does_not_block_submits(
     start: Start, network: Network, answer: object
 ) -> None:
     network.always("oxen.stream", answer)  # type: ignore[arg-type]
@@ -67,7 +65,7 @@ async def test_a_stream_that_is_down_holds_up_no_submit_for_ever(
         ({"status": "failed", "error": "Insufficient credits"}, "failed"),
     ],
 )
-async def test_an_event_ends_its_prediction(
+async def test_stream_event_ends_its_prediction(
     start: Start, network: Network, data: dict[str, str], status: str
 ) -> None:
     async with start() as station:
@@ -81,7 +79,9 @@ async def test_an_event_ends_its_prediction(
     assert network.count("oxen.poll") == 0
 
 
-async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: Network) -> None:
+async def test_stream_event_before_the_submit_answer_ends_its_prediction(
+    start: Start, network: Network
+) -> None:
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -104,7 +104,9 @@ async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: 
         assert found == [("succeeded", "sse")]
 
 
-async def test_what_is_not_ours_is_ignored(start: Start, network: Network, logged: Logged) -> None:
+async def test_unknown_and_malformed_stream_events_are_ignored(
+    start: Start, network: Network, logged: Logged
+) -> None:
     async with start() as station:
         sent = await station.submitted("oxen")
         network.broadcast_raw("deployment_updated", '{"deployment_id": "x"}')
@@ -121,7 +123,9 @@ async def test_what_is_not_ours_is_ignored(start: Start, network: Network, logge
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-async def test_an_event_without_its_url_is_asked_about(start: Start, network: Network) -> None:
+async def test_stream_event_without_a_url_is_followed_by_a_poll(
+    start: Start, network: Network
+) -> None:
     network.always("oxen.poll", network.ends)
     async with start() as station:
         sent = await station.submitted("oxen")
@@ -129,7 +133,7 @@ async def test_an_event_without_its_url_is_asked_about(start: Start, network: Ne
         await eventually(lambda: station.rows("SELECT 1 FROM events WHERE channel = 'poll'"))
 
 
-async def test_after_a_cut_it_listens_again_and_asks_what_it_missed(
+async def test_lost_stream_is_reconnected_and_its_predictions_are_polled(
     start: Start, network: Network
 ) -> None:
     async with start() as station:
@@ -147,9 +151,7 @@ async def test_after_a_cut_it_listens_again_and_asks_what_it_missed(
     assert network.count("oxen.stream") == 2
 
 
-async def test_a_stream_that_ends_politely_is_made_again_too(
-    start: Start, network: Network
-) -> None:
+async def test_stream_ended_by_the_provider_is_reconnected(start: Start, network: Network) -> None:
     async with start():
         [stream] = await eventually(lambda: network.streams)
         stream.end()
@@ -157,7 +159,7 @@ async def test_a_stream_that_ends_politely_is_made_again_too(
 
 
 class _Hastened(PredictionStore):
-    """Counts how often what is at the provider was made due."""
+    """Counts how often the predictions at the provider were made due."""
 
     times = 0
 
@@ -174,8 +176,8 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def listening(
     tmp_path: Path, answer: Answer
 ) -> AsyncIterator[tuple[Listener, _Hastened, asyncio.Event]]:
-    """Listen to a server that answers so; give what its connections hasten, and wake."""
-    inbox: Any = object()  # nothing is said that would reach it
+    """Run a listener with a server that answers so; yield it, its store and the poller's wakeup."""
+    inbox: Any = object()  # no event of the server reaches it
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     runtime = Runtime(random=lambda: 0.0)
     hastened = store.predictions = _Hastened(store)
@@ -193,7 +195,7 @@ async def listening(
     await store.stop()
 
 
-async def test_the_last_id_of_an_event_is_sent_again_until_it_is_refused(tmp_path: Path) -> None:
+async def test_last_event_id_is_sent_on_reconnect_until_it_is_refused(tmp_path: Path) -> None:
     spoken = [
         (200, "id: 7\ndata: x\n\nid: 8\ndata: cut off"),
         (200, "data: that is still 7\n\nid: no\theader\n\n"),
@@ -216,7 +218,7 @@ async def test_the_last_id_of_an_event_is_sent_again_until_it_is_refused(tmp_pat
     assert said[: len(spoken)] == ["", "7", "7", "", ""]
 
 
-async def test_silence_is_death(tmp_path: Path) -> None:
+async def test_silent_stream_is_reconnected(tmp_path: Path) -> None:
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n: hello\n\n")

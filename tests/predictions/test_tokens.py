@@ -1,4 +1,4 @@
-"""Callback tokens open only as they were made; secrets belong to one prediction."""
+"""Callback tokens and webhook secrets: forged, malformed and foreign ones are rejected."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ def refused(tokens: Tokens, token: str, provider: str = "fal") -> None:
 
 
 @pytest.mark.parametrize("provider", NAMES)
-def test_a_token_opens_to_its_prediction(provider: str) -> None:
+def test_token_opens_to_its_prediction_id(provider: str) -> None:
     tokens = Tokens([OLD])
     assert tokens.open_callback(provider, tokens.callback(provider, ID)) == ID
 
 
-def test_a_token_is_one_path_segment_that_needs_no_quoting() -> None:
+def test_token_is_one_path_segment_without_quoting() -> None:
     assert set(TOKEN) <= set(string.ascii_letters + string.digits + "-_.")
     assert len(TOKEN) <= 200
 
 
-def test_the_same_keys_make_the_same_token_in_another_process() -> None:
+def test_same_keys_make_the_same_token() -> None:
     assert Tokens([OLD]).callback("fal", ID) == TOKEN
 
 
-def test_every_key_opens_but_only_the_newest_signs() -> None:
+def test_every_key_opens_tokens_but_only_the_newest_signs() -> None:
     both = Tokens([NEW, OLD])
     assert both.open_callback("fal", TOKEN) == ID
     assert both.callback("fal", ID) == Tokens([NEW]).callback("fal", ID)
     assert both.open_callback("fal", both.callback("fal", ID)) == ID
 
 
-def test_a_dropped_key_opens_no_more() -> None:
+def test_token_of_a_removed_key_is_rejected() -> None:
     refused(Tokens([NEW]), TOKEN)
 
 
-def test_a_token_with_one_other_character_is_refused() -> None:
+def test_token_with_one_changed_character_is_rejected() -> None:
     tokens = Tokens([NEW, OLD])
     for position, other in product(range(len(TOKEN)), ALPHABET):
         if other != TOKEN[position]:
             refused(tokens, TOKEN[:position] + other + TOKEN[position + 1 :])
 
 
-def test_a_token_with_a_character_more_or_less_is_refused() -> None:
+def test_token_with_an_added_or_missing_part_is_rejected() -> None:
     tokens = Tokens([OLD])
     for position in range(len(TOKEN) + 1):
         before, after = TOKEN[:position], TOKEN[position:]
@@ -71,12 +71,12 @@ def test_a_token_with_a_character_more_or_less_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("mine", "other"), [(a, b) for a in NAMES for b in NAMES if a != b])
-def test_a_token_of_another_provider_is_refused(mine: str, other: str) -> None:
+def test_token_of_another_provider_is_rejected(mine: str, other: str) -> None:
     tokens = Tokens([OLD])
     refused(tokens, tokens.callback(mine, ID), other)
 
 
-def test_the_signature_of_another_prediction_is_refused() -> None:
+def test_token_with_the_signature_of_another_prediction_is_rejected() -> None:
     tokens = Tokens([OLD])
     other = tokens.callback("fal", ID[:-1] + "0")
     refused(tokens, f"{ID}.{other.partition('.')[2]}")
@@ -102,11 +102,11 @@ def test_the_signature_of_another_prediction_is_refused() -> None:
         TOKEN.swapcase(),
     ],
 )
-def test_what_is_no_token_is_refused(token: str) -> None:
+def test_malformed_token_is_rejected(token: str) -> None:
     refused(Tokens([OLD]), token)
 
 
-def test_a_token_is_not_made_longer_than_one_that_opens() -> None:
+def test_token_over_the_longest_length_is_rejected() -> None:
     tokens = Tokens([OLD])
     longest = 200 - len(tokens.callback("fal", ""))
     assert tokens.open_callback("fal", tokens.callback("fal", "x" * longest))
@@ -115,11 +115,11 @@ def test_a_token_is_not_made_longer_than_one_that_opens() -> None:
 
 @settings(max_examples=100)
 @given(token=st.text(max_size=220))
-def test_no_text_opens_by_chance(token: str) -> None:
+def test_random_text_is_rejected_as_a_token(token: str) -> None:
     refused(Tokens([OLD]), token)
 
 
-def test_a_secret_belongs_to_one_prediction_and_one_key() -> None:
+def test_webhook_secret_depends_on_the_prediction_and_the_key() -> None:
     [old] = Tokens([OLD]).webhook_secrets(ID)
     [new] = Tokens([NEW]).webhook_secrets(ID)
     assert Tokens([NEW, OLD]).webhook_secrets(ID) == [new, old]
@@ -127,21 +127,21 @@ def test_a_secret_belongs_to_one_prediction_and_one_key() -> None:
     assert len({old, new}) == 2
 
 
-def test_a_secret_is_not_the_signature_that_its_url_shows() -> None:
+def test_webhook_secret_is_not_the_signature_in_the_callback_url() -> None:
     signatures = {Tokens([OLD]).callback(name, ID).partition(".")[2] for name in NAMES}
     [secret] = Tokens([OLD]).webhook_secrets(ID)
     assert secret.decode() not in signatures
     assert len(signatures) == len(NAMES)
 
 
-def test_a_secret_is_long_and_fit_for_a_header() -> None:
+def test_webhook_secret_is_long_and_valid_in_a_header() -> None:
     [secret] = Tokens([OLD]).webhook_secrets(ID)
     assert len(secret) >= 43  # 256 bits as base64
     assert set(secret.decode()) <= set(string.ascii_letters + string.digits + "-_")
 
 
-def test_what_is_derived_from_a_key_is_the_same_in_every_release() -> None:
-    """What an older release signed comes back to a newer one, and nothing of it is stored."""
+def test_tokens_secrets_and_echo_answers_are_the_same_in_every_release() -> None:
+    """A callback may return a token of an older release, and tokens are not stored."""
     tokens = Tokens(["a key of which every release makes the same"])
     one = "pred_0123456789abcd0123456789abcdef0123"
     assert tokens.callback("fal", one) == f"{one}.NbdKCWax2aCw9IP8CZ5tqBs5KlmQY57iZ6cOE2TU3YM"

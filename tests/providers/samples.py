@@ -1,7 +1,7 @@
-"""Recorded samples: what goes over the wire, and what an adapter must make of it.
+"""Recorded samples: requests and answers of providers, and the results expected of an adapter.
 
-`tests/samples/<provider>/<case>.json` holds one case. `act` names the method it is for, `expect`
-says in plain JSON what must come out; `says` tells where the shape comes from, or why it matters.
+`tests/samples/<provider>/<case>.json` has one case. `act` names the method under test,
+`expect` is its result as plain JSON; `says` gives the source of the shape, or why it matters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TOLD_HEADERS: Final = (
     *("authorization", "x-api-key", "x-key", "api-key"),
     *("accept", "content-type", "prefer"),
 )
-"""The headers of a request that are ours to choose."""
+"""The headers of a request that we choose."""
 
 
 class SampleTicket(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -85,7 +85,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     hook: CallbackTarget | None = None
     answer: SampleAnswer | None = None
     answers: list[SampleAnswer] = []
-    """The answer to a poll and, where it sends us on, the answer to that."""
+    """The answer to a poll and, if it leads to a second request, the answer to that."""
     callback: SampleCallback | None = None
     keys: list[str] = []
     jwks: str | None = None
@@ -108,7 +108,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def load() -> dict[tuple[str, str], Sample]:
-    """Read every sample there is, by provider and case."""
+    """Read all samples, by provider and case."""
     return {
         (path.parent.name, path.stem): msgspec.json.decode(path.read_bytes(), type=Sample)
         for path in sorted(FOLDER.glob("*/*.json"))
@@ -116,7 +116,7 @@ def load() -> dict[tuple[str, str], Sample]:
 
 
 def providers(*, confirm: bool = False) -> dict[str, Provider]:
-    """Make every adapter as the default settings do, with a toy key each."""
+    """Create every adapter by the default settings, with a test key each."""
     settings = Settings.read({"RECEIVER_DEV": "1"})
     given = {
         name: replace(
@@ -131,7 +131,7 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
 
 
 def blocks(provider: Provider, model: str) -> Literal["here", "elsewhere"] | None:
-    """Return where a submit waits for the end: at the address of others or not; None: nowhere."""
+    """Return where a blocking submit is sent: to the URL of others, or elsewhere; None: nowhere."""
     if isinstance(provider, Addressing):
         return "elsewhere"
     queue, sync = (
@@ -145,7 +145,7 @@ def blocks(provider: Provider, model: str) -> Literal["here", "elsewhere"] | Non
 
 
 def perform(provider: Provider, sample: Sample) -> Any:
-    """Do what the sample is for, and say in plain JSON what came of it."""
+    """Call the method under test, and return its result as plain JSON."""
     return _attempt(lambda: _ACTS[sample.act](provider, sample))
 
 
@@ -180,7 +180,7 @@ def _addressed(provider: Addressing, sample: Sample) -> Any:
 
 
 def _found(provider: Searched, sample: Sample) -> Any:
-    """Say which candidates a page has, each with where it is called back if that is said."""
+    """Return the ids of a page's candidates, each with its callback URL if it has one."""
     found = provider.found(sample.ticket.ticket(), sample.answered())
     ids = [
         [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
@@ -257,12 +257,12 @@ def _request(request: httpx.Request) -> dict[str, Any]:
 
 
 def _trim(said: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what says nothing, but a zero is something."""
+    """Leave out empty values, but keep zeros."""
     return {name: value for name, value in said.items() if value not in (None, [], {}, False)}
 
 
 def ending(expect: Any) -> str:
-    """Name the kind of an expectation, to see which kinds have samples."""
+    """Return the kind of an expectation, to see which kinds have samples."""
     if expect is None:
         return "nothing"
     if "follow" in expect:
@@ -271,5 +271,5 @@ def ending(expect: Any) -> str:
 
 
 def swapped(headers: Sequence[tuple[bytes, bytes]], name: bytes, value: bytes) -> list[Any]:
-    """Give the same headers with another value for one of them."""
+    """Return the headers with another value for one of them."""
     return [(key, value if key == name else old) for key, old in headers]

@@ -1,4 +1,4 @@
-"""Arbitrary things that providers, or those who pretend to be one, may send."""
+"""Hypothesis strategies for arbitrary data that providers, or attackers, may send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks that all adapters share, each as a table."""
+"""The parsers that all adapters share, each with a table of inputs and results."""
 
 from __future__ import annotations
 
@@ -53,11 +53,13 @@ def answer(status: int = 200, **headers: str) -> ProviderResponse:
         ("Thu, 01 Jan 2026 00:00:42 +9999999999", None),
     ],
 )
-def test_retry_after_is_seconds_from_now(text: str, seconds: float | None) -> None:
+def test_retry_after_header_is_read_as_seconds_from_now(text: str, seconds: float | None) -> None:
     assert parsing.retry_after(answer(retry_after=text)) == seconds
 
 
-def test_a_date_without_a_zone_is_utc_wherever_we_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_date_without_a_zone_is_utc_in_any_local_zone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with monkeypatch.context() as here:
         here.setenv("TZ", "XXX-5")
         time.tzset()
@@ -65,7 +67,7 @@ def test_a_date_without_a_zone_is_utc_wherever_we_run(monkeypatch: pytest.Monkey
     time.tzset()
 
 
-def test_retry_after_may_be_absent() -> None:
+def test_missing_retry_after_is_none() -> None:
     assert parsing.retry_after(answer()) is None
 
 
@@ -85,7 +87,7 @@ def test_retry_after_may_be_absent() -> None:
         (b"throttled", None),
     ],
 )
-def test_what_a_refusal_says_of_the_wait_counts_where_no_header_does(
+def test_wait_in_a_429_body_is_used_without_a_retry_after_header(
     body: bytes, seconds: float | None
 ) -> None:
     refused = ProviderResponse(429, httpx.Headers(), body, NOW)
@@ -116,7 +118,9 @@ def test_what_a_refusal_says_of_the_wait_counts_where_no_header_does(
         (None, False),
     ],
 )
-def test_a_key_goes_to_our_bases_and_below_a_domain_alone(url: Any, *, ours: bool) -> None:
+def test_api_key_is_sent_only_to_the_base_urls_and_the_providers_domain(
+    url: Any, *, ours: bool
+) -> None:
     bases = ["https://api.acme.ai", "http://127.0.0.1:8001/acme"]
     assert parsing.may_receive_key(url, bases, "acme.ai") == ours
 
@@ -129,7 +133,7 @@ def test_any_2xx_is_left_to_the_adapter(status: int) -> None:
 @pytest.mark.parametrize(
     "status", [300, 301, 307, 400, 401, 402, 403, 404, 409, 410, 422, 451, 499]
 )
-def test_a_refusal_is_for_good(status: int) -> None:
+def test_3xx_or_4xx_rejects_a_submit_for_good(status: int) -> None:
     silently = f"HTTP {status} without a reason"
     for blocks in (False, True):
         refused = answer(status, retry_after="5")
@@ -138,7 +142,7 @@ def test_a_refusal_is_for_good(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 520, 599])
-def test_what_may_pass_is_put_off(status: int) -> None:
+def test_temporary_error_postpones_a_submit_and_5xx_fails_a_blocking_one(status: int) -> None:
     expected = Postponed("later", 5.0, whole_provider=status == 429)
     later = answer(status, retry_after="5")
     assert parsing.settle_submit(later, "later", blocks=False) == expected
@@ -164,7 +168,9 @@ FAILED = Outcome(kind="failed", error=Error(code="provider_error", message="late
         (("x" * 5000,), "x" * 2000),
     ],
 )
-def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], said: str) -> None:
+def test_first_text_is_the_first_candidate_that_is_not_blank(
+    candidates: tuple[Any, ...], said: str
+) -> None:
     assert parsing.first_text(*candidates) == said
 
 
@@ -183,7 +189,7 @@ def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], sai
         ((), None),
     ],
 )
-def test_an_identifier_is_one_printable_segment(
+def test_identifier_is_one_printable_path_segment(
     candidates: tuple[Any, ...], chosen: str | None
 ) -> None:
     assert parsing.identifier(*candidates) == chosen
@@ -208,20 +214,20 @@ def test_an_identifier_is_one_printable_segment(
         ("out of memory", (), "provider_error"),
     ],
 )
-def test_a_failure_finds_its_code_in_the_hints_and_the_words(
+def test_failure_code_is_found_in_the_hints_and_the_message(
     message: str, hints: tuple[str, ...], code: str
 ) -> None:
     error = parsing.failure(message, *hints)
     assert (error.code, error.message) == (code, message or "unknown")
 
 
-def test_a_failure_is_bounded_however_much_is_said() -> None:
-    # Without a bound this text costs the square of its length in the search for a code.
+def test_failure_with_very_long_texts_is_bounded() -> None:
+    # Without a bound, the search for a code takes time quadratic in the length of this text.
     error = parsing.failure("y" * 5000, *["violata " * 1000] * 1000)
     assert error.message == "y" * 2000
 
 
-def test_joined_sentences_are_bounded_and_none_is_empty() -> None:
+def test_joined_sentences_are_bounded_without_empty_ones() -> None:
     assert parsing.join(["a", "", "b"]) == "a; b"
     assert len(parsing.join(["a" * 1500, "b" * 1500])) == 2000
 
@@ -305,7 +311,7 @@ def test_outputs_are_bounded_in_number_and_depth() -> None:
         (b"????", None),
     ],
 )
-def test_base64_becomes_a_data_uri_of_the_type_it_shows(head: bytes, kind: str | None) -> None:
+def test_base64_becomes_a_data_uri_of_the_detected_type(head: bytes, kind: str | None) -> None:
     text = base64.b64encode(head + bytes(20)).decode()
     said = results.data_uri(text)
     assert said is not None
@@ -326,21 +332,21 @@ def test_base64_becomes_a_data_uri_of_the_type_it_shows(head: bytes, kind: str |
         (".../x", ".../x"),
     ],
 )
-def test_a_model_name_is_quoted_so_that_it_stays_in_its_place(model: str, path: str) -> None:
+def test_model_name_is_quoted_in_the_url_path(model: str, path: str) -> None:
     assert parsing.model_path(model) == path
     sent = httpx.Request("GET", f"https://api.example/models/{path}").url.raw_path
     assert sent == f"/models/{path}".encode()
 
 
 @pytest.mark.parametrize("model", ["", "/", "a/", "/a", "a//b", ".", "..", "a/../b", "../a", "a/."])
-def test_a_model_name_that_could_leave_its_place_is_refused(model: str) -> None:
+def test_model_name_with_an_empty_or_dot_segment_is_rejected(model: str) -> None:
     with pytest.raises(Problem, match="owner/name") as refusal:
         parsing.model_path(model)
     assert (refusal.value.status, refusal.value.type) == (422, "invalid-model")
 
 
 @pytest.mark.parametrize("items", [None, [], {}, "x", ["x", {}], 7])
-def test_the_first_object_of_anything_else_is_an_empty_one(items: Any) -> None:
+def test_first_of_anything_but_a_list_of_objects_is_empty(items: Any) -> None:
     assert parsing.first(items) == {}
     assert parsing.first([{"a": 1}, {"b": 2}]) == {"a": 1}
 
@@ -348,7 +354,7 @@ def test_the_first_object_of_anything_else_is_an_empty_one(items: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "found"), [("a", 1), (" A ", 1), ("b", 0), ("", 0), (None, 0), (7, 0), ([], 0)]
 )
-def test_a_table_is_read_with_any_key(key: Any, found: int) -> None:
+def test_lookup_accepts_a_key_of_any_type(key: Any, found: int) -> None:
     assert parsing.lookup({"a": 1}, key, 0) == found
 
 
@@ -359,11 +365,11 @@ def test_a_table_is_read_with_any_key(key: Any, found: int) -> None:
         *zip((True, "boom", {"message": "boom"}, ["boom"], 500), [True] * 5, strict=True),
     ],
 )
-def test_an_error_is_one_where_it_says_something(value: Any, error: bool) -> None:
+def test_error_field_is_an_error_only_if_it_is_not_empty(value: Any, error: bool) -> None:
     assert parsing.is_error(value) == error
 
 
-def test_undecodable_json_does_not_quote_the_stranger() -> None:
+def test_invalid_json_error_does_not_quote_the_body() -> None:
     with pytest.raises(Unreadable) as refusal:
         parsing.decode(b'{"secret-looking": ')
     assert re.fullmatch(r"not JSON: \w+", str(refusal.value))

@@ -1,4 +1,4 @@
-"""Whatever is sent, a parser gives a bounded value or raises Unreadable or Unproved."""
+"""Parsers of arbitrary input: each returns a bounded value, or raises Unreadable or Unproved."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROOF_HEADERS = sorted(
     }
 )
 DOMAINS = (".bfl.ai",)
-"""Below which a provider's shards are, which take our key too."""
+"""Domains of a provider's shards, which receive our key too."""
 HOSTS = {urlsplit(url).hostname for each in DECLARED.values() for url in each.urls.values()}
 
 of_all = pytest.mark.parametrize("name", NAMES)
@@ -51,7 +51,7 @@ of_searches = pytest.mark.parametrize("name", SEARCHES)
 
 
 def judge(outcome: Outcome) -> None:
-    """Hold an outcome against what every later part relies on."""
+    """Check what all later parts rely on."""
     assert len(outcome.output) <= 1000
     assert all(output.url or output.text or output.url == "" for output in outcome.output)
     assert (outcome.error is None) == (outcome.kind not in {"failed", "canceled"})
@@ -68,7 +68,7 @@ def judge(outcome: Outcome) -> None:
 
 @of_all
 @given(body=bodies, confirm=st.booleans())
-def test_reading_gives_a_bounded_outcome_or_unreadable(
+def test_callback_body_gives_a_bounded_outcome_or_unreadable(
     name: str, body: bytes, *, confirm: bool
 ) -> None:
     with suppress(Unreadable):
@@ -77,7 +77,7 @@ def test_reading_gives_a_bounded_outcome_or_unreadable(
 
 @of_all
 @given(ticket=tickets, answer=answers, second=answers)
-def test_polling_gives_a_bounded_outcome_or_unreadable(
+def test_poll_answer_gives_a_bounded_outcome_or_unreadable(
     name: str, ticket: Ticket, answer: ProviderResponse, second: ProviderResponse
 ) -> None:
     with suppress(Unreadable):
@@ -90,7 +90,7 @@ def test_polling_gives_a_bounded_outcome_or_unreadable(
 
 @of_all
 @given(ticket=tickets, answer=answers)
-def test_a_submit_gives_a_bounded_receipt_or_unreadable(
+def test_submit_answer_gives_a_bounded_receipt_or_unreadable(
     name: str, ticket: Ticket, answer: ProviderResponse
 ) -> None:
     with suppress(Unreadable):
@@ -109,7 +109,7 @@ def test_a_submit_gives_a_bounded_receipt_or_unreadable(
 
 
 def can_be_asked_for(name: str, ticket: Ticket, taken: Accepted) -> None:
-    """Hold that our key goes only where it belongs, whatever id and links were named."""
+    """Check that our key is sent only to known hosts, for any id and links of an answer."""
     later = msgspec.structs.replace(ticket, provider_id=taken.provider_id, links=taken.links)
     provider = PROVIDERS[name]
     stops = [provider.cancel(later)] if isinstance(provider, Stopping) else []
@@ -138,7 +138,7 @@ def can_be_asked_for(name: str, ticket: Ticket, taken: Accepted) -> None:
     body=bodies,
     keys=st.lists(st.just(bytes(32)) | st.just(b"k" * 32), max_size=3),
 )
-def test_a_stranger_is_never_proved(
+def test_forged_callback_is_never_proved(
     name: str, names: list[bytes], values: list[bytes], body: bytes, keys: list[bytes]
 ) -> None:
     callback = Callback(list(zip(names, values, strict=False)), body, 1767225600.0)
@@ -149,7 +149,7 @@ def test_a_stranger_is_never_proved(
 
 @of_streams
 @given(event=st.just("media_generation_completed") | texts, data=bodies | texts)
-def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
+def test_stream_event_gives_a_bounded_outcome_none_or_unreadable(
     name: str, event: str, data: bytes | str
 ) -> None:
     text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
@@ -162,7 +162,9 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
 
 @of_searches
 @given(ticket=tickets, answer=answers)
-def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: ProviderResponse) -> None:
+def test_search_answer_gives_only_valid_provider_ids(
+    name: str, ticket: Ticket, answer: ProviderResponse
+) -> None:
     with suppress(Unreadable):
         found = SEARCHES[name].found(ticket, answer)
         for candidate in found.candidates:
@@ -187,7 +189,9 @@ def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Provid
         max_size=6,
     ),
 )
-def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) -> None:
+def test_search_in_any_rows_finds_only_their_ids(
+    name: str, ticket: Ticket, rows: list[Any]
+) -> None:
     answer = ProviderResponse(200, {}, msgspec.json.encode({"generations": rows}))
     found = SEARCHES[name].found(ticket, answer)
     ids = {candidate.provider_id for candidate in found.candidates}
@@ -195,6 +199,6 @@ def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) 
 
 
 @given(body=bodies)
-def test_a_key_set_gives_whole_keys_or_unreadable(body: bytes) -> None:
+def test_key_set_gives_32_byte_keys_or_unreadable(body: bytes) -> None:
     with suppress(Unreadable):
         assert all(len(key) == 32 for key in read_jwks(body))

@@ -1,4 +1,4 @@
-"""Which code an error gets, by the words that models in use say and by words that only look so."""
+"""Error codes: for messages of models in use, and for ones that only look like refused content."""
 
 from __future__ import annotations
 
@@ -141,11 +141,11 @@ TEXTS: Final = [
 ]
 
 
-def test_words_name_the_code() -> None:
+def test_error_message_determines_the_code() -> None:
     assert {text: parsing.failure(text).code for text, _ in TEXTS} == dict(TEXTS)
 
 
-def test_a_refused_submit_is_rejected_unless_it_is_for_its_content() -> None:
+def test_refused_submit_is_rejected_or_content_policy_by_its_message() -> None:
     for text, code in TEXTS:
         expected = Refused(text, "content_policy" if code == "content_policy" else "rejected")
         assert parsing.refusal(text) == expected
@@ -173,9 +173,7 @@ def test_a_refused_submit_is_rejected_unless_it_is_for_its_content() -> None:
         ("deadline exceeded", "internal_server_error", "timeout"),
     ],
 )
-def test_what_is_said_to_machines_weighs_more_than_words(
-    message: str, hint: str, code: str
-) -> None:
+def test_error_type_takes_precedence_over_the_message(message: str, hint: str, code: str) -> None:
     assert parsing.failure(message, hint).code == code
     assert parsing.failure(message, "", hint).code == code
 
@@ -191,7 +189,7 @@ def test_what_is_said_to_machines_weighs_more_than_words(
         ("", ""),
     ],
 )
-def test_a_text_becomes_plain_words(text: str, words: str) -> None:
+def test_plain_normalizes_text_to_lower_case_words(text: str, words: str) -> None:
     assert plain(text) == words
 
 
@@ -210,7 +208,7 @@ def _fal(text: str) -> dict[str, Any]:
 
 
 def _told(name: str, act: str, *bodies: tuple[int, Any], mode: Mode = "queue") -> Any:
-    """Hand an adapter the answers, and give what it makes of the last."""
+    """Return the result of an adapter's method for an answer, or for the answer that follows it."""
     ticket = Ticket(id="pred_1", model="a/b", mode=mode, input={}, provider_id="req-1")
     first, *more = (ProviderResponse(status, {}, _body(body)) for status, body in bodies)
     made = getattr(PROVIDERS[name], act)(ticket, first)
@@ -290,14 +288,14 @@ def test_refused_content_has_one_code_on_every_channel(text: str, *, content: bo
         ("oxen", 400, {"error": {"code": "moderation_blocked", "message": "no"}}),
     ],
 )
-def test_a_submit_that_is_refused_by_a_code_for_machines_is_refused_content(
+def test_submit_refused_with_a_content_error_type_is_content_policy(
     name: str, status: int, body: Any
 ) -> None:
     assert _told(name, "accepted", (status, body)).code == "content_policy"
 
 
 @pytest.mark.parametrize("mode", ["queue", "sync"])
-def test_fal_may_name_the_type_of_an_error_in_a_header_only(mode: Mode) -> None:
+def test_fal_error_type_in_a_header_alone_determines_the_code(mode: Mode) -> None:
     answer = ProviderResponse(422, {"x-fal-error-type": "content_policy_violation"}, b"{}")
     ticket = Ticket(id="pred_1", model="a/b", mode=mode, input={})
     made = PROVIDERS["fal"].accepted(ticket, answer)
@@ -310,7 +308,7 @@ def test_fal_may_name_the_type_of_an_error_in_a_header_only(mode: Mode) -> None:
 @pytest.mark.parametrize(
     ("kind", "code"), [("content_policy_violation", "content_policy"), ("missing", "rejected")]
 )
-async def test_the_code_of_a_refused_submit_reaches_the_prediction(
+async def test_prediction_has_the_error_code_of_its_refused_submit(
     start: Start, network: Network, mode: Mode, kind: str, code: str
 ) -> None:
     body = {"detail": [{"loc": ["body", "prompt"], "msg": "no", "type": kind}]}
@@ -322,13 +320,13 @@ async def test_the_code_of_a_refused_submit_reaches_the_prediction(
 
 
 @pytest.mark.parametrize("hint", ["less_than", "string_too_long", "image_too_large"])
-def test_a_checkers_type_goes_before_words_of_content(hint: str) -> None:
+def test_validation_error_type_takes_precedence_over_content_words(hint: str) -> None:
     assert code_of("the prompt was flagged as unsafe", []) == "content_policy"
     assert code_of("the prompt was flagged as unsafe", [hint]) == "provider_error"
 
 
 @pytest.mark.parametrize("words", ["Gore detected", "nudity in it was refused", "minors flagged"])
-def test_what_no_maker_wants_to_make_is_refused_by_its_name(words: str) -> None:
+def test_forbidden_content_named_in_a_message_is_content_policy(words: str) -> None:
     assert code_of(words, []) == "content_policy"
 
 
@@ -339,13 +337,13 @@ def test_eachlabs_category_does_not_hide_its_error_code() -> None:
     assert failed.error.code == "content_policy"
 
 
-def test_a_picture_with_a_warning_is_still_a_success() -> None:
+def test_fal_picture_flagged_as_nsfw_is_still_a_success() -> None:
     content = {"images": [{"url": "https://files.example/1.png"}], "has_nsfw_concepts": [True]}
     outcome = _pushed("fal", {"request_id": "r", "status": "OK", "payload": content})
     assert (outcome.kind, len(outcome.output)) == ("succeeded", 1)
 
 
-# --- Whatever is said ----------------------------------------------------------------------------
+# --- Arbitrary messages --------------------------------------------------------------------------
 
 _WORDS: Final = [*f"{REFUSALS} {OTHERS}".split(), "content_policy", ".", "n't", "\ud800", "ß"]
 anything: Final = st.text(max_size=40) | st.lists(st.sampled_from(_WORDS), max_size=30).map(
@@ -354,7 +352,7 @@ anything: Final = st.text(max_size=40) | st.lists(st.sampled_from(_WORDS), max_s
 
 
 @given(message=anything, hints=st.lists(anything, max_size=4))
-def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: list[str]) -> None:
+def test_failure_of_any_message_has_a_code_and_a_message(message: str, hints: list[str]) -> None:
     error = parsing.failure(message, *hints)
     assert error.code in {"content_policy", "timeout", "provider_error"}
     assert error.message == message or (not message and error.message == "unknown")
@@ -364,7 +362,7 @@ def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: 
 @given(status=st.integers(100, 599), message=anything, hint=anything, blocks=st.booleans())
 @example(status=504, message="", hint="", blocks=True)
 @example(status=524, message="", hint="", blocks=False)
-def test_only_the_status_decides_whether_a_submit_is_refused(
+def test_status_alone_decides_the_receipt_of_a_submit(
     status: int, message: str, hint: str, *, blocks: bool
 ) -> None:
     answer = ProviderResponse(status, {}, b"")
@@ -372,7 +370,7 @@ def test_only_the_status_decides_whether_a_submit_is_refused(
     settled = parsing.settle_submit(answer, message, hint, blocks=blocks)
     assert type(settled) is type(plainly)
     assert settled is None or isinstance(settled, Refused | Postponed | Ambiguous | Outcome)
-    # A gateway's, which got no answer: whether the submit was taken is not known.
+    # After a gateway's timeout it is not known whether the provider accepted the submit.
     assert isinstance(settled, Ambiguous) == (status in {504, 524})
 
 
@@ -382,7 +380,7 @@ HOSTILE: Final = [
 ]  # fmt: skip
 
 
-def test_a_hostile_text_is_read_quickly() -> None:
+def test_hostile_message_is_classified_in_linear_time() -> None:
     for piece in HOSTILE:
         text = (piece * 2000)[:2000]
         began = time.process_time()

@@ -1,6 +1,6 @@
-"""The one suite for every adapter: recorded samples, the shapes each must know, the forgeries.
+"""The contract of all adapters: recorded samples, the required shapes, and forged callbacks.
 
-A new provider joins by its line in `receiver.providers`; without samples of every shape it fails.
+A new provider is tested once it is in `receiver.providers`; it needs a sample of every shape.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_adapter_makes_of_each_sample_what_the_sample_expects(name: str) -> None:
+def test_adapter_gives_the_expected_result_for_each_sample(name: str) -> None:
     for (owner, case), sample in SAMPLES.items():
         if owner == name:
             adapter = providers(confirm=sample.confirm)[name]
@@ -93,7 +93,7 @@ def test_an_adapter_makes_of_each_sample_what_the_sample_expects(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> None:
+def test_provider_has_a_sample_of_every_required_shape(name: str) -> None:
     provider = PROVIDERS[name]
     wanted = set(OF_EVERYONE)
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
@@ -111,7 +111,7 @@ def test_every_folder_of_samples_belongs_to_a_provider() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_adapter_is_what_the_protocol_says(name: str) -> None:
+def test_adapter_implements_the_provider_protocol(name: str) -> None:
     provider = PROVIDERS[name]
     assert isinstance(provider, Provider)
     assert provider.name == name
@@ -119,13 +119,13 @@ def test_an_adapter_is_what_the_protocol_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_parts_that_list_providers_know_every_one(name: str) -> None:
+def test_callback_token_of_every_provider_opens(name: str) -> None:
     tokens = Tokens(["k" * 32])
     assert tokens.open_callback(name, tokens.callback(name, "pred_1")) == "pred_1"
 
 
 @pytest.mark.parametrize(("name", "case"), [key for key, s in SAMPLES.items() if s.hook])
-def test_a_submit_tells_a_callback_only_where_the_provider_documents_one(
+def test_submit_has_a_callback_url_only_if_the_provider_documents_callbacks(
     name: str, case: str
 ) -> None:
     sample = SAMPLES[name, case]
@@ -134,7 +134,7 @@ def test_a_submit_tells_a_callback_only_where_the_provider_documents_one(
     assert told == (PROVIDERS[name].proof != "none" and sample.ticket.mode == "queue")
 
 
-# --- Forgeries -----------------------------------------------------------------------------------
+# --- Forged callbacks ----------------------------------------------------------------------------
 
 
 def genuine(name: str) -> Sample:
@@ -179,12 +179,12 @@ SPOILT: Final[dict[str, Callable[[bytes], bytes]]] = {
 
 
 @pytest.mark.parametrize("name", PUSHING)
-def test_the_genuine_callback_is_proved(name: str) -> None:
+def test_genuine_callback_is_proved(name: str) -> None:
     prove(name, genuine(name).called())
 
 
 @pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
-def test_a_spoilt_proof_header_is_refused(name: str, header: bytes) -> None:
+def test_changed_or_malformed_proof_header_is_rejected(name: str, header: bytes) -> None:
     headers = genuine(name).called().headers
     for how, spoil in SPOILT.items():
         value = spoil(dict(headers)[header])
@@ -194,14 +194,14 @@ def test_a_spoilt_proof_header_is_refused(name: str, header: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
-def test_a_missing_proof_header_is_refused(name: str, header: bytes) -> None:
+def test_missing_proof_header_is_rejected(name: str, header: bytes) -> None:
     headers = [(key, value) for key, value in genuine(name).called().headers if key != header]
     with pytest.raises(Unproved, match=r"^missing_header$"):
         prove(name, with_headers(name, headers))
 
 
 @pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
-def test_a_repeated_proof_header_is_refused(name: str, header: bytes) -> None:
+def test_repeated_proof_header_is_rejected(name: str, header: bytes) -> None:
     headers = list(genuine(name).called().headers)
     for value in (dict(headers)[header], b"x"):
         for twice in ([(header, value), *headers], [*headers, (header, value)]):
@@ -210,20 +210,20 @@ def test_a_repeated_proof_header_is_refused(name: str, header: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", PUSHING)
-def test_no_header_at_all_is_refused(name: str) -> None:
+def test_callback_without_headers_is_rejected(name: str) -> None:
     with pytest.raises(Unproved, match=r"^missing_header$"):
         prove(name, with_headers(name, []))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_proved_without_a_key(name: str) -> None:
+def test_callback_is_never_proved_without_a_key(name: str) -> None:
     callback = genuine(name).called() if name in PUSHING else Callback([], b"{}", 0.0)
     with pytest.raises(Unproved):
         PROVIDERS[name].authenticate(callback, now=callback.at, keys=[])
 
 
 @pytest.mark.parametrize("name", PUSHING)
-def test_another_header_of_a_stranger_changes_nothing(name: str) -> None:
+def test_additional_header_does_not_change_the_proof(name: str) -> None:
     headers = [*genuine(name).called().headers, (b"x-other", b"\xff")]
     assert prove(name, with_headers(name, headers)) == prove(name, genuine(name).called())
 
@@ -260,13 +260,13 @@ ODD: Final[dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", PUSHING)
-def test_an_oddity_that_nobody_reads_spoils_nothing(name: str) -> None:
+def test_callback_of_unusual_json_is_read_and_leads_to_a_poll(name: str) -> None:
     assert {PROVIDERS[name].read(body).kind for body in ODD.values()} == {"ask"}
 
 
 @pytest.mark.parametrize("confirm", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_body_that_is_no_readable_object_is_unreadable(name: str, *, confirm: bool) -> None:
+def test_callback_body_that_is_not_a_json_object_is_unreadable(name: str, *, confirm: bool) -> None:
     provider = providers(confirm=confirm)[name]
     for body in HOSTILE.values():
         with pytest.raises(Unreadable):
@@ -277,7 +277,7 @@ def test_a_body_that_is_no_readable_object_is_unreadable(name: str, *, confirm: 
     "place", ['{{"payload": {0}, {1}}}', '{{"payload": {{"detail": [{{"loc": {0}}}]}}, {1}}}']
 )
 @pytest.mark.parametrize("name", PUSHING)
-def test_a_deep_body_is_read_or_unreadable_but_breaks_nothing(name: str, place: str) -> None:
+def test_deeply_nested_body_gives_an_outcome_or_unreadable(name: str, place: str) -> None:
     for depth, status in product((20, 400, 800, 900, 960), ("OK", "ERROR", "succeeded", "failed")):
         nested = "[" * depth + '"https://deep.example/"' + "]" * depth
         body = place.format(nested, f'"status": "{status}", "output": {nested}')
@@ -289,7 +289,7 @@ def test_a_deep_body_is_read_or_unreadable_but_breaks_nothing(name: str, place: 
 
 @pytest.mark.parametrize("status", [504, 524])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gateway_that_got_no_answer_leaves_a_submit_in_doubt(name: str, status: int) -> None:
+def test_gateway_timeout_504_or_524_is_an_ambiguous_submit(name: str, status: int) -> None:
     for mode, body in product(MODES, (b"", b"<html>", b'{"error": "timeout"}')):
         ticket = Ticket(id="pred_1", model="owner/model", mode=mode, input={})
         answer = ProviderResponse(status, httpx.Headers({"retry-after": "1"}), body)
@@ -297,7 +297,7 @@ def test_a_gateway_that_got_no_answer_leaves_a_submit_in_doubt(name: str, status
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hostile_answer_ends_in_words_or_in_an_error_of_ours(name: str) -> None:
+def test_hostile_answer_gives_a_result_or_unreadable(name: str) -> None:
     statuses = (200, 202, 400, 401, 404, 422, 429, 500, 503)
     for (what, body), status, mode in product((HOSTILE | ODD).items(), statuses, MODES):
         answer = ProviderResponse(status, httpx.Headers(), body)

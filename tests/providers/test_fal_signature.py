@@ -1,4 +1,4 @@
-"""fal.ai's signature: what it covers, how it is written, and when it was made."""
+"""fal.ai's signature: what it covers, its format, and its timestamp."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def signed(
     request_id: bytes = b"req-0001",
     user: bytes = b"user-42",
 ) -> Callback:
-    """Sign as fal does, whatever the parts are."""
+    """Sign as fal does, with any parts."""
     digest = hashlib.sha256(body).hexdigest().encode()
     signature = KEY.sign(b"\n".join([request_id, user, stamp, digest])).hex().encode()
     return Callback(
@@ -48,15 +48,15 @@ def prove(callback: Callback, now: float = NOW) -> str:
     return FAL.authenticate(callback, now=now, keys=[PUBLIC])
 
 
-def test_the_signature_gives_the_id_that_it_covers() -> None:
+def test_valid_signature_returns_the_request_id_that_it_covers() -> None:
     assert prove(signed(request_id=b"req-7")) == "req-7"
 
 
-def test_an_id_of_any_bytes_is_given_as_text() -> None:
+def test_request_id_of_any_bytes_is_returned_as_text() -> None:
     assert prove(signed(request_id=b"\xff")) == "ÿ"
 
 
-def test_any_byte_of_the_body_that_changes_spoils_the_signature() -> None:
+def test_any_changed_byte_of_the_body_invalidates_the_signature() -> None:
     for position in range(len(GENUINE.body)):
         body = bytearray(GENUINE.body)
         body[position] ^= 1
@@ -75,7 +75,7 @@ def test_any_byte_of_the_body_that_changes_spoils_the_signature() -> None:
     ],
     ids=["packed", "indented", "with a line end", "empty", "huge"],
 )
-def test_the_same_json_in_other_bytes_is_refused(body: bytes) -> None:
+def test_same_json_in_other_bytes_is_rejected(body: bytes) -> None:
     with pytest.raises(Unproved, match=r"^bad_signature$"):
         prove(Callback(GENUINE.headers, body, NOW))
 
@@ -105,19 +105,19 @@ def test_the_same_json_in_other_bytes_is_refused(body: bytes) -> None:
         b"9" * 10_000,
     ],
 )
-def test_a_time_that_is_not_plain_digits_is_refused_even_if_signed(stamp: bytes) -> None:
+def test_timestamp_that_is_not_plain_digits_is_rejected_even_if_signed(stamp: bytes) -> None:
     with pytest.raises(Unproved, match=r"^bad_timestamp$"):
         prove(signed(stamp=stamp))
 
 
 @pytest.mark.parametrize("off", [-TOLERANCE - 1, TOLERANCE + 1, 86400, -86400, 10**9])
-def test_a_time_far_from_ours_is_refused_even_if_signed(off: int) -> None:
+def test_timestamp_outside_the_tolerance_is_rejected_even_if_signed(off: int) -> None:
     with pytest.raises(Unproved, match=r"^stale_timestamp$"):
         prove(signed(), now=NOW + off)
 
 
 @pytest.mark.parametrize("off", [-TOLERANCE, -1, 0, 0.5, TOLERANCE])
-def test_a_time_near_ours_is_good(off: float) -> None:
+def test_timestamp_within_the_tolerance_is_accepted(off: float) -> None:
     assert prove(signed(), now=NOW + off) == "req-0001"
 
 
@@ -140,21 +140,21 @@ def test_a_time_near_ours_is_good(off: float) -> None:
         bytes.fromhex(SIGNATURE.decode()) * 2,
     ],
 )
-def test_a_signature_that_is_not_128_right_digits_is_refused(signature: bytes) -> None:
+def test_malformed_or_wrong_signature_is_rejected(signature: bytes) -> None:
     headers = swapped(GENUINE.headers, b"x-fal-webhook-signature", signature)
     with pytest.raises(Unproved, match=r"^bad_signature$"):
         prove(Callback(headers, GENUINE.body, NOW))
 
 
 @pytest.mark.parametrize("key", [b"\x00" * 32, b"\xff" * 32, bytes(range(32))])
-def test_an_odd_key_proves_nothing_and_breaks_nothing(key: bytes) -> None:
+def test_invalid_public_key_is_skipped(key: bytes) -> None:
     with pytest.raises(Unproved, match=r"^bad_signature$"):
         FAL.authenticate(GENUINE, now=NOW, keys=[key])
     assert FAL.authenticate(GENUINE, now=NOW, keys=[key, PUBLIC]) == "req-0001"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"[" * 100_000])
-def test_the_proof_does_not_look_into_the_body(body: bytes) -> None:
+def test_signature_is_verified_without_parsing_the_body(body: bytes) -> None:
     assert prove(signed(body)) == "req-0001"
     with pytest.raises(Unreadable):
         FAL.read(body)

@@ -1,4 +1,4 @@
-"""The one reader of what providers say: any bytes give strict JSON's values, or Unreadable."""
+"""The tolerant JSON reader: any bytes give values that strict JSON can have, or Unreadable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_strict_json_is_read_as_it_is(value: Any) -> None:
     | values.map(lambda value: json.dumps(value).encode())
     | st.text(st.characters(), max_size=40).map(lambda t: b'"' + t.encode(errors="replace") + b'"')
 )
-def test_any_bytes_give_what_can_be_stored_or_unreadable(body: bytes) -> None:
+def test_any_bytes_give_a_storable_value_or_unreadable(body: bytes) -> None:
     with suppress(Unreadable):
         value = read_json(body)
         again = json.loads(msgspec.json.encode(value), parse_constant=pytest.fail)
@@ -69,13 +69,13 @@ ODD: Any = {"a": [*[None] * 8, True], "b": 1}
         ),
     ],
 )
-def test_an_oddity_is_read_as_what_it_stands_for(body: bytes, value: Any) -> None:
+def test_malformed_json_is_read_as_the_intended_value(body: bytes, value: Any) -> None:
     assert read_json(body) == value
 
 
 @pytest.mark.parametrize("odd", [b"1", b"NaN", b"nan"])
 @pytest.mark.parametrize("more", [1, 400, 100_000])
-def test_depth_is_bounded_and_costs_no_more_than_what_is_that_deep(odd: bytes, more: int) -> None:
+def test_value_nested_too_deep_is_null_and_its_siblings_are_kept(odd: bytes, more: int) -> None:
     deep = b"[" * (DEEPEST - 2) + odd + b"]" * (DEEPEST - 2)
     assert "null" not in json.dumps(read_json(deep.replace(odd, b"1")))
     body = b'{"a": [[%b%b, {"x": 1}%b], 2], "b": "c"}' % (b"[" * more, deep, b"]" * more)
@@ -97,12 +97,12 @@ def test_depth_is_bounded_and_costs_no_more_than_what_is_that_deep(odd: bytes, m
         b'{"a": "' + rb"\"" * 100_000,
     ],
 )
-def test_what_is_not_whole_is_not_mended(body: bytes) -> None:
+def test_truncated_or_invalid_json_is_unreadable(body: bytes) -> None:
     with pytest.raises(Unreadable):
         read_json(body)
 
 
-def test_many_small_values_are_refused_before_they_fill_the_memory() -> None:
+def test_json_with_too_many_values_is_rejected_in_little_memory() -> None:
     body = b"[" + b"[]," * 2_000_000 + b"1]"
     tracemalloc.start()
     try:

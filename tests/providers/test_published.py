@@ -1,4 +1,4 @@
-"""A provider's public keys: kept for a day, refreshed when a proof fails, never asked for twice."""
+"""A provider's published keys: cached for a day, refreshed after a failed proof, fetched once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reply = httpx.Response | Exception
 
 
 def read(body: bytes) -> list[bytes]:
-    """Read keys as one word each; a body that starts with `!` is no key set."""
+    """Read each word as a key; a body that starts with `!` is unreadable."""
     if body.startswith(b"!"):
         raise Unreadable("no key set")
     return body.split()
@@ -31,7 +31,7 @@ def ok(body: bytes) -> httpx.Response:
 
 
 class Server:
-    """Answers as scripted, the last answer for ever, and counts who asks."""
+    """Answers as scripted, then repeats the last answer, and counts the requests."""
 
     def __init__(self, *replies: Reply) -> None:
         self.replies = list(replies)
@@ -52,7 +52,7 @@ class Server:
 
 
 class Scene:
-    """One cache, its server and its clock."""
+    """A cache with its server and its clock."""
 
     def __init__(self, *replies: Reply, reader: Callable[[bytes], list[bytes]] = read) -> None:
         self.server = Server(*replies)
@@ -63,7 +63,7 @@ class Scene:
         )
 
     async def get(self, *, refresh: bool = False) -> Sequence[bytes] | None:
-        """Ask for the keys; None where there are none to be had."""
+        """Return the keys; None if they are unavailable."""
         try:
             return await self.keys(refresh)
         except KeysUnavailable:
@@ -91,7 +91,7 @@ def test_keys_are_fetched_once_and_kept_for_a_day() -> None:
     run(scene)
 
 
-def test_a_failed_proof_fetches_newer_keys_at_once() -> None:
+def test_failed_proof_refreshes_the_keys_at_once() -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"), ok(b"b"))
         assert await it.get() == (b"a",)
@@ -103,11 +103,11 @@ def test_a_failed_proof_fetches_newer_keys_at_once() -> None:
     run(scene)
 
 
-def test_failed_proofs_fetch_at_most_once_a_minute() -> None:
+def test_failed_proofs_refresh_the_keys_at_most_once_a_minute() -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"))
         await it.get()
-        for _ in range(1 + 3 * int(REFRESH)):  # a stranger's forgeries, one a second
+        for _ in range(1 + 3 * int(REFRESH)):  # forged callbacks, one a second
             it.now += 1
             assert await it.get(refresh=True) == (b"a",)
         assert it.server.asked == 1 + 4
@@ -115,7 +115,7 @@ def test_failed_proofs_fetch_at_most_once_a_minute() -> None:
     run(scene)
 
 
-def test_the_first_of_all_calls_may_be_a_refresh() -> None:
+def test_first_call_may_be_a_refresh() -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"))
         assert await it.get(refresh=True) == (b"a",)
@@ -124,7 +124,7 @@ def test_the_first_of_all_calls_may_be_a_refresh() -> None:
     run(scene)
 
 
-def test_who_cannot_have_keys_is_told_where_they_should_be() -> None:
+def test_error_for_unavailable_keys_names_their_url() -> None:
     async def scene() -> None:
         with pytest.raises(KeysUnavailable, match=URL):
             await Scene(httpx.ConnectError("no route")).keys(False)
@@ -146,7 +146,7 @@ UNFIT: Final[dict[str, Reply]] = {
 
 
 @pytest.mark.parametrize("reply", UNFIT.values(), ids=UNFIT)
-def test_without_keys_nothing_can_be_proved_yet(reply: Reply) -> None:
+def test_failed_first_fetch_is_retried_after_two_seconds(reply: Reply) -> None:
     async def scene() -> None:
         it = Scene(reply, ok(b"a"))
         assert await it.get() is None
@@ -160,7 +160,7 @@ def test_without_keys_nothing_can_be_proved_yet(reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("reply", UNFIT.values(), ids=UNFIT)
-def test_a_failed_refresh_leaves_the_keys_that_are_known(reply: Reply) -> None:
+def test_failed_refresh_keeps_the_cached_keys(reply: Reply) -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"), reply)
         await it.get()
@@ -174,7 +174,7 @@ def test_a_failed_refresh_leaves_the_keys_that_are_known(reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("reply", UNFIT.values(), ids=UNFIT)
-def test_keys_older_than_a_day_are_not_believed_even_if_no_newer_can_be_had(reply: Reply) -> None:
+def test_keys_older_than_a_day_are_not_used_even_if_the_refresh_fails(reply: Reply) -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"), reply)
         await it.get()
@@ -188,7 +188,7 @@ def test_keys_older_than_a_day_are_not_believed_even_if_no_newer_can_be_had(repl
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b'{"keys": 1}', b'{"keys": [{"x": "AAAA"}]}', b"[" * 100_000]
 )
-def test_garbage_instead_of_a_jwks_is_no_key(body: bytes) -> None:
+def test_malformed_jwks_gives_no_keys(body: bytes) -> None:
     async def scene() -> None:
         assert await Scene(ok(body), reader=read_jwks).get() is None
 
@@ -196,7 +196,7 @@ def test_garbage_instead_of_a_jwks_is_no_key(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("refresh", [False, True])
-def test_however_many_wait_one_asks(refresh: bool) -> None:
+def test_concurrent_calls_share_one_fetch(refresh: bool) -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"))
         it.server.open.clear()
@@ -209,7 +209,7 @@ def test_however_many_wait_one_asks(refresh: bool) -> None:
     run(scene)
 
 
-def test_however_many_wait_one_fails() -> None:
+def test_concurrent_calls_share_one_failed_fetch() -> None:
     async def scene() -> None:
         it = Scene(httpx.ConnectError("no route"))
         assert await asyncio.gather(*(it.get() for _ in range(20))) == [None] * 20
@@ -218,7 +218,7 @@ def test_however_many_wait_one_fails() -> None:
     run(scene)
 
 
-def test_all_whose_proof_failed_get_the_newer_keys_of_one_refresh() -> None:
+def test_concurrent_failed_proofs_share_one_refresh() -> None:
     async def scene() -> None:
         it = Scene(ok(b"old"), ok(b"new"))
         await it.get()
@@ -235,7 +235,7 @@ def test_all_whose_proof_failed_get_the_newer_keys_of_one_refresh() -> None:
     run(scene)
 
 
-def test_who_gives_up_waiting_does_not_block_the_next() -> None:
+def test_cancelled_call_does_not_block_the_next() -> None:
     async def scene() -> None:
         it = Scene(ok(b"a"))
         it.server.open.clear()
@@ -250,7 +250,7 @@ def test_who_gives_up_waiting_does_not_block_the_next() -> None:
     run(scene)
 
 
-def test_a_fetch_is_one_line_in_the_log_without_the_keys() -> None:
+def test_each_fetch_logs_one_line_without_the_keys() -> None:
     async def scene() -> None:
         it = Scene(ok(b"a b"), httpx.ConnectError("no route"), ok(b""))
         for _ in range(3):

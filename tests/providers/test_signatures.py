@@ -1,4 +1,4 @@
-"""Signed callbacks: what every provider of the HMAC family prints, and what none of them takes."""
+"""HMAC signatures of callbacks: the published ones of each form, and malformed ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def standard(body: bytes, signature: bytes, name: bytes = b"msg_0001") -> Callba
     return called(body, webhook_id=name, webhook_timestamp=stamp, webhook_signature=signature)
 
 
-# As those providers print them, or as the libraries of Standard Webhooks sign.
+# As published by the providers, or signed by the libraries of Standard Webhooks.
 VECTORS: Final[list[tuple[Hmac, bytes, Callback]]] = [
     (STANDARD, SECRET, standard(PICTURE, RIGHT)),
     (
@@ -82,7 +82,7 @@ VECTORS: Final[list[tuple[Hmac, bytes, Callback]]] = [
 
 
 @pytest.mark.parametrize(("scheme", "secret", "callback"), VECTORS)
-def test_the_vectors_of_the_family_are_proved(
+def test_published_signatures_verify_only_with_their_secret_and_time(
     scheme: Hmac, secret: bytes, callback: Callback
 ) -> None:
     scheme.verify(callback, now=NOW, keys=[b"whsec_b2xk", secret])
@@ -98,13 +98,13 @@ def test_the_vectors_of_the_family_are_proved(
 @pytest.mark.parametrize(
     "signature",
     [
-        b"v1,aaaa " + RIGHT,  # while a secret is rotated, both sign
+        b"v1,aaaa " + RIGHT,  # while a secret is rotated, both secrets sign
         b" ".join([b"v1,aaaa"] * 9 + [RIGHT]),
         RIGHT + b" v1a,b3RoZXI=",
         RIGHT + b" v2,b3RoZXI=",
     ],
 )
-def test_one_right_signature_among_several_is_enough(signature: bytes) -> None:
+def test_one_valid_signature_among_several_is_enough(signature: bytes) -> None:
     STANDARD.verify(standard(PICTURE, signature), now=NOW, keys=[SECRET])
 
 
@@ -119,12 +119,12 @@ def test_one_right_signature_among_several_is_enough(signature: bytes) -> None:
         RIGHT + b" what",
     ],
 )
-def test_a_second_spelling_of_a_signature_is_never_good(signature: bytes) -> None:
+def test_signature_in_another_spelling_is_rejected(signature: bytes) -> None:
     with pytest.raises(Unproved, match=r"^bad_signature$"):
         STANDARD.verify(standard(PICTURE, signature), now=NOW, keys=[SECRET])
 
 
-def test_a_dialect_is_no_standard_and_the_other_way_round() -> None:
+def test_v3_hex_and_standard_signatures_do_not_verify_each_other() -> None:
     _, secret, dialect = VECTORS[1]
     for scheme, callback, key in ((STANDARD, dialect, secret), (HEX_V3, VECTORS[0][2], SECRET)):
         with pytest.raises(Unproved, match=r"^bad_signature$"):
@@ -134,7 +134,7 @@ def test_a_dialect_is_no_standard_and_the_other_way_round() -> None:
 @pytest.mark.parametrize(
     "given", [b"v1=3afe", b"t=,v1=3afe", b"t=1767225600", b"x=1767225600,v1=3afe", b"t=+1,v1=3afe"]
 )
-def test_a_time_inside_the_signature_must_be_one(given: bytes) -> None:
+def test_malformed_timestamp_inside_the_signature_is_rejected(given: bytes) -> None:
     callback = called(VIDEO, x_openrouter_signature=given)
     with pytest.raises(Unproved, match=r"^bad_timestamp$"):
         IN_ONE_HEADER.verify(callback, now=NOW, keys=[b"dev_secret"])
