@@ -105,11 +105,11 @@ def named(block: Block) -> str:
 # --- what the pages say ---
 
 
-def test_the_table_of_settings_is_the_one_that_is_read() -> None:
+def test_settings_page_has_the_current_settings_table() -> None:
     assert settings_table() in PAGES["settings.md"]
 
 
-def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> None:
+def test_settings_command_lists_all_settings_and_help_names_it(tmp_path: Path) -> None:
     told = inside("settings", cwd=tmp_path).stdout
     listed = [
         json.loads(line) for line in inside("settings", "--json", cwd=tmp_path).stdout.splitlines()
@@ -123,12 +123,12 @@ def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> Non
     assert "receiver settings" in inside("serve", "--help", cwd=tmp_path).stdout
 
 
-def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
+def test_settings_with_the_same_description_are_adjacent() -> None:
     sentences = [doc for doc, _ in groupby(all_settings(), key=attrgetter("doc"))]
     assert len(sentences) == len(set(sentences))
 
 
-def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> None:
+def test_every_route_is_on_the_routes_page(tmp_path: Path) -> None:
     settings = Settings.read(
         {
             "RECEIVER_SECRET_KEY": "x" * 32,
@@ -143,7 +143,7 @@ def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> Non
         assert path in section or f"…/{tail}" in section, path
 
 
-def test_every_command_is_told_of() -> None:
+def test_every_command_is_on_the_routes_page() -> None:
     told = PAGES["routes.md"].partition("## Commands")[2]
     listed = inside("--help", cwd=TOP).stdout
     names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
@@ -154,13 +154,13 @@ def test_every_command_is_told_of() -> None:
 
 @pytest.mark.parametrize("name", DECLARED)
 @pytest.mark.parametrize("page", ["README.md", "providers.md"])
-def test_every_provider_has_its_row(page: str, name: str) -> None:
+def test_every_provider_has_a_table_row(page: str, name: str) -> None:
     row = rf"^\|.* `{name}` \| `{DECLARED[name].key}` \| [^|]"
     assert len(re.findall(row, PAGES[page], re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page: str) -> None:
+def test_every_relative_link_has_a_target(page: str) -> None:
     home = TOP if page == "README.md" else TOP / "deploy"
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
         path, _, anchor = target.partition("#")
@@ -170,7 +170,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in slugs, target
 
 
-def test_the_readme_is_short_and_its_picture_small_and_by_itself() -> None:
+def test_readme_is_short_and_its_picture_small_and_self_contained() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 150
     picture = PICTURE.read_text()
     assert len(picture.encode()) < 40_000
@@ -178,7 +178,7 @@ def test_the_readme_is_short_and_its_picture_small_and_by_itself() -> None:
     assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
 
 
-def test_the_picture_is_of_the_demo_as_it_is() -> None:
+def test_picture_shows_the_current_demo() -> None:
     shown = words(PICTURE.read_text())
     for _, _, given, note in demo.SEEDS:
         assert given["prompt"].partition(" [")[0] in shown
@@ -225,7 +225,7 @@ def test_every_python_block_runs(
             value()
 
 
-def test_the_python_blocks_are_typed(tmp_path: Path) -> None:
+def test_python_blocks_pass_strict_mypy(tmp_path: Path) -> None:
     for number, block in enumerate(PYTHON):
         file = tmp_path / (block.file or f"block{number}.py")
         assert not file.exists(), "two blocks are one file"
@@ -238,7 +238,7 @@ def test_the_python_blocks_are_typed(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_the_languages_of_blocks_are_known() -> None:
+def test_block_languages_and_skipped_commands_are_known() -> None:
     assert {block.language for block in BLOCKS} == {"", "python", "sh", "nginx", "toml"}
     for start in NOT_RUN:
         assert any(block.text.startswith(start) for block in COMMANDS), start
@@ -302,7 +302,7 @@ def there(providers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("block", [block for block in TO_RUN if block.serves], ids=named)
-def test_every_command_that_serves_serves(block: Block, folder: Path, providers: str) -> None:
+def test_every_serving_command_becomes_ready(block: Block, folder: Path, providers: str) -> None:
     port = free_port()  # as written but for it: other tests run beside this one
     write_files(folder, block.page)
     env = environment_of(providers, port) | {"RECEIVER_RECIPES": str(folder / "recipes.toml")}
@@ -313,9 +313,7 @@ def test_every_command_that_serves_serves(block: Block, folder: Path, providers:
 
 
 @pytest.mark.parametrize("block", [block for block in TO_RUN if not block.serves], ids=named)
-def test_every_command_that_ends_succeeds(
-    block: Block, folder: Path, there: dict[str, str]
-) -> None:
+def test_every_other_command_succeeds(block: Block, folder: Path, there: dict[str, str]) -> None:
     log = folder / "commands.log"
     # The environment has pytest already, as this shows.
     with bash(block.text.replace("pip install pytest && ", ""), folder, there, log) as commands:

@@ -25,7 +25,7 @@ ORDER: Final = (OLD, f"{OLD},{NEW}", f"{NEW},{OLD}", NEW)
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_a_secret_key_is_replaced_over_two_restarts(
+async def test_secret_key_is_rotated_over_two_restarts(
     start: Start, network: Network, provider: str
 ) -> None:
     async with start() as station:
@@ -57,17 +57,17 @@ def opens(signs: str, reads: str) -> bool:
     return secret in reading.webhook_secrets("pred_1")
 
 
-def test_neighbours_in_the_order_take_each_others_callbacks() -> None:
+def test_consecutive_rotation_steps_accept_each_others_callbacks() -> None:
     for one, other in pairwise(ORDER):
         assert opens(one, other) or other == NEW  # the old one's have ended before it goes
         assert opens(other, one)
 
 
-def test_with_a_step_left_out_they_would_not() -> None:
+def test_skipped_rotation_step_rejects_callbacks() -> None:
     assert not opens(f"{NEW},{OLD}", OLD)
 
 
-async def test_two_servers_are_taken_through_the_order_and_no_callback_is_refused(
+async def test_rolling_rotation_of_two_servers_rejects_no_callback(
     database: Database, network: Network
 ) -> None:
     """One is restarted at a time; what one submits comes in at the other."""
@@ -100,7 +100,7 @@ async def test_two_servers_are_taken_through_the_order_and_no_callback_is_refuse
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_an_api_key_is_replaced_over_two_restarts(start: Start) -> None:
+async def test_api_key_is_rotated_over_two_restarts(start: Start) -> None:
     new = {"authorization": "Bearer the-newer-api-key"}
     async with start(RECEIVER_API_KEYS=f"the-newer-api-key,{API_KEY}") as station:
         assert (await station.http.get("/v1/predictions")).status_code == 200
@@ -111,7 +111,7 @@ async def test_an_api_key_is_replaced_over_two_restarts(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_the_key_of_a_provider_is_replaced_while_its_predictions_go_on(
+async def test_provider_key_is_rotated_while_predictions_are_running(
     start: Start, network: Network
 ) -> None:
     async with start() as station:

@@ -36,7 +36,7 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not shutil.which("npx"), reason="node and npx are not installed")
-def test_the_sample_fits_the_types_that_its_first_line_makes(tmp_path: Path) -> None:
+def test_typescript_sample_compiles_against_the_generated_types(tmp_path: Path) -> None:
     installed = run(
         tmp_path, f"npm install --prefer-offline --no-audit --no-fund {' '.join(PACKAGES)}"
     )

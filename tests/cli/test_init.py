@@ -52,7 +52,7 @@ def bash(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path) -> None:
+def test_both_printed_next_commands_work(tmp_path: Path) -> None:
     made = bash("receiver init 'my shop'", tmp_path)
     assert made.returncode == 0, made.stderr
     serve, submit = re.findall(r"^  (.*)$", made.stdout, re.MULTILINE)
@@ -88,7 +88,7 @@ def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path) -> None:
     assert "fal-ai/nano-banana made http://127.0.0.1:" in log.read_text()
 
 
-def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path) -> None:
+def test_generated_project_passes_its_test_and_hides_its_secrets(tmp_path: Path) -> None:
     assert receiver("init", cwd=tmp_path).returncode == 0
     cache = ROOT / ".mypy_cache" / "pages"  # 10 seconds without
     typed = bash(f"mypy --strict --config-file= --cache-dir='{cache}' .", tmp_path)
@@ -119,7 +119,7 @@ def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path)
     assert "reads like a placeholder" not in checked.stdout
 
 
-def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
+def test_init_never_overwrites_existing_files(tmp_path: Path) -> None:
     (tmp_path / "my_handlers.py").write_text("mine\n")
     (tmp_path / ".gitignore").symlink_to("nowhere")
     first = inside("init", cwd=tmp_path)
@@ -134,7 +134,7 @@ def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
     assert before["my_handlers.py"] == b"mine\n"
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_exits_1_without_traceback(tmp_path: Path) -> None:
     done = inside("init", "/dev/null/x", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("receiver: ")
