@@ -1,4 +1,4 @@
-"""The composition root: what it makes up, and what it refuses."""
+"""`create_app`: the secret that it generates, and the arguments that it refuses."""
 
 from __future__ import annotations
 

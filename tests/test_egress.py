@@ -1,4 +1,4 @@
-"""What libraries read of the environment: proxies, certificates; and how commands find us."""
+"""Settings of outgoing requests: proxies, certificates, and the URL and key of client commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def problems(**env: str) -> list[str]:
         ({"all_proxy": PROXY, "ALL_PROXY": "http://other.test"}, PROXY, PROXY),
         ({"HTTP_PROXY": PROXY, "http_proxy": "", "HTTPS_PROXY": "HTTP://x"}, None, "http://x"),
         ({"http_proxy": "http://[::1]:3128", "https_proxy": PROXY}, "http://[::1]:3128", PROXY),
-        # One that no request would take is not looked at: GNOME sets it beside the others.
+        # A proxy that no request would use is not checked: GNOME sets ALL_PROXY with the others.
         ({"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "ALL_PROXY": "socks4://x"}, PROXY, PROXY),
     ],
 )
@@ -132,12 +132,12 @@ def test_no_proxy_matches_hosts_networks_ports_and_loopback(
 def test_invalid_no_proxy_entry_is_rejected_with_its_text(text: str) -> None:
     [problem] = problems(ALL_PROXY=PROXY, NO_PROXY=text)
     assert problem.startswith(f"NO_PROXY: {text!r}")
-    assert problems(NO_PROXY=text) == []  # without a proxy it means nothing
+    assert problems(NO_PROXY=text) == []  # without a proxy it has no effect
 
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[int, list[str]]]:
-    """Answer every request, and keep the first line of each."""
+    """Run a server that answers every request, and yield its port and the request lines."""
     heard: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,7 +175,7 @@ async def test_concurrent_requests_open_one_connection_each_and_reuse_it() -> No
         with contextlib.suppress(asyncio.IncompleteReadError):
             while await reader.readuntil(b"\r\n\r\n"):
                 waiting.append(writer)
-                if len(waiting) == AT_ONCE:  # so that all are under way together
+                if len(waiting) == AT_ONCE:  # so that all are in flight at once
                     for each in waiting:
                         each.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                     waiting.clear()
@@ -213,7 +213,7 @@ async def test_failed_request_releases_its_connection_lane() -> None:
 
 
 def odd(folder: Path) -> dict[str, dict[str, str]]:
-    """Make what is wrong in several ways; by the variable, each with a word that is said of it."""
+    """Return invalid values by variable, each with a part of its error message."""
     (folder / "empty.pem").touch()
     (folder / "text.pem").write_text("no certificate")
     return {

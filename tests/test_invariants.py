@@ -1,7 +1,7 @@
-"""The twelve invariants of the design, each by its name, through the real app and a real database.
+"""The twelve invariants of the design, tested through the real app and a real database.
 
-Each runs on both engines, but for what is about a disk that is slow or full: that has a twin for a
-server that is slow or away.
+Each test runs on both engines, except those of a slow or full disk: each of these has a counterpart
+for a PostgreSQL server that is slow or unavailable.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ TABLES = ("predictions", "callbacks", "events", "deliveries", "attempts")
 
 
 def books(station: Station) -> list[list[Any]]:
-    """Copy everything that is remembered, but for the count of repeats."""
+    """Return all rows of all tables, without the counts of duplicate callbacks."""
     dumps = [station.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in TABLES]
-    dumps[1] = [row[:-3] for row in dumps[1]]  # and whose and when they were
+    dumps[1] = [row[:-3] for row in dumps[1]]  # repeats, repeated_at, provider
     return dumps
 
 
@@ -314,7 +314,7 @@ class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
     ) -> None:
         async with start() as station:
             sent = await station.submitted("fal")
-        # Alone, the next process knows that this one is dead; among others, once its time is over.
+        # On SQLite the next process knows that this one is dead; on PostgreSQL it waits for due_at.
         due_at = "1e12" if isinstance(station.database, Path) else "1"
         station.edit(f"UPDATE predictions SET status = 'submitting', due_at = {due_at}")
         network.always("fal.poll", network.ends)
@@ -381,7 +381,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
                 assert prediction["provider_id"] is None, case
             await eventually(lambda: station.one(least) >= 2)
         later = Clock()
-        later.ahead = 100.0  # what was polled often is due within a minute, not at once
+        later.ahead = 100.0  # after several polls the next is due within a minute, not at once
         async with start(RECEIVER_POLL_AFTER="0.02", clock=later) as station:
             before = dict(station.rows(looks := "SELECT id, polls FROM predictions"))
             await eventually(lambda: all(n > before[id] for id, n in station.rows(looks)))
@@ -406,7 +406,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         await asyncio.gather(submitting, return_exceptions=True)
         later = Clock()
         if not isinstance(station.database, Path):
-            later.ahead = 100.0  # where it may be another process that submits
+            later.ahead = 100.0  # on PostgreSQL another process might still be submitting
         async with start(clock=later) as station:
             (sent,) = network.sent
             await station.until(sent.prediction_id, "unconfirmed")
@@ -511,7 +511,7 @@ async def test_11_no_redirect_on_the_webhook_path(start: Start) -> None:
             assert station.count("callbacks") == 0, spelt
 
 
-@pytest.mark.usefixtures("on_sqlite")  # PgQueuer's clock stands still; see tests/store
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer does not use the test's clock; see tests/store
 async def test_12_settling_twice_or_after_lease_loss_changes_nothing(
     start: Start, tmp_path: Path
 ) -> None:
@@ -527,7 +527,7 @@ async def test_12_settling_twice_or_after_lease_loss_changes_nothing(
     try:
         now = station.clock() + 200
         (first,) = await _claim(store, "first", now, lease=1)
-        # The lease runs out; another takes over and ends it.
+        # The lease expires; another owner claims the delivery and settles it.
         await store.reclaim("second", now + 2)
         (second,) = await _claim(store, "second", now + 2, lease=30)
         again = Decision(state="pending", delay=5)

@@ -1,4 +1,4 @@
-"""A receiver in an app of somebody else, and under servers of others."""
+"""A receiver mounted in another app, and run by third-party ASGI servers."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_invalid_mount_path_or_app_is_refused(tmp_path: Path) -> None:
         receiver.mount(print, "/predictions", settings(tmp_path))  # type: ignore[arg-type]
 
 
-# --- servers of others ---
+# --- third-party servers ---
 
 SERVERS: Final = {
     "uvicorn": "uvicorn {app} --port {port}",
@@ -164,7 +164,7 @@ async def test_third_party_server_logs_no_token_and_stops_while_clients_wait(
             stream = caller.changes(0)
             assert (await anext(stream)).type == "prediction.queued"
             waiting = asyncio.create_task(caller.get(made.id, wait=60))
-            await caller.ready()  # sent after both
+            await caller.ready()  # sent after both, so both have arrived
             process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(process.wait, PATIENCE)
             assert (await waiting).status in {"queued", "submitting"}
@@ -199,7 +199,7 @@ async def test_token_is_hidden_from_access_logs_before_the_start(tmp_path: Path)
 
 
 class Atoms(dict[str, str]):
-    """As gunicorn's: what is not there is a dash."""
+    """Like gunicorn's atoms: a missing key reads as a dash."""
 
     def __getitem__(self, name: str) -> str:
         return self.get(name, "-")

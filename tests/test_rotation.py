@@ -1,5 +1,6 @@
-"""Every secret can be replaced while callbacks come in: the new one first, then both, then the old
-one goes. What an operator does is told in the README.
+"""Every secret can be rotated while callbacks come in: both keys are accepted, then the old goes.
+
+The README describes the steps for operators.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.anyio
 OLD: Final = ENV["RECEIVER_SECRET_KEY"]
 NEW: Final = "a-key-that-is-newer-than-all-the-others"
 ORDER: Final = (OLD, f"{OLD},{NEW}", f"{NEW},{OLD}", NEW)
-"""What RECEIVER_SECRET_KEY is, one after another, where several processes share the callbacks."""
+"""The successive values of RECEIVER_SECRET_KEY if several processes share the callbacks."""
 
 
 @pytest.mark.parametrize("provider", PUSHING)
@@ -47,7 +48,7 @@ async def test_secret_key_is_rotated_over_two_restarts(
 
 
 def opens(signs: str, reads: str) -> bool:
-    """Tell whether a process with one setting takes the callbacks of a process with another."""
+    """Return whether a process with the keys `reads` accepts callbacks made with `signs`."""
     signing, reading = Tokens(signs.split(",")), Tokens(reads.split(","))
     secret = signing.webhook_secrets("pred_1")[0]
     try:
@@ -59,7 +60,8 @@ def opens(signs: str, reads: str) -> bool:
 
 def test_consecutive_rotation_steps_accept_each_others_callbacks() -> None:
     for one, other in pairwise(ORDER):
-        assert opens(one, other) or other == NEW  # the old one's have ended before it goes
+        # Predictions of the old key end before the last step.
+        assert opens(one, other) or other == NEW
         assert opens(other, one)
 
 
@@ -70,7 +72,7 @@ def test_skipped_rotation_step_rejects_callbacks() -> None:
 async def test_rolling_rotation_of_two_servers_rejects_no_callback(
     database: Database, network: Network
 ) -> None:
-    """One is restarted at a time; what one submits comes in at the other."""
+    """One server restarts at a time; each receives the callbacks of the other's submits."""
 
     async with AsyncExitStack() as stack:
         servers: list[Station] = []

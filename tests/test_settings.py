@@ -1,4 +1,4 @@
-"""Settings: every name, its default, what it takes and refuses; and that secrets hide."""
+"""Settings: names, defaults, valid and invalid values, and that secrets stay hidden."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def at(given: Settings, path: str) -> Any:
 
 S1, S2 = Secret("a" * 32), Secret("b" * 40)
 
-# Name, where it is found, its default, and texts with what they mean.
+# Name, attribute path, default, and texts with the values they give.
 TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
     (
         "RECEIVER_SECRET_KEY",
@@ -406,7 +406,7 @@ def test_postgres_url_is_shown_without_credentials(url: str, shown: str) -> None
     ],
 )
 def test_malformed_postgres_url_is_rejected_without_showing_it(url: str) -> None:
-    """Users who do not escape a password would else find a part of it in the log."""
+    """Otherwise a part of an unescaped password would appear in the log."""
     [problem] = problems({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
     assert problem.startswith("RECEIVER_DATABASE_URL: ")
     assert "hu" not in problem

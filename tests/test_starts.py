@@ -1,4 +1,4 @@
-"""An app that is not started answers; one that is started again and again leaves nothing behind."""
+"""An app answers 503 before its start, and repeated or failed starts leak nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def client(app: Any) -> httpx.AsyncClient:
 
 
 async def ask_everything(http: httpx.AsyncClient, prefix: str = "") -> dict[tuple[str, str], int]:
-    """Ask every route of the app; give the statuses."""
+    """Request every route of the app; return the statuses."""
     async with asyncio.timeout(PATIENCE):
         return {
             (method, path): (
@@ -85,7 +85,7 @@ class _Any(dict[str, str]):
         return "fal"
 
 
-# --- no lifespan ---
+# --- before, after and without a start ---
 
 
 @pytest.mark.parametrize("prefix", ["", "/under"])
@@ -181,7 +181,7 @@ async def test_requests_during_shutdown_get_503(tmp_path: Path) -> None:
         await stopping
 
 
-# --- started again and again ---
+# --- repeated starts ---
 
 
 def left_over() -> tuple[list[str], int]:
@@ -191,7 +191,7 @@ def left_over() -> tuple[list[str], int]:
 
 
 def descriptors() -> Counter[str]:
-    """Return what this process has open, each with how often."""
+    """Return the targets of this process's open file descriptors, with their counts."""
     gc.collect()
     found = Counter[str]()
     for fd in Path("/proc/self/fd").iterdir():
@@ -280,10 +280,10 @@ def test_each_postgres_store_has_its_own_sender_name() -> None:
     one, other = (
         PostgresStore("postgresql:///x", lambda _: None, PgQueuerJobs(SCHEMA)) for _ in range(2)
     )
-    assert one._notices.sender != other._notices.sender  # noqa: SLF001 - by it a process tells its own news from others'
+    assert one._notices.sender != other._notices.sender  # noqa: SLF001 - a process recognises its own notices by it
 
 
-# --- servers of others ---
+# --- servers ---
 
 
 @asynccontextmanager
@@ -314,7 +314,8 @@ async def test_server_stops_while_clients_wait(tmp_path: Path, server: str) -> N
             async with reading(http) as stream:
                 path = f"/v1/predictions/{made['id']}"
                 waiting = asyncio.create_task(http.get(path, headers={"prefer": "wait=60"}))
-                assert (await http.get("/readyz")).status_code == 200  # sent after both
+                # This is sent after both, so both have arrived.
+                assert (await http.get("/readyz")).status_code == 200
                 process.send_signal(signal.SIGTERM)
                 await asyncio.to_thread(process.wait, PATIENCE)
                 assert (await waiting).json()["status"] == "queued"

@@ -1,4 +1,4 @@
-"""Chat platforms are set up from the recipes, and the doctor sees what they do not know."""
+"""`receiver chat` sets up chat platforms from the recipes, and `receiver doctor` checks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, real sockets, real exit codes."""
+"""The command line as a user runs it: real processes, real sockets, real exit codes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def start(*args: str, port: int, cwd: Path, **env: str) -> Forked:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Run a receiver against an emulator; give its folder and a client's environment."""
+    """Run a receiver against an emulator; yield its folder and a client's environment."""
     home = tmp_path_factory.mktemp("world")
     (home / "mine.py").write_text(
         "from receiver import Dead, Event, on\n\n\n"
@@ -448,10 +448,10 @@ def test_submit_with_wait_prints_id_each_status_and_output_url(
     assert all(line.startswith(prediction["id"]) for line in states)
     whole = ["queued", "submitting", *(() if mode else ("processing",)), "succeeded"]
     told = [line.split()[1] for line in states]
-    assert told == whole[-len(told) :]  # none is missed, however short it was
+    assert told == whole[-len(told) :]  # no status is missed, however short
 
 
-# What a background job of a shell starts is deaf to SIGINT, and the tests may be one.
+# The tests may run as a background job of a shell, whose processes ignore SIGINT.
 _HEARS_INTERRUPTS: Final = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('receiver', run_name='__main__', alter_sys=True)"
@@ -480,7 +480,8 @@ def test_interrupted_wait_leaves_the_prediction_running(
         text=True,
     )
     assert process.stderr is not None
-    name, _ = process.stderr.readline().split()  # at once, as it never ends
+    # The first line comes at once, although the prediction never ends.
+    name, _ = process.stderr.readline().split()
     process.send_signal(signal.SIGINT)
     out, told = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
@@ -553,7 +554,7 @@ def test_demo_runs_to_its_end_and_its_next_commands_work(tmp_path: Path) -> None
     assert "a forged callback was refused" in done.stdout
     assert "then by its picture" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
-    # What comes next works from here.
+    # The next commands that the demo prints work.
     init, serve = re.findall(
         r"^  (.* init my-receiver|cd my-receiver && .*)$", done.stdout, re.MULTILINE
     )
@@ -802,7 +803,7 @@ def test_erase_asks_for_confirmation_on_a_terminal(
     assert (shown["input"] == {}) == erased
 
 
-# --- without a process of its own ---
+# --- in the process of the tests ---
 
 
 def run(*args: str, **env: str) -> Result:
@@ -875,7 +876,7 @@ def test_emulate_ends_event_streams_cleanly_on_shutdown(tmp_path: Path) -> None:
             answer = stack.enter_context(
                 httpx.stream("GET", f"{server.url}/oxen/api/events", headers=key)
             )
-        assert answer.read() == b""  # an end, and not a connection that breaks
+        assert answer.read() == b""  # a clean end, not a broken connection
     assert '"level":"error"' not in server.said()
 
 
@@ -884,7 +885,7 @@ HOSTILE: Final = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\nreceiver: forged 
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[str]:
-    """Serve a receiver all of whose words want to act on the terminal of their reader."""
+    """Serve a fake receiver that puts terminal escapes into every text."""
     names = (
         "id handler reason kind source channel prediction_id state name provider model status "
         "because wanted delivery type prediction"
@@ -931,7 +932,7 @@ _SHOWN: Final = (
     *("tail --count 2", "tail --count 2 --json", "list --json", "pause x", "show refused"),
 )
 _IN_COLOUR: Final = ("list", "handlers", "explain x", "show x", "tail --count 2", "list --json")
-"""One of each way to print; each has its colours in one place."""
+"""One command for each way of printing, as each sets its colours in one place."""
 
 
 @pytest.mark.parametrize(

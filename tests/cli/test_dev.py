@@ -1,4 +1,4 @@
-"""`serve` on one's own machine: what is emulated, what is read, and handlers that reload."""
+"""`serve` for development: emulated providers, the .env file, and the reload of handlers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_serve_emulate_runs_a_handler_for_every_provider_without_settings(
     assert dict(banner)["API"] == f"{server.url}/v1, docs at {server.url}/docs"
     assert dict(banner)["Callbacks"] == f"on: emulated providers call {server.url}"
     assert dict(banner)["Handlers"] == "mine, reloaded when a file changes"
-    # What is emulated never meets the database of what is real.
+    # Emulated predictions have a database of their own.
     assert sorted(file.name for file in tmp_path.glob("*.db")) == ["receiver.emulated.db"]
 
 
@@ -139,7 +139,7 @@ def test_reload_registers_new_and_removes_old_handlers(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in handlers.stdout.splitlines()]
     assert [row["name"] for row in rows if row["registered"]] == ["other"]
     assert {(one["handler"], one["prediction"], one["state"]) for one in attempts} == {
-        ("mine", first, "done"),  # it was under way when its handler went
+        ("mine", first, "done"),  # it was running when its handler was removed
         ("other", prediction, "done"),
     }
 

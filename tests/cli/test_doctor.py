@@ -1,4 +1,4 @@
-"""The doctor against real servers: it says what is wrong, shows no secret, writes nothing."""
+"""`receiver doctor` against real servers: it reports faults, shows no secret, writes nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Env = dict[str, str]
 
 @pytest.fixture
 def env(tmp_path: Path) -> Env:
-    """Give an environment in which nothing is wrong, and nothing is on."""
+    """Return a valid environment with every optional feature off."""
     return {
         "RECEIVER_SECRET_KEY": KEY,
         "RECEIVER_API_KEYS": API_KEY,
@@ -69,7 +69,7 @@ def env(tmp_path: Path) -> Env:
 
 
 async def found(env: Mapping[str, str], name: str = "") -> list[tuple[str, str]]:
-    """Examine, and give the lines about one thing as (level, text)."""
+    """Run the doctor, and return the lines about one subject as (level, text)."""
     lines = await examine(env)
     return [(line.level, str(line)) for line in lines if line.name.startswith(name)]
 
@@ -225,7 +225,7 @@ async def test_invalid_library_and_client_settings_are_failures(
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Describe the files of a folder."""
+    """Return the time and the content of each file of a folder."""
     return {
         path.name: (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.iterdir()
@@ -234,7 +234,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def make_database(env: Env, *statements: str) -> Path:
-    """Make the file as a receiver does, and change it."""
+    """Create the database as a receiver does, then run these statements."""
     path = Path(env["RECEIVER_DATABASE_URL"].removeprefix("sqlite:///"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -450,12 +450,12 @@ def test_nearly_full_disk_is_a_warning() -> None:
     assert (line.level, "only 512 MB are free" in line.says) == ("warn", True)
 
 
-# --- the receiver, and the way to it ---
+# --- the running receiver, and the network before it ---
 
 
 @dataclass
 class Place:
-    """A receiver that runs, and the environment of a doctor beside it."""
+    """A running receiver, and the environment for a doctor that checks it."""
 
     env: Env
     port: int
@@ -544,7 +544,7 @@ Passing = Callable[[Scope, bytes], Awaitable[Response]]
 
 @pytest.fixture
 def proxy() -> Iterator[Callable[[Passing], str]]:
-    """Put something between the doctor and the receiver; give its URL."""
+    """Return a function that starts a proxy before the receiver, and returns its URL."""
     with ExitStack() as stack:
 
         def start(passing: Passing, **more: Any) -> str:
@@ -666,7 +666,7 @@ async def test_proxy_that_changes_callbacks_is_reported(
 async def test_recorded_echo_answer_does_not_pass_for_a_receiver(
     place: Place, proxy: Callable[[Passing], str]
 ) -> None:
-    """A cache before the receiver, or somebody who wrote an answer down, is not a receiver."""
+    """A cache, or an attacker who recorded an answer, must not pass for the receiver."""
     tokens, now = Tokens([KEY]), time.time()
     async with httpx.AsyncClient(base_url=place.url) as client:
         kept = await client.post(f"/webhooks/echo/{tokens.echoes(now)[0]}", content=b"x")
@@ -720,7 +720,7 @@ async def test_missing_public_url_is_a_warning(env: Env) -> None:
     assert says(await found(env, "public url"), "warn", "RECEIVER_PUBLIC_URL is not set")
 
 
-# --- the echo, as a stranger meets it ---
+# --- the echo route, without authentication ---
 
 
 async def test_echo_rejects_forged_and_expired_tokens_and_oversized_bodies(place: Place) -> None:
@@ -880,7 +880,7 @@ async def test_chat_without_recipes_or_an_allow_rule_is_a_warning(
     assert not says(await found(env, "handlers"), "warn", "RECEIVER_RECIPES")
 
 
-# --- the whole ---
+# --- all checks together ---
 
 
 async def test_failing_or_hanging_check_does_not_stop_the_others(

@@ -1,4 +1,4 @@
-"""`receiver init`: a project whose next commands work, and which never replaces what is there."""
+"""`receiver init` makes a project whose next commands work, and replaces no existing file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_words_are_announced_too(receiver_kit, capsys):
 
 
 def installed() -> dict[str, str]:
-    """Give the environment of a user who has the program on the path."""
+    """Return the environment of a user with the program on PATH."""
     env = environment({"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"})
     for name in [name for name in env if name.startswith(("PYTEST_", "COV_"))]:
         del env[name]
@@ -62,7 +62,7 @@ def test_both_printed_next_commands_work(tmp_path: Path) -> None:
         serve.partition("&& receiver ")[2],
         submit.partition("receiver ")[2],
     ]
-    port = free_port()  # as printed but for it: other tests run beside this one
+    port = free_port()  # not the printed one, as other tests run at the same time
     log = tmp_path / "serve.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -90,7 +90,7 @@ def test_both_printed_next_commands_work(tmp_path: Path) -> None:
 
 def test_generated_project_passes_its_test_and_hides_its_secrets(tmp_path: Path) -> None:
     assert receiver("init", cwd=tmp_path).returncode == 0
-    cache = ROOT / ".mypy_cache" / "pages"  # 10 seconds without
+    cache = ROOT / ".mypy_cache" / "pages"  # without a cache it takes 10 seconds
     typed = bash(f"mypy --strict --config-file= --cache-dir='{cache}' .", tmp_path)
     assert typed.returncode == 0, typed.stdout
     (tmp_path / "test_words.py").write_text(WORDS)

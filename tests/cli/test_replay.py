@@ -1,4 +1,4 @@
-"""Replaying in bulk from a terminal, against an API that is told what to say."""
+"""`receiver replay` in bulk from a terminal, against a scripted API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTED = {"id": "rep_1", "state": "counted", "matched": 9, "events": 4, "replay
 
 
 class Api(Client):
-    """Answers in turn, and keeps what it was asked."""
+    """A client that gives scripted answers in turn, and records the requests."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers: Iterator[Any] = iter(answers)
@@ -45,7 +45,7 @@ def no_time(_: float) -> None: ...
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Sit before a terminal, and answer every question in turn; gives what was asked."""
+    """Return a function that simulates a terminal with these answers, and returns the questions."""
 
     def sit(*answers: bool) -> list[str]:
         asked: list[str] = []

@@ -1,4 +1,4 @@
-"""A `receiver serve` as servers start it, which is read without the parser of all commands."""
+"""The fast path of `receiver serve`: simple arguments are read without the full parser."""
 
 from __future__ import annotations
 

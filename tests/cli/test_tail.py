@@ -1,4 +1,4 @@
-"""`receiver tail`: line by line, through lost connections, in colour or as JSON."""
+"""`receiver tail` prints events as lines or JSON, and reconnects after lost connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def said(*places: int) -> str:
 
 
 class Script(httpx.BaseTransport):
-    """Answers each connection in turn, and keeps what it was asked."""
+    """A transport that gives scripted answers in turn, and records each Last-Event-ID."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self._answers = iter(answers)
@@ -58,12 +58,12 @@ def stream(*parts: str | Exception) -> httpx.Response:
 
 
 def followed(script: Script, after: int | None = None) -> tuple[list[int], list[float], list[str]]:
-    """Follow until the script is over; give the places, the waits, and the notices."""
+    """Follow until the script ends; return the sequence numbers, the waits, and the notices."""
     places: list[int] = []
     waits: list[float] = []
     notices: list[str] = []
     messages = follow(Client(KEY, script, waits.append), after, told=notices.append)
-    with suppress(RuntimeError):  # what a generator makes of the end of the script
+    with suppress(RuntimeError):  # raised by the generator at the end of the script
         for message in messages:
             places.append(message["seq"])  # noqa: PERF401 - those before the end count
     return places, waits, notices
@@ -75,7 +75,7 @@ def test_lost_connection_resumes_from_the_last_event_id_with_backoff() -> None:
         httpx.ConnectError("nobody there"),
         httpx.Response(503),
         stream(said(3), ": still here\n\n"),
-        stream(said(4), "id: 5\nevent: prediction.qu"),  # cut in the middle: it was not said
+        stream(said(4), "id: 5\nevent: prediction.qu"),  # truncated, so not an event
     )
     places, waits, notices = followed(script)
     assert places == [1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""A chat in the terminal, with a handler of `receiver serve --emulate` at its other end."""
+"""`receiver chat`: a chat in the terminal with a handler of `receiver serve --emulate`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def here() -> Iterator[Outside]:
 
 @dataclass
 class Talking:
-    """A terminal under way."""
+    """A running `receiver chat`."""
 
     process: subprocess.Popen[str]
     log: Path

@@ -1,4 +1,4 @@
-"""A wall clock that steps makes nothing wait, and ends nothing, that the step was not about."""
+"""Due times and deadlines follow a step of the wall clock, so it delays and expires nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUR: Final = 3600.0
 
 @pytest.fixture(autouse=True)
 def _watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare the clocks often."""
+    """Check for a clock step often."""
     monkeypatch.setattr(clocks, "_EVERY", 0.01)
 
 
@@ -47,7 +47,7 @@ async def station(folder: Path, *handlers: Any, **env: str) -> AsyncIterator[Sta
 
 
 async def set_clock(station: Station, logged: Logged, seconds: float) -> float:
-    """Set the wall clock, and wait until that was followed; give the step that was seen."""
+    """Step the wall clock, wait until the receiver follows, and return the step that it logged."""
     station.clock.ahead += seconds
     [told] = await eventually(lambda: [one for one in logged if one["event"] == "clock.stepped"])
     # The two clocks are read one after the other, and a busy machine may pause between.
@@ -66,12 +66,12 @@ async def test_poll_due_time_and_deadline_follow_a_clock_step(
         sent = await run.submitted("fal")
         [(before, deadline)] = run.rows("SELECT due_at, deadline_at FROM predictions")
         seen = await set_clock(run, logged, step)
-        # A look under way writes its own next time, which may still be by the old clock once.
+        # A poll that is under way may still write one due time by the old clock.
         [(_, last)] = await eventually(
             lambda: run.rows("SELECT due_at, deadline_at FROM predictions"),
             lambda rows: rows[0][0] - before == pytest.approx(step, abs=90),
         )
-        assert last - deadline == pytest.approx(seen, abs=0.1)  # it is told in tenths
+        assert last - deadline == pytest.approx(seen, abs=0.1)  # it is logged in tenths
         run.network.always("fal.poll", run.network.ends)
         await run.until(sent.prediction_id, "succeeded")
 
@@ -118,7 +118,7 @@ async def test_rate_limit_counts_follow_a_clock_step_back(tmp_path: Path, logged
         )
 
 
-# --- the clock by itself ---
+# --- the steady clock alone ---
 
 
 class Clocks:

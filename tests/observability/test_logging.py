@@ -1,4 +1,4 @@
-"""Logs: one form for all, every event name on the list, and nothing secret in a line."""
+"""Logs: one format for all lines, known event names only, and no secret in any line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
 
 @pytest.fixture
 def out() -> Iterator[io.StringIO]:
-    """Give a stream to log to, and afterwards the logging that was there before."""
+    """Yield a stream to log to, and restore the logging configuration afterwards."""
     loggers = [logging.getLogger(name) for name in _OURS]
     levels = [logger.level for logger in loggers]
     handlers = logging.getLogger().handlers[:]
@@ -46,7 +46,7 @@ def out() -> Iterator[io.StringIO]:
 
 
 def text(out: io.StringIO) -> str:
-    """Give what was written once all of it is."""
+    """Return what was logged, once all of it is written."""
     assert flush(10)
     return out.getvalue()
 
@@ -91,11 +91,11 @@ EVENTS: Final = {
     "task": "failed",
     "wake": "failed",
 }
-"""All events of ours: people search for them, and alert on them, by these names."""
+"""All event names of the receiver: users search and alert by them, so they must not change."""
 
 
 def logged() -> dict[str, list[str]]:
-    """Find every `log.<level>("…")` of the package and the files it is in."""
+    """Find every `log.<level>("…")` of the package, with the places where it is."""
     found: dict[str, list[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         if "emulator" in path.relative_to(PACKAGE).parts:
@@ -316,7 +316,7 @@ def test_console_lines_fit_the_width_and_start_with_the_key_fields(
     )
     assert len(first) <= width
     assert re.match(r"\d\d:\d\d:\d\d warn  handler\.attempt eachlabs google-\S* dead pred_", second)
-    assert "no " * 59 in second  # trouble is told whole, and why comes first
+    assert "no " * 59 in second  # warnings are not truncated, and the reason comes first
     assert second.index(" reason=") < second.index(" event_id=")
     assert f"prediction={ids['prediction']}" in second
     assert third[9:] == "error handlers.kept"
@@ -337,11 +337,11 @@ def test_logged_text_cannot_inject_terminal_escapes(out: io.StringIO, form: str)
     assert not any(line.startswith("2026-01-01 forged") for line in shown.splitlines())
 
 
-# --- a reader who stalls ---
+# --- a reader that stalls ---
 
 
 class Pipe:
-    """A pipe that nobody reads until the test does."""
+    """A pipe that is not read until the test reads it."""
 
     def __init__(self) -> None:
         reading, writing = os.pipe()
@@ -372,7 +372,7 @@ def test_stalled_log_reader_drops_lines_instead_of_blocking(
 ) -> None:
     monkeypatch.setattr(logs, "_MAX_QUEUED", 300_000)
     configure(form, "info", pipe.out)
-    for number in range(5_000):  # and this ends
+    for number in range(5_000):  # this must not block
         structlog.get_logger().info("a.b", number=number, text="x" * 200)
         logging.getLogger("other").warning("theirs %d", number)
     assert not flush(0.01)

@@ -1,4 +1,4 @@
-"""`GET /metrics` of receivers at work, and what is made of it: the dashboard and the alerts."""
+"""`GET /metrics` of a working receiver, and the dashboard and the alerts that use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(text: str) -> Samples:
 
 
 def of(samples: Samples, name: str, **labels: str) -> float:
-    """Add up what is counted under a name with at least these labels."""
+    """Return the sum of a metric's samples that have at least these labels."""
     wanted = set(labels.items())
     found = [
         value for (named, given), value in samples.items() if named == name and wanted <= given
@@ -72,7 +72,7 @@ async def page(station: Station) -> Samples:
 
 
 async def at_work(station: Station) -> None:
-    """Let everything happen that is counted."""
+    """Make everything happen that is counted."""
     network = station.network
     sent = await station.submitted("eachlabs", "one")
     await station.push(sent)
@@ -114,7 +114,7 @@ async def test_every_metric_of_the_dashboard_and_the_alerts_is_counted(
         '[{"by": "all", "per": "month", "cost": 0.20}, {"by": "all", "per": "day", "count": 9}]'
     )
     clock = Clock()
-    clock.ahead = 43_200 - clock() % 86_400  # noon in UTC: what ends today is of today all the time
+    clock.ahead = 43_200 - clock() % 86_400  # noon in UTC, so that the test does not cross midnight
     settings = {"RECEIVER_PRICES": str(prices), "RECEIVER_LIMITS": limits}
     async with start(greet, refuse, clock=clock, **settings) as station:
         await at_work(station)
@@ -173,7 +173,7 @@ async def test_every_metric_of_the_dashboard_and_the_alerts_is_counted(
 
 
 def panels() -> Iterator[str]:
-    """Give the query of every panel."""
+    """Yield the query of every panel."""
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
             assert target["datasource"]["uid"] == "${datasource}"
@@ -186,7 +186,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def check_labels(expression: str, found: Samples) -> None:
-    """Insist that every label which a query asks for is one that its metrics have."""
+    """Check that a query uses only labels that its metrics have."""
     pairs = Counter("()[]{}".index(mark) for mark in expression if mark in "()[]{}")
     assert all(pairs[mark] == pairs[mark + 1] for mark in (0, 2, 4)), expression
     given = {
@@ -287,7 +287,7 @@ async def test_full_disk_is_reported_as_database_unavailable(start: Start, disk:
 
 
 class Away(BacklogReader):
-    """A database that is away, or hangs."""
+    """A database that is unavailable, or hangs."""
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.asked = 0
@@ -367,7 +367,7 @@ def test_multiprocess_folder_gives_the_sum_of_all_processes(tmp_path: Path) -> N
         assert of(found, "receiver_callbacks_rejected_total", reason="bad_token") == number
         assert of(found, "receiver_writer_batch_size_count") == number
         assert of(found, "receiver_writer_batch_size_bucket", le="5.0") == 0
-        # As a process leaves it that is killed while it makes it.
+        # An empty file, as left by a process that was killed while it created the file.
         (tmp_path / "made" / "for-it" / "counter_0.db").touch()
 
 

@@ -1,4 +1,4 @@
-"""Traces: one for a prediction, whichever process goes on with it; none where traces are off."""
+"""Traces: one for each prediction, also across restarts; none if tracing is off."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Memory:
-    """What was traced, in the order of its ends."""
+    """A tracer provider that keeps finished spans, in the order of their ends."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -69,7 +69,7 @@ class Memory:
 
 
 def ids(span: ReadableSpan) -> tuple[str, str, str | None]:
-    """Give the ids of a span's trace, of itself, and of its parent."""
+    """Return the ids of a span's trace, of the span, and of its parent."""
     parent = span.parent and trace.format_span_id(span.parent.span_id)
     return (
         trace.format_trace_id(span.context.trace_id),
@@ -86,7 +86,7 @@ def fails_with(span: ReadableSpan) -> object:
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    """Be in a program that has a tracer provider of its own."""
+    """Simulate a program that has its own tracer provider."""
     memory = Memory()
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: memory.provider)
     return memory
@@ -167,7 +167,8 @@ async def test_polls_are_traced_and_the_outcome_is_linked_to_its_poll(
     async with start(RECEIVER_POLL_AFTER="0.01") as station:
         made = await station.submit()
         await station.until(made["id"], "succeeded")
-        await eventually(lambda: memory.names.count("poll eachlabs") > 1)  # the commit comes first
+        # The span ends after the commit.
+        await eventually(lambda: memory.names.count("poll eachlabs") > 1)
     first, last = (span for span in memory.spans if span.name == "poll eachlabs")
     assert (fails_with(first), fails_with(last)) == ("Unreadable", None)
     outcome = memory.one("outcome eachlabs")
@@ -420,7 +421,7 @@ def test_malformed_stored_trace_does_not_break_a_poll(memory: Memory) -> None:
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """Run a collector on loopback that keeps what it is sent."""
+    """Run an OTLP collector on loopback that keeps the bodies it receives."""
     bodies: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -482,7 +483,7 @@ async def test_hanging_collector_does_not_block_callbacks(
         monkeypatch.setenv(ENDPOINT, url)
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")  # nothing ends it by itself
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")  # so the export does not time out
         async with asyncio.timeout(PATIENCE), start(**{ENDPOINT: url}) as station:
             for number in range(5):
                 sent = await station.submitted("eachlabs", f"prompt {number}")
