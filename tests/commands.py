@@ -1,4 +1,4 @@
-"""The program's commands, which typer would else make anew for each call."""
+"""The program's commands, cached: typer would build them anew for each call."""
 
 from __future__ import annotations
 

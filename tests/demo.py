@@ -1,4 +1,4 @@
-"""Draw the picture of the demo's screen that README shows, of a real run of it: `make docs`."""
+"""Draw the README's picture of the demo from the screen of a real run: `make docs`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from receiver.cli import demo
 
 PICTURE: Final = Path(__file__).parent.parent / "deploy" / "demo.svg"
 _WIDTH: Final = 106
-# No font from elsewhere, and no link: the picture shows what is in it.
+# No external font and no comment, so that the picture is self-contained.
 _FORMAT: Final = re.sub(
     r"@font-face \{\{.*?\}\}|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL
 )
 
 
 def draw() -> str:
-    """Run the demo in a folder of its own, as its user calls it, and return its screen."""
+    """Run the demo in a temporary folder, as a user calls it, and return its screen as SVG."""
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), color_system="truecolor")
     sys.argv[0] = str(Path(sys.executable).with_name("receiver"))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

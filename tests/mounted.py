@@ -1,4 +1,4 @@
-"""Apps of others with a receiver in them, for servers of others: `tests.mounted:fastapi`."""
+"""Apps with a mounted receiver, for third-party servers to run: `tests.mounted:fastapi`."""
 
 from __future__ import annotations
 

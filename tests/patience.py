@@ -1,6 +1,6 @@
-"""How long a test waits for what must come: one number for all of them."""
+"""How long a test waits for something that must happen: one number for all tests."""
 
 from typing import Final
 
 PATIENCE: Final = 60.0
-"""Seconds; more than the slowest machine needs on which the tests are to pass."""
+"""Seconds; more than the slowest supported machine needs."""

@@ -1,4 +1,4 @@
-"""PgBouncer, as hosts put it before their servers, for the tests."""
+"""PgBouncer for the tests, as hosting services run it before PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.postgres import Database
 
 _PLACES: Final = "/usr/sbin:/usr/bin:/usr/local/bin"
 _FORGETS: Final = (1, 21)
-"""The first release that keeps statements which clients prepare, if it is told to."""
+"""The first release that can track the prepared statements of clients."""
 
 
 def _binary() -> str | None:
@@ -33,7 +33,7 @@ def _binary() -> str | None:
 
 @cache
 def variants() -> list[dict[str, str]]:
-    """Give the settings to try: with what clients prepare kept or not, where there is a choice."""
+    """Return the settings to test: with and without prepared statements, if both are possible."""
     binary = _binary()
     said = subprocess.check_output([binary, "--version"], text=True) if binary else ""
     found = re.search(r"(\d+)\.(\d+)", said)
@@ -49,7 +49,7 @@ def pgbouncer(
     more: Mapping[str, str] = MappingProxyType({}),
     connect_query: str = "SELECT 1",
 ) -> Iterator[str]:
-    """Give the URL of a database through a pooler in a mode."""
+    """Run PgBouncer in a pool mode, and yield the URL of the database through it."""
     binary = _binary()
     if binary is None:
         pytest.skip("pgbouncer is not installed")
@@ -57,7 +57,7 @@ def pgbouncer(
     parts = urlsplit(database.url)
     host = parts.hostname or parse_qs(parts.query)["host"][0]
     secret = f" password={parts.password}" if parts.password else ""
-    # Root it refuses to be; the server's user may reach its socket.
+    # PgBouncer refuses to run as root; the user of PostgreSQL may use its socket.
     as_user = {"user": Path(host).owner()} if os.geteuid() == 0 and host[0] == "/" else {}
     wanted = {
         "listen_addr": "127.0.0.1",

@@ -1,4 +1,4 @@
-"""The table of deploy/settings.md, as the settings themselves have it: `python -m` prints it."""
+"""The table of deploy/settings.md, made from the settings; run as a module, it prints it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from receiver.settings import all_settings
 
 
 def settings_table() -> str:
-    """Return the table of settings, with one line for those of one sentence."""
+    """Return the table of settings, with one row for settings that share a description."""
     lines = ["| Name | Default | |", "|---|---|---|"]
     for doc, group in groupby(all_settings(), key=attrgetter("doc")):
         found = list(group)

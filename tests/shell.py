@@ -1,4 +1,4 @@
-"""Commands in bash, each `receiver` of which is a fork: to start one costs half a second of CPU."""
+"""Commands in bash, with each `receiver` forked: a new process costs half a second of CPU."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def bash(
             for one in running:
                 one.send_signal(signal.SIGTERM)
             with (aside / "asks").open("wb"):
-                pass  # nothing more is asked
+                pass  # an empty request ends the thread
             forking.join()
 
 
 def _fork(aside: Path, running: list[Forked]) -> None:
-    """Run what is asked for, one after another, until nothing is."""
-    answers = os.open(aside / "answers", os.O_RDWR)  # which waits for no reader
+    """Run the requested commands one after another, until an empty request."""
+    answers = os.open(aside / "answers", os.O_RDWR)  # O_RDWR does not wait for a reader
     while asked := (aside / "asks").read_bytes():
         cwd, count, *rest = asked.decode().split("\0")[:-1]
         arguments, variables = rest[: int(count)], rest[int(count) :]

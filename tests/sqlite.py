@@ -1,4 +1,4 @@
-"""A database in a file for the tests: made once for a process, and copied for each test."""
+"""An SQLite database for the tests: made once per process, and copied for each test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from receiver.store.sqlite.engine import SQLiteStore
 
 
 def lay_out(path: Path) -> None:
-    """Put an empty database that is set up where there is none: to make one takes long."""
+    """Copy an empty database with the schema to `path`, if none is there: making one is slow."""
     if path.parent.is_dir() and not path.exists():
         path.touch(0o600)  # as the receiver would make it
         path.write_bytes(_made())

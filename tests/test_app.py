@@ -1,4 +1,4 @@
-"""The composition root: what it makes up, and what it refuses."""
+"""`create_app`: the secret that it generates, and the arguments that it refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def development(folder: Path) -> Settings:
     )
 
 
-def test_a_made_up_secret_is_kept_for_the_next_start(tmp_path: Path) -> None:
+def test_generated_secret_is_kept_for_the_next_start(tmp_path: Path) -> None:
     create_app(development(tmp_path))
     kept = tmp_path / "dev.db.dev-secret"
     text = kept.read_text()
@@ -34,14 +34,14 @@ def test_a_made_up_secret_is_kept_for_the_next_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "short"])
-def test_a_secret_that_was_cut_short_is_not_used(tmp_path: Path, text: str) -> None:
+def test_truncated_secret_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dev.db.dev-secret").write_text(text)
     with pytest.raises(StoreUnusable, match="remove it"):
         create_app(development(tmp_path))
 
 
 @pytest.mark.parametrize("word", ["drain", "after=20", 1, None, []])
-def test_words_that_are_none_of_ours_are_refused(tmp_path: Path, word: Any) -> None:
+def test_invalid_dispatch_or_mode_is_refused(tmp_path: Path, word: Any) -> None:
     with pytest.raises(ValueError, match="dispatch must be True, False or 'inline', not "):
         create_app(development(tmp_path), dispatch=word)
     with pytest.raises(ValueError, match="mode must be 'server' or 'serverless', not "):
@@ -49,19 +49,21 @@ def test_words_that_are_none_of_ours_are_refused(tmp_path: Path, word: Any) -> N
 
 
 @pytest.mark.parametrize("given", ["save", on("*", name="alone")(lambda _event: None)])
-def test_one_handler_instead_of_a_list_is_refused(tmp_path: Path, given: Any) -> None:
+def test_single_handler_instead_of_a_list_is_refused(tmp_path: Path, given: Any) -> None:
     with pytest.raises(HandlerError, match="handlers must be a list"):
         create_app(development(tmp_path), given)
 
 
-def test_a_function_that_is_no_handler_is_refused(tmp_path: Path) -> None:
+def test_undecorated_function_is_refused_as_a_handler(tmp_path: Path) -> None:
     nothing: Callable[..., None] = lambda _: None  # noqa: E731
     with pytest.raises(HandlerError, match="decorate it with @on"):
         create_app(development(tmp_path), [nothing])
 
 
 @pytest.mark.anyio
-async def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, logged: Logged) -> None:
+async def test_start_on_a_corrupt_database_fails_and_logs_nothing(
+    tmp_path: Path, logged: Logged
+) -> None:
     (tmp_path / "dev.db").write_bytes(b"this is no database, but long enough to be taken for one")
     app = create_app(development(tmp_path))
     with pytest.raises(StoreUnusable, match="cannot open the database"):
@@ -71,7 +73,7 @@ async def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, logged:
 
 
 @pytest.mark.anyio
-async def test_a_handler_that_goes_elsewhere_leaves_the_database_where_it_is(
+async def test_changing_the_working_directory_does_not_move_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()

@@ -1,4 +1,4 @@
-"""What libraries read of the environment: proxies, certificates; and how commands find us."""
+"""Settings of outgoing requests: proxies, certificates, and the URL and key of client commands."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def problems(**env: str) -> list[str]:
         ({"all_proxy": PROXY, "ALL_PROXY": "http://other.test"}, PROXY, PROXY),
         ({"HTTP_PROXY": PROXY, "http_proxy": "", "HTTPS_PROXY": "HTTP://x"}, None, "http://x"),
         ({"http_proxy": "http://[::1]:3128", "https_proxy": PROXY}, "http://[::1]:3128", PROXY),
-        # One that no request would take is not looked at: GNOME sets it beside the others.
+        # A proxy that no request would use is not checked: GNOME sets ALL_PROXY with the others.
         ({"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "ALL_PROXY": "socks4://x"}, PROXY, PROXY),
     ],
 )
-def test_a_proxy_is_read_as_others_read_it(
+def test_proxy_variables_are_read_as_other_programs_read_them(
     env: dict[str, str], http: str | None, https: str | None
 ) -> None:
     given = proxies(**env)
@@ -70,7 +70,9 @@ def test_a_proxy_is_read_as_others_read_it(
         ("http://\u2603.test", "address"),
     ],
 )
-def test_a_proxy_that_cannot_be_one_is_named_and_not_shown(name: str, text: str, word: str) -> None:
+def test_invalid_proxy_is_rejected_without_showing_its_password(
+    name: str, text: str, word: str
+) -> None:
     [problem] = problems(**{name: text})
     assert problem.startswith(f"{name}: ")
     assert word in problem
@@ -78,7 +80,7 @@ def test_a_proxy_that_cannot_be_one_is_named_and_not_shown(name: str, text: str,
 
 
 @pytest.mark.parametrize("text", ["socks://127.0.0.1:1080/", "socks5://h", "socks5h://h:1"])
-def test_a_socks_proxy_is_taken_where_what_it_needs_is_installed(
+def test_socks_proxy_is_accepted_only_with_the_socks_extra(
     monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr("receiver.settings.proxies.find_spec", lambda _: None)
@@ -119,7 +121,7 @@ def test_a_socks_proxy_is_taken_where_what_it_needs_is_installed(
         *(("", host, None, True) for host in ("x.localhost", "LOCALHOST.", "::ffff:127.0.0.1")),
     ],
 )
-def test_who_is_asked_without_a_proxy(
+def test_no_proxy_matches_hosts_networks_ports_and_loopback(
     text: str, host: str, port: int | None, straight: bool
 ) -> None:
     given = proxies(ALL_PROXY=PROXY, NO_PROXY=text)
@@ -127,15 +129,15 @@ def test_who_is_asked_without_a_proxy(
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/99", "a.test/path", "a.test:port", ".", "%"])
-def test_an_exception_that_makes_no_sense_is_named(text: str) -> None:
+def test_invalid_no_proxy_entry_is_rejected_with_its_text(text: str) -> None:
     [problem] = problems(ALL_PROXY=PROXY, NO_PROXY=text)
     assert problem.startswith(f"NO_PROXY: {text!r}")
-    assert problems(NO_PROXY=text) == []  # without a proxy it means nothing
+    assert problems(NO_PROXY=text) == []  # without a proxy it has no effect
 
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[int, list[str]]]:
-    """Answer every request, and keep the first line of each."""
+    """Run a server that answers every request, and yield its port and the request lines."""
     heard: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,7 +153,7 @@ async def listening() -> AsyncIterator[tuple[int, list[str]]]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("lanes", [False, True])
-async def test_requests_go_by_the_proxy_and_to_this_machine_straight(*, lanes: bool) -> None:
+async def test_requests_use_the_proxy_except_to_this_machine(*, lanes: bool) -> None:
     async with listening() as (proxy, asked), listening() as (here, heard):
         given = proxies(http_proxy=f"http://127.0.0.1:{proxy}", NO_PROXY="fd00::/8")
         transport = outward(given, lanes=lanes)
@@ -163,7 +165,7 @@ async def test_requests_go_by_the_proxy_and_to_this_machine_straight(*, lanes: b
 
 
 @pytest.mark.anyio
-async def test_many_requests_at_once_connect_once_each_and_then_no_more() -> None:
+async def test_concurrent_requests_open_one_connection_each_and_reuse_it() -> None:
     connections = 0
     waiting: list[asyncio.StreamWriter] = []
 
@@ -173,7 +175,7 @@ async def test_many_requests_at_once_connect_once_each_and_then_no_more() -> Non
         with contextlib.suppress(asyncio.IncompleteReadError):
             while await reader.readuntil(b"\r\n\r\n"):
                 waiting.append(writer)
-                if len(waiting) == AT_ONCE:  # so that all are under way together
+                if len(waiting) == AT_ONCE:  # so that all are in flight at once
                     for each in waiting:
                         each.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                     waiting.clear()
@@ -191,7 +193,7 @@ async def test_many_requests_at_once_connect_once_each_and_then_no_more() -> Non
 
 
 @pytest.mark.anyio
-async def test_a_request_that_breaks_gives_its_lane_back() -> None:
+async def test_failed_request_releases_its_connection_lane() -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -211,7 +213,7 @@ async def test_a_request_that_breaks_gives_its_lane_back() -> None:
 
 
 def odd(folder: Path) -> dict[str, dict[str, str]]:
-    """Make what is wrong in several ways; by the variable, each with a word that is said of it."""
+    """Return invalid values by variable, each with a part of its error message."""
     (folder / "empty.pem").touch()
     (folder / "text.pem").write_text("no certificate")
     return {
@@ -227,7 +229,7 @@ def odd(folder: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def test_what_tls_and_metrics_cannot_use_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_invalid_tls_and_metrics_paths_are_rejected_with_the_reason(tmp_path: Path) -> None:
     for name, texts in odd(tmp_path).items():
         for text, reason in texts.items():
             [problem] = problems(**{name: text})
@@ -235,7 +237,7 @@ def test_what_tls_and_metrics_cannot_use_is_named_with_its_reason(tmp_path: Path
             assert reason.lower() in problem.lower(), problem
 
 
-def test_a_certificate_that_can_be_used_is(tmp_path: Path) -> None:
+def test_valid_certificate_and_metrics_folder_are_accepted(tmp_path: Path) -> None:
     public, _ = write_certificate(tmp_path)
     assert problems(SSL_CERT_FILE=f" {public}\r") == []
     (tmp_path / "0123abcd.0").write_bytes(public.read_bytes())
@@ -246,9 +248,7 @@ def test_a_certificate_that_can_be_used_is(tmp_path: Path) -> None:
     Metrics()
 
 
-def test_a_bundle_that_was_read_is_not_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ca_bundle_is_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     public, _ = write_certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
     assert problems(SSL_CERT_FILE=str(public)) == []
@@ -272,7 +272,7 @@ def test_a_bundle_that_was_read_is_not_read_again(
         ("https://[2001:db8::1]", "https://[2001:db8::1]"),
     ],
 )
-def test_where_a_receiver_is_may_be_written_in_many_ways(text: str, url: str) -> None:
+def test_receiver_url_is_accepted_in_many_forms(text: str, url: str) -> None:
     assert Caller.read({"RECEIVER_URL": text}).url == url
 
 
@@ -285,19 +285,19 @@ def test_where_a_receiver_is_may_be_written_in_many_ways(text: str, url: str) ->
         ("RECEIVER_API_KEY", "hush\udcff"),
     ],
 )
-def test_what_commands_cannot_use_is_named_and_not_shown(name: str, text: str) -> None:
+def test_invalid_client_setting_is_rejected_without_showing_its_value(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=name) as refusal:
         Client({name: text})
     assert "hush" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["key", "key\r", "key\n", "\tkey ", '"key"'])
-def test_a_key_is_read_as_the_server_reads_it(text: str) -> None:
+def test_client_and_server_read_an_api_key_the_same_way(text: str) -> None:
     assert Caller.read({"RECEIVER_API_KEY": text}).key == Secret("key")
     assert Settings.read({**NEEDED, "RECEIVER_API_KEYS": text}).api_keys == (Secret("key"),)
 
 
-def test_a_receiver_elsewhere_is_asked_by_the_proxy_and_one_here_is_not() -> None:
+def test_client_uses_the_proxy_for_a_remote_receiver_only() -> None:
     env = {"ALL_PROXY": PROXY, "NO_PROXY": "b.test"}
     asked = {url: Caller.read({**env, "RECEIVER_URL": url}).proxy for url in (
         "http://a.test", "https://b.test", "http://127.0.0.1:8000",

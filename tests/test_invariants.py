@@ -1,7 +1,7 @@
-"""The twelve invariants of the design, each by its name, through the real app and a real database.
+"""The twelve invariants of the design, tested through the real app and a real database.
 
-Each runs on both engines, but for what is about a disk that is slow or full: that has a twin for a
-server that is slow or away.
+Each test runs on both engines, except those of a slow or full disk: each of these has a counterpart
+for a PostgreSQL server that is slow or unavailable.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ TABLES = ("predictions", "callbacks", "events", "deliveries", "attempts")
 
 
 def books(station: Station) -> list[list[Any]]:
-    """Copy everything that is remembered, but for the count of repeats."""
+    """Return all rows of all tables, without the counts of duplicate callbacks."""
     dumps = [station.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in TABLES]
-    dumps[1] = [row[:-3] for row in dumps[1]]  # and whose and when they were
+    dumps[1] = [row[:-3] for row in dumps[1]]  # repeats, repeated_at, provider
     return dumps
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_1_no_2xx_before_the_commit(start: Start, disk: Disk, provider: str) -> None:
+async def test_1_no_2xx_before_the_sqlite_commit(start: Start, disk: Disk, provider: str) -> None:
     async with start() as station:
         sent = await station.submitted(provider)
         disk.may_commit.clear()
@@ -67,7 +67,7 @@ async def test_1_no_2xx_before_the_commit(start: Start, disk: Disk, provider: st
         assert station.count("events") == 1
 
 
-async def test_1_a_commit_that_fails_is_no_2xx(start: Start, disk: Disk) -> None:
+async def test_1_failed_sqlite_commit_is_503_not_2xx(start: Start, disk: Disk) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         disk.full = True
@@ -77,7 +77,7 @@ async def test_1_a_commit_that_fails_is_no_2xx(start: Start, disk: Disk) -> None
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_1_no_2xx_before_the_servers_commit(
+async def test_1_no_2xx_before_the_postgres_commit(
     database: Database, network: Network, provider: str
 ) -> None:
     held = await asyncpg.connect(database.url)
@@ -96,7 +96,7 @@ async def test_1_no_2xx_before_the_servers_commit(
             assert station.count("events") == 1
 
 
-async def test_1_a_servers_commit_that_fails_is_no_2xx(
+async def test_1_failed_postgres_commit_is_503_not_2xx(
     database: Database, network: Network
 ) -> None:
     @on(name="pending")
@@ -112,7 +112,7 @@ async def test_1_a_servers_commit_that_fails_is_no_2xx(
 
 
 class Test2NoHandlerCodeInsideACallbackRequest:
-    async def test_handlers_that_hang_hold_up_no_answer(self, start: Start) -> None:
+    async def test_hanging_handlers_do_not_delay_the_callback_response(self, start: Start) -> None:
         entered = asyncio.Event()
         entered_too = threading.Event()
         leave = threading.Event()
@@ -138,7 +138,7 @@ class Test2NoHandlerCodeInsideACallbackRequest:
             leave.set()
             leave_too.set()
 
-    async def test_a_callback_is_answered_before_its_handler_is_called(self, start: Start) -> None:
+    async def test_callback_is_answered_before_its_handler_is_called(self, start: Start) -> None:
         during: list[int] = []
 
         @on()
@@ -177,7 +177,7 @@ SPELLINGS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 class Test3NothingParsedBeforeItIsProvedOverTheRawBytes:
-    async def test_what_is_not_proved_is_refused_unread(self, start: Start) -> None:
+    async def test_unproved_callback_is_refused_without_being_parsed(self, start: Start) -> None:
         async with start() as station:
             for provider in PUSHING:
                 sent = await station.submitted(provider, provider)
@@ -188,7 +188,7 @@ class Test3NothingParsedBeforeItIsProvedOverTheRawBytes:
                     assert (await station.post(letter)).status_code == 401, (provider, name)
                     assert books(station) == before, (provider, name)
 
-    async def test_the_proof_holds_for_bytes_however_they_are_spelt(self, start: Start) -> None:
+    async def test_proof_holds_for_any_json_formatting_of_the_body(self, start: Start) -> None:
         async with start() as station:
             for provider, (name, spell) in itertools.product(PUSHING, SPELLINGS.items()):
                 sent = await station.submitted(provider, case := f"{provider} {name}")
@@ -201,7 +201,7 @@ class Test3NothingParsedBeforeItIsProvedOverTheRawBytes:
                 sql = "SELECT CAST(body AS BLOB) FROM callbacks WHERE prediction_id = ?"
                 assert station.one(sql, sent.prediction_id) == body, case
 
-    async def test_the_same_meaning_in_other_bytes_is_not_what_was_signed(
+    async def test_signature_fails_if_only_whitespace_of_the_body_changes(
         self, start: Start
     ) -> None:
         async with start() as station:
@@ -212,7 +212,9 @@ class Test3NothingParsedBeforeItIsProvedOverTheRawBytes:
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_4_a_duplicate_is_a_2xx_and_no_new_row(start: Start, provider: str) -> None:
+async def test_4_duplicate_callback_returns_200_and_adds_no_row(
+    start: Start, provider: str
+) -> None:
     @on()
     async def done(_: Event) -> None: ...
 
@@ -232,7 +234,7 @@ async def test_4_a_duplicate_is_a_2xx_and_no_new_row(start: Start, provider: str
 
 @pytest.mark.parametrize("provider", PUSHING)
 @pytest.mark.parametrize("first", [True, False], ids=["succeeded", "failed"])
-async def test_5_terminal_states_absorb(start: Start, provider: str, first: bool) -> None:
+async def test_5_terminal_state_never_changes(start: Start, provider: str, first: bool) -> None:
     async with start() as station:
         sent = await station.submitted(provider)
         await station.push(sent, ok=first)
@@ -245,7 +247,9 @@ async def test_5_terminal_states_absorb(start: Start, provider: str, first: bool
         assert verdicts[1] == ("late", f"already {before['status']}, then told {other}")
 
 
-async def test_6_one_handlers_failure_never_delays_repeats_or_hides_anothers(start: Start) -> None:
+async def test_6_failing_handler_never_delays_repeats_or_hides_another_handler(
+    start: Start,
+) -> None:
     ran: list[str] = []
     leave = threading.Event()
 
@@ -288,7 +292,7 @@ async def test_6_one_handlers_failure_never_delays_repeats_or_hides_anothers(sta
 class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
     LIVING = "status NOT IN ('succeeded', 'failed', 'canceled')"
 
-    async def test_every_state_a_submit_can_reach_is_looked_at(
+    async def test_prediction_is_polled_in_every_state_that_a_submit_can_reach(
         self, start: Start, network: Network
     ) -> None:
         network.script("eachlabs.submit", breaks(httpx.ReadError))
@@ -305,12 +309,12 @@ class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
                 == []
             )
 
-    async def test_a_row_that_was_left_submitting_is_looked_at(
+    async def test_row_left_in_submitting_is_polled_after_a_restart(
         self, start: Start, network: Network
     ) -> None:
         async with start() as station:
             sent = await station.submitted("fal")
-        # Alone, the next process knows that this one is dead; among others, once its time is over.
+        # On SQLite the next process knows that this one is dead; on PostgreSQL it waits for due_at.
         due_at = "1e12" if isinstance(station.database, Path) else "1"
         station.edit(f"UPDATE predictions SET status = 'submitting', due_at = {due_at}")
         network.always("fal.poll", network.ends)
@@ -318,7 +322,9 @@ class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
             found = await station.until(sent.prediction_id, "succeeded")
             assert found["channel"] == "poll"
 
-    async def test_the_database_refuses_a_living_row_without_a_due_time(self, start: Start) -> None:
+    async def test_database_refuses_a_status_that_contradicts_the_due_time(
+        self, start: Start
+    ) -> None:
         async with start() as station:
             await station.submit("fal")
         for change in ("due_at = NULL", "status = 'succeeded'", "status = 'failed'"):
@@ -327,7 +333,7 @@ class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
 
 
 @pytest.mark.parametrize("channel", ["webhook", "sse", "poll", "sync"])
-async def test_8_pushed_streamed_and_polled_outcomes_take_one_door(
+async def test_8_pushed_streamed_polled_and_sync_outcomes_are_recorded_alike(
     start: Start, network: Network, channel: str
 ) -> None:
     events: list[Event] = []
@@ -362,7 +368,9 @@ async def test_8_pushed_streamed_and_polled_outcomes_take_one_door(
 
 
 class Test9AnAmbiguousSubmitIsNeverResentByItself:
-    async def test_not_by_this_process_nor_the_next(self, start: Start, network: Network) -> None:
+    async def test_ambiguous_submit_is_not_resent_by_this_or_the_next_process(
+        self, start: Start, network: Network
+    ) -> None:
         errors = (httpx.ReadError, httpx.ReadTimeout, httpx.WriteError)
         least = "SELECT min(polls) FROM predictions"
         async with start(RECEIVER_POLL_AFTER="0.02") as station:
@@ -373,7 +381,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
                 assert prediction["provider_id"] is None, case
             await eventually(lambda: station.one(least) >= 2)
         later = Clock()
-        later.ahead = 100.0  # what was polled often is due within a minute, not at once
+        later.ahead = 100.0  # after several polls the next is due within a minute, not at once
         async with start(RECEIVER_POLL_AFTER="0.02", clock=later) as station:
             before = dict(station.rows(looks := "SELECT id, polls FROM predictions"))
             await eventually(lambda: all(n > before[id] for id, n in station.rows(looks)))
@@ -383,7 +391,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         assert submits == dict.fromkeys(submits, len(errors))
 
     @pytest.mark.usefixtures("stops_soon")
-    async def test_not_when_the_process_stopped_while_it_was_under_way(
+    async def test_submit_interrupted_by_shutdown_is_not_resent(
         self, start: Start, network: Network
     ) -> None:
         async def taken_in_silence(request: httpx.Request) -> httpx.Response:
@@ -398,7 +406,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         await asyncio.gather(submitting, return_exceptions=True)
         later = Clock()
         if not isinstance(station.database, Path):
-            later.ahead = 100.0  # where it may be another process that submits
+            later.ahead = 100.0  # on PostgreSQL another process might still be submitting
         async with start(clock=later) as station:
             (sent,) = network.sent
             await station.until(sent.prediction_id, "unconfirmed")
@@ -407,7 +415,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         assert network.count("eachlabs.submit") == 1
 
 
-async def test_10_storage_down_is_503_never_4xx(start: Start, disk: Disk) -> None:
+async def test_10_full_disk_is_503_never_4xx(start: Start, disk: Disk) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs", "before")
         signed = await station.submitted("fal", "before, too")
@@ -435,7 +443,7 @@ async def test_10_storage_down_is_503_never_4xx(start: Start, disk: Disk) -> Non
         assert (await station.push(signed)).json() == {"status": "accepted"}
 
 
-async def test_10_a_server_that_is_away_is_503_never_4xx(
+async def test_10_unavailable_postgres_is_503_never_4xx(
     database: Database, network: Network
 ) -> None:
     async with receiving(database, network) as station:
@@ -468,7 +476,7 @@ async def test_10_a_server_that_is_away_is_503_never_4xx(
         assert (await station.push(signed)).json() == {"status": "accepted"}
 
 
-async def test_11_no_redirect_on_the_hook_path(start: Start) -> None:
+async def test_11_no_redirect_on_the_webhook_path(start: Start) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
@@ -503,8 +511,8 @@ async def test_11_no_redirect_on_the_hook_path(start: Start) -> None:
             assert station.count("callbacks") == 0, spelt
 
 
-@pytest.mark.usefixtures("on_sqlite")  # PgQueuer's clock stands still; see tests/store
-async def test_12_settling_twice_or_after_the_lease_was_lost_changes_nothing(
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer does not use the test's clock; see tests/store
+async def test_12_settling_twice_or_after_lease_loss_changes_nothing(
     start: Start, tmp_path: Path
 ) -> None:
     @on(name="pending")
@@ -519,7 +527,7 @@ async def test_12_settling_twice_or_after_the_lease_was_lost_changes_nothing(
     try:
         now = station.clock() + 200
         (first,) = await _claim(store, "first", now, lease=1)
-        # The lease runs out; another takes over and ends it.
+        # The lease expires; another owner claims the delivery and settles it.
         await store.reclaim("second", now + 2)
         (second,) = await _claim(store, "second", now + 2, lease=30)
         again = Decision(state="pending", delay=5)

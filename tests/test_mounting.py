@@ -1,4 +1,4 @@
-"""A receiver in an app of somebody else, and under servers of others."""
+"""A receiver mounted in another app, and run by third-party ASGI servers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def client(app: Starlette, url: str = URL) -> AsyncReceiver:
 
 
 @pytest.mark.parametrize("frame", BOTH)
-async def test_it_starts_before_the_apps_own_lifespan_and_stops_after_it(
+async def test_mounted_receiver_starts_before_and_stops_after_the_apps_lifespan(
     frame: Frame, tmp_path: Path
 ) -> None:
     @asynccontextmanager
@@ -80,7 +80,7 @@ async def test_it_starts_before_the_apps_own_lifespan_and_stops_after_it(
         ("https://hooks.test/from/afar", "https://hooks.test/from/afar"),
     ],
 )
-async def test_all_addresses_are_below_the_path(
+async def test_all_urls_are_below_the_mount_path(
     frame: Frame, tmp_path: Path, public: str, hooks: str
 ) -> None:
     app, network = frame(), Network()
@@ -107,9 +107,7 @@ async def test_all_addresses_are_below_the_path(
         assert called.status_code == 200
 
 
-async def test_without_a_public_url_there_is_none_below_the_path(
-    tmp_path: Path, logged: Logged
-) -> None:
+async def test_mount_path_does_not_make_a_public_url(tmp_path: Path, logged: Logged) -> None:
     app = Starlette()
     given = Settings.read(
         {"RECEIVER_SECRET_KEY": "k" * 32, "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'r.db'}"}
@@ -120,14 +118,14 @@ async def test_without_a_public_url_there_is_none_below_the_path(
         assert started["public_url"] is None
 
 
-def test_what_cannot_be_mounted_is_refused(tmp_path: Path) -> None:
+def test_invalid_mount_path_or_app_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path must begin with a slash"):
         receiver.mount(Starlette(), "predictions", settings(tmp_path))
     with pytest.raises(TypeError, match="app must be one of Starlette or FastAPI"):
         receiver.mount(print, "/predictions", settings(tmp_path))  # type: ignore[arg-type]
 
 
-# --- servers of others ---
+# --- third-party servers ---
 
 SERVERS: Final = {
     "uvicorn": "uvicorn {app} --port {port}",
@@ -142,7 +140,7 @@ TOKEN: Final = "pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b.the-secret-part"
 
 
 @pytest.mark.parametrize("name", SERVERS)
-async def test_a_server_of_others_tells_no_token_and_ends_while_callers_wait(
+async def test_third_party_server_logs_no_token_and_stops_while_clients_wait(
     name: str, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -166,7 +164,7 @@ async def test_a_server_of_others_tells_no_token_and_ends_while_callers_wait(
             stream = caller.changes(0)
             assert (await anext(stream)).type == "prediction.queued"
             waiting = asyncio.create_task(caller.get(made.id, wait=60))
-            await caller.ready()  # sent after both
+            await caller.ready()  # sent after both, so both have arrived
             process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(process.wait, PATIENCE)
             assert (await waiting).status in {"queued", "submitting"}
@@ -182,7 +180,7 @@ async def test_a_server_of_others_tells_no_token_and_ends_while_callers_wait(
     assert "the-secret-part" not in text
 
 
-async def test_before_the_start_no_token_is_told_either(tmp_path: Path) -> None:
+async def test_token_is_hidden_from_access_logs_before_the_start(tmp_path: Path) -> None:
     app = Starlette()
     receiver.mount(app, "/predictions", settings(tmp_path), [], transport=Network())
     scopes: list[Any] = []
@@ -201,7 +199,7 @@ async def test_before_the_start_no_token_is_told_either(tmp_path: Path) -> None:
 
 
 class Atoms(dict[str, str]):
-    """As gunicorn's: what is not there is a dash."""
+    """Like gunicorn's atoms: a missing key reads as a dash."""
 
     def __getitem__(self, name: str) -> str:
         return self.get(name, "-")
@@ -217,7 +215,7 @@ class Atoms(dict[str, str]):
         ("nothing", (), "nothing"),
     ],
 )  # fmt: skip
-def test_what_goes_into_an_access_log_has_no_token(
+def test_access_log_line_hides_the_callback_token(
     message: str, args: tuple[Any, ...], told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "gunicorn.access")

@@ -1,4 +1,4 @@
-"""The README and the pages in `deploy/` are held against the code, and their commands are run."""
+"""The README and the pages in `deploy/` agree with the code, and their commands work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TRIGGERS: Final = {
     **dict.fromkeys(("TIMER_SECRET", "RELEASES_SECRET", "N8N_SECRET"), "a-secret-of-the-pages"),
     "HOOKS_SECRET": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
 }
-"""What the page about automation sets."""
+"""The environment that the page about automation sets."""
 NOT_RUN: Final = {
     "make demo": "sets up an environment; tests/cli runs the demo, and this is the suite",
     "python3 -m venv": "downloads some forty packages",
@@ -61,12 +61,12 @@ NOT_RUN: Final = {
     "export RECEIVER_URL=https://abc123": "wants an account at AWS",
     "systemctl stop": "stops a service of the system; tests/store/test_backup.py restores",
 }
-"""Why a block of commands that begins so is not run."""
+"""The blocks of commands that are not run, by how they begin, and why."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two fences."""
+    """A fenced code block of a page."""
 
     page: str
     language: str
@@ -78,7 +78,7 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that a block of Python or TOML says it is."""
+        """The file name in the first line of a Python or TOML block, if there is one."""
         named = re.match(r"# (\w+\.(?:py|toml))\n", self.text)
         return named[1] if named and self.language in {"python", "toml"} else None
 
@@ -105,11 +105,11 @@ def named(block: Block) -> str:
 # --- what the pages say ---
 
 
-def test_the_table_of_settings_is_the_one_that_is_read() -> None:
+def test_settings_page_has_the_current_settings_table() -> None:
     assert settings_table() in PAGES["settings.md"]
 
 
-def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> None:
+def test_settings_command_lists_all_settings_and_help_names_it(tmp_path: Path) -> None:
     told = inside("settings", cwd=tmp_path).stdout
     listed = [
         json.loads(line) for line in inside("settings", "--json", cwd=tmp_path).stdout.splitlines()
@@ -117,18 +117,18 @@ def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> Non
     names = [name for each in all_settings() for name in each.names]
     assert [row["name"] for row in listed] == names
     assert all(re.search(rf"\b{name}\b", told) for name in names)
-    assert not re.search(r"`|\]\(", told)  # Markdown is for the page
+    assert not re.search(r"`|\]\(", told)  # no Markdown in the terminal
     [key] = [row for row in listed if row["name"] == "RECEIVER_SECRET_KEY"]
     assert (key["default"], key["about"].partition(";")[0]) == ("required", "32 characters or more")
     assert "receiver settings" in inside("serve", "--help", cwd=tmp_path).stdout
 
 
-def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
+def test_settings_with_the_same_description_are_adjacent() -> None:
     sentences = [doc for doc, _ in groupby(all_settings(), key=attrgetter("doc"))]
     assert len(sentences) == len(set(sentences))
 
 
-def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> None:
+def test_every_route_is_on_the_routes_page(tmp_path: Path) -> None:
     settings = Settings.read(
         {
             "RECEIVER_SECRET_KEY": "x" * 32,
@@ -143,7 +143,7 @@ def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> Non
         assert path in section or f"…/{tail}" in section, path
 
 
-def test_every_command_is_told_of() -> None:
+def test_every_command_is_on_the_routes_page() -> None:
     told = PAGES["routes.md"].partition("## Commands")[2]
     listed = inside("--help", cwd=TOP).stdout
     names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
@@ -154,13 +154,13 @@ def test_every_command_is_told_of() -> None:
 
 @pytest.mark.parametrize("name", DECLARED)
 @pytest.mark.parametrize("page", ["README.md", "providers.md"])
-def test_every_provider_has_its_row(page: str, name: str) -> None:
+def test_every_provider_has_a_table_row(page: str, name: str) -> None:
     row = rf"^\|.* `{name}` \| `{DECLARED[name].key}` \| [^|]"
     assert len(re.findall(row, PAGES[page], re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page: str) -> None:
+def test_every_relative_link_has_a_target(page: str) -> None:
     home = TOP if page == "README.md" else TOP / "deploy"
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
         path, _, anchor = target.partition("#")
@@ -170,7 +170,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in slugs, target
 
 
-def test_the_readme_is_short_and_its_picture_small_and_by_itself() -> None:
+def test_readme_is_short_and_its_picture_small_and_self_contained() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 150
     picture = PICTURE.read_text()
     assert len(picture.encode()) < 40_000
@@ -178,7 +178,7 @@ def test_the_readme_is_short_and_its_picture_small_and_by_itself() -> None:
     assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
 
 
-def test_the_picture_is_of_the_demo_as_it_is() -> None:
+def test_picture_shows_the_current_demo() -> None:
     shown = words(PICTURE.read_text())
     for _, _, given, note in demo.SEEDS:
         assert given["prompt"].partition(" [")[0] in shown
@@ -190,12 +190,12 @@ def test_the_picture_is_of_the_demo_as_it_is() -> None:
     assert f"cd {demo.PROJECT} && receiver serve {serve}" in shown
 
 
-# --- what the pages show ---
+# --- blocks of Python ---
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write down the blocks that say what file they are, and what `receiver init` writes."""
+    """Write the blocks that name a file, and what `receiver init` writes."""
     write_files(tmp_path)
     recipes = next(b.text for b in BLOCKS if (b.page, b.language) == ("recipes.md", "toml"))
     (tmp_path / "recipes.toml").write_text(recipes)
@@ -205,7 +205,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_files(folder: Path, page: str | None = None) -> None:
-    """Write down the files of all pages, or of one: two may have one of the same name."""
+    """Write the files of all pages, or of one page, as two pages may use the same file name."""
     for block in BLOCKS:
         if block.file and page in {None, block.page}:
             (folder / block.file).write_text(block.text)
@@ -225,26 +225,26 @@ def test_every_python_block_runs(
             value()
 
 
-def test_the_python_blocks_are_typed(tmp_path: Path) -> None:
+def test_python_blocks_pass_strict_mypy(tmp_path: Path) -> None:
     for number, block in enumerate(PYTHON):
         file = tmp_path / (block.file or f"block{number}.py")
         assert not file.exists(), "two blocks are one file"
         file.write_text(block.text)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "."]
-    cache = f"--cache-dir={TOP / '.mypy_cache' / 'pages'}"  # 10 seconds without
+    cache = f"--cache-dir={TOP / '.mypy_cache' / 'pages'}"  # without a cache it takes 10 seconds
     ran = subprocess.run(
         [*command, cache], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_the_languages_of_blocks_are_known() -> None:
+def test_block_languages_and_skipped_commands_are_known() -> None:
     assert {block.language for block in BLOCKS} == {"", "python", "sh", "nginx", "toml"}
     for start in NOT_RUN:
         assert any(block.text.startswith(start) for block in COMMANDS), start
 
 
-# --- what the pages tell to type ---
+# --- blocks of commands ---
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def providers() -> Iterator[str]:
 
 
 def environment_of(providers: str, port: int) -> dict[str, str]:
-    """Give the environment of somebody who has the program, and keys of emulated providers."""
+    """Return the environment of a user with the program on PATH and keys of emulated providers."""
     env = environment(
         {
             **among_emulated(providers, f"http://127.0.0.1:{port}"),
@@ -269,7 +269,7 @@ def environment_of(providers: str, port: int) -> dict[str, str]:
     )
     for name in [name for name in env if name.startswith(("PYTEST_", "COV_"))]:
         del env[name]
-    # Without the plugins that its reader has not, which are slow to load.
+    # Without pytest plugins that a reader does not have, which are slow to load.
     return env | {
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTEST_ADDOPTS": "-p receiver.testing.plugin",
@@ -278,12 +278,12 @@ def environment_of(providers: str, port: int) -> dict[str, str]:
 
 @contextmanager
 def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterator[None]:
-    """Run commands whose last one serves, until it is ready and the caller is through."""
+    """Run commands of which the last serves; yield once it is ready, and stop it afterwards."""
     log = cwd / "serve.log"
     with bash(commands, cwd, env, log) as server:
         ends = time.monotonic() + PATIENCE
         base = f"http://127.0.0.1:{port}"
-        while not is_ready(f"{base}/readyz", f"{base}/predictions/readyz"):  # or mounted there
+        while not is_ready(f"{base}/readyz", f"{base}/predictions/readyz"):  # the second if mounted
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()
             time.sleep(0.05)
@@ -292,7 +292,7 @@ def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterato
 
 @pytest.fixture(scope="module")
 def there(providers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Give the environment in which commands find a receiver that runs."""
+    """Yield an environment in which commands reach a running receiver."""
     port = free_port()
     env = environment_of(providers, port)
     home = tmp_path_factory.mktemp("receiver")
@@ -302,8 +302,8 @@ def there(providers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("block", [block for block in TO_RUN if block.serves], ids=named)
-def test_every_command_that_serves_serves(block: Block, folder: Path, providers: str) -> None:
-    port = free_port()  # as written but for it: other tests run beside this one
+def test_every_serving_command_becomes_ready(block: Block, folder: Path, providers: str) -> None:
+    port = free_port()  # not the written one, as other tests run at the same time
     write_files(folder, block.page)
     env = environment_of(providers, port) | {"RECEIVER_RECIPES": str(folder / "recipes.toml")}
     text = re.sub(r" --(host|port) \S+", "", block.text)
@@ -313,10 +313,8 @@ def test_every_command_that_serves_serves(block: Block, folder: Path, providers:
 
 
 @pytest.mark.parametrize("block", [block for block in TO_RUN if not block.serves], ids=named)
-def test_every_command_that_ends_succeeds(
-    block: Block, folder: Path, there: dict[str, str]
-) -> None:
+def test_every_other_command_succeeds(block: Block, folder: Path, there: dict[str, str]) -> None:
     log = folder / "commands.log"
-    # The environment has pytest already, as this shows.
+    # pytest is installed already.
     with bash(block.text.replace("pip install pytest && ", ""), folder, there, log) as commands:
         assert commands.wait(PATIENCE) == 0, log.read_text()

@@ -1,5 +1,6 @@
-"""Every secret can be replaced while callbacks come in: the new one first, then both, then the old
-one goes. What an operator does is told in the README.
+"""Every secret can be rotated while callbacks come in: both keys are accepted, then the old goes.
+
+The README describes the steps for operators.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.anyio
 OLD: Final = ENV["RECEIVER_SECRET_KEY"]
 NEW: Final = "a-key-that-is-newer-than-all-the-others"
 ORDER: Final = (OLD, f"{OLD},{NEW}", f"{NEW},{OLD}", NEW)
-"""What RECEIVER_SECRET_KEY is, one after another, where several processes share the callbacks."""
+"""The successive values of RECEIVER_SECRET_KEY if several processes share the callbacks."""
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_a_secret_key_is_replaced_over_two_restarts(
+async def test_secret_key_is_rotated_over_two_restarts(
     start: Start, network: Network, provider: str
 ) -> None:
     async with start() as station:
@@ -47,7 +48,7 @@ async def test_a_secret_key_is_replaced_over_two_restarts(
 
 
 def opens(signs: str, reads: str) -> bool:
-    """Tell whether a process with one setting takes the callbacks of a process with another."""
+    """Return whether a process with the keys `reads` accepts callbacks made with `signs`."""
     signing, reading = Tokens(signs.split(",")), Tokens(reads.split(","))
     secret = signing.webhook_secrets("pred_1")[0]
     try:
@@ -57,20 +58,21 @@ def opens(signs: str, reads: str) -> bool:
     return secret in reading.webhook_secrets("pred_1")
 
 
-def test_neighbours_in_the_order_take_each_others_callbacks() -> None:
+def test_consecutive_rotation_steps_accept_each_others_callbacks() -> None:
     for one, other in pairwise(ORDER):
-        assert opens(one, other) or other == NEW  # the old one's have ended before it goes
+        # Predictions of the old key end before the last step.
+        assert opens(one, other) or other == NEW
         assert opens(other, one)
 
 
-def test_with_a_step_left_out_they_would_not() -> None:
+def test_skipped_rotation_step_rejects_callbacks() -> None:
     assert not opens(f"{NEW},{OLD}", OLD)
 
 
-async def test_two_servers_are_taken_through_the_order_and_no_callback_is_refused(
+async def test_rolling_rotation_of_two_servers_rejects_no_callback(
     database: Database, network: Network
 ) -> None:
-    """One is restarted at a time; what one submits comes in at the other."""
+    """One server restarts at a time; each receives the callbacks of the other's submits."""
 
     async with AsyncExitStack() as stack:
         servers: list[Station] = []
@@ -100,7 +102,7 @@ async def test_two_servers_are_taken_through_the_order_and_no_callback_is_refuse
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_an_api_key_is_replaced_over_two_restarts(start: Start) -> None:
+async def test_api_key_is_rotated_over_two_restarts(start: Start) -> None:
     new = {"authorization": "Bearer the-newer-api-key"}
     async with start(RECEIVER_API_KEYS=f"the-newer-api-key,{API_KEY}") as station:
         assert (await station.http.get("/v1/predictions")).status_code == 200
@@ -111,7 +113,7 @@ async def test_an_api_key_is_replaced_over_two_restarts(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_the_key_of_a_provider_is_replaced_while_its_predictions_go_on(
+async def test_provider_key_is_rotated_while_predictions_are_running(
     start: Start, network: Network
 ) -> None:
     async with start() as station:

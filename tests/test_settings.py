@@ -1,4 +1,4 @@
-"""Settings: every name, its default, what it takes and refuses; and that secrets hide."""
+"""Settings: names, defaults, valid and invalid values, and that secrets stay hidden."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def at(given: Settings, path: str) -> Any:
 
 S1, S2 = Secret("a" * 32), Secret("b" * 40)
 
-# Name, where it is found, its default, and texts with what they mean.
+# Name, attribute path, default, and texts with the values they give.
 TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
     (
         "RECEIVER_SECRET_KEY",
@@ -199,7 +199,7 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
 ]
 
 
-def test_a_setting_is_read_from_its_name_and_has_its_default() -> None:
+def test_every_setting_has_its_default_and_reads_its_values() -> None:
     for name, path, default, texts in TABLE:
         assert at(read(), path) == default, name
         for text, meaning in texts.items():
@@ -207,33 +207,33 @@ def test_a_setting_is_read_from_its_name_and_has_its_default() -> None:
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
-def test_a_blank_setting_is_an_absent_one(blank: str) -> None:
+def test_blank_setting_counts_as_unset(blank: str) -> None:
     given = read(**{row[0]: blank for row in TABLE[1:]})
     assert {row[0]: at(given, row[1]) for row in TABLE[1:]} == {row[0]: row[2] for row in TABLE[1:]}
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "'{}'", '"{}"\r'])
-def test_what_a_file_puts_around_a_value_is_no_part_of_it(around: str) -> None:
+def test_quotes_and_whitespace_around_a_value_are_removed(around: str) -> None:
     given = read(FAL_KEY=around.format("key"), RECEIVER_DEV=around.format("1"))
     assert given.providers["fal"].key == Secret("key")
     assert given.dev
 
 
-def test_each_of_several_keys_may_be_in_quotes() -> None:
+def test_each_of_several_api_keys_may_be_quoted() -> None:
     assert read(RECEIVER_API_KEYS="'a', \"b\"").api_keys == (Secret("a"), Secret("b"))
 
 
-def test_a_value_that_is_no_utf_8_is_refused() -> None:
+def test_value_that_is_not_utf_8_is_rejected() -> None:
     [problem] = problems({"RECEIVER_SECRET_KEY": "hush\udcff" * 8})
     assert problem == "RECEIVER_SECRET_KEY: must be UTF-8"
 
 
-def test_a_misspelt_word_is_told_the_nearest() -> None:
+def test_misspelled_value_is_rejected_with_a_suggestion() -> None:
     [problem] = problems({**NEEDED, "RECEIVER_LOG_LEVEL": "warn"})
     assert "did you mean warning?" in problem
 
 
-def test_other_variables_are_not_looked_at() -> None:
+def test_unknown_variables_are_ignored() -> None:
     assert read(RECEIVER_OTHER="x", PATH="/bin", oxen_api_key="x") == read()
 
 
@@ -329,7 +329,7 @@ REFUSED: Final[dict[str, list[str]]] = {
 }
 
 
-def test_an_unfit_value_is_one_problem_that_names_the_setting() -> None:
+def test_invalid_value_is_one_problem_that_names_the_setting() -> None:
     for name, text in [(name, text) for name, texts in REFUSED.items() for text in texts]:
         found = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
         assert len(found) == 1, (name, text, found)
@@ -339,13 +339,13 @@ def test_an_unfit_value_is_one_problem_that_names_the_setting() -> None:
         assert "hush" not in problem, (name, text)
 
 
-def test_what_can_be_refused_is_refused_somewhere_here() -> None:
+def test_every_setting_has_invalid_values_in_this_file() -> None:
     anything_goes = {"RECEIVER_HANDLERS"}
     ours = {name for name in REFUSED if not name.startswith("OTEL_")}
     assert ours | anything_goes == {row[0] for row in TABLE}
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_invalid_settings_are_reported_at_once() -> None:
     env = {name: texts[0] for name, texts in REFUSED.items()}
     with pytest.raises(SettingsError) as refusal:
         Settings.read(env)
@@ -355,13 +355,13 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  ", ",", " , "])
-def test_a_missing_secret_key_names_its_own_cure(text: str) -> None:
+def test_missing_secret_key_error_tells_how_to_make_one(text: str) -> None:
     [problem] = problems({"RECEIVER_SECRET_KEY": text})
     assert "openssl rand -hex 32" in problem
     assert "--dev" in problem
 
 
-def test_development_needs_no_secret_key() -> None:
+def test_dev_mode_needs_no_secret_key() -> None:
     assert Settings.read({"RECEIVER_DEV": "1"}).secret_keys == ()
 
 
@@ -369,7 +369,7 @@ def test_development_needs_no_secret_key() -> None:
     ("url", "path"),
     [("sqlite:///receiver.db", "receiver.db"), ("sqlite:////var/r.db", "/var/r.db")],
 )
-def test_a_database_url_names_a_file(url: str, path: str) -> None:
+def test_sqlite_url_names_a_file(url: str, path: str) -> None:
     given = read(RECEIVER_DATABASE_URL=url)
     assert given.sqlite_path == given.database == path
 
@@ -384,7 +384,7 @@ def test_a_database_url_names_a_file(url: str, path: str) -> None:
         ("postgresql:///books?host=/run/postgresql", "postgresql:///books"),
     ],
 )
-def test_a_database_url_names_a_server_and_hides_how_to_get_in(url: str, shown: str) -> None:
+def test_postgres_url_is_shown_without_credentials(url: str, shown: str) -> None:
     given = read(RECEIVER_DATABASE_URL=url)
     assert given.sqlite_path is None
     assert given.database_url == url
@@ -405,8 +405,8 @@ def test_a_database_url_names_a_server_and_hides_how_to_get_in(url: str, shown: 
         "postgresql://me:hush@db.test:99999/books",
     ],
 )
-def test_a_server_that_makes_no_sense_is_refused_unshown(url: str) -> None:
-    """Users who do not escape a password would else find a part of it in the log."""
+def test_malformed_postgres_url_is_rejected_without_showing_it(url: str) -> None:
+    """Otherwise a part of an unescaped password would appear in the log."""
     [problem] = problems({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
     assert problem.startswith("RECEIVER_DATABASE_URL: ")
     assert "hu" not in problem
@@ -415,13 +415,13 @@ def test_a_server_that_makes_no_sense_is_refused_unshown(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["mysql://x/y", "receiver.db", "postgresql:x", "hush@postgresql://"]
 )
-def test_another_database_url_is_refused_unshown(url: str) -> None:
+def test_unsupported_database_url_is_rejected_without_showing_it(url: str) -> None:
     [problem] = problems({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
     assert problem.startswith("RECEIVER_DATABASE_URL: must be sqlite:///path")
     assert "hush" not in problem
 
 
-def test_settings_never_change() -> None:
+def test_settings_are_immutable() -> None:
     given = read()
     with pytest.raises(FrozenInstanceError):
         given.dev = True  # type: ignore[misc] # the point
@@ -462,7 +462,7 @@ def test_secrets_never_show_in_an_error(name: str) -> None:
         assert "hush" not in text
 
 
-def test_secrets_compare_and_hash_by_what_they_hide() -> None:
+def test_secrets_compare_and_hash_by_value() -> None:
     assert Secret("a") == Secret("a")
     assert hash(Secret("a")) == hash(Secret("a"))
     assert Secret("a") != Secret("b")
@@ -472,7 +472,7 @@ def test_secrets_compare_and_hash_by_what_they_hide() -> None:
 
 @settings(max_examples=100)
 @given(env=st.dictionaries(st.sampled_from([row[0] for row in TABLE]), st.text(max_size=40)))
-def test_any_environment_is_read_or_refused_with_its_problems(env: dict[str, str]) -> None:
+def test_any_environment_is_read_or_rejected_with_named_problems(env: dict[str, str]) -> None:
     try:
         given = Settings.read(env)
     except SettingsError as error:
@@ -484,7 +484,7 @@ def test_any_environment_is_read_or_refused_with_its_problems(env: dict[str, str
     assert all(problem.startswith(names) for problem in told)
 
 
-def test_a_list_of_api_keys_is_whole_and_a_single_key_counts_without_one() -> None:
+def test_server_prefers_the_api_keys_list_and_client_the_single_key() -> None:
     one, two = Secret("one"), Secret("two")
     assert read(RECEIVER_API_KEY="one").api_keys == (one,)
     assert read(RECEIVER_API_KEY="one", RECEIVER_API_KEYS="two").api_keys == (two,)
@@ -495,7 +495,7 @@ def test_a_list_of_api_keys_is_whole_and_a_single_key_counts_without_one() -> No
     assert Caller.read({"RECEIVER_API_KEY": "one", "RECEIVER_API_KEYS": "two"}).key == one
 
 
-def test_keys_have_names_and_each_is_for_one_use() -> None:
+def test_api_keys_may_have_names_and_no_key_has_two_roles() -> None:
     given = read(RECEIVER_API_KEYS="web:one,two,bot:t:hree", RECEIVER_VIEWER_KEYS="ops:four")
     assert [key.name for key in (*given.api_keys, *given.viewer_keys)] == [
         "web",
@@ -513,14 +513,14 @@ def test_keys_have_names_and_each_is_for_one_use() -> None:
             assert problem.startswith("RECEIVER_CRON_SECRET, or CRON_SECRET, must have no key of")
 
 
-def test_a_name_that_nobody_reads_is_answered_with_the_nearest() -> None:
+def test_unknown_setting_gets_the_nearest_name_as_suggestion() -> None:
     env = {"RECEIVER_PUBLIC_ULR": "x", "RECEIVER_URL": "x", "RECEIVER_PORT_80_TCP": "x"}
     assert misspelled({**NEEDED, **env}) == [
         "RECEIVER_PUBLIC_ULR is not a setting (did you mean RECEIVER_PUBLIC_URL?)"
     ]
 
 
-def test_an_env_file_is_read_as_it_is_unless_others_may_write_it(tmp_path: Path) -> None:
+def test_env_file_is_read_literally_and_rejected_if_world_writable(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     assert env_file.read(file) == {}
     file.write_text("A=1 # one\nexport B='x$HOME${A}'\nC\n")
@@ -552,5 +552,5 @@ def test_an_env_file_is_read_as_it_is_unless_others_may_write_it(tmp_path: Path)
         ("", "https://api.acme.ai/v1", "https://api.acme.ai/v1"),
     ],
 )
-def test_a_base_url_may_have_the_path_of_the_sdk_or_not(path: str, given: str, base: str) -> None:
+def test_base_url_may_include_the_path_of_the_sdk(path: str, given: str, base: str) -> None:
     assert parsers.base_url(path, given) == base

@@ -1,4 +1,4 @@
-"""An app that is not started answers; one that is started again and again leaves nothing behind."""
+"""An app answers 503 before its start, and repeated or failed starts leak nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def client(app: Any) -> httpx.AsyncClient:
 
 
 async def ask_everything(http: httpx.AsyncClient, prefix: str = "") -> dict[tuple[str, str], int]:
-    """Ask every route of the app; give the statuses."""
+    """Request every route of the app; return the statuses."""
     async with asyncio.timeout(PATIENCE):
         return {
             (method, path): (
@@ -85,11 +85,11 @@ class _Any(dict[str, str]):
         return "fal"
 
 
-# --- no lifespan ---
+# --- before, after and without a start ---
 
 
 @pytest.mark.parametrize("prefix", ["", "/under"])
-async def test_without_a_start_every_route_says_so_at_once(
+async def test_every_route_answers_503_before_the_start(
     tmp_path: Path, logged: Logged, prefix: str
 ) -> None:
     app = app_on(f"sqlite:///{tmp_path / 'receiver.db'}")
@@ -108,7 +108,7 @@ async def test_without_a_start_every_route_says_so_at_once(
     assert not (tmp_path / "receiver.db").exists()
 
 
-async def test_what_an_embedding_program_adds_stays(tmp_path: Path) -> None:
+async def test_route_added_by_the_embedding_program_survives_a_start(tmp_path: Path) -> None:
     app = app_on(f"sqlite:///{tmp_path / 'receiver.db'}")
     app.router.routes.append(Route("/own", lambda _: PlainTextResponse("mine")))
     async with client(app) as http:
@@ -120,7 +120,7 @@ async def test_what_an_embedding_program_adds_stays(tmp_path: Path) -> None:
             assert (await http.get("/readyz")).status_code == 503
 
 
-async def test_a_start_that_failed_is_told_and_another_may_follow(tmp_path: Path) -> None:
+async def test_failed_start_is_reported_leaks_nothing_and_can_be_repeated(tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
     path.write_bytes(b"this is no database, but long enough to be taken for one")
     before, opened = left_over(), [descriptors()]
@@ -138,7 +138,7 @@ async def test_a_start_that_failed_is_told_and_another_may_follow(tmp_path: Path
             assert (await http.get("/readyz")).status_code == 200
 
 
-async def test_a_server_hears_in_a_sentence_that_the_database_takes_no_writes(
+async def test_read_only_database_fails_the_lifespan_startup_with_a_message(
     database: Database,
 ) -> None:
     app = app_on(database.url_with("default_transaction_read_only=on"))
@@ -157,7 +157,7 @@ async def test_a_server_hears_in_a_sentence_that_the_database_takes_no_writes(
     assert failed["message"].startswith("receiver: the database does not take writes: ")
 
 
-async def test_while_it_stops_what_comes_is_refused(tmp_path: Path) -> None:
+async def test_requests_during_shutdown_get_503(tmp_path: Path) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     @on("*")
@@ -181,7 +181,7 @@ async def test_while_it_stops_what_comes_is_refused(tmp_path: Path) -> None:
         await stopping
 
 
-# --- started again and again ---
+# --- repeated starts ---
 
 
 def left_over() -> tuple[list[str], int]:
@@ -191,7 +191,7 @@ def left_over() -> tuple[list[str], int]:
 
 
 def descriptors() -> Counter[str]:
-    """Return what this process has open, each with how often."""
+    """Return the targets of this process's open file descriptors, with their counts."""
     gc.collect()
     found = Counter[str]()
     for fd in Path("/proc/self/fd").iterdir():
@@ -218,7 +218,7 @@ async def run_once(app: Starlette) -> None:
         pass
 
 
-async def test_it_starts_as_often_as_one_likes(url: str, logged: Logged) -> None:
+async def test_app_can_be_started_repeatedly_without_leaks(url: str, logged: Logged) -> None:
     ran = []
 
     @on("*")
@@ -245,7 +245,7 @@ async def test_it_starts_as_often_as_one_likes(url: str, logged: Logged) -> None
 
 
 @pytest.mark.parametrize("step", ["recover", "pending"])
-async def test_a_start_that_fails_in_the_middle_gives_all_back(
+async def test_start_that_fails_halfway_leaks_nothing(
     url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     app = app_on(url)
@@ -268,7 +268,7 @@ async def test_a_start_that_fails_in_the_middle_gives_all_back(
     await run_once(app)
 
 
-async def test_it_runs_once_at_a_time(url: str) -> None:
+async def test_second_start_while_running_is_refused(url: str) -> None:
     app = app_on(url)
     async with app.router.lifespan_context(app), client(app) as http:
         with pytest.raises(StoreUnusable, match="runs already"):
@@ -276,14 +276,14 @@ async def test_it_runs_once_at_a_time(url: str) -> None:
         assert (await http.get("/readyz")).status_code == 200
 
 
-def test_each_store_has_a_name_of_its_own() -> None:
+def test_each_postgres_store_has_its_own_sender_name() -> None:
     one, other = (
         PostgresStore("postgresql:///x", lambda _: None, PgQueuerJobs(SCHEMA)) for _ in range(2)
     )
-    assert one._notices.sender != other._notices.sender  # noqa: SLF001 - by it a process tells its own news from others'
+    assert one._notices.sender != other._notices.sender  # noqa: SLF001 - a process recognises its own notices by it
 
 
-# --- servers of others ---
+# --- servers ---
 
 
 @asynccontextmanager
@@ -298,7 +298,7 @@ async def reading(http: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[bytes]]
     "server",
     ["receiver serve", "uvicorn receiver.asgi:app", "uvicorn --factory receiver:create_app"],
 )
-async def test_a_server_stops_while_callers_wait(tmp_path: Path, server: str) -> None:
+async def test_server_stops_while_clients_wait(tmp_path: Path, server: str) -> None:
     port = free_port()
     env = {**os.environ, **ENV, "FAL_QUEUE_URL": "http://127.0.0.1:1"}
     env["RECEIVER_DATABASE_URL"] = f"sqlite:///{tmp_path / 'receiver.db'}"
@@ -314,7 +314,8 @@ async def test_a_server_stops_while_callers_wait(tmp_path: Path, server: str) ->
             async with reading(http) as stream:
                 path = f"/v1/predictions/{made['id']}"
                 waiting = asyncio.create_task(http.get(path, headers={"prefer": "wait=60"}))
-                assert (await http.get("/readyz")).status_code == 200  # sent after both
+                # This is sent after both, so both have arrived.
+                assert (await http.get("/readyz")).status_code == 200
                 process.send_signal(signal.SIGTERM)
                 await asyncio.to_thread(process.wait, PATIENCE)
                 assert (await waiting).json()["status"] == "queued"

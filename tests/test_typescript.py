@@ -1,4 +1,4 @@
-"""The sample for TypeScript is checked against the types that are made of /openapi.json."""
+"""The TypeScript sample compiles against the types generated from /openapi.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not shutil.which("npx"), reason="node and npx are not installed")
-def test_the_sample_fits_the_types_that_its_first_line_makes(tmp_path: Path) -> None:
+def test_typescript_sample_compiles_against_the_generated_types(tmp_path: Path) -> None:
     installed = run(
         tmp_path, f"npm install --prefer-offline --no-audit --no-fund {' '.join(PACKAGES)}"
     )
@@ -49,7 +49,7 @@ def test_the_sample_fits_the_types_that_its_first_line_makes(tmp_path: Path) -> 
     local = make.replace("https://hooks.example.org/openapi.json", str(FOLDER / "openapi.json"))
     made = run(tmp_path, local)
     assert made.returncode == 0, made.stdout + made.stderr
-    # Beside it one that does not fit, so that the check is seen to be one.
+    # A copy with a type error shows that the check can fail.
     wrong = text.replace('"/v1/predictions/{id}"', '"/v1/predictions/{name}"')
     (tmp_path / "wrong.ts").write_text(wrong)
     told = run(tmp_path, CHECK).stdout

@@ -1,4 +1,4 @@
-"""The program as a user runs it: real processes, real sockets, real exit codes."""
+"""Helpers that run the program as a user does: real processes, sockets and exit codes."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in a process of its own."""
+    """Run a command to its end in a separate process."""
     return run_to_end(["-m", "receiver", *args], cwd, environment(env))
 
 
 def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a new Python, for tests of the start itself."""
+    """Run a command in a new Python interpreter, for tests of the startup itself."""
     return subprocess.run(
         [sys.executable, "-m", "receiver", *args],
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""Chat platforms are set up from the recipes, and the doctor sees what they do not know."""
+"""`receiver chat` sets up chat platforms from the recipes, and `receiver doctor` checks them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def doctor(env: dict[str, str], name: str) -> list[tuple[str, str]]:
     return [(one.level, one.says) for one in found if one.name == name]
 
 
-def test_slacks_manifest_has_a_command_for_each_recipe(tmp_path: Path) -> None:
+def test_slack_manifest_has_a_command_for_each_recipe(tmp_path: Path) -> None:
     printed = receiver("chat", "slack", "--name", "Ann", cwd=tmp_path, **BASE)
     manifest: dict[str, Any] = json.loads(printed.stdout)
     commands = manifest["features"]["slash_commands"]
@@ -62,7 +62,7 @@ def test_slacks_manifest_has_a_command_for_each_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_discords_commands_are_those_of_the_recipes(
+async def test_discord_commands_are_registered_from_the_recipes(
     tmp_path: Path, platforms: Platforms
 ) -> None:
     env = platforms.env
@@ -83,7 +83,7 @@ async def test_discords_commands_are_those_of_the_recipes(
     assert "127.0.0.1:1 does not answer" in away.stderr
 
 
-def test_what_is_too_long_for_discord_is_checked_by_the_recipe_alone(
+def test_recipe_limits_above_those_of_discord_are_capped_or_left_out(
     tmp_path: Path, platforms: Platforms
 ) -> None:
     large = (
@@ -97,7 +97,9 @@ def test_what_is_too_long_for_discord_is_checked_by_the_recipe_alone(
 
 
 @pytest.mark.anyio
-async def test_telegrams_webhook_menu_and_poll(tmp_path: Path, platforms: Platforms) -> None:
+async def test_telegram_webhook_menu_and_polling_are_set_up(
+    tmp_path: Path, platforms: Platforms
+) -> None:
     env, telegram = platforms.env, platforms.chats.telegram
     assert ("FAIL", f"the webhook is not set, but should be {PUBLIC}/in/telegram") in await doctor(
         env, "telegram"
@@ -123,7 +125,7 @@ async def test_telegrams_webhook_menu_and_poll(tmp_path: Path, platforms: Platfo
 
 
 @pytest.mark.parametrize("platform", ["discord", "telegram"])
-def test_without_an_address_nothing_is_set_up(
+def test_nothing_is_set_up_without_a_public_url(
     tmp_path: Path, platforms: Platforms, platform: str
 ) -> None:
     chats = platforms.chats
@@ -133,7 +135,7 @@ def test_without_an_address_nothing_is_set_up(
     assert (chats.discord.commands, chats.telegram.commands) == ({}, [])
 
 
-def test_no_error_shows_the_token_of_a_bot(tmp_path: Path, platforms: Platforms) -> None:
+def test_bot_token_is_hidden_in_error_messages(tmp_path: Path, platforms: Platforms) -> None:
     token = platforms.env["TELEGRAM_TOKEN"]
     with serving((404, {}, f"Cannot POST /bot{token}/setMyCommands".encode())) as proxy:
         env = platforms.env | {"TELEGRAM_URL": proxy.url}
@@ -143,7 +145,9 @@ def test_no_error_shows_the_token_of_a_bot(tmp_path: Path, platforms: Platforms)
 
 
 @pytest.mark.anyio
-async def test_the_doctor_misses_scopes_and_knows_a_wrong_token(platforms: Platforms) -> None:
+async def test_doctor_reports_missing_slack_scopes_and_an_invalid_token(
+    platforms: Platforms,
+) -> None:
     env = platforms.env
     assert await doctor(env, "slack") == [("ok", "imagine in Emulated")]
     platforms.chats.slack.scopes = "chat:write,commands"

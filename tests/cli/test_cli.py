@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, real sockets, real exit codes."""
+"""The command line as a user runs it: real processes, real sockets, real exit codes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def start(*args: str, port: int, cwd: Path, **env: str) -> Forked:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Run a receiver against an emulator; give its folder and a client's environment."""
+    """Run a receiver against an emulator; yield its folder and a client's environment."""
     home = tmp_path_factory.mktemp("world")
     (home / "mine.py").write_text(
         "from receiver import Dead, Event, on\n\n\n"
@@ -94,7 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
         process.wait(PATIENCE)
 
 
-def test_a_prediction_is_submitted_waited_for_listed_and_shown(
+def test_submit_with_wait_then_list_and_show_the_prediction(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -112,7 +112,7 @@ def test_a_prediction_is_submitted_waited_for_listed_and_shown(
     assert [row["handler"] for row in shown["deliveries"]] == ["mine"]
 
 
-def test_what_there_is_to_order_is_listed_explained_and_ordered(
+def test_recipes_are_listed_explained_and_ordered(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -137,7 +137,9 @@ def test_what_there_is_to_order_is_listed_explained_and_ordered(
     assert json.loads(done.stdout)["input"]["image_url"].startswith("data:image/png;base64,")
 
 
-def test_a_model_is_shown_as_its_provider_describes_it(world: tuple[Path, dict[str, str]]) -> None:
+def test_model_command_prints_the_description_of_the_provider(
+    world: tuple[Path, dict[str, str]],
+) -> None:
     home, env = world
     for args in (["fal", "fal-ai/nano-banana"], ["eachlabs", "nano-banana"], ["oxen", "veo-3-1"]):
         shown = inside("model", *args, cwd=home, **env)
@@ -158,7 +160,7 @@ def test_a_model_is_shown_as_its_provider_describes_it(world: tuple[Path, dict[s
         (("upscale", "@none.png"), "none.png"),
     ],
 )
-def test_an_order_that_is_refused_says_why(
+def test_refused_order_exits_1_with_the_reason(
     world: tuple[Path, dict[str, str]], args: tuple[str, ...], words: str
 ) -> None:
     home, env = world
@@ -167,7 +169,7 @@ def test_an_order_that_is_refused_says_why(
     assert words in done.stderr
 
 
-def test_a_backup_is_made_of_a_running_receiver_and_what_is_erased_stays_a_skeleton(
+def test_erase_empties_the_row_and_backup_copies_a_running_receiver(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -189,7 +191,7 @@ def test_a_backup_is_made_of_a_running_receiver_and_what_is_erased_stays_a_skele
     assert (again.returncode, "--force" in again.stderr) == (1, True)
 
 
-def test_postgres_is_backed_up_by_its_own_tool(tmp_path: Path) -> None:
+def test_backup_of_postgres_refers_to_pg_dump_without_the_password(tmp_path: Path) -> None:
     url = "postgresql://me:hush@db.example/receiver"
     told = inside("backup", "my copy", cwd=tmp_path, RECEIVER_DATABASE_URL=url)
     assert told.returncode == 1
@@ -197,7 +199,7 @@ def test_postgres_is_backed_up_by_its_own_tool(tmp_path: Path) -> None:
     assert "hush" not in told.stderr
 
 
-def test_a_refused_prediction_is_an_exit_code_and_the_providers_words(
+def test_rejected_submit_exits_1_with_the_error_code(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -206,7 +208,7 @@ def test_a_refused_prediction_is_an_exit_code_and_the_providers_words(
     assert json.loads(done.stdout)["error"]["code"] == "rejected"
 
 
-def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str, str]]) -> None:
+def test_dead_letter_is_listed_retried_and_replayed(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     done = inside(
         "submit", "oxen", "nano-banana", "prompt=a fox", "--metadata", "dead=true", "--wait",
@@ -250,7 +252,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
         ("emulate --shape odd", ["shape"], receiver),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_invalid_command_exits_1_with_a_message_and_no_traceback(
     tmp_path: Path, args: str, words: list[str], run_it: Callable[..., Any]
 ) -> None:
     done = run_it(*args.split(), cwd=tmp_path, RECEIVER_URL="http://127.0.0.1:1")
@@ -260,7 +262,7 @@ def test_what_is_wrong_is_one_sentence(
     assert [*tmp_path.glob("*.db")] == []
 
 
-def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) -> None:
+def test_handler_module_and_package_in_the_working_folder_are_found(tmp_path: Path) -> None:
     for name, file in (("mine", "mine.py"), ("ours", "ours/__init__.py")):
         made = tmp_path / file
         made.parent.mkdir(exist_ok=True)
@@ -271,7 +273,7 @@ def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) 
     assert "ours:ours" in done.stderr
 
 
-def test_a_file_that_is_called_as_something_installed_is_hinted_at(tmp_path: Path) -> None:
+def test_handler_file_with_the_name_of_an_installed_module_gets_a_hint(tmp_path: Path) -> None:
     (tmp_path / "colorsys.py").touch()
     done = from_scratch("drain", "--dev", "colorsys", "svae", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert (done.returncode, "colorsys.py is here" in done.stderr) == (1, True)
@@ -279,7 +281,7 @@ def test_a_file_that_is_called_as_something_installed_is_hinted_at(tmp_path: Pat
     assert "(did you mean save?)" in done.stderr
 
 
-def test_a_wrong_name_is_answered_with_the_nearest_right_one(tmp_path: Path) -> None:
+def test_misspelled_setting_and_provider_get_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from receiver import Event, on\n\n"
         '@on(provider="fla", after="save")\ndef mine(event: Event): ...\n'
@@ -290,7 +292,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_right_one(tmp_path: Path) -> 
     assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in told
 
 
-def test_a_mistake_of_syntax_is_shown_with_its_line_and_a_caret(tmp_path: Path) -> None:
+def test_syntax_error_in_a_handler_is_shown_with_line_and_caret(tmp_path: Path) -> None:
     (tmp_path / "syn.py").write_text("async def\n")
     done = receiver("drain", "--dev", "syn.py", cwd=tmp_path)
     assert done.returncode == 1
@@ -299,7 +301,7 @@ def test_a_mistake_of_syntax_is_shown_with_its_line_and_a_caret(tmp_path: Path) 
     )
 
 
-def test_a_port_that_is_taken_is_a_sentence_before_anything_is_started(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = receiver("serve", "--dev", "--port", port, cwd=tmp_path)
@@ -323,7 +325,7 @@ def test_a_port_that_is_taken_is_a_sentence_before_anything_is_started(tmp_path:
         ({"RECEIVER_API_KEYS": "key,two"}, {"RECEIVER_API_KEY": "two"}),
     ],
 )
-def test_both_names_of_the_key_are_understood_on_both_sides(
+def test_server_and_client_accept_both_names_of_the_api_key_setting(
     tmp_path: Path, server: dict[str, str], client: dict[str, str]
 ) -> None:
     with running("serve", cwd=tmp_path, RECEIVER_SECRET_KEY=SECRET, **server) as process:
@@ -333,20 +335,18 @@ def test_both_names_of_the_key_are_understood_on_both_sides(
 
 
 @pytest.mark.parametrize("args", [("show", b"\xff"), ("submit", "fal", "m", b"prompt=\xe9")])
-def test_an_argument_of_another_encoding_is_refused(
-    tmp_path: Path, args: tuple[str | bytes, ...]
-) -> None:
+def test_argument_that_is_not_utf_8_exits_2(tmp_path: Path, args: tuple[str | bytes, ...]) -> None:
     done = from_scratch(*map(os.fsdecode, args), cwd=tmp_path)
     assert (done.returncode, "is not UTF-8" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("args", [("serve", "--port", "65536"), ("tail", "--after", "some")])
-def test_an_unfit_option_is_refused(tmp_path: Path, args: tuple[str, ...]) -> None:
+def test_invalid_option_value_exits_2(tmp_path: Path, args: tuple[str, ...]) -> None:
     done = inside(*args, cwd=tmp_path)
     assert (done.returncode, args[1] in done.stderr) == (2, True)
 
 
-def test_the_version_is_said(tmp_path: Path) -> None:
+def test_version_option_prints_the_version(tmp_path: Path) -> None:
     assert from_scratch("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
@@ -354,7 +354,7 @@ def _lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
+def test_dead_deliveries_are_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     done = inside(
         "submit", "fal", "fal-ai/nano-banana", "prompt=x", "--wait",
@@ -378,7 +378,9 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
 
 
-def test_one_prediction_is_shown_on_one_screen(world: tuple[Path, dict[str, str]]) -> None:
+def test_show_prints_the_prediction_its_timeline_and_its_deliveries(
+    world: tuple[Path, dict[str, str]],
+) -> None:
     home, env = world
     uri = f"data:image/png;base64,{'QUJD' * 1000}"
     done = inside(
@@ -401,7 +403,7 @@ def test_one_prediction_is_shown_on_one_screen(world: tuple[Path, dict[str, str]
     assert sorted(steps, key=text.index) == list(steps)
 
 
-def test_a_part_of_an_id_is_enough_where_no_other_begins_so(
+def test_unique_prefix_of_an_id_is_accepted(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -433,7 +435,7 @@ def test_a_part_of_an_id_is_enough_where_no_other_begins_so(
 
 
 @pytest.mark.parametrize("mode", [(), ("--sync",)])
-def test_a_wait_says_the_id_each_state_and_where_the_picture_is(
+def test_submit_with_wait_prints_id_each_status_and_output_url(
     world: tuple[Path, dict[str, str]], mode: tuple[str, ...]
 ) -> None:
     home, env = world
@@ -446,17 +448,17 @@ def test_a_wait_says_the_id_each_state_and_where_the_picture_is(
     assert all(line.startswith(prediction["id"]) for line in states)
     whole = ["queued", "submitting", *(() if mode else ("processing",)), "succeeded"]
     told = [line.split()[1] for line in states]
-    assert told == whole[-len(told) :]  # none is missed, however short it was
+    assert told == whole[-len(told) :]  # no status is missed, however short
 
 
-# What a background job of a shell starts is deaf to SIGINT, and the tests may be one.
+# The tests may run as a background job of a shell, whose processes ignore SIGINT.
 _HEARS_INTERRUPTS: Final = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('receiver', run_name='__main__', alter_sys=True)"
 )
 
 
-def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
+def test_interrupted_wait_leaves_the_prediction_running(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -478,7 +480,8 @@ def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
         text=True,
     )
     assert process.stderr is not None
-    name, _ = process.stderr.readline().split()  # at once, as it never ends
+    # The first line comes at once, although the prediction never ends.
+    name, _ = process.stderr.readline().split()
     process.send_signal(signal.SIGINT)
     out, told = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
@@ -487,7 +490,7 @@ def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
     assert shown["status"] not in {"canceled", "failed"}
 
 
-def test_a_receiver_that_goes_away_ends_the_wait_and_says_so(tmp_path: Path) -> None:
+def test_wait_exits_1_when_the_receiver_stops(tmp_path: Path) -> None:
     with running("serve", "--emulate", cwd=tmp_path) as server:
         server.wait_for("receiver.started")
         command = ["-m", "receiver", "submit", "fal", "fal-ai/x", "prompt=[never] x", "--wait"]
@@ -500,7 +503,7 @@ def test_a_receiver_that_goes_away_ends_the_wait_and_says_so(tmp_path: Path) -> 
     assert f"{name} goes on" in err.read_text()
 
 
-def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> None:
+def test_limited_list_reports_that_there_are_more(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     for prompt in ("one", "two"):
         inside("submit", "fal", "fal-ai/nano-banana", f"prompt={prompt}", cwd=home, **env)
@@ -509,7 +512,7 @@ def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> N
     assert some.stdout.count("pred_") == 1
 
 
-def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
+def test_rejected_callback_is_listed_by_discarded(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     httpx.post(f"{env['RECEIVER_URL']}/webhooks/fal/guessed", content=b"{}")
 
@@ -524,7 +527,7 @@ def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
     assert (refused.returncode, "kind must be one of" in refused.stderr) == (1, True)
 
 
-def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -> None:
+def test_second_receiver_on_the_same_sqlite_file_exits_1_with_advice(tmp_path: Path) -> None:
     with running("serve", "--dev", cwd=tmp_path) as first:
         first.wait_for("receiver.started")
         second = receiver("serve", "--dev", "--port", str(free_port()), cwd=tmp_path)
@@ -533,14 +536,14 @@ def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -
     assert "RECEIVER_DATABASE_URL" in second.stderr
 
 
-def test_a_missing_key_is_named_by_the_client(world: tuple[Path, dict[str, str]]) -> None:
+def test_missing_api_key_is_named_in_the_error(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     done = inside("list", cwd=home, RECEIVER_URL=env["RECEIVER_URL"])
     assert done.returncode == 1
     assert "RECEIVER_API_KEY" in done.stderr
 
 
-def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
+def test_demo_runs_to_its_end_and_its_next_commands_work(tmp_path: Path) -> None:
     done = from_scratch("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 13
@@ -551,7 +554,7 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert "a forged callback was refused" in done.stdout
     assert "then by its picture" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
-    # What comes next works from here.
+    # The next commands that the demo prints work.
     init, serve = re.findall(
         r"^  (.* init my-receiver|cd my-receiver && .*)$", done.stdout, re.MULTILINE
     )
@@ -562,7 +565,7 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert subprocess.run(asked, cwd=tmp_path, env=env, check=False).returncode == 0
 
 
-def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
+def test_demo_runs_without_optional_dependencies(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules |= dict.fromkeys(('PIL', 'obstore', 'opentelemetry.sdk'));"
         "from receiver.cli.main import main; main()"
@@ -589,7 +592,7 @@ def _printed(
 
 
 @pytest.mark.parametrize("width", [80, 97, 120, 200])
-def test_a_row_is_one_line_on_a_terminal_of_any_width(
+def test_table_row_fits_on_one_line_of_any_terminal_width(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -614,7 +617,7 @@ def test_a_row_is_one_line_on_a_terminal_of_any_width(
     )
 
 
-def test_a_part_of_an_id_on_a_terminal_is_one_ids_alone(
+def test_shortened_ids_in_a_table_stay_unique(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -638,11 +641,11 @@ def test_a_part_of_an_id_on_a_terminal_is_one_ids_alone(
         ("yesterday", "yesterday"),
     ],
 )
-def test_a_time_is_an_age(text: str, said: str) -> None:
+def test_timestamp_is_shown_as_an_age(text: str, said: str) -> None:
     assert age(text, datetime(2026, 1, 31, 12, tzinfo=UTC)) == said
 
 
-def test_a_providers_words_are_shown_as_they_are() -> None:
+def test_provider_error_message_is_shown_unchanged() -> None:
     said = plain_cell({"code": "rejected", "message": "bad [/input] [red]"})
     assert said == "rejected: bad [/input] [red]"
 
@@ -662,7 +665,7 @@ def test_a_providers_words_are_shown_as_they_are() -> None:
         (("submit", "fal", "m", "--key", ""), {}, "--key must"),
     ],
 )
-def test_what_the_environment_has_wrong_is_named_in_a_line(
+def test_invalid_environment_or_argument_is_named_without_traceback(
     tmp_path: Path, args: tuple[str, ...], env: dict[str, str], word: str
 ) -> None:
     done = (receiver if args[0] == "drain" else inside)(*args, cwd=tmp_path, **env)
@@ -672,7 +675,7 @@ def test_what_the_environment_has_wrong_is_named_in_a_line(
     assert "schlüssel" not in done.stderr
 
 
-def test_a_receiver_on_this_machine_is_found_whatever_the_proxy_and_the_ends_of_lines(
+def test_local_receiver_is_reached_despite_proxy_settings_and_crlf(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -685,7 +688,7 @@ def test_a_receiver_on_this_machine_is_found_whatever_the_proxy_and_the_ends_of_
     assert done.returncode == 0, done.stderr
 
 
-def test_a_prompt_is_text_and_a_number_keeps_its_digits(
+def test_prompt_stays_text_and_large_number_keeps_its_digits(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -709,7 +712,7 @@ def test_a_prompt_is_text_and_a_number_keeps_its_digits(
     assert prediction["metadata"] == {"commit": "123e4", "count": 3}
 
 
-def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) -> None:
+def test_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     (home / "a b.png").write_bytes(b"png")
     submit = ("submit", "fal", "fal-ai/x")
@@ -731,7 +734,7 @@ def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) 
         assert words in refused.stderr
 
 
-def test_a_list_is_narrowed_by_model_metadata_and_time(
+def test_list_and_events_filter_by_model_metadata_and_time(
     world: tuple[Path, dict[str, str]],
 ) -> None:
     home, env = world
@@ -770,7 +773,7 @@ def test_a_list_is_narrowed_by_model_metadata_and_time(
 
 
 @pytest.mark.parametrize(("answer", "erased"), [("n", False), ("y", True), (None, True)])
-def test_erase_asks_on_a_terminal(
+def test_erase_asks_for_confirmation_on_a_terminal(
     world: tuple[Path, dict[str, str]], answer: str | None, erased: bool
 ) -> None:
     home, env = world
@@ -800,7 +803,7 @@ def test_erase_asks_on_a_terminal(
     assert (shown["input"] == {}) == erased
 
 
-# --- without a process of its own ---
+# --- in the process of the tests ---
 
 
 def run(*args: str, **env: str) -> Result:
@@ -811,7 +814,7 @@ HELPED = sorted(command.name or command.callback.__name__ for command in main.re
 
 
 @pytest.mark.parametrize("name", HELPED)
-def test_every_word_of_a_commands_own_text_is_in_its_help(name: str) -> None:
+def test_help_contains_every_word_of_docstring_and_option_texts(name: str) -> None:
     [command] = [
         command
         for command in main.registered_commands
@@ -827,14 +830,14 @@ def test_every_word_of_a_commands_own_text_is_in_its_help(name: str) -> None:
     assert [word for word in written.replace("`", "").split() if word not in shown] == []
 
 
-def test_every_command_is_in_a_panel_of_the_help_and_the_panels_are_in_order() -> None:
+def test_every_command_is_in_a_help_panel_and_panels_are_in_order() -> None:
     shown = run("--help").output
     assert re.findall(r"─ (\w+) ─", shown) == ["Options", *PANELS]
     assert set(PANELS) >= {command.rich_help_panel for command in main.registered_commands}
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_words_for_prompts_are_in_the_help_of_emulate(width: int) -> None:
+def test_emulate_help_lists_all_prompt_keywords(width: int) -> None:
     shown = run("emulate", "--help", COLUMNS=str(width)).output
     words = re.findall(r"^ +(\[\w+\]) ", emulator.__doc__ or "", re.MULTILINE)
     assert len(words) > 6
@@ -842,7 +845,7 @@ def test_the_words_for_prompts_are_in_the_help_of_emulate(width: int) -> None:
     assert max(map(len, shown.splitlines())) <= width
 
 
-def test_words_are_completed_by_the_shell(tmp_path: Path) -> None:
+def test_shell_completes_a_command_name(tmp_path: Path) -> None:
     asked = {"_RECEIVER_COMPLETE": "complete_bash", "COMP_WORDS": "receiver em", "COMP_CWORD": "1"}
     done = subprocess.run(
         [Path(sys.executable).parent / "receiver"],
@@ -856,7 +859,7 @@ def test_words_are_completed_by_the_shell(tmp_path: Path) -> None:
     assert done.stdout.split() == ["emulate"], done.stderr
 
 
-def test_emulate_prints_all_that_a_receiver_needs(tmp_path: Path) -> None:
+def test_emulate_prints_exports_for_a_receiver(tmp_path: Path) -> None:
     with running("emulate", cwd=tmp_path) as server:
         told = server.wait_for("# the words for prompts")
     lines = re.findall(r"^export (.*)$", told, re.MULTILINE)
@@ -865,7 +868,7 @@ def test_emulate_prints_all_that_a_receiver_needs(tmp_path: Path) -> None:
     assert settings_for(server.url).items() <= exported.items()
 
 
-def test_emulate_ends_its_streams_when_it_is_stopped(tmp_path: Path) -> None:
+def test_emulate_ends_event_streams_cleanly_on_shutdown(tmp_path: Path) -> None:
     with ExitStack() as stack:
         with running("emulate", cwd=tmp_path) as server:
             server.wait_for("# the words for prompts")
@@ -873,7 +876,7 @@ def test_emulate_ends_its_streams_when_it_is_stopped(tmp_path: Path) -> None:
             answer = stack.enter_context(
                 httpx.stream("GET", f"{server.url}/oxen/api/events", headers=key)
             )
-        assert answer.read() == b""  # an end, and not a connection that breaks
+        assert answer.read() == b""  # a clean end, not a broken connection
     assert '"level":"error"' not in server.said()
 
 
@@ -882,7 +885,7 @@ HOSTILE: Final = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\nreceiver: forged 
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[str]:
-    """Serve a receiver all of whose words want to act on the terminal of their reader."""
+    """Serve a fake receiver that puts terminal escapes into every text."""
     names = (
         "id handler reason kind source channel prediction_id state name provider model status "
         "because wanted delivery type prediction"
@@ -929,13 +932,13 @@ _SHOWN: Final = (
     *("tail --count 2", "tail --count 2 --json", "list --json", "pause x", "show refused"),
 )
 _IN_COLOUR: Final = ("list", "handlers", "explain x", "show x", "tail --count 2", "list --json")
-"""One of each way to print; each has its colours in one place."""
+"""One command for each way of printing, as each sets its colours in one place."""
 
 
 @pytest.mark.parametrize(
     ("line", "colour"), [*((line, "") for line in _SHOWN), *((line, "1") for line in _IN_COLOUR)]
 )
-def test_nothing_that_others_say_acts_on_a_terminal(
+def test_text_from_a_hostile_server_cannot_inject_terminal_escapes(
     hostile: str, line: str, colour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if colour:

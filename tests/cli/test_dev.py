@@ -1,4 +1,4 @@
-"""`serve` on one's own machine: what is emulated, what is read, and handlers that reload."""
+"""`serve` for development: emulated providers, the .env file, and the reload of handlers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write(folder: Path, word: str = "one") -> None:
     (folder / "words.py").write_text(f'WORD = "{word}"\n')
 
 
-def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
+def test_serve_emulate_runs_a_handler_for_every_provider_without_settings(
     tmp_path: Path,
 ) -> None:
     write(tmp_path)
@@ -83,11 +83,11 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
     assert dict(banner)["API"] == f"{server.url}/v1, docs at {server.url}/docs"
     assert dict(banner)["Callbacks"] == f"on: emulated providers call {server.url}"
     assert dict(banner)["Handlers"] == "mine, reloaded when a file changes"
-    # What is emulated never meets the database of what is real.
+    # Emulated predictions have a database of their own.
     assert sorted(file.name for file in tmp_path.glob("*.db")) == ["receiver.emulated.db"]
 
 
-def test_a_reload_runs_new_code_keeps_what_works_and_loses_no_attempt(tmp_path: Path) -> None:
+def test_reload_runs_new_code_keeps_old_code_on_error_and_loses_no_attempt(tmp_path: Path) -> None:
     write(tmp_path)
     with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
         server.wait_for("  Try ")
@@ -121,7 +121,7 @@ def submitted(folder: Path, server: Running) -> str:
     return str(json.loads(done.stdout)["id"])
 
 
-def test_handlers_come_and_go_by_a_reload(tmp_path: Path) -> None:
+def test_reload_registers_new_and_removes_old_handlers(tmp_path: Path) -> None:
     write(tmp_path)
     with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
         server.wait_for("  Try ")
@@ -139,12 +139,12 @@ def test_handlers_come_and_go_by_a_reload(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in handlers.stdout.splitlines()]
     assert [row["name"] for row in rows if row["registered"]] == ["other"]
     assert {(one["handler"], one["prediction"], one["state"]) for one in attempts} == {
-        ("mine", first, "done"),  # it was under way when its handler went
+        ("mine", first, "done"),  # it was running when its handler was removed
         ("other", prediction, "done"),
     }
 
 
-def test_the_env_file_is_read_in_development_and_the_environment_goes_before_it(
+def test_dev_mode_reads_env_file_and_environment_takes_precedence(
     tmp_path: Path,
 ) -> None:
     write(tmp_path)
@@ -169,7 +169,7 @@ def test_the_env_file_is_read_in_development_and_the_environment_goes_before_it(
     assert stat.S_IMODE(file.stat().st_mode) == 0o646
 
 
-def test_commands_find_a_receiver_by_the_env_file_which_gets_no_key_of_the_environment(
+def test_client_reads_url_and_key_from_env_file_but_never_mixes_sources(
     tmp_path: Path,
 ) -> None:
     write(tmp_path)
@@ -188,7 +188,7 @@ def test_commands_find_a_receiver_by_the_env_file_which_gets_no_key_of_the_envir
         assert server.said().count('"route":"/v1/handlers"') == 1
 
 
-def test_without_development_no_env_file_is_read(tmp_path: Path) -> None:
+def test_env_file_is_ignored_without_dev_mode(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"RECEIVER_SECRET_KEY={'s' * 32}\n")
     done = receiver("serve", cwd=tmp_path)
     assert (done.returncode, "RECEIVER_SECRET_KEY is missing" in done.stderr) == (1, True)
@@ -196,7 +196,7 @@ def test_without_development_no_env_file_is_read(tmp_path: Path) -> None:
     assert (tried.returncode, "--try goes with" in tried.stderr) == (2, True)
 
 
-def test_recipes_prices_and_triggers_are_reloaded_and_what_is_no_toml_keeps_the_old(
+def test_recipes_prices_and_triggers_reload_and_invalid_toml_keeps_the_old(
     tmp_path: Path,
 ) -> None:
     recipe = '[{}]\nprovider = "fal"\nmodel = "fal-ai/x"\ninput = {{ prompt = "[fast]" }}\n'

@@ -1,4 +1,4 @@
-"""The doctor against real servers: it says what is wrong, shows no secret, writes nothing."""
+"""`receiver doctor` against real servers: it reports faults, shows no secret, writes nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Env = dict[str, str]
 
 @pytest.fixture
 def env(tmp_path: Path) -> Env:
-    """Give an environment in which nothing is wrong, and nothing is on."""
+    """Return a valid environment with every optional feature off."""
     return {
         "RECEIVER_SECRET_KEY": KEY,
         "RECEIVER_API_KEYS": API_KEY,
@@ -69,7 +69,7 @@ def env(tmp_path: Path) -> Env:
 
 
 async def found(env: Mapping[str, str], name: str = "") -> list[tuple[str, str]]:
-    """Examine, and give the lines about one thing as (level, text)."""
+    """Run the doctor, and return the lines about one subject as (level, text)."""
     lines = await examine(env)
     return [(line.level, str(line)) for line in lines if line.name.startswith(name)]
 
@@ -81,7 +81,7 @@ def says(lines: list[tuple[str, str]], level: str, *words: str) -> bool:
 # --- settings and secrets ---
 
 
-async def test_all_that_is_wrong_with_the_settings_is_said_at_once(env: Env) -> None:
+async def test_all_invalid_settings_are_reported_at_once(env: Env) -> None:
     env |= {"RECEIVER_POLL_AFTER": "soon", "RECEIVER_DEV": "perhaps", "FAL_MAX_IN_FLIGHT": "-1"}
     lines = await found(env | {"PORT": "eighty", "HOST": "a b"}, "settings")
     assert [level for level, _ in lines] == ["FAIL"] * 5
@@ -91,20 +91,20 @@ async def test_all_that_is_wrong_with_the_settings_is_said_at_once(env: Env) -> 
     assert says(lines, "FAIL", "FAL_MAX_IN_FLIGHT")
 
 
-async def test_without_a_secret_key_the_rest_is_examined_all_the_same(env: Env) -> None:
+async def test_invalid_secret_key_does_not_stop_the_other_checks(env: Env) -> None:
     lines = await found({**env, "RECEIVER_SECRET_KEY": "short"})
     assert says(lines, "FAIL", "settings: RECEIVER_SECRET_KEY", "32 characters")
     assert says(lines, "ok", "database:")
     assert says(lines, "warn", "receiver: not checked")
 
 
-async def test_a_database_url_that_cannot_be_read_is_not_taken_for_another(env: Env) -> None:
+async def test_invalid_database_url_fails_and_no_database_is_checked(env: Env) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": "mysql://x"})
     assert says(lines, "FAIL", "settings: RECEIVER_DATABASE_URL")
     assert not [text for _, text in lines if text.startswith(("database", "backlog"))]
 
 
-async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_does(
+async def test_unknown_settings_are_reported_with_the_nearest_known_name(
     env: Env,
 ) -> None:
     env |= {
@@ -139,18 +139,18 @@ async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_
         ("pQ8-xV_2mZk7Lr0TgYw5Bd9HsNc3Fj6Ua1Ee", None),
     ],
 )
-def test_a_secret_is_weak_for_a_reason(text: str, reason: str | None) -> None:
+def test_weak_secret_is_detected_with_its_reason(text: str, reason: str | None) -> None:
     said = weakness(text)
     assert (said is None) == (reason is None), said
     assert reason is None or (said is not None and reason in said)
 
 
-def test_no_random_secret_is_weak() -> None:
+def test_random_secret_is_not_weak() -> None:
     for seed in range(500):
         assert weakness(os.urandom(16).hex()) is None, seed
 
 
-async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env: Env) -> None:
+async def test_secrets_are_checked_for_strength_reuse_and_rotation(env: Env) -> None:
     env |= {
         "RECEIVER_SECRET_KEY": f"{KEY},{'ab' * 20},{KEY}",
         "RECEIVER_API_KEYS": f"short,{KEY}",
@@ -168,13 +168,13 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
     assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is not one")
 
 
-async def test_no_api_key_is_worth_a_word(env: Env) -> None:
+async def test_missing_api_key_is_a_warning(env: Env) -> None:
     lines = await found({**env, "RECEIVER_API_KEYS": ""}, "secrets")
     assert says(lines, "warn", "RECEIVER_API_KEYS is not set")
     assert not says(lines, "FAIL")
 
 
-async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
+async def test_doctor_never_prints_a_secret(env: Env, tmp_path: Path) -> None:
     secrets = [KEY, OTHER_KEY, "k" * 20, "p4ss word", "fal-key-of-mine", "api-key-of-mine"]
     handlers = tmp_path / "loud.py"
     handlers.write_text(f"raise ValueError({OTHER_KEY!r})")
@@ -210,7 +210,7 @@ async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
         ("RECEIVER_URL", "receiver.example", "must begin with"),
     ],
 )
-async def test_what_libraries_and_commands_cannot_use_is_a_finding(
+async def test_invalid_library_and_client_settings_are_failures(
     env: Env, monkeypatch: pytest.MonkeyPatch, name: str, text: str, word: str
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
@@ -225,7 +225,7 @@ async def test_what_libraries_and_commands_cannot_use_is_a_finding(
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Describe the files of a folder."""
+    """Return the time and the content of each file of a folder."""
     return {
         path.name: (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.iterdir()
@@ -234,7 +234,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def make_database(env: Env, *statements: str) -> Path:
-    """Make the file as a receiver does, and change it."""
+    """Create the database as a receiver does, then run these statements."""
     path = Path(env["RECEIVER_DATABASE_URL"].removeprefix("sqlite:///"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -247,7 +247,7 @@ def make_database(env: Env, *statements: str) -> Path:
     return path
 
 
-async def test_a_file_that_is_not_there_yet_is_no_fault(env: Env, tmp_path: Path) -> None:
+async def test_missing_sqlite_file_is_ok_and_is_not_created(env: Env, tmp_path: Path) -> None:
     env["RECEIVER_DATABASE_URL"] = f"sqlite:///{tmp_path}/a/b/receiver.db"
     [(level, text)] = await found(env, "database")
     assert level == "ok"
@@ -255,9 +255,7 @@ async def test_a_file_that_is_not_there_yet_is_no_fault(env: Env, tmp_path: Path
     assert state(tmp_path) == {}
 
 
-async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
-    env: Env, tmp_path: Path
-) -> None:
+async def test_valid_sqlite_file_is_ok_and_nothing_is_written(env: Env, tmp_path: Path) -> None:
     make_database(env)
     before = state(tmp_path)
     lines = await found(env)
@@ -273,18 +271,20 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
         ("PRAGMA user_version = 0", "warn", f"this receiver needs {LATEST}"),
     ],
 )
-async def test_another_schema_is_told(env: Env, statement: str, level: str, said: str) -> None:
+async def test_other_schema_version_of_sqlite_is_reported(
+    env: Env, statement: str, level: str, said: str
+) -> None:
     make_database(env, statement)
     assert says(await found(env, "database"), level, said)
 
 
-async def test_a_file_that_is_no_database_is_told(env: Env) -> None:
+async def test_corrupt_sqlite_file_is_reported(env: Env) -> None:
     path = make_database(env)
     path.write_text("not a database " * 1000)
     assert says(await found(env, "database"), "FAIL", "cannot be read", "not a database")
 
 
-async def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(
+async def test_full_disk_and_read_only_folder_are_reported(
     env: Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_database(env)
@@ -305,7 +305,9 @@ def enqueue(number: int, handler: str, state: str, due_at: float | None) -> str:
     )
 
 
-async def test_what_is_pending_dead_or_held_back_is_told(env: Env, tmp_path: Path) -> None:
+async def test_overdue_dead_paused_and_unhandled_deliveries_are_reported(
+    env: Env, tmp_path: Path
+) -> None:
     handlers = tmp_path / "mine.py"
     handlers.write_text("from receiver import on\n@on('*', name='mine')\ndef f(event): ...\n")
     make_database(
@@ -328,29 +330,31 @@ async def test_what_is_pending_dead_or_held_back_is_told(env: Env, tmp_path: Pat
     assert not [text for _, text in lines if "pending for mine" in text]
 
 
-async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -> None:
+async def test_postgres_with_the_latest_schema_is_ok(env: Env, database: Database) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": database.url})
     assert says(lines, "ok", "database:", "PostgreSQL", f"schema {LATEST}")
     assert says(lines, "ok", "backlog: 0 deliveries pending")
     assert says(lines, "ok", "clock: the database server's clock agrees")
 
 
-async def test_a_database_that_is_set_to_take_no_writes_is_told(
-    env: Env, database: Database
-) -> None:
+async def test_read_only_postgres_is_a_failure(env: Env, database: Database) -> None:
     url = database.url_with("default_transaction_read_only=on")
     lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
     assert says(lines, "FAIL", "database: default_transaction_read_only is on")
 
 
-async def test_an_empty_server_stays_empty(env: Env, bare_database: Database) -> None:
+async def test_empty_postgres_is_a_warning_and_stays_empty(
+    env: Env, bare_database: Database
+) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": bare_database.url}, "database")
     assert says(lines, "warn", "it is empty", "makes the schema")
     [(count,)] = bare_database.rows("SELECT count(*) FROM pg_namespace WHERE nspname = 'receiver'")
     assert count == 0
 
 
-async def test_a_role_without_rights_is_told_which_it_lacks(env: Env, database: Database) -> None:
+async def test_postgres_role_without_rights_is_reported_with_the_missing_ones(
+    env: Env, database: Database
+) -> None:
     role = f"poor_{os.getpid()}"
     database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'poor'")
     try:
@@ -362,7 +366,7 @@ async def test_a_role_without_rights_is_told_which_it_lacks(env: Env, database: 
         database.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
-async def test_a_newer_schema_on_a_server_is_told(env: Env, bare_database: Database) -> None:
+async def test_newer_schema_on_postgres_is_reported(env: Env, bare_database: Database) -> None:
     bare_database.execute(
         "CREATE SCHEMA receiver",
         "CREATE TABLE receiver.migrations (number BIGINT)",
@@ -372,20 +376,20 @@ async def test_a_newer_schema_on_a_server_is_told(env: Env, bare_database: Datab
     assert says(lines, "FAIL", "schema 99")
 
 
-async def test_a_server_that_is_away_is_told(env: Env) -> None:
+async def test_unreachable_postgres_is_reported(env: Env) -> None:
     env["RECEIVER_DATABASE_URL"] = f"postgresql://me@127.0.0.1:{free_port()}/x"
     lines = await found(env, "database")
     assert says(lines, "FAIL", "cannot open the database", "set RECEIVER_DATABASE_URL")
 
 
-async def test_a_url_with_a_password_that_is_not_encoded_is_told(env: Env) -> None:
+async def test_unencoded_password_in_postgres_url_is_reported_without_it(env: Env) -> None:
     env["RECEIVER_DATABASE_URL"] = "postgresql://me:hu@sh@127.0.0.1/x"
     lines = await found(env, "database")
     assert says(lines, "FAIL", "is not a PostgreSQL URL", "percent-encode")
     assert not any("hu" in text or "sh@" in text for _, text in lines)
 
 
-async def test_parameters_that_only_others_know_do_not_keep_the_doctor_out(
+async def test_unknown_postgres_url_parameters_do_not_prevent_the_checks(
     env: Env, bare_database: Database
 ) -> None:
     url = bare_database.url_with("pgbouncer=true&channel_binding=prefer")
@@ -416,7 +420,7 @@ WELL: Final = Server(
         ({"skew": -3.0}, "warn", "3.0 s behind ours"),
     ],
 )
-def test_whatever_is_wrong_with_a_server_is_told(
+def test_postgres_replica_limits_schema_and_clock_skew_are_reported(
     change: dict[str, Any], level: str, said: str
 ) -> None:
     settings = Settings(database_url="postgresql://me@host/name")
@@ -431,7 +435,7 @@ def test_whatever_is_wrong_with_a_server_is_told(
     assert said in str(line)
 
 
-def test_a_pooler_in_transaction_mode_is_named() -> None:
+def test_pooler_in_transaction_mode_is_reported() -> None:
     settings = Settings(database_url="postgresql://me@host/name")
     [line] = check_database(msgspec.structs.replace(WELL, is_pooled=True), settings)
     assert (line.level, line.says.rpartition(", ")[2]) == (
@@ -440,18 +444,18 @@ def test_a_pooler_in_transaction_mode_is_named() -> None:
     )
 
 
-def test_a_disk_that_is_nearly_full_is_told() -> None:
+def test_nearly_full_disk_is_a_warning() -> None:
     state = File(exists=True, writable=True, free=2**29, version=LATEST)
     [line] = check_database(state, Settings())
     assert (line.level, "only 512 MB are free" in line.says) == ("warn", True)
 
 
-# --- the receiver, and the way to it ---
+# --- the running receiver, and the network before it ---
 
 
 @dataclass
 class Place:
-    """A receiver that runs, and the environment of a doctor beside it."""
+    """A running receiver, and the environment for a doctor that checks it."""
 
     env: Env
     port: int
@@ -473,7 +477,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place({**env, "RECEIVER_URL": f"http://127.0.0.1:{port}"}, port)
 
 
-async def test_a_receiver_that_runs_well_is_well(place: Place) -> None:
+async def test_healthy_receiver_has_no_failures(place: Place) -> None:
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": place.url})
     assert says(lines, "ok", "receiver: runs at", "knows every key")
     assert says(lines, "ok", "public url:", "leads here, and bodies arrive as they were sent")
@@ -481,7 +485,7 @@ async def test_a_receiver_that_runs_well_is_well(place: Place) -> None:
     assert not says(lines, "FAIL")
 
 
-async def test_a_receiver_whose_database_takes_no_writes_is_told(
+async def test_receiver_with_a_read_only_database_is_reported(
     place: Place, proxy: Callable[[Passing], str]
 ) -> None:
     async def passing(scope: Scope, body: bytes) -> Response:
@@ -495,7 +499,7 @@ async def test_a_receiver_whose_database_takes_no_writes_is_told(
     assert says(lines, "FAIL", "its database takes no writes")
 
 
-async def test_a_provider_that_has_locked_the_account_is_told(
+async def test_account_locked_by_a_provider_is_reported(
     place: Place, proxy: Callable[[Passing], str]
 ) -> None:
     async def passing(scope: Scope, body: bytes) -> Response:
@@ -509,7 +513,7 @@ async def test_a_provider_that_has_locked_the_account_is_told(
     assert says(lines, "FAIL", "provider fal: fal has locked the account, and its submits wait")
 
 
-async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
+async def test_dev_receiver_is_recognised_by_its_generated_secret(
     place: Place, env: Env, tmp_path: Path
 ) -> None:
     del env["RECEIVER_SECRET_KEY"]
@@ -522,7 +526,7 @@ async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
     assert says(await found(env, "receiver"), "ok", "runs at")
 
 
-async def test_a_key_that_the_running_receiver_does_not_know_is_told(place: Place) -> None:
+async def test_key_unknown_to_the_running_receiver_is_reported(place: Place) -> None:
     env = place.env | {
         "RECEIVER_SECRET_KEY": f"{KEY},{OTHER_KEY}",
         "RECEIVER_API_KEYS": f"{API_KEY},another-long-api-key",
@@ -540,7 +544,7 @@ Passing = Callable[[Scope, bytes], Awaitable[Response]]
 
 @pytest.fixture
 def proxy() -> Iterator[Callable[[Passing], str]]:
-    """Put something between the doctor and the receiver; give its URL."""
+    """Return a function that starts a proxy before the receiver, and returns its URL."""
     with ExitStack() as stack:
 
         def start(passing: Passing, **more: Any) -> str:
@@ -563,7 +567,7 @@ async def passed_on(
     return Response(answer.content, answer.status_code, media_type=kind)
 
 
-async def test_a_receiver_with_other_secrets_is_told_and_gets_no_api_key(
+async def test_receiver_with_other_secrets_is_reported_and_gets_no_api_key(
     place: Place, env: Env, proxy: Callable[[Passing], str]
 ) -> None:
     asked: list[str] = []
@@ -578,7 +582,7 @@ async def test_a_receiver_with_other_secrets_is_told_and_gets_no_api_key(
     assert not [line for line in asked if API_KEY in line or "/v1" in line]
 
 
-async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
+async def test_other_server_at_the_default_url_is_only_a_warning(
     env: Env, monkeypatch: pytest.MonkeyPatch, proxy: Callable[[Passing], str]
 ) -> None:
     caller = Caller(url=proxy(_says(Response("hello"))))
@@ -612,7 +616,7 @@ OBSTACLES: Final[dict[str, tuple[Passing, str]]] = {
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-async def test_what_stands_in_the_way_of_callbacks_is_told(
+async def test_redirect_login_and_other_obstacles_for_callbacks_are_reported(
     place: Place, proxy: Callable[[Passing], str], obstacle: str
 ) -> None:
     passing, said = OBSTACLES[obstacle]
@@ -646,7 +650,7 @@ SPOILT: Final[dict[str, tuple[str, Spoiling, str]]] = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-async def test_what_changes_callbacks_on_their_way_is_told(
+async def test_proxy_that_changes_callbacks_is_reported(
     place: Place, proxy: Callable[[Passing], str], kind: str
 ) -> None:
     level, spoil, said = SPOILT[kind]
@@ -659,10 +663,10 @@ async def test_what_changes_callbacks_on_their_way_is_told(
     assert says(lines, level, said), lines
 
 
-async def test_an_answer_kept_from_another_echo_proves_nothing(
+async def test_recorded_echo_answer_does_not_pass_for_a_receiver(
     place: Place, proxy: Callable[[Passing], str]
 ) -> None:
-    """A cache before the receiver, or somebody who wrote an answer down, is not a receiver."""
+    """A cache, or an attacker who recorded an answer, must not pass for the receiver."""
     tokens, now = Tokens([KEY]), time.time()
     async with httpx.AsyncClient(base_url=place.url) as client:
         kept = await client.post(f"/webhooks/echo/{tokens.echoes(now)[0]}", content=b"x")
@@ -671,7 +675,7 @@ async def test_an_answer_kept_from_another_echo_proves_nothing(
     assert says(await found(env, "public url"), "FAIL", "but it is not a receiver")
 
 
-async def test_a_certificate_that_nobody_trusts_is_told(
+async def test_untrusted_certificate_is_reported(
     place: Place, proxy: Callable[..., str], tmp_path: Path
 ) -> None:
     public, private = write_certificate(tmp_path)
@@ -682,7 +686,7 @@ async def test_a_certificate_that_nobody_trusts_is_told(
     assert says(lines, "FAIL", "TLS fails")
 
 
-async def test_a_name_without_an_address_and_a_port_without_a_server_are_told(
+async def test_unresolvable_host_and_refused_connection_are_reported(
     place: Place, env: Env
 ) -> None:
     nowhere = "https://receiver.invalid"
@@ -693,7 +697,7 @@ async def test_a_name_without_an_address_and_a_port_without_a_server_are_told(
     assert says(lines, "FAIL", "connection refused")
 
 
-async def test_before_a_receiver_runs_its_public_url_is_not_blamed(env: Env) -> None:
+async def test_public_url_is_only_a_warning_while_no_receiver_runs(env: Env) -> None:
     env |= {"RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{free_port()}", "RECEIVER_DEV": "1"}
     lines = await found(env)
     assert says(lines, "warn", "receiver: no receiver of ours answers", "receiver serve")
@@ -701,7 +705,7 @@ async def test_before_a_receiver_runs_its_public_url_is_not_blamed(env: Env) -> 
     assert not says(lines, "FAIL")
 
 
-async def test_a_private_address_and_plain_http_are_for_development_only(
+async def test_private_address_and_plain_http_are_allowed_only_in_dev_mode(
     place: Place, env: Env
 ) -> None:
     env["RECEIVER_PUBLIC_URL"] = place.url
@@ -712,14 +716,14 @@ async def test_a_private_address_and_plain_http_are_for_development_only(
     assert says(lines, "warn", "only providers on this machine")
 
 
-async def test_without_a_public_url_there_is_a_warning(env: Env) -> None:
+async def test_missing_public_url_is_a_warning(env: Env) -> None:
     assert says(await found(env, "public url"), "warn", "RECEIVER_PUBLIC_URL is not set")
 
 
-# --- the echo, as a stranger meets it ---
+# --- the echo route, without authentication ---
 
 
-async def test_an_echo_is_nothing_to_a_stranger_and_to_a_replay(place: Place) -> None:
+async def test_echo_rejects_forged_and_expired_tokens_and_oversized_bodies(place: Place) -> None:
     tokens, now = Tokens([KEY]), time.time()
     good = tokens.echoes(now)[0]
     bad = {
@@ -758,7 +762,9 @@ def providers() -> Iterator[Env]:
         yield {**settings_for(f"http://127.0.0.1:{port}"), **keys}
 
 
-async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: Env) -> None:
+async def test_valid_and_invalid_provider_keys_are_told_apart_without_submits(
+    env: Env, providers: Env
+) -> None:
     lines = await found(env | providers)
     for name in DECLARED:
         assert says(lines, "ok", f"provider {name}: the key is good")
@@ -773,7 +779,7 @@ async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: 
         assert (await client.get("/_emulator/ledger")).json()["predictions"] == []
 
 
-async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
+async def test_disabled_unreachable_and_wrong_provider_urls_are_reported(
     env: Env, providers: Env, proxy: Callable[[Passing], str]
 ) -> None:
     wrong = {
@@ -798,7 +804,7 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
     ("ahead", "level", "said"),
     [(0, "ok", "agrees with ours"), (30, "warn", "behind ours"), (-3600, "FAIL", "ahead of ours")],
 )
-async def test_our_clock_is_held_against_the_providers(
+async def test_clock_skew_against_the_providers_is_reported(
     env: Env, providers: Env, ahead: float, level: str, said: str
 ) -> None:
     lines = await examine(env | providers, clock=lambda: time.time() + ahead)
@@ -809,7 +815,9 @@ async def test_our_clock_is_held_against_the_providers(
 # --- handlers ---
 
 
-async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_path: Path) -> None:
+async def test_every_handler_file_that_cannot_be_loaded_is_reported(
+    env: Env, tmp_path: Path
+) -> None:
     for name, content in {
         "broken.py": "from receiver import on\n1/0\n",
         "leaves.py": "import sys\nsys.exit(3)\n",
@@ -830,9 +838,7 @@ async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_pa
     assert says(lines, "warn", "good is to run after x", "will not wait")
 
 
-async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_serve(
-    env: Env, tmp_path: Path
-) -> None:
+async def test_handlers_imported_by_another_file_are_loaded_once(env: Env, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("from receiver import on\n@on('*')\ndef f(event): ...\n")
     (tmp_path / "all.py").write_text("from one import f\n")
     files = ",".join(str(tmp_path / name) for name in ("one.py", "all.py", "one.py"))
@@ -840,11 +846,11 @@ async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_s
     assert lines == [("ok", "handlers: one:f: loaded")]
 
 
-async def test_without_handlers_there_is_a_warning(env: Env) -> None:
+async def test_missing_handlers_are_a_warning(env: Env) -> None:
     assert says(await found(env, "handlers"), "warn", "no handler is registered")
 
 
-async def test_a_handler_that_is_no_python_is_one_finding(env: Env, tmp_path: Path) -> None:
+async def test_syntax_error_in_a_handler_file_is_one_finding(env: Env, tmp_path: Path) -> None:
     handlers = tmp_path / "odd.py"
     handlers.write_text("def draw(:\n")
     lines = await found(env | {"RECEIVER_HANDLERS": str(handlers)}, "handlers")
@@ -853,14 +859,14 @@ async def test_a_handler_that_is_no_python_is_one_finding(env: Env, tmp_path: Pa
     ]
 
 
-async def test_results_that_are_gone_soon_and_kept_by_nobody_are_a_warning(env: Env) -> None:
+async def test_short_lived_results_without_the_save_handler_are_a_warning(env: Env) -> None:
     env |= {"BFL_API_KEY": "key-of-mine", "HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
     assert says(await found(env, "handlers"), "warn", "bfl are gone after 10 minutes", "`save`")
     lines = await found(env | {"RECEIVER_HANDLERS": "save"}, "handlers")
     assert lines == [("ok", "handlers: save: loaded")]
 
 
-async def test_a_chat_in_which_nobody_can_order_is_a_warning(
+async def test_chat_without_recipes_or_an_allow_rule_is_a_warning(
     env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLACK_TOKEN", "xoxb-1")
@@ -874,10 +880,10 @@ async def test_a_chat_in_which_nobody_can_order_is_a_warning(
     assert not says(await found(env, "handlers"), "warn", "RECEIVER_RECIPES")
 
 
-# --- the whole ---
+# --- all checks together ---
 
 
-async def test_one_check_that_fails_or_hangs_does_not_stop_the_others(
+async def test_failing_or_hanging_check_does_not_stop_the_others(
     env: Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*_: object) -> None:
@@ -896,7 +902,7 @@ async def test_one_check_that_fails_or_hangs_does_not_stop_the_others(
     assert says(lines, "ok", "database:")
 
 
-def test_the_worst_of_nothing_is_ok() -> None:
+def test_worst_level_of_no_findings_is_ok() -> None:
     assert worst([]) == "ok"
     assert worst([Finding("ok", "a", ""), Finding("FAIL", "b", ""), Finding("warn", "c", "")]) == (
         "FAIL"
@@ -909,7 +915,9 @@ def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return run_to_end(["-m", "receiver", "doctor", *args], cwd, env)
 
 
-def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> None:
+def test_doctor_command_prints_text_or_json_and_sets_the_exit_code(
+    env: Env, tmp_path: Path
+) -> None:
     (tmp_path / "mine.py").write_text(
         "from receiver import on\nprint('loud')\n@on('*', name='mine')\ndef f(event): ...\n"
     )
@@ -931,7 +939,7 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
     assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats a few characters" in failed.result().stdout
 
 
-def test_our_clock_is_right_where_one_provider_agrees() -> None:
+def test_clock_is_ok_if_one_provider_agrees() -> None:
     [line] = check_clocks(None, {"oxen": -17649.4, "eachlabs": 0.5})
     assert (line.level, line.says) == ("ok", "the clock of eachlabs agrees with ours")
     assert check_clocks(None, {}) == []

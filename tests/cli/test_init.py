@@ -1,4 +1,4 @@
-"""`receiver init`: a project whose next commands work, and which never replaces what is there."""
+"""`receiver init` makes a project whose next commands work, and replaces no existing file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_words_are_announced_too(receiver_kit, capsys):
 
 
 def installed() -> dict[str, str]:
-    """Give the environment of a user who has the program on the path."""
+    """Return the environment of a user with the program on PATH."""
     env = environment({"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"})
     for name in [name for name in env if name.startswith(("PYTEST_", "COV_"))]:
         del env[name]
@@ -52,7 +52,7 @@ def bash(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path) -> None:
+def test_both_printed_next_commands_work(tmp_path: Path) -> None:
     made = bash("receiver init 'my shop'", tmp_path)
     assert made.returncode == 0, made.stderr
     serve, submit = re.findall(r"^  (.*)$", made.stdout, re.MULTILINE)
@@ -62,7 +62,7 @@ def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path) -> None:
         serve.partition("&& receiver ")[2],
         submit.partition("receiver ")[2],
     ]
-    port = free_port()  # as printed but for it: other tests run beside this one
+    port = free_port()  # not the printed one, as other tests run at the same time
     log = tmp_path / "serve.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -88,9 +88,9 @@ def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path) -> None:
     assert "fal-ai/nano-banana made http://127.0.0.1:" in log.read_text()
 
 
-def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path) -> None:
+def test_generated_project_passes_its_test_and_hides_its_secrets(tmp_path: Path) -> None:
     assert receiver("init", cwd=tmp_path).returncode == 0
-    cache = ROOT / ".mypy_cache" / "pages"  # 10 seconds without
+    cache = ROOT / ".mypy_cache" / "pages"  # without a cache it takes 10 seconds
     typed = bash(f"mypy --strict --config-file= --cache-dir='{cache}' .", tmp_path)
     assert typed.returncode == 0, typed.stdout
     (tmp_path / "test_words.py").write_text(WORDS)
@@ -119,7 +119,7 @@ def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path)
     assert "reads like a placeholder" not in checked.stdout
 
 
-def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
+def test_init_never_overwrites_existing_files(tmp_path: Path) -> None:
     (tmp_path / "my_handlers.py").write_text("mine\n")
     (tmp_path / ".gitignore").symlink_to("nowhere")
     first = inside("init", cwd=tmp_path)
@@ -134,7 +134,7 @@ def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
     assert before["my_handlers.py"] == b"mine\n"
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_exits_1_without_traceback(tmp_path: Path) -> None:
     done = inside("init", "/dev/null/x", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("receiver: ")

@@ -1,4 +1,4 @@
-"""Replaying in bulk from a terminal, against an API that is told what to say."""
+"""`receiver replay` in bulk from a terminal, against a scripted API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTED = {"id": "rep_1", "state": "counted", "matched": 9, "events": 4, "replay
 
 
 class Api(Client):
-    """Answers in turn, and keeps what it was asked."""
+    """A client that gives scripted answers in turn, and records the requests."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers: Iterator[Any] = iter(answers)
@@ -45,7 +45,7 @@ def no_time(_: float) -> None: ...
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Sit before a terminal, and answer every question in turn; gives what was asked."""
+    """Return a function that simulates a terminal with these answers, and returns the questions."""
 
     def sit(*answers: bool) -> list[str]:
         asked: list[str] = []
@@ -67,7 +67,7 @@ Sit = Callable[..., list[str]]
 Captured = pytest.CaptureFixture[str]
 
 
-def test_it_counts_asks_begins_and_shows_how_far_it_is(terminal: Sit, capsys: Captured) -> None:
+def test_replay_counts_asks_starts_and_shows_progress(terminal: Sit, capsys: Captured) -> None:
     api, asked = Api({}, RUNNING, RUNNING, DONE), terminal(True)
     assert replay_all(api, WANTED, yes=False, sleep=no_time)["state"] == "done"
     paths = ["", "/rep_1/start", "/rep_1", "/rep_1"]
@@ -81,7 +81,7 @@ def test_it_counts_asks_begins_and_shows_how_far_it_is(terminal: Sit, capsys: Ca
 
 
 @pytest.mark.parametrize(("matched", "answers"), [(9, [False]), (0, [])])
-def test_what_is_not_wanted_after_all_is_dropped(
+def test_declined_or_empty_replay_is_canceled(
     terminal: Sit, matched: int, answers: list[bool]
 ) -> None:
     api = Api({"matched": matched}, {"state": "canceled"})
@@ -90,7 +90,7 @@ def test_what_is_not_wanted_after_all_is_dropped(
     assert [path for path, _ in api.asked][1:] == ["/v1/replays/rep_1/cancel"]
 
 
-def test_where_nobody_can_be_asked_nothing_is_begun(capsys: Captured) -> None:
+def test_replay_without_a_terminal_starts_only_with_yes(capsys: Captured) -> None:
     api = Api({}, {"state": "canceled"})
     with pytest.raises(ReceiverError, match="pass --yes"):
         replay_all(api, WANTED, yes=False, sleep=no_time)
@@ -103,20 +103,20 @@ def interrupt(_: float) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_interrupt_offers_to_cancel(terminal: Sit, capsys: Captured) -> None:
+def test_interrupt_offers_to_cancel_the_replay(terminal: Sit, capsys: Captured) -> None:
     api = Api({}, RUNNING, {"state": "canceled", "replayed": 6})
     terminal(True, True)
     assert replay_all(api, WANTED, yes=False, sleep=interrupt)["replayed"] == 6
     assert "canceled: 6 deliveries redelivered" in capsys.readouterr().out
 
 
-def test_an_interrupt_may_leave_it_at_work(terminal: Sit, capsys: Captured) -> None:
+def test_interrupted_replay_can_be_left_running(terminal: Sit, capsys: Captured) -> None:
     api, _ = Api({}, RUNNING), terminal(True, False)
     assert replay_all(api, WANTED, yes=False, sleep=interrupt)["state"] == "running"
     assert "it goes on; `receiver replays --cancel rep_1` ends it" in capsys.readouterr().out
 
 
-def test_an_interrupt_may_come_too_late() -> None:
+def test_interrupt_after_the_replay_ended_returns_its_result() -> None:
     api = Api({}, RUNNING, ClientError("replay-ended", "the replay has ended"), DONE)
     assert replay_all(api, WANTED, yes=True, sleep=interrupt)["state"] == "done"
     api = Api({}, RUNNING, ClientError("unreachable", "nobody is there"), RUNNING)
@@ -135,16 +135,16 @@ def test_an_interrupt_may_come_too_late() -> None:
         ("2025-06-15T12:00:00Z", "2025-06-15T12:00:00+00:00"),
     ],
 )
-def test_a_time_is_a_time_or_how_long_ago(text: str, time: str) -> None:
+def test_time_is_given_as_a_timestamp_or_an_age(text: str, time: str) -> None:
     assert moment(text, NOW) == time
 
 
 @pytest.mark.parametrize("text", ["-5m", "yesterday", "2025-06-15T12:00:00", "24", ""])
-def test_what_is_no_time_is_said_with_what_is(text: str) -> None:
+def test_invalid_time_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(ReceiverError, match="write 24h"):
         moment(text, NOW)
 
 
-def test_a_time_before_all_years_is_refused() -> None:
+def test_time_before_year_1_is_rejected() -> None:
     with pytest.raises(ReceiverError, match="before the year 1"):
         moment("999999w", NOW)

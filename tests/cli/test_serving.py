@@ -1,4 +1,4 @@
-"""A `receiver serve` as servers start it, which is read without the parser of all commands."""
+"""The fast path of `receiver serve`: simple arguments are read without the full parser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from receiver.cli.main import plain
         "--port 1 --port 2 --host a --host b",
     ],
 )
-def test_it_is_read_as_the_parser_reads_it(words: str) -> None:
+def test_fast_path_reads_serve_arguments_as_the_full_parser_does(words: str) -> None:
     given = plain(["serve", *words.split()])
     assert given is not None
     command = get_command(main).get_command(None, "serve")  # type: ignore[attr-defined]
@@ -44,5 +44,5 @@ def test_it_is_read_as_the_parser_reads_it(words: str) -> None:
         *("serve --port=80", "serve --host --port 80", "serve --reload", "serve \udcff"),
     ],
 )
-def test_the_parser_reads_all_else(words: str) -> None:
+def test_fast_path_leaves_other_arguments_to_the_full_parser(words: str) -> None:
     assert plain(words.split()) is None

@@ -1,4 +1,4 @@
-"""`receiver tail`: line by line, through lost connections, in colour or as JSON."""
+"""`receiver tail` prints events as lines or JSON, and reconnects after lost connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def said(*places: int) -> str:
 
 
 class Script(httpx.BaseTransport):
-    """Answers each connection in turn, and keeps what it was asked."""
+    """A transport that gives scripted answers in turn, and records each Last-Event-ID."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self._answers = iter(answers)
@@ -58,24 +58,24 @@ def stream(*parts: str | Exception) -> httpx.Response:
 
 
 def followed(script: Script, after: int | None = None) -> tuple[list[int], list[float], list[str]]:
-    """Follow until the script is over; give the places, the waits, and the notices."""
+    """Follow until the script ends; return the sequence numbers, the waits, and the notices."""
     places: list[int] = []
     waits: list[float] = []
     notices: list[str] = []
     messages = follow(Client(KEY, script, waits.append), after, told=notices.append)
-    with suppress(RuntimeError):  # what a generator makes of the end of the script
+    with suppress(RuntimeError):  # raised by the generator at the end of the script
         for message in messages:
             places.append(message["seq"])  # noqa: PERF401 - those before the end count
     return places, waits, notices
 
 
-def test_a_lost_connection_is_made_again_from_where_it_was() -> None:
+def test_lost_connection_resumes_from_the_last_event_id_with_backoff() -> None:
     script = Script(
         stream(": live\n\n", said(1, 2), httpx.ReadError("cut")),
         httpx.ConnectError("nobody there"),
         httpx.Response(503),
         stream(said(3), ": still here\n\n"),
-        stream(said(4), "id: 5\nevent: prediction.qu"),  # cut in the middle: it was not said
+        stream(said(4), "id: 5\nevent: prediction.qu"),  # truncated, so not an event
     )
     places, waits, notices = followed(script)
     assert places == [1, 2, 3, 4]
@@ -84,7 +84,7 @@ def test_a_lost_connection_is_made_again_from_where_it_was() -> None:
     assert "cut" in notices[0]
 
 
-def test_what_happens_before_the_first_message_is_not_missed() -> None:
+def test_reconnect_before_the_first_message_misses_no_event() -> None:
     begun = stream(": live\n", httpx.ReadError("cut"))
     begun.headers["last-event-id"] = "41"
     script = Script(begun, stream(said(42)))
@@ -92,14 +92,14 @@ def test_what_happens_before_the_first_message_is_not_missed() -> None:
     assert script.asked == [None, "41", "42"]
 
 
-def test_it_begins_where_it_is_told_to() -> None:
+def test_tail_starts_after_the_given_event_id() -> None:
     script = Script(stream())
     followed(script, 7)
     assert script.asked[0] == "7"
 
 
 @pytest.mark.parametrize("status", [401, 404, 422])
-def test_a_refusal_is_the_end(status: int) -> None:
+def test_http_401_404_or_422_ends_the_tail(status: int) -> None:
     problem = httpx.Response(status, json={"detail": "it says why"})
     client = Client(KEY, Script(problem))
     with pytest.raises(ClientError, match="it says why"):
@@ -129,7 +129,7 @@ EVENT: Final[dict[str, Any]] = {
 }
 
 
-def test_a_line_says_what_happened_and_nothing_is_markup() -> None:
+def test_event_line_shows_its_fields_and_ignores_markup() -> None:
     text = line(EVENT)
     for word in ("03:04:05", "failed", "pred_1", "fal-ai/x", "webhook", "[red]boom[/red]"):
         assert word in text
@@ -155,7 +155,7 @@ ATTEMPT: Final[dict[str, Any]] = {
 }
 
 
-def test_what_a_handler_does_is_a_line() -> None:
+def test_delivery_line_shows_the_attempt_and_the_next_retry() -> None:
     said = line(ATTEMPT).split("  ")
     assert [word.strip() for word in said if word.strip()] == [
         "03:04:05", "pending", "pred_1", "fal", "fal-ai/x", "save #2",
@@ -167,11 +167,11 @@ def test_what_a_handler_does_is_a_line() -> None:
     assert "\x1b[31mdead" in text
 
 
-def test_a_gap_is_said() -> None:
+def test_gap_in_the_stream_is_printed() -> None:
     assert "between 3 and 9" in line({"event": "stream.gap", "after": 3, "until": 9})
 
 
-def test_a_receiver_that_is_killed_and_started_again_is_followed(tmp_path: Path) -> None:
+def test_tail_follows_a_receiver_that_is_killed_and_restarted(tmp_path: Path) -> None:
     emulator_port, port = free_port(), free_port()
     emulator = start("emulate", "--seconds", "0.05", port=emulator_port, cwd=tmp_path)
     env = {

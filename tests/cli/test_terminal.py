@@ -1,4 +1,4 @@
-"""A chat in the terminal, with a handler of `receiver serve --emulate` at its other end."""
+"""`receiver chat`: a chat in the terminal with a handler of `receiver serve --emulate`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def here() -> Iterator[Outside]:
 
 @dataclass
 class Talking:
-    """A terminal under way."""
+    """A running `receiver chat`."""
 
     process: subprocess.Popen[str]
     log: Path
@@ -79,7 +79,7 @@ def talking(*args: str, cwd: Path) -> Iterator[Talking]:
         process.communicate()
 
 
-def test_what_is_typed_is_told_and_what_is_shown_is_printed(here: Outside, tmp_path: Path) -> None:
+def test_chat_sends_typed_lines_and_prints_the_answers(here: Outside, tmp_path: Path) -> None:
     with talking("--as", "discord", "--emulator", here.url, cwd=tmp_path) as chat:
         chat.types("/imagine a lighthouse")
         shown = chat.wait_for("[1] Again")
@@ -98,7 +98,7 @@ def test_what_is_typed_is_told_and_what_is_shown_is_printed(here: Outside, tmp_p
     assert [told.json["type"] for told in here.app.told] == [2, 3, 2]
 
 
-def test_a_picture_has_an_address_that_opens(here: Outside, tmp_path: Path) -> None:
+def test_picture_in_a_chat_has_a_working_url(here: Outside, tmp_path: Path) -> None:
     api = f"{here.url}/telegram/bot{TOKEN}/sendPhoto"
     with talking("--as", "telegram", "--emulator", here.url, cwd=tmp_path) as chat:
         chat.wait_for("-- ")
@@ -110,7 +110,7 @@ def test_a_picture_has_an_address_that_opens(here: Outside, tmp_path: Path) -> N
     assert httpx.get(address).content == PNG
 
 
-def test_without_an_emulator_it_says_what_has_one(tmp_path: Path) -> None:
+def test_chat_without_an_emulator_exits_1_with_advice(tmp_path: Path) -> None:
     done = receiver("chat", "--emulator", "http://127.0.0.1:9", cwd=tmp_path)
     assert done.returncode == 1
     assert "`receiver serve --emulate` has one" in done.stderr
@@ -128,7 +128,7 @@ def told(event: Event) -> None:
 """
 
 
-def test_serve_emulate_gives_handlers_the_chats_and_says_how_to_open_one(tmp_path: Path) -> None:
+def test_serve_emulate_sets_chat_variables_and_prints_the_chat_command(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(HANDLER)
     with running(
         "serve", "--emulate", "--try", "told.py", cwd=tmp_path, TELEGRAM_TOKEN="1:own"
@@ -140,7 +140,7 @@ def test_serve_emulate_gives_handlers_the_chats_and_says_how_to_open_one(tmp_pat
             chat.wait_for(f"! {server.url}/in/slack: 404")
 
 
-def test_with_nothing_set_an_order_is_answered_by_its_picture(tmp_path: Path) -> None:
+def test_chat_order_without_settings_is_answered_with_its_picture(tmp_path: Path) -> None:
     with running("serve", "--emulate", "slack-in", cwd=tmp_path) as server:
         shown = server.wait_for(" chat --emulator ")
         [where] = [line.split()[-1] for line in shown.splitlines() if " chat --emulator" in line]
@@ -150,7 +150,7 @@ def test_with_nothing_set_an_order_is_answered_by_its_picture(tmp_path: Path) ->
             chat.wait_for("/files/")
 
 
-def test_emulate_prints_what_a_receiver_needs(tmp_path: Path) -> None:
+def test_emulate_prints_exports_for_all_chat_platforms(tmp_path: Path) -> None:
     with running("emulate", cwd=tmp_path) as emulator:
         shown = emulator.wait_for("# chat: receiver chat --emulator")
     for name in (

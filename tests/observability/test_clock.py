@@ -1,4 +1,4 @@
-"""A wall clock that steps makes nothing wait, and ends nothing, that the step was not about."""
+"""Due times and deadlines follow a step of the wall clock, so it delays and expires nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUR: Final = 3600.0
 
 @pytest.fixture(autouse=True)
 def _watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare the clocks often."""
+    """Check for a clock step often."""
     monkeypatch.setattr(clocks, "_EVERY", 0.01)
 
 
@@ -47,7 +47,7 @@ async def station(folder: Path, *handlers: Any, **env: str) -> AsyncIterator[Sta
 
 
 async def set_clock(station: Station, logged: Logged, seconds: float) -> float:
-    """Set the wall clock, and wait until that was followed; give the step that was seen."""
+    """Step the wall clock, wait until the receiver follows, and return the step that it logged."""
     station.clock.ahead += seconds
     [told] = await eventually(lambda: [one for one in logged if one["event"] == "clock.stepped"])
     # The two clocks are read one after the other, and a busy machine may pause between.
@@ -59,25 +59,25 @@ STEPS: Final = pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * HOUR, 30 * HO
 
 
 @STEPS
-async def test_a_look_comes_when_it_would_have_come(
+async def test_poll_due_time_and_deadline_follow_a_clock_step(
     tmp_path: Path, logged: Logged, step: float
 ) -> None:
     async with station(tmp_path, RECEIVER_POLL_AFTER="1") as run:
         sent = await run.submitted("fal")
         [(before, deadline)] = run.rows("SELECT due_at, deadline_at FROM predictions")
         seen = await set_clock(run, logged, step)
-        # A look under way writes its own next time, which may still be by the old clock once.
+        # A poll that is under way may still write one due time by the old clock.
         [(_, last)] = await eventually(
             lambda: run.rows("SELECT due_at, deadline_at FROM predictions"),
             lambda rows: rows[0][0] - before == pytest.approx(step, abs=90),
         )
-        assert last - deadline == pytest.approx(seen, abs=0.1)  # it is told in tenths
+        assert last - deadline == pytest.approx(seen, abs=0.1)  # it is logged in tenths
         run.network.always("fal.poll", run.network.ends)
         await run.until(sent.prediction_id, "succeeded")
 
 
 @STEPS
-async def test_a_submit_that_was_put_off_is_sent(
+async def test_postponed_submit_is_sent_after_a_clock_step(
     tmp_path: Path, logged: Logged, step: float
 ) -> None:
     async with station(tmp_path) as run:
@@ -89,7 +89,7 @@ async def test_a_submit_that_was_put_off_is_sent(
 
 
 @STEPS
-async def test_a_delivery_is_tried_again_when_it_would_have_been(
+async def test_delivery_is_retried_after_a_clock_step(
     tmp_path: Path, logged: Logged, step: float
 ) -> None:
     ran = []
@@ -108,9 +108,7 @@ async def test_a_delivery_is_tried_again_when_it_would_have_been(
         assert (await run.http.get("/readyz")).status_code == 200
 
 
-async def test_requests_that_were_counted_do_not_count_for_an_hour(
-    tmp_path: Path, logged: Logged
-) -> None:
+async def test_rate_limit_counts_follow_a_clock_step_back(tmp_path: Path, logged: Logged) -> None:
     async with station(tmp_path, FAL_REQUESTS_PER_MINUTE="1") as run:
         await run.submitted("fal", "first")
         await set_clock(run, logged, -HOUR)
@@ -120,7 +118,7 @@ async def test_requests_that_were_counted_do_not_count_for_an_hour(
         )
 
 
-# --- the clock by itself ---
+# --- the steady clock alone ---
 
 
 class Clocks:
@@ -137,7 +135,7 @@ class Clocks:
         self.monotonic += seconds
 
 
-def test_time_goes_on_evenly_until_a_step_is_followed() -> None:
+def test_steady_clock_ignores_a_step_until_it_is_followed() -> None:
     computer = Clocks()
     computer.pass_(5.0)
     computer.wall -= HOUR
@@ -150,7 +148,7 @@ def test_time_goes_on_evenly_until_a_step_is_followed() -> None:
     assert computer.steady.step() is None
 
 
-def test_a_drift_is_followed_without_a_word() -> None:
+def test_slow_drift_is_followed_without_a_step() -> None:
     computer = Clocks()
     for _ in range(100):
         computer.wall += 0.9
@@ -158,7 +156,7 @@ def test_a_drift_is_followed_without_a_word() -> None:
     assert computer.steady() == pytest.approx(computer.wall)
 
 
-def test_time_in_which_the_computer_was_suspended_makes_due_but_ends_nothing() -> None:
+def test_suspend_moves_deadlines_but_not_due_times() -> None:
     computer = Clocks()
     computer.wall += 8 * HOUR
     computer.suspended += 8 * HOUR
@@ -169,7 +167,7 @@ def test_time_in_which_the_computer_was_suspended_makes_due_but_ends_nothing() -
     assert computer.steady.step() == Shift(due=HOUR, deadline=HOUR)
 
 
-def test_a_clock_set_while_the_computer_was_suspended_is_both() -> None:
+def test_clock_set_during_suspend_moves_due_times_and_deadlines() -> None:
     computer = Clocks()
     computer.wall += 3 * HOUR
     computer.suspended += HOUR

@@ -1,4 +1,4 @@
-"""Logs: one form for all, every event name on the list, and nothing secret in a line."""
+"""Logs: one format for all lines, known event names only, and no secret in any line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
 
 @pytest.fixture
 def out() -> Iterator[io.StringIO]:
-    """Give a stream to log to, and afterwards the logging that was there before."""
+    """Yield a stream to log to, and restore the logging configuration afterwards."""
     loggers = [logging.getLogger(name) for name in _OURS]
     levels = [logger.level for logger in loggers]
     handlers = logging.getLogger().handlers[:]
@@ -46,7 +46,7 @@ def out() -> Iterator[io.StringIO]:
 
 
 def text(out: io.StringIO) -> str:
-    """Give what was written once all of it is."""
+    """Return what was logged, once all of it is written."""
     assert flush(10)
     return out.getvalue()
 
@@ -91,11 +91,11 @@ EVENTS: Final = {
     "task": "failed",
     "wake": "failed",
 }
-"""All events of ours: people search for them, and alert on them, by these names."""
+"""All event names of the receiver: users search and alert by them, so they must not change."""
 
 
 def logged() -> dict[str, list[str]]:
-    """Find every `log.<level>("…")` of the package and the files it is in."""
+    """Find every `log.<level>("…")` of the package, with the places where it is."""
     found: dict[str, list[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         if "emulator" in path.relative_to(PACKAGE).parts:
@@ -123,12 +123,12 @@ def _event(node: ast.Call, place: str) -> str:
     return str(first.value)
 
 
-def test_events_have_the_names_that_people_know() -> None:
+def test_all_log_event_names_are_on_the_list() -> None:
     known = {f"{noun}.{verb}" for noun, verbs in EVENTS.items() for verb in verbs.split()}
     assert logged().keys() == known
 
 
-def test_no_line_carries_a_field_that_redaction_would_hide() -> None:
+def test_no_log_call_has_a_field_name_that_is_redacted() -> None:
     named = [
         f"{path.relative_to(PACKAGE)}:{node.lineno} {word.arg}"
         for path in PACKAGE.rglob("*.py")
@@ -141,7 +141,7 @@ def test_no_line_carries_a_field_that_redaction_would_hide() -> None:
 
 
 @pytest.mark.parametrize("word", SECRET_WORDS)
-def test_a_field_that_sounds_like_a_secret_is_hidden(word: str) -> None:
+def test_field_named_like_a_secret_is_redacted(word: str) -> None:
     fields = {word: "hush", f"X-{word.upper()}-Y": "hush", "event": "a.b", "other": "seen"}
     hidden = redact(None, "info", dict(fields))
     assert "hush" not in str(hidden)
@@ -149,7 +149,7 @@ def test_a_field_that_sounds_like_a_secret_is_hidden(word: str) -> None:
     assert hidden.keys() == fields.keys()
 
 
-def test_a_line_is_json_with_its_fields(out: io.StringIO) -> None:
+def test_json_line_has_time_level_event_and_fields(out: io.StringIO) -> None:
     configure("json", "info", out)
     structlog.get_logger().info("a.b", prediction="pred_1", number=7, text='a "line"\nend')
     [line] = lines(out)
@@ -163,7 +163,7 @@ def test_a_line_is_json_with_its_fields(out: io.StringIO) -> None:
     }
 
 
-def test_what_json_has_no_word_for_is_written_as_text(out: io.StringIO) -> None:
+def test_value_without_a_json_form_is_written_as_text(out: io.StringIO) -> None:
     configure("json", "info", out)
     structlog.get_logger().info("a.b", path=object, error=ValueError("no"), big=10**400)
     [line] = lines(out)
@@ -176,7 +176,7 @@ class Unsayable:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_what_cannot_be_written_at_all_is_named_by_its_type(out: io.StringIO, form: str) -> None:
+def test_value_that_cannot_be_formatted_is_named_by_its_type(out: io.StringIO, form: str) -> None:
     within: list[object] = []
     within.append(within)
     configure(form, "info", out)
@@ -188,7 +188,7 @@ def test_what_cannot_be_written_at_all_is_named_by_its_type(out: io.StringIO, fo
     assert "Unsayable" in first
 
 
-def test_an_exception_is_one_line(out: io.StringIO) -> None:
+def test_exception_is_logged_on_one_line(out: io.StringIO) -> None:
     configure("json", "info", out)
     try:
         raise ValueError("no")  # noqa: TRY301 - a traceback is wanted
@@ -199,7 +199,7 @@ def test_an_exception_is_one_line(out: io.StringIO) -> None:
     assert line["exception"].endswith("ValueError: no")
 
 
-def test_context_is_in_every_line(out: io.StringIO) -> None:
+def test_bound_context_is_in_every_line(out: io.StringIO) -> None:
     configure("json", "info", out)
     with structlog.contextvars.bound_contextvars(delivery="dlv_1"):
         structlog.get_logger().info("a.b")
@@ -208,7 +208,7 @@ def test_context_is_in_every_line(out: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("bound", [{"api_key": "hush"}, {"Authorization": "Bearer hush"}])
-def test_a_secret_is_hidden_in_every_form(out: io.StringIO, bound: Mapping[str, str]) -> None:
+def test_secret_is_redacted_in_both_log_formats(out: io.StringIO, bound: Mapping[str, str]) -> None:
     for form in ("json", "console"):
         configure(form, "info", out)
         structlog.get_logger().info("a.b", **bound)
@@ -227,7 +227,7 @@ def test_a_secret_is_hidden_in_every_form(out: io.StringIO, bound: Mapping[str, 
         ("error", ["error"]),
     ],
 )
-def test_a_level_holds_for_us_and_for_the_standard_library(
+def test_log_level_applies_to_structlog_and_standard_logging(
     out: io.StringIO, level: str, heard: list[str]
 ) -> None:
     configure("json", level, out)
@@ -240,7 +240,7 @@ def test_a_level_holds_for_us_and_for_the_standard_library(
     assert [line["level"] for line in said if line["event"] == "theirs"] == heard
 
 
-def test_the_standard_library_is_told_apart_by_its_logger(out: io.StringIO) -> None:
+def test_standard_logging_lines_name_their_logger(out: io.StringIO) -> None:
     configure("json", "info", out)
     # Not uvicorn's own logger: servers of other tests in this process set its level.
     logging.getLogger("some.server").info("started on %s", "port 1")
@@ -249,7 +249,7 @@ def test_the_standard_library_is_told_apart_by_its_logger(out: io.StringIO) -> N
     assert "time" in line
 
 
-def test_configuring_again_does_not_say_things_twice(out: io.StringIO) -> None:
+def test_configuring_twice_does_not_duplicate_lines(out: io.StringIO) -> None:
     configure("json", "info", out)
     configure("json", "info", out)
     logging.getLogger("other").warning("once")
@@ -257,7 +257,7 @@ def test_configuring_again_does_not_say_things_twice(out: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", "info"])
-def test_urls_that_are_asked_for_are_not_logged(out: io.StringIO, level: str) -> None:
+def test_requested_urls_are_not_logged(out: io.StringIO, level: str) -> None:
     configure("json", level, out)
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     with httpx.Client(transport=transport) as client:
@@ -270,7 +270,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> None:
+def test_log_format_follows_the_stream_unless_it_is_set(out: io.StringIO) -> None:
     configure(None, "info", out)
     structlog.get_logger().info("a.b")
     assert lines(out)[0]["event"] == "a.b"
@@ -282,7 +282,7 @@ def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> Non
         assert "seen" in text(terminal)
 
 
-def test_without_a_stream_lines_go_to_standard_error(
+def test_log_goes_to_standard_error_by_default(
     out: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert out.getvalue() == ""
@@ -296,7 +296,7 @@ def test_without_a_stream_lines_go_to_standard_error(
 
 @pytest.mark.usefixtures("out")
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_terminal_gets_physical_lines_that_begin_with_what_one_looks_for(
+def test_console_lines_fit_the_width_and_start_with_the_key_fields(
     monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -316,7 +316,7 @@ def test_a_terminal_gets_physical_lines_that_begin_with_what_one_looks_for(
     )
     assert len(first) <= width
     assert re.match(r"\d\d:\d\d:\d\d warn  handler\.attempt eachlabs google-\S* dead pred_", second)
-    assert "no " * 59 in second  # trouble is told whole, and why comes first
+    assert "no " * 59 in second  # warnings are not truncated, and the reason comes first
     assert second.index(" reason=") < second.index(" event_id=")
     assert f"prediction={ids['prediction']}" in second
     assert third[9:] == "error handlers.kept"
@@ -324,7 +324,7 @@ def test_a_terminal_gets_physical_lines_that_begin_with_what_one_looks_for(
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_nothing_that_is_logged_acts_on_a_terminal(out: io.StringIO, form: str) -> None:
+def test_logged_text_cannot_inject_terminal_escapes(out: io.StringIO, form: str) -> None:
     words = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\n2026-01-01 forged"
     configure(form, "info", out)
     error = ValueError(words)
@@ -337,11 +337,11 @@ def test_nothing_that_is_logged_acts_on_a_terminal(out: io.StringIO, form: str) 
     assert not any(line.startswith("2026-01-01 forged") for line in shown.splitlines())
 
 
-# --- a reader who stalls ---
+# --- a reader that stalls ---
 
 
 class Pipe:
-    """A pipe that nobody reads until the test does."""
+    """A pipe that is not read until the test reads it."""
 
     def __init__(self) -> None:
         reading, writing = os.pipe()
@@ -367,12 +367,12 @@ def pipe() -> Iterator[Pipe]:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.usefixtures("out")
-def test_a_log_that_nobody_reads_holds_nothing_up(
+def test_stalled_log_reader_drops_lines_instead_of_blocking(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(logs, "_MAX_QUEUED", 300_000)
     configure(form, "info", pipe.out)
-    for number in range(5_000):  # and this ends
+    for number in range(5_000):  # this must not block
         structlog.get_logger().info("a.b", number=number, text="x" * 200)
         logging.getLogger("other").warning("theirs %d", number)
     assert not flush(0.01)
@@ -387,7 +387,7 @@ def test_a_log_that_nobody_reads_holds_nothing_up(
 
 
 @pytest.mark.usefixtures("out")
-def test_what_cannot_be_written_is_counted_and_told_of(pipe: Pipe) -> None:
+def test_lines_lost_to_a_full_device_are_counted_and_reported(pipe: Pipe) -> None:
     configure("json", "info", pipe.out)
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         working = os.dup(pipe.out.fileno())
@@ -404,7 +404,7 @@ def test_what_cannot_be_written_is_counted_and_told_of(pipe: Pipe) -> None:
 
 
 @pytest.mark.usefixtures("out")
-def test_a_stream_that_does_not_block_is_written_whole(pipe: Pipe) -> None:
+def test_non_blocking_stream_is_written_completely(pipe: Pipe) -> None:
     os.set_blocking(pipe.out.fileno(), False)
     configure("json", "info", pipe.out)
     for number in range(2_000):
@@ -414,7 +414,7 @@ def test_a_stream_that_does_not_block_is_written_whole(pipe: Pipe) -> None:
     assert [line.get("number") for line in said] == [*range(2_000), None]
 
 
-def test_what_python_itself_would_print_is_logged(out: io.StringIO) -> None:
+def test_unraisable_and_thread_exceptions_are_logged(out: io.StringIO) -> None:
     class Bad:
         def __del__(self) -> None:
             raise ValueError("unraisable")
@@ -432,7 +432,7 @@ def test_what_python_itself_would_print_is_logged(out: io.StringIO) -> None:
     assert said == ["unraisable", "in a thread"]
 
 
-def test_a_forked_process_writes_its_own_lines_only(out: io.StringIO, pipe: Pipe) -> None:
+def test_forked_process_writes_only_its_own_lines(out: io.StringIO, pipe: Pipe) -> None:
     assert out.getvalue() == ""
     configure("json", "info", pipe.out)
     structlog.get_logger().info("a.parent")

@@ -1,4 +1,4 @@
-"""`GET /metrics` of receivers at work, and what is made of it: the dashboard and the alerts."""
+"""`GET /metrics` of a working receiver, and the dashboard and the alerts that use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(text: str) -> Samples:
 
 
 def of(samples: Samples, name: str, **labels: str) -> float:
-    """Add up what is counted under a name with at least these labels."""
+    """Return the sum of a metric's samples that have at least these labels."""
     wanted = set(labels.items())
     found = [
         value for (named, given), value in samples.items() if named == name and wanted <= given
@@ -72,7 +72,7 @@ async def page(station: Station) -> Samples:
 
 
 async def at_work(station: Station) -> None:
-    """Let everything happen that is counted."""
+    """Make everything happen that is counted."""
     network = station.network
     sent = await station.submitted("eachlabs", "one")
     await station.push(sent)
@@ -105,7 +105,7 @@ async def refuse(_: Event) -> None:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(
+async def test_every_metric_of_the_dashboard_and_the_alerts_is_counted(
     start: Start, tmp_path: Path
 ) -> None:
     prices = tmp_path / "prices.toml"
@@ -114,7 +114,7 @@ async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(
         '[{"by": "all", "per": "month", "cost": 0.20}, {"by": "all", "per": "day", "count": 9}]'
     )
     clock = Clock()
-    clock.ahead = 43_200 - clock() % 86_400  # noon in UTC: what ends today is of today all the time
+    clock.ahead = 43_200 - clock() % 86_400  # noon in UTC, so that the test does not cross midnight
     settings = {"RECEIVER_PRICES": str(prices), "RECEIVER_LIMITS": limits}
     async with start(greet, refuse, clock=clock, **settings) as station:
         await at_work(station)
@@ -173,7 +173,7 @@ async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(
 
 
 def panels() -> Iterator[str]:
-    """Give the query of every panel."""
+    """Yield the query of every panel."""
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
             assert target["datasource"]["uid"] == "${datasource}"
@@ -186,7 +186,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def check_labels(expression: str, found: Samples) -> None:
-    """Insist that every label which a query asks for is one that its metrics have."""
+    """Check that a query uses only labels that its metrics have."""
     pairs = Counter("()[]{}".index(mark) for mark in expression if mark in "()[]{}")
     assert all(pairs[mark] == pairs[mark + 1] for mark in (0, 2, 4)), expression
     given = {
@@ -201,7 +201,7 @@ def check_labels(expression: str, found: Samples) -> None:
     assert wanted <= given | {"job"}, expression
 
 
-def test_there_are_six_alerts_and_each_says_what_to_do() -> None:
+def test_all_six_alerts_have_a_severity_and_instructions() -> None:
     assert len({rule["alert"] for rule in rules()}) == len(rules()) == 6
     for rule in rules():
         assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
@@ -211,7 +211,7 @@ def test_there_are_six_alerts_and_each_says_what_to_do() -> None:
         assert len(rule["annotations"]["description"]) > 100
 
 
-def test_the_dashboard_can_be_imported() -> None:
+def test_dashboard_panels_have_unique_ids_and_do_not_overlap() -> None:
     board = json.loads(DASHBOARD.read_text())
     [variable] = board["templating"]["list"]
     assert (variable["name"], variable["type"]) == ("datasource", "datasource")
@@ -228,7 +228,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert max(x for x, _ in taken) < 24
 
 
-async def test_what_is_pending_is_the_same_whoever_is_asked(start: Start) -> None:
+async def test_backlog_metrics_count_pending_rows_and_their_age(start: Start) -> None:
     async with start(greet, dispatch=False) as station:
         for prompt in ("one", "two"):
             await station.push(await station.submitted("eachlabs", prompt))
@@ -249,7 +249,7 @@ async def test_what_is_pending_is_the_same_whoever_is_asked(start: Start) -> Non
     )
 
 
-async def test_nothing_that_a_stranger_sends_makes_a_label(start: Start) -> None:
+async def test_text_from_clients_never_becomes_a_label(start: Start) -> None:
     async with start() as station:
 
         async def strange(word: str) -> None:
@@ -275,7 +275,7 @@ async def test_nothing_that_a_stranger_sends_makes_a_label(start: Start) -> None
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_database_that_takes_no_writes_is_on_the_page(start: Start, disk: Disk) -> None:
+async def test_full_disk_is_reported_as_database_unavailable(start: Start, disk: Disk) -> None:
     async with start() as station:
         assert of(await page(station), "receiver_database_available") == 1
         disk.full = True
@@ -287,7 +287,7 @@ async def test_a_database_that_takes_no_writes_is_on_the_page(start: Start, disk
 
 
 class Away(BacklogReader):
-    """A database that is away, or hangs."""
+    """A database that is unavailable, or hangs."""
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.asked = 0
@@ -321,7 +321,7 @@ async def nothing_spent() -> Spending:
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_a_database_that_is_away_fails_no_page(
+async def test_metrics_page_is_served_while_the_database_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
     monkeypatch.setattr("receiver.http.routes.metrics._PATIENCE", 0.05)
@@ -332,7 +332,7 @@ async def test_a_database_that_is_away_fails_no_page(
     assert not names & {"receiver_deliveries_pending", "receiver_stream_connected"}
 
 
-async def test_who_asks_within_a_second_is_given_the_same_page(
+async def test_metrics_page_is_cached_and_concurrent_requests_share_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("receiver.http.routes.metrics._FRESH", 60.0)
@@ -355,7 +355,7 @@ sys.stdout.buffer.write(telemetry.metrics.expose(()))
 """
 
 
-def test_processes_that_share_a_folder_answer_with_their_sum(tmp_path: Path) -> None:
+def test_multiprocess_folder_gives_the_sum_of_all_processes(tmp_path: Path) -> None:
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "made" / "for-it")}
     for name in [name for name in env if name.startswith("COV_")]:
         del env[name]
@@ -367,12 +367,14 @@ def test_processes_that_share_a_folder_answer_with_their_sum(tmp_path: Path) -> 
         assert of(found, "receiver_callbacks_rejected_total", reason="bad_token") == number
         assert of(found, "receiver_writer_batch_size_count") == number
         assert of(found, "receiver_writer_batch_size_bucket", le="5.0") == 0
-        # As a process leaves it that is killed while it makes it.
+        # An empty file, as left by a process that was killed while it created the file.
         (tmp_path / "made" / "for-it" / "counter_0.db").touch()
 
 
 @pytest.mark.parametrize("command", ["drain", "serve --port 0"])
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, command: str) -> None:
+def test_multiprocess_folder_that_cannot_be_created_is_reported(
+    tmp_path: Path, command: str
+) -> None:
     (tmp_path / "file").touch()
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "file" / "folder")}
     env |= {"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'r.db'}"}
@@ -383,7 +385,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, command: str) -> N
     assert "Traceback" not in ran.stderr
 
 
-async def test_no_instrument_grows_without_end() -> None:
+async def test_number_of_label_values_is_limited() -> None:
     telemetry = Telemetry()
     for number in range(1100):
         telemetry.refused("fal", f"reason{number}")
@@ -393,7 +395,7 @@ async def test_no_instrument_grows_without_end() -> None:
     assert of(found, "receiver_callbacks_rejected_total", reason="other") == 100
 
 
-def test_a_plain_import_does_not_pay_for_it() -> None:
+def test_plain_import_does_not_import_prometheus_client() -> None:
     script = (
         "import sys, receiver, receiver.cli.main; assert 'prometheus_client' not in sys.modules"
     )

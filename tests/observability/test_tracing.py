@@ -1,4 +1,4 @@
-"""Traces: one for a prediction, whichever process goes on with it; none where traces are off."""
+"""Traces: one for each prediction, also across restarts; none if tracing is off."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Memory:
-    """What was traced, in the order of its ends."""
+    """A tracer provider that keeps finished spans, in the order of their ends."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -69,7 +69,7 @@ class Memory:
 
 
 def ids(span: ReadableSpan) -> tuple[str, str, str | None]:
-    """Give the ids of a span's trace, of itself, and of its parent."""
+    """Return the ids of a span's trace, of the span, and of its parent."""
     parent = span.parent and trace.format_span_id(span.parent.span_id)
     return (
         trace.format_trace_id(span.context.trace_id),
@@ -86,7 +86,7 @@ def fails_with(span: ReadableSpan) -> object:
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    """Be in a program that has a tracer provider of its own."""
+    """Simulate a program that has its own tracer provider."""
     memory = Memory()
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: memory.provider)
     return memory
@@ -111,7 +111,7 @@ def again(event: Event, ctx: Context) -> None:
     ctx.submit("fal", MODELS["fal"], {"prompt": "and another"})
 
 
-async def test_a_prediction_is_one_trace_across_a_restart(
+async def test_prediction_is_one_trace_across_a_restart(
     start: Start, network: Network, memory: Memory
 ) -> None:
     told: list[httpx.Request] = []
@@ -144,7 +144,7 @@ async def test_a_prediction_is_one_trace_across_a_restart(
         assert secret not in memory.text()
 
 
-async def test_a_chained_prediction_is_in_the_trace_of_its_parent(
+async def test_chained_prediction_is_in_the_trace_of_its_parent(
     start: Start, network: Network, memory: Memory
 ) -> None:
     async with start(again) as station:
@@ -159,7 +159,7 @@ async def test_a_chained_prediction_is_in_the_trace_of_its_parent(
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_polls_are_traced_and_what_they_find_is_linked_to_them(
+async def test_polls_are_traced_and_the_outcome_is_linked_to_its_poll(
     start: Start, network: Network, memory: Memory
 ) -> None:
     network.script("eachlabs.poll", reply(text="what?"))
@@ -167,7 +167,8 @@ async def test_polls_are_traced_and_what_they_find_is_linked_to_them(
     async with start(RECEIVER_POLL_AFTER="0.01") as station:
         made = await station.submit()
         await station.until(made["id"], "succeeded")
-        await eventually(lambda: memory.names.count("poll eachlabs") > 1)  # the commit comes first
+        # The span ends after the commit.
+        await eventually(lambda: memory.names.count("poll eachlabs") > 1)
     first, last = (span for span in memory.spans if span.name == "poll eachlabs")
     assert (fails_with(first), fails_with(last)) == ("Unreadable", None)
     outcome = memory.one("outcome eachlabs")
@@ -175,7 +176,9 @@ async def test_polls_are_traced_and_what_they_find_is_linked_to_them(
     assert [link.context.span_id for link in outcome.links] == [last.context.span_id]
 
 
-async def test_the_ids_are_on_the_log_lines(start: Start, memory: Memory, logged: Logged) -> None:
+async def test_log_lines_carry_trace_and_span_ids(
+    start: Start, memory: Memory, logged: Logged
+) -> None:
     async with start(announce, others=httpx.MockTransport(told_to([]))) as it:
         await it.push(await it.submitted("eachlabs", headers={"traceparent": TRACEPARENT}))
         await eventually(lambda: "handler announce" in memory.names)
@@ -189,7 +192,7 @@ async def test_the_ids_are_on_the_log_lines(start: Start, memory: Memory, logged
     assert "trace_id" not in logged[-1]
 
 
-async def test_strangers_make_no_spans_and_repeats_no_more(
+async def test_rejected_requests_and_duplicate_callbacks_make_no_spans(
     start: Start, network: Network, memory: Memory
 ) -> None:
     async with start() as station:
@@ -220,7 +223,7 @@ async def odd(event: Event, ctx: Context) -> None:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_errors_are_on_spans_by_their_kind_and_not_in_their_words(
+async def test_spans_record_the_type_of_an_error_but_not_its_message(
     start: Start, network: Network, memory: Memory
 ) -> None:
     network.script("fal.submit", reply({"detail": "no such lighthouse"}, 422))
@@ -247,7 +250,7 @@ async def test_errors_are_on_spans_by_their_kind_and_not_in_their_words(
     assert "lighthouse" not in memory.text()
 
 
-async def test_a_submit_that_another_caller_began_is_not_in_that_callers_trace(
+async def test_queued_submit_is_not_in_the_trace_of_another_request(
     start: Start, memory: Memory
 ) -> None:
     async with start(EACHLABS_MAX_IN_FLIGHT="1") as station:
@@ -272,9 +275,7 @@ HOSTILE: Final = (
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_hostile_traceparent_is_none_and_harms_nothing(
-    start: Start, memory: Memory
-) -> None:
+async def test_malformed_traceparent_is_ignored(start: Start, memory: Memory) -> None:
     async with start(EACHLABS_MAX_IN_FLIGHT="none", EACHLABS_REQUESTS_PER_MINUTE="none") as it:
         for given_ in HOSTILE:
             headers: Any = [(b"traceparent", given_.encode()), (b"tracestate", b"," * 999)]
@@ -291,7 +292,7 @@ async def test_a_hostile_traceparent_is_none_and_harms_nothing(
 
 
 @given(st.none() | st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-.*", fullmatch=True))
-def test_any_traceparent_is_sound_or_none(text: str | None) -> None:
+def test_any_traceparent_gives_a_valid_context_or_none(text: str | None) -> None:
     context = parent_of(text)
     assert context is None or trace.get_current_span(context).get_span_context().is_valid
 
@@ -300,7 +301,7 @@ def test_any_traceparent_is_sound_or_none(text: str | None) -> None:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_program_with_a_span_of_its_own_around_a_request_has_ours_inside(
+async def test_request_span_is_a_child_of_the_embedding_programs_span(
     start: Start, memory: Memory
 ) -> None:
     tracer = memory.provider.get_tracer("program")
@@ -318,7 +319,7 @@ async def test_a_program_with_a_span_of_its_own_around_a_request_has_ours_inside
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_opentelemetry_can_be_switched_off(
+async def test_otel_sdk_disabled_turns_tracing_off(
     start: Start, memory: Memory, logged: Logged
 ) -> None:
     async with start(OTEL_SDK_DISABLED="true", **{ENDPOINT: "http://127.0.0.1:9"}) as station:
@@ -328,7 +329,7 @@ async def test_opentelemetry_can_be_switched_off(
     assert [line["tracing"] for line in logged if line["event"] == "receiver.started"] == [False]
 
 
-def test_nothing_is_imported_unless_it_is_asked_for(tmp_path: Any) -> None:
+def test_opentelemetry_sdk_is_not_imported_unless_configured(tmp_path: Any) -> None:
     script = """
 import asyncio, sys
 from receiver import create_app
@@ -356,14 +357,14 @@ asyncio.run(main())
         ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "odd"}, ("odd",)),
     ],
 )
-def test_opentelemetrys_own_settings_ask_for_traces(
+def test_otel_settings_select_the_trace_exporters(
     env: dict[str, str], exporters: tuple[str, ...] | None
 ) -> None:
     assert Settings.read({"RECEIVER_SECRET_KEY": "x" * 32, **env}).trace_exporters == exporters
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_missing_extra_is_said_at_start_and_nothing_else_is_missing(
+async def test_missing_otel_extra_is_reported_at_start_and_receiver_works(
     start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
@@ -379,7 +380,7 @@ async def test_a_missing_extra_is_said_at_start_and_nothing_else_is_missing(
     ("name", "room", "problem"),
     [("zipkin", "9", "no exporter named zipkin"), ("otlp", "-1", "begin with OTEL_")],
 )
-async def test_an_exporter_that_cannot_be_had_is_said_at_start(
+async def test_unusable_exporter_is_reported_at_start(
     name: str,
     room: str,
     problem: str,
@@ -394,7 +395,7 @@ async def test_an_exporter_that_cannot_be_had_is_said_at_start(
     assert problem in said
 
 
-def test_a_trace_that_makes_no_sense_is_no_obstacle(memory: Memory) -> None:
+def test_malformed_stored_trace_does_not_break_a_poll(memory: Memory) -> None:
     tracing = Tracing()
     tracing.start(())
     assert tracing.on
@@ -420,7 +421,7 @@ def test_a_trace_that_makes_no_sense_is_no_obstacle(memory: Memory) -> None:
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """Run a collector on loopback that keeps what it is sent."""
+    """Run an OTLP collector on loopback that keeps the bodies it receives."""
     bodies: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -444,7 +445,7 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.mark.usefixtures("on_sqlite")
 @pytest.mark.parametrize(("service", "name"), [("", "receiver"), ("pictures", "pictures")])
-async def test_a_collector_gets_the_trace_over_otlp(
+async def test_collector_receives_the_trace_over_otlp(
     service: str, name: str, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with collector() as (url, bodies):
@@ -474,7 +475,7 @@ async def test_a_collector_gets_the_trace_over_otlp(
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_collector_that_hangs_holds_up_nothing(
+async def test_hanging_collector_does_not_block_callbacks(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -482,7 +483,7 @@ async def test_a_collector_that_hangs_holds_up_nothing(
         monkeypatch.setenv(ENDPOINT, url)
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")  # nothing ends it by itself
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")  # so the export does not time out
         async with asyncio.timeout(PATIENCE), start(**{ENDPOINT: url}) as station:
             for number in range(5):
                 sent = await station.submitted("eachlabs", f"prompt {number}")

@@ -1,6 +1,6 @@
 """The OpenAPI document and the page at `/docs`, which the package ships as files.
 
-They are made here, of what the routes declare, so that a running receiver has only to send them.
+They are generated here from what the routes declare, so that a receiver only serves the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER: Final = Path(__file__).parent.parent.parent / "receiver" / "http"
 
 
 def made() -> Json:
-    """Return the document."""
+    """Return the OpenAPI document."""
     groups = {heading: rows_of(classes, EXAMPLES, ALSO_FITS) for heading, classes in GROUPS.items()}
     groups["Callbacks"].insert(0, CALLBACK)
     groups["Plugins"].insert(0, WAY_IN)
@@ -31,4 +31,4 @@ FILES: Final[dict[str, Callable[[], bytes]]] = {
     "openapi.json": lambda: msgspec.json.format(msgspec.json.encode(made()), indent=1) + b"\n",
     "docs.html": lambda: page(made()).encode(),
 }
-"""What is made, by name."""
+"""The functions that generate the files, by file name."""

@@ -1,4 +1,4 @@
-"""Write the OpenAPI document and the page of it into the package: `make docs`."""
+"""Write the OpenAPI document and its HTML page into the package: `make docs`."""
 
 from __future__ import annotations
 

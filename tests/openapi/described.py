@@ -1,7 +1,7 @@
-"""What the document cannot read off the routes: examples, the callback, and what `forward` sends.
+"""Parts of the document that no route declares: examples, the callback, and what `forward` sends.
 
-The handler `forward` stands alone, as an example to copy; a test compares what it sends with these
-types.
+The handler `forward` does not use these types, as it is an example to copy; a test compares what it
+sends with them. The docstrings of these types become descriptions in the document.
 """
 
 from __future__ import annotations
@@ -209,9 +209,9 @@ EXAMPLES: Final[dict[Any, Any]] = {
     Readiness: Readiness(locked=[]),
     MEDIA_TYPE: frame(_CHANGE.type, 1207, _CHANGE).decode(),
 }
-"""By type, by type and status, or by media type."""
+"""Examples by type, by type and status, or by media type."""
 ALSO_FITS: Final = {Selection: _SELECTION_FITS}
-"""What a body must fit beyond its type, as JSON Schema."""
+"""JSON Schema that a body must satisfy in addition to its type."""
 
 GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Predictions": (PredictionRoutes,),
@@ -227,7 +227,7 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Health": (AliveRoutes, ReadyRoutes, MetricsPage),
     "About": (DocsRoutes,),
 }
-"""The headings of the document; a test sees that no route of the app is missing."""
+"""The groups of the document; a test checks that no route of the app is missing."""
 
 # --- callbacks ---
 

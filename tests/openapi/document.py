@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made of what the routes declare and of their types."""
+"""Generate the OpenAPI 3.1 document from what the routes declare and from their types."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EVERYWHERE: Final = ("internal-error",)
 _GUARDED: Final = ("unauthorized", "invalid-request", "rate-limited", "unavailable")
 _ACTING: Final = ("read-only",)
 USUAL: Final = (*_GUARDED[:1], *_ACTING, *_GUARDED[1:], *_EVERYWHERE)
-"""What a route with a key may answer whatever it is about, by status."""
+"""The problems that every route with a key may answer, by status."""
 _ABOUT: Final = """\
 Submit image and video predictions to Oxen.ai, Eachlabs, fal.ai and others; every outcome is
 recorded exactly once and given to your handlers. Errors are problem details (RFC 9457) with a
@@ -53,9 +53,9 @@ _HEADERS: Final[dict[str, tuple[str, bool, Json]]] = {
     "Last-Event-ID": ("The place at which the stream begins.", True, {"type": "string"}),
     "ETag": ("Give it as If-None-Match.", True, {"type": "string"}),
 }
-"""Headers of answers: what they say, whether they are always there, and their form."""
+"""Response headers: description, whether always present, and schema."""
 _ELSEWHERE: Final = {"request", "query", "metadata", "headers", "body"}
-"""Parameters of methods that do not stand in the path."""
+"""Parameters of methods that are not part of the path."""
 _FREE: Final = (
     "`metadata.NAME=VALUE` wants predictions whose metadata has this; JSON as it is written."
 )
@@ -74,36 +74,36 @@ _TAGS: Final = {
     "Health": "For load balancers and Prometheus; no key is needed.",
     "About": "This description, for programs and for people.",
 }
-"""What each group of routes is for."""
+"""The purpose of each group of routes."""
 _STATUS_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
 class Content(msgspec.Struct, frozen=True):
-    """A body: its type, and one that is of it."""
+    """A body: its type, and an example."""
 
     type: Any
     example: Any = None
     media_type: str = "application/json"
     also: Mapping[str, Any] = {}
-    """What fits it beyond its type, as JSON Schema."""
+    """JSON Schema that it must satisfy in addition to its type."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One way a route answers when all is well; what is not well is named by `problems`."""
+    """A successful response of a route; the errors are in `problems`."""
 
     status: int
     meaning: str
     content: Content | None = None
     headers: Sequence[str] = ()
-    """Of those that this module describes."""
+    """Names that this module describes."""
     has_csv: bool = False
-    """It may be had as CSV, too."""
+    """Whether it is also available as CSV."""
     leads_to: Sequence[str] = ()
-    """Rows that take the `id` of this answer, or of the first of its list."""
+    """Operations that take the `id` of this response, or of the first item of its list."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A method of a path, what it takes and what it answers."""
+    """A method of a path, with its parameters and its responses."""
 
     method: str
     path: str
@@ -112,23 +112,23 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     problems: Sequence[str] = ()
     detail: str = ""
     names: Mapping[str, Any] = {}
-    """The types of what stands in the path."""
+    """The types of the path parameters."""
     query: type[msgspec.Struct] | None = None
     free: str = ""
-    """How further parameters of the query begin, whatever comes after that."""
+    """The prefix of further query parameters, which may have any name after it."""
     headers: type[msgspec.Struct] | None = None
     body: tuple[Content, ...] = ()
-    """More than one: in any of these forms."""
+    """If more than one: any of these forms is accepted."""
     is_open: bool = False
-    """It wants no key."""
+    """Whether it needs no key."""
     is_acting: bool = False
-    """It wants one that may do more than read."""
+    """Whether it needs a key that may do more than read."""
 
 
 def rows_of(
     group: Iterable[type], examples: Mapping[Any, Any], also: Mapping[Any, Json]
 ) -> list[Row]:
-    """Describe what classes declare."""
+    """Return the rows for the routes that these classes declare."""
     declared = [each for kind in group for each in endpoints(kind)]
     by_id = {
         path: _name(given.method, path)
@@ -203,7 +203,7 @@ def _bare(path: str) -> str:
 
 
 def document(groups: Groups, webhooks: Sequence[Row]) -> Json:
-    """Describe every route of every group, and what is sent to others."""
+    """Return the document of every route of every group, and of the outgoing webhooks."""
     rows = [row for group in groups.values() for row in group]
     types = _Types([*rows, *webhooks])
     paths: defaultdict[str, Json] = defaultdict(dict)
@@ -218,7 +218,7 @@ def document(groups: Groups, webhooks: Sequence[Row]) -> Json:
             "description": _ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "."}],  # wherever this document is
+        "servers": [{"url": "."}],  # relative to the URL of this document
         "security": [{"key": []}],
         "tags": [{"name": tag, "description": _TAGS[tag]} for tag in groups],
         "paths": dict(paths),
@@ -256,7 +256,7 @@ def _operation(row: Row, types: _Types) -> Json:
 
 
 def _webhook(row: Row, types: _Types) -> Json:
-    """Describe one event; only its own name can be its type."""
+    """Return the description of one outgoing event."""
     described = _operation(row, types)
     described["operationId"] = _name("on", row.path)
     described["responses"] = {str(a.status): {"description": a.meaning} for a in row.answers}
@@ -352,7 +352,7 @@ def _headers(names: Iterable[str]) -> Json:
 
 
 def _by_status(row: Row) -> list[tuple[int, tuple[str, ...]]]:
-    """Sort what may go wrong with a route by the status that says so."""
+    """Return the problems of a route, grouped by status."""
     statuses: defaultdict[int, set[str]] = defaultdict(set)
     guarded = () if row.is_open else _GUARDED
     for kind in (*row.problems, *_EVERYWHERE, *guarded, *(_ACTING if row.is_acting else ())):
@@ -384,7 +384,7 @@ def _refusal(kinds: Sequence[str]) -> Json:
 
 
 class _Types:
-    """The schemas of all types that rows name, by type."""
+    """The schemas of all types that rows use, by type."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         said = [answer.content.type for row in rows for answer in row.answers if answer.content]
@@ -407,7 +407,7 @@ class _Types:
 
 
 def _documented(kind: Any, schema: Json, *, whole: bool = False) -> Json:
-    """Add the words that stand below the fields; `whole`: we write it, and leave nothing out."""
+    """Add the docstrings of the fields; `whole`: the receiver sends it with every field present."""
     struct = get_origin(kind) or kind
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
     words: dict[str, str] = {}
@@ -434,7 +434,7 @@ _seen: Final[dict[str, dict[str, dict[str, str]]]] = {}
 
 
 def _words(module: str) -> dict[str, dict[str, str]]:
-    """Read what is said below the fields of a module's classes: the interpreter forgets it."""
+    """Read the docstrings of fields from the source of a module, as the interpreter drops them."""
     if module not in _seen:
         try:
             tree = ast.parse(inspect.getsource(sys.modules[module]))
@@ -456,7 +456,7 @@ def _attribute_docs(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def _structs(kinds: Iterable[Any]) -> set[Any]:
-    """Find every struct that types are made of."""
+    """Return every struct that these types contain."""
     found: set[Any] = set()
     left = list(kinds)
     while left:

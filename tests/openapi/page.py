@@ -1,4 +1,4 @@
-"""The page at `/docs`: the OpenAPI document for people, of one file that asks nobody for more."""
+"""Generate the page at `/docs`: the OpenAPI document as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ menu.addEventListener("click", (event) => {
 
 
 def page(made: Json) -> str:
-    """Write the document as HTML that needs nothing else, and may do nothing else."""
+    """Return the document as HTML that loads nothing from elsewhere."""
     info = made["info"]
     title = escape(f"{info['title']} {info['version']}")
     parts = [(tag["name"], _tagged(made, tag["name"])) for tag in made["tags"]]
@@ -150,7 +150,7 @@ def _row(heading: str, row: Json, made: Json) -> str:
     answers = [
         (f"<code>{status}</code>", _said(_resolved(answer, made)))
         for status, answer in row["responses"].items()
-        if _name(answer) not in USUAL  # which the head of the page tells
+        if _name(answer) not in USUAL  # those are listed at the head of the page
     ]
     method, _, path = heading.partition(" ")
     call = "" if method == "on" else f"<pre>{escape(_curl(method, path, row), quote=False)}</pre>"
@@ -177,7 +177,7 @@ def _sent(made: Json) -> set[str]:
 
 
 def _unfolded(contents: Json, made: Json) -> str:
-    """Show the fields of what is sent, in the place where it is sent."""
+    """Return the fields of request bodies, to show them with their route."""
     return "".join(
         f"<small>{escape(media_type)}</small>"
         + (_type(name, made["components"]["schemas"][name], "div") if name else " any JSON")
@@ -193,7 +193,7 @@ def _name(schema: Json) -> str:
 def _said(answer: Json) -> str:
     names = ", ".join(f"<code>{escape(name)}</code>" for name in answer.get("headers", {}))
     headers = f" <small>with {names}</small>" if names else ""
-    # What a problem looks like is said once, at the head of the page.
+    # The format of problems is described once, at the head of the page.
     contents = {
         name: content for name, content in answer.get("content", {}).items() if name != _PROBLEM
     }
@@ -236,7 +236,7 @@ def _described(given: Json, schema: Json) -> str:
 
 
 def _form(schema: Json) -> str:
-    """Say in a few words what fits a schema."""
+    """Return a short description of a schema."""
     match schema:
         case {"$ref": str(ref)}:
             name = escape(ref.rpartition("/")[2])
@@ -286,13 +286,13 @@ def _curl(method: str, path: str, row: Json) -> str:
 
 
 def _given(body: Any) -> Any:
-    """Return a body without what need not be said."""
+    """Return a body without fields that are None."""
     is_object = isinstance(body, dict)
     return {name: it for name, it in body.items() if it is not None} if is_object else body
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    # HTML wants no end tags here, and the page is kept small.
+    # HTML needs no end tags here, and the page is kept small.
     cells = "".join(f"<tr><td>{name}<td>{text}" for name, text in rows)
     return f"<table>{cells}</table>" if cells else ""
 
