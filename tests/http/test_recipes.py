@@ -258,9 +258,7 @@ async def test_server_clock_far_ahead_does_not_change_the_limits_of_today(
     """Each hour, day or month has its own count, even if one server's clock stays ahead."""
     written(recipes, f'{RECIPES}[[limits]]\nby = "all"\nper = "{per}"\ncount = 3\n')
     async with both(start, RECEIVER_RECIPES=str(recipes)) as (one, other):
-        right = (
-            600 - time.time() % 3600
-        )  # ten minutes past an hour, so that no period ends meanwhile
+        right = 600 - time.time() % 3600  # ten minutes past an hour: no period ends meanwhile
 
         async def statuses(*days_ahead: int) -> list[int]:
             found = []
@@ -286,9 +284,8 @@ async def test_order_over_budget_or_of_unknown_price_returns_402(
         assert told(over) == (402, "over-budget")
         assert "$1 a month in each place" in over.json()["detail"]
         assert told(await order(station, "soon", place="club/1")) == (402, "price-unknown")
-        assert (
-            await order(station, "soon")
-        ).status_code == 202  # the limit is only for orders with a place
+        # The limit is only for orders with a place.
+        assert (await order(station, "soon")).status_code == 202
         assert (await order(station, place="club/2")).status_code == 202
 
 
