@@ -74,7 +74,7 @@ async def test_discarded_callbacks_and_events_are_listed_with_their_reasons(star
         "color=red",
     ],
 )
-async def test_invalid_query_returns_422(start: Start, query: str, on_sqlite: None) -> None:  # noqa: ARG001
+async def test_invalid_list_query_returns_422(start: Start, query: str, on_sqlite: None) -> None:  # noqa: ARG001
     async with start() as station:
         answer = await station.http.get(f"/v1/discarded?{query}")
         assert (answer.status_code, answer.json()["type"]) == (

@@ -409,7 +409,7 @@ async def gives_up(_: Event) -> None:
 
 
 def attempts(messages: list[Json]) -> dict[str, list[tuple[int, str, str]]]:
-    """Give number, state and reason of each attempt, by handler."""
+    """Return number, state and reason of each attempt, by handler."""
     found: dict[str, list[tuple[int, str, str]]] = {}
     for message in messages:
         if delivery := message["data"].get("delivery"):

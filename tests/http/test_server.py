@@ -69,7 +69,7 @@ def port_of(server: Server) -> int:
 async def talk(
     port: int, said: bytes, drip: bytes = b"", every: float = 0.01, *, then_eof: bool = False
 ) -> bytes:
-    """Send bytes, and perhaps `drip` at intervals; return all that comes until the server closes."""
+    """Send bytes, and perhaps `drip` at intervals; return what comes until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def dripping() -> None:

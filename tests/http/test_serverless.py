@@ -133,7 +133,7 @@ async def test_bulk_replay_is_run_by_drains(start: Start) -> None:
     assert len(ran) == 6
 
 
-async def test_claim_of_a_dead_process_is_run_by_a_drain_after_its_lease(
+async def test_delivery_of_a_dead_process_is_drained_after_its_lease(
     start: Start, clock: Clock
 ) -> None:
     async with start(fine, clock=clock, **SERVERLESS) as station:
