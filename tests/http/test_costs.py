@@ -1,4 +1,4 @@
-"""Costs and budgets through the whole receiver: prices, figures, limits, sums, and what is free."""
+"""Costs and budgets through the whole receiver: prices, limits, sums and reports."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def prices(tmp_path: Path) -> str:
 
 @pytest.fixture
 def asked_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have providers asked for costs soon after the clock was moved: the pause is not by it."""
+    """Ask providers for costs soon after a test moves the clock: this pause runs on real time."""
     monkeypatch.setattr(bills, "_NAP", 0.1)
 
 
 async def ask(station: Station, provider: str = "fal", **given: Any) -> httpx.Response:
-    """Submit, whatever comes of it."""
+    """Submit a prediction; return the answer, also if it is an error."""
     headers = given.pop("headers", None)
     body = {"provider": provider, "model": "fal-ai/nano-banana", "input": {"prompt": "x"}, **given}
     return await station.http.post("/v1/predictions", json=body, headers=headers)
@@ -60,7 +60,7 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
 
 
 async def costs(station: Station, by: str = "day", **given: str) -> dict[tuple[Any, ...], Json]:
-    """Give the rows of the report by their groups."""
+    """Return the rows of the cost report by their groups."""
     answer = await station.http.get("/v1/costs", params={"by": by, **given})
     assert answer.status_code == 200, answer.text
     return {tuple(row["of"].values()): row for row in answer.json()["data"]}
@@ -72,7 +72,7 @@ async def cost_of(station: Station, prediction_id: str) -> Json | None:
 
 
 @pytest.mark.usefixtures("asked_soon")
-async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, prices: str) -> None:
+async def test_cost_is_computed_until_the_provider_reports_it(start: Start, prices: str) -> None:
     async with start(RECEIVER_PRICES=prices, FAL_ADMIN_KEY="an-admin-key") as station:
         sent = await station.submitted("fal", "one")
         assert await cost_of(station, sent.prediction_id) is None
@@ -104,8 +104,8 @@ async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, price
 
 
 @pytest.mark.usefixtures("asked_soon")
-async def test_units_at_their_price_are_a_cost_where_nothing_else_says_one(start: Start) -> None:
-    """They are read of the result after a callback, and come with a poll's or a sync answer."""
+async def test_cost_is_units_times_list_price_if_nothing_else_is_known(start: Start) -> None:
+    """After a callback the units are read from the result; a poll's answer contains them."""
     async with start() as station:
         fal = station.network.emulator
         pushed = await station.submitted("fal", "pushed")
@@ -132,7 +132,7 @@ async def test_units_at_their_price_are_a_cost_where_nothing_else_says_one(start
         assert station.count("cost_questions") == 0
 
 
-async def test_a_price_of_ones_own_goes_before_the_providers_list(
+async def test_configured_price_overrides_the_providers_price_list(
     start: Start, prices: str
 ) -> None:
     async with start(RECEIVER_PRICES=prices) as station:
@@ -143,7 +143,7 @@ async def test_a_price_of_ones_own_goes_before_the_providers_list(
         assert station.count("cost_questions") == 0
 
 
-async def test_a_poll_may_say_the_cost_with_the_outcome(start: Start) -> None:
+async def test_poll_result_can_include_the_cost(start: Start) -> None:
     async with start(EACHLABS_CONFIRM="1") as station:
         sent = await station.submitted("eachlabs")
         station.network.emulator.end(sent.prediction)
@@ -153,7 +153,9 @@ async def test_a_poll_may_say_the_cost_with_the_outcome(start: Start) -> None:
         assert station.count("cost_questions") == 0
 
 
-async def test_what_a_provider_never_took_has_cost_nothing(start: Start, prices: str) -> None:
+async def test_rejected_or_never_submitted_prediction_costs_nothing(
+    start: Start, prices: str
+) -> None:
     limits = '[{"by": "all", "per": "month", "cost": 0.12}]'
     async with start(RECEIVER_PRICES=prices, RECEIVER_LIMITS=limits) as station:
         station.network.script("fal.submit", reply({"detail": "no"}, 400))
@@ -176,7 +178,7 @@ async def cancel(station: Station, prediction: Json) -> str:
     return str(answer.json().get("status"))
 
 
-async def test_a_submit_in_doubt_keeps_its_reservation(start: Start, prices: str) -> None:
+async def test_ambiguous_submit_keeps_its_budget_reservation(start: Start, prices: str) -> None:
     limits = '[{"by": "all", "per": "month", "cost": 0.05}]'
     async with start(RECEIVER_PRICES=prices, RECEIVER_LIMITS=limits) as station:
         station.network.script("fal.submit", reply("gone", 200))
@@ -186,7 +188,7 @@ async def test_a_submit_in_doubt_keeps_its_reservation(start: Start, prices: str
         assert station.rows("SELECT entry FROM ledger") == [("reserved",)]
 
 
-async def test_limits_hold_for_plain_submits_by_key_and_a_repeat_is_none(start: Start) -> None:
+async def test_limits_count_submits_by_api_key_but_not_idempotent_repeats(start: Start) -> None:
     limits = '[{"by": "key", "per": "hour", "count": 2}, {"by": "all", "per": "month", "count": 3}]'
     async with start(RECEIVER_API_KEYS=NAMED, RECEIVER_LIMITS=limits) as station:
         for _ in range(2):
@@ -203,11 +205,13 @@ async def test_limits_hold_for_plain_submits_by_key_and_a_repeat_is_none(start: 
         assert station.count("predictions") == 3
 
 
-async def test_money_has_a_limit_only_with_a_price(start: Start, prices: str) -> None:
+async def test_budget_refuses_submits_of_unknown_price_or_over_the_amount(
+    start: Start, prices: str
+) -> None:
     limits = '[{"by": "provider", "per": "month", "cost": 0.7}]'
     async with start(RECEIVER_PRICES=prices, RECEIVER_LIMITS=limits) as station:
         assert refused(await ask(station, model="fal-ai/other")) == (402, "price-unknown")
-        # How long a video is to be is not said, and so its price is not known.
+        # The video's duration is missing, so its price is unknown.
         assert refused(await ask(station, model="fal-ai/video")) == (402, "price-unknown")
         long: Json = {"model": "fal-ai/video", "input": {"prompt": "x", "duration": "5s"}}
         assert (await ask(station, **long)).status_code == 202
@@ -223,7 +227,7 @@ async def again(event: Event, ctx: Context) -> None:
     await ctx.submit("eachlabs", "nano-banana", {"prompt": f"{event.prediction.input['prompt']}2"})
 
 
-async def test_a_chain_is_for_the_key_that_began_it(start: Start) -> None:
+async def test_prediction_submitted_by_a_handler_counts_for_the_first_api_key(start: Start) -> None:
     limits = '[{"by": "key", "per": "month", "count": 3}]'
     async with start(
         again, RECEIVER_API_KEYS=NAMED, RECEIVER_LIMITS=limits, RECEIVER_COSTS_BY="team"
@@ -239,18 +243,18 @@ async def test_a_chain_is_for_the_key_that_began_it(start: Start) -> None:
         [reason] = {row[0] for row in station.rows("SELECT reason FROM attempts") if row[0]}
         assert "3 a month for each API key" in reason
         assert station.count("predictions") == 3
-        assert (await ask(station)).status_code == 202  # another key has its own
+        assert (await ask(station)).status_code == 202  # another key has its own limit
         found = await costs(station, "key,provider,metadata.team")
         assert found["bot", "fal", "x"]["unknown"] == 2
 
 
-async def test_two_servers_exceed_no_budget_together(start: Start, prices: str) -> None:
+async def test_two_servers_together_stay_within_one_budget(start: Start, prices: str) -> None:
     limits = (
         '[{"by": "all", "per": "month", "cost": 0.35}, {"by": "all", "per": "day", "count": 50}]'
     )
     given = {"RECEIVER_PRICES": prices, "RECEIVER_LIMITS": limits}
     async with start(**given) as one:
-        if isinstance(one.database, Path):  # which has one process only
+        if isinstance(one.database, Path):  # SQLite has one process only
             answers = await asyncio.gather(*(ask(one) for _ in range(24)))
         else:
             async with start(**given) as other:
@@ -263,7 +267,7 @@ async def test_two_servers_exceed_no_budget_together(start: Start, prices: str) 
         assert spent == 350_000
 
 
-def test_no_text_of_a_table_is_a_formula() -> None:
+def test_csv_cell_that_looks_like_a_formula_is_escaped() -> None:
     texts = ["=1", "+1", "-1", "@a", "\t=1", "\r=1", "\n=1", "＝1", "a=1", ""]  # noqa: RUF001
     day = date(2026, 11, 29)
     rows = [CostRow(of={"model": each}, amount=0.0, predictions=1, unknown=0) for each in texts]
@@ -272,7 +276,7 @@ def test_no_text_of_a_table_is_a_formula() -> None:
     assert cells == [*(f"'{each}" for each in texts[:-2]), *texts[-2:]]
 
 
-async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:
+async def test_cost_sums_remain_after_a_prediction_is_erased(start: Start, prices: str) -> None:
     async with start(RECEIVER_PRICES=prices, RECEIVER_COSTS_BY="team") as station:
         sent = [
             await station.submitted("fal", f"p{number}", metadata={"team": team})
@@ -291,7 +295,7 @@ async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:
         assert answer.headers["content-type"].startswith("text/csv")
         assert [*csv.reader(io.StringIO(answer.text))] == [
             ["metadata.team", "provider", "amount", "currency", "predictions", "unknown"],
-            ["'=b", "fal", "0.05", "USD", "1", "0"],  # no formula for a spreadsheet
+            ["'=b", "fal", "0.05", "USD", "1", "0"],  # not a formula for a spreadsheet
             ["a", "fal", "0.1", "USD", "2", "0"],
         ]
         last = sent[2].prediction_id
@@ -305,7 +309,9 @@ async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:
         assert (await cost_of(station, last) or {})["amount"] == 0.05
 
 
-async def test_costs_are_added_up_by_long_values_of_any_script(start: Start, prices: str) -> None:
+async def test_long_unicode_metadata_value_is_truncated_as_a_cost_group(
+    start: Start, prices: str
+) -> None:
     names = [f"name{number}" for number in range(8)]
     metadata = {
         name: "".join(chr(0x20000 + (number * 7919 + at * 6007) % 40000) for at in range(200))
@@ -327,13 +333,15 @@ async def test_costs_are_added_up_by_long_values_of_any_script(start: Start, pri
         {"of": "x"},
     ],
 )
-async def test_costs_that_cannot_be_told_are_refused(start: Start, asked: dict[str, str]) -> None:
+async def test_invalid_cost_report_query_returns_422(start: Start, asked: dict[str, str]) -> None:
     async with start() as station:
         answer = await station.http.get("/v1/costs", params=asked)
         assert refused(answer) == (422, "invalid-request")
 
 
-async def test_a_report_has_a_bound(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cost_report_with_too_many_rows_returns_422(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("receiver.http.routes.costs.MOST_SUMS", 1)
     async with start() as station:
         for model in ("a", "b"):
@@ -343,7 +351,7 @@ async def test_a_report_has_a_bound(start: Start, monkeypatch: pytest.MonkeyPatc
         assert refused(answer) == (422, "invalid-request")
 
 
-async def test_a_drain_asks_for_costs_where_nothing_else_runs(start: Start) -> None:
+async def test_drain_asks_providers_for_costs_in_serverless_mode(start: Start) -> None:
     async with start(RECEIVER_MODE="serverless") as station:
         sent = await station.submitted("eachlabs")
         station.network.emulator.end(sent.prediction)
@@ -353,7 +361,7 @@ async def test_a_drain_asks_for_costs_where_nothing_else_runs(start: Start) -> N
         assert (await cost_of(station, sent.prediction_id) or {})["amount"] == 0.039
 
 
-async def test_a_report_without_costs_is_empty(start: Start) -> None:
+async def test_cost_report_without_predictions_is_empty(start: Start) -> None:
     async with start() as station:
         given = {"since": "2026-01-01", "until": "2026-02-01"}
         assert (await station.http.get("/v1/costs", params=given)).json() == {

@@ -1,4 +1,4 @@
-"""What was delivered to nobody, as the person on call sees it; on either engine."""
+"""The list of discarded callbacks and events, `/v1/discarded`, on both engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def listed(station: Station, query: str = "") -> list[dict[str, Any]]:
     return list(answer.json()["data"])
 
 
-async def test_all_that_nobody_got_is_there_with_its_reason(start: Start) -> None:
+async def test_discarded_callbacks_and_events_are_listed_with_their_reasons(start: Start) -> None:
     @on("failed")
     async def failures_only(_: Event) -> None: ...
 
@@ -74,7 +74,7 @@ async def test_all_that_nobody_got_is_there_with_its_reason(start: Start) -> Non
         "color=red",
     ],
 )
-async def test_what_makes_no_sense_is_refused(start: Start, query: str, on_sqlite: None) -> None:  # noqa: ARG001
+async def test_invalid_list_query_returns_422(start: Start, query: str, on_sqlite: None) -> None:  # noqa: ARG001
     async with start() as station:
         answer = await station.http.get(f"/v1/discarded?{query}")
         assert (answer.status_code, answer.json()["type"]) == (
@@ -83,7 +83,7 @@ async def test_what_makes_no_sense_is_refused(start: Start, query: str, on_sqlit
         )
 
 
-async def test_the_first_of_each_sort_of_unmatched_events_is_warned_of(
+async def test_first_unmatched_event_of_each_model_and_type_logs_a_warning(
     start: Start,
     logged: Logged,
     on_sqlite: None,  # noqa: ARG001
@@ -102,7 +102,7 @@ async def test_the_first_of_each_sort_of_unmatched_events_is_warned_of(
     ]
 
 
-async def test_a_flood_of_strangers_is_one_write_when_we_stop(start: Start) -> None:
+async def test_flood_of_unverified_callbacks_is_one_row_after_shutdown(start: Start) -> None:
     async with start() as station:
         flood = [station.world.post(f"/webhooks/fal/{n}", content=b"x") for n in range(300)]
         assert {answer.status_code for answer in await asyncio.gather(*flood)} == {401}
@@ -116,7 +116,7 @@ async def test_a_flood_of_strangers_is_one_write_when_we_stop(start: Start) -> N
 
 
 class Shelf:
-    """Keeps counts, unless it is closed."""
+    """A store of counts that is unavailable while it is closed."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -128,7 +128,7 @@ class Shelf:
         self.kept += rejections
 
 
-async def test_what_could_not_be_written_is_written_with_the_next() -> None:
+async def test_rejection_counts_that_failed_to_write_are_kept_for_the_next_write() -> None:
     shelf = Shelf()
     shelf.closed = True
     rejections = Rejections(shelf.keep, lambda: 7.0)
@@ -141,7 +141,7 @@ async def test_what_could_not_be_written_is_written_with_the_next() -> None:
     assert shelf.kept == [Rejection("fal", "bad_token", "1.1.1.1", 2, 7.0, 7.0)]
 
 
-async def test_memory_is_bounded_whoever_knocks() -> None:
+async def test_rejection_counts_of_many_addresses_use_bounded_memory() -> None:
     shelf = Shelf()
     rejections = Rejections(shelf.keep, lambda: 7.0)
     for number in range(1500):
@@ -153,7 +153,7 @@ async def test_memory_is_bounded_whoever_knocks() -> None:
     assert sum(one.times for one in shelf.kept) == 1501
 
 
-def test_an_address_of_any_length_is_cut() -> None:
+def test_long_client_address_is_truncated() -> None:
     shelf = Shelf()
     rejections = Rejections(shelf.keep, lambda: 7.0)
     rejections.count("fal", "bad_token", "x" * 1000)

@@ -1,4 +1,4 @@
-"""What a door is good for, and what only handlers see of a prediction."""
+"""The API for plugin routes, `Door`, and private content that only handlers see."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ODD: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-async def test_a_submit_that_cannot_be_is_refused_as_the_api_refuses_it(start: Start) -> None:
+async def test_invalid_plugin_submit_is_rejected_like_an_api_submit(start: Start) -> None:
     wanted = {"provider": "fal", "model": "fal-ai/nano-banana", "input": {}}
 
     @route("odd", proof=prove)
@@ -74,10 +74,10 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_an_order_that_cannot_be_is_refused_whatever_a_plugin_hands_on(
+async def test_malformed_plugin_order_returns_422_and_submits_nothing(
     start: Start, tmp_path: Path
 ) -> None:
-    """What is signed may hold anything all the same; a key that is missing is no key."""
+    """A signed call can still contain anything, and a missing key must not become a key."""
     recipes = written(tmp_path / "recipes.toml", RECIPES.replace('"picture" }', '"{prompt}" }'))
     good = {"recipe": "imagine", "options": {"prompt": "a"}, "key": 1, "person": "ada"}
     asked: dict[str, Any] = {}
@@ -101,10 +101,10 @@ async def test_an_order_that_cannot_be_is_refused_whatever_a_plugin_hands_on(
         assert (await call(station, b"", "/in/orders")).json() == {"kind": text}
 
 
-# --- what a door does beside ---
+# --- other methods of a door ---
 
 
-async def test_a_door_reads_cancels_asks_others_and_leaves_for_later(
+async def test_door_reads_cancels_sends_http_requests_and_runs_work_later(
     start: Start, logged: Logged
 ) -> None:
     done = asyncio.Event()
@@ -127,7 +127,7 @@ async def test_a_door_reads_cancels_asks_others_and_leaves_for_later(
         assert door.later(typing())
         assert door.later(failing())
         with pytest.raises(TypeError, match="later takes a coroutine"):
-            door.later(failing)  # type: ignore[arg-type] # its call was forgotten
+            door.later(failing)  # type: ignore[arg-type] # the function, not its coroutine
         with pytest.raises(Problem, match="at most 262144 bytes"):
             await door.annotate(call.json()["of"], self="x" * 262_144)
         door.log.info("asked")
@@ -157,7 +157,7 @@ async def test_a_door_reads_cancels_asks_others_and_leaves_for_later(
     assert [line["task"] for line in logged if line["event"] == "task.failed"][:1] == ["in/more"]
 
 
-async def test_too_much_for_later_is_dropped(
+async def test_door_later_drops_work_over_its_limit(
     start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
 ) -> None:
     monkeypatch.setattr("receiver.http.door.MOST_LATER", 1)
@@ -171,11 +171,11 @@ async def test_too_much_for_later_is_dropped(
     assert "later.dropped" in {line["event"] for line in logged}
 
 
-# --- what only handlers see ---
+# --- private content ---
 
 
 @pytest.mark.both_engines
-async def test_private_content_reaches_handlers_alone_and_is_gone_after_them(
+async def test_private_content_reaches_only_handlers_and_is_deleted_after_them(
     start: Start, network: Network, logged: Logged
 ) -> None:
     seen: list[dict[str, Any]] = []
@@ -212,7 +212,7 @@ def _is_none(found: object) -> bool:
 
 
 async def texts(station: Station, made: str) -> str:
-    """Read all that the API says of a prediction."""
+    """Return all answers of the API about a prediction, as one text."""
     paths = (
         f"predictions/{made}",
         "predictions",
@@ -223,15 +223,15 @@ async def texts(station: Station, made: str) -> str:
     return "".join([(await station.http.get(f"/v1/{path}")).text for path in paths])
 
 
-async def test_an_error_that_quotes_private_content_is_told_without_it(
+async def test_private_content_is_redacted_from_handler_errors(
     start: Start, network: Network, logged: Logged
 ) -> None:
-    """`raise_for_status` says the address, which here is a secret."""
+    """The error of `raise_for_status` contains the URL, which is a secret here."""
 
     @on("*", retry=Retry(attempts=2, base=0))
     async def answers(_: Event, ctx: Context) -> None:
         if ctx.attempt == 2:
-            raise Dead(f"{'x' * 990}{ctx.private['in'][0]['url']}")  # a part of it would do, too
+            raise Dead(f"{'x' * 990}{ctx.private['in'][0]['url']}")  # the reason is truncated
         answer = httpx.Response(404, request=httpx.Request("POST", ctx.private["in"][0]["url"]))
         try:
             answer.raise_for_status()
@@ -250,7 +250,7 @@ async def test_an_error_that_quotes_private_content_is_told_without_it(
     assert "shop.example" not in told
 
 
-async def test_private_content_without_a_handler_is_emptied_too(
+async def test_private_content_is_deleted_if_no_handler_matches(
     start: Start, network: Network
 ) -> None:
     clock = Clock()

@@ -1,4 +1,4 @@
-"""Running what is due when told to, on either engine: for cron, and where nothing runs for long."""
+"""Drains run due work on request, on both engines: for cron and serverless platforms."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ AWAY: Final = f"postgresql://me:{PASSWORD}@127.0.0.1:1/x"
 
 
 async def drained(station: Station, seconds: int = 25) -> dict[str, Any]:
-    """Drain; return what was done, without what is left."""
+    """Drain; return the counts of work done, without those of remaining work."""
     return {
         name: value for name, value in (await told(station, seconds)).items() if name in NOTHING
     }
@@ -75,8 +75,8 @@ async def fine(_: Event) -> None: ...
 # --- POST /v1/drain ---
 
 
-@pytest.mark.usefixtures("on_sqlite")  # no store is asked
-async def test_it_needs_a_key(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the store is not used
+async def test_drain_without_a_valid_key_returns_401(start: Start) -> None:
     async with start(dispatch=False) as station:
         for key in ("", "Bearer wrong", f"Basic {API_KEY}"):
             headers = {"authorization": key} if key else {}
@@ -85,8 +85,8 @@ async def test_it_needs_a_key(start: Start) -> None:
                 assert answer.status_code == 401, key
 
 
-@pytest.mark.usefixtures("on_sqlite")  # no store is asked
-async def test_bad_seconds_are_refused_with_a_word(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the store is not used
+async def test_drain_with_invalid_seconds_returns_422(start: Start) -> None:
     of_seconds = ("0", "901", "-1", "1.5", "x", "\u0661", "1e2")
     async with start(dispatch=False) as station:
         for query in ("minutes=1", *(f"seconds={text}" for text in of_seconds)):
@@ -96,13 +96,13 @@ async def test_bad_seconds_are_refused_with_a_word(start: Start) -> None:
             assert answer.json()["type"] == "urn:receiver:problem:invalid-request"
 
 
-async def test_nothing_due_is_nothing_done(start: Start) -> None:
+async def test_drain_with_nothing_due_does_nothing(start: Start) -> None:
     async with start(fine, dispatch=False) as station:
         for _ in range(2):
             assert await drained(station) == NOTHING
 
 
-async def test_deliveries_wait_for_it_where_nothing_is_dispatched(start: Start) -> None:
+async def test_without_dispatch_deliveries_stay_pending_until_a_drain(start: Start) -> None:
     ran: list[str] = []
 
     @on(name="async")
@@ -116,7 +116,7 @@ async def test_deliveries_wait_for_it_where_nothing_is_dispatched(start: Start) 
     async with start(on_the_loop, in_a_thread, dispatch=False) as station:
         for number in range(3):
             await station.push(await station.submitted("eachlabs", f"prompt {number}"))
-        # Nobody runs them: neither the callback nor a word from elsewhere.
+        # Neither a callback nor a replay runs them.
         replayed = station.network.sent[0].prediction_id
         await station.http.post(f"/v1/predictions/{replayed}/replay")
         assert {state for _, state in states(station)} == {"pending"}
@@ -127,7 +127,7 @@ async def test_deliveries_wait_for_it_where_nothing_is_dispatched(start: Start) 
         assert await drained(station) == NOTHING
 
 
-async def test_a_retry_that_falls_due_in_it_is_run_and_a_later_one_is_not(start: Start) -> None:
+async def test_drain_runs_retries_that_become_due_but_no_later_ones(start: Start) -> None:
     attempts: list[int] = []
 
     @on(name="soon", retry=Retry(attempts=3, base=0.0001, cap=0.0001))
@@ -149,12 +149,12 @@ async def test_a_retry_that_falls_due_in_it_is_run_and_a_later_one_is_not(start:
     assert attempts == [1, 2, 3]
 
 
-async def test_what_waits_to_be_submitted_is(start: Start, network: Network) -> None:
+async def test_queued_submit_is_retried_once_during_drains(start: Start, network: Network) -> None:
     network.script("eachlabs.submit", breaks(httpx.ConnectError))
     clock = Clock()
     async with start(dispatch=False, clock=clock) as station:
         prediction = await station.submit("eachlabs")
-        assert prediction["status"] == "queued"  # and is to be sent again in a moment
+        assert prediction["status"] == "queued"  # it is sent again after the backoff
         clock.ahead = 5
         await eventually(lambda: _drained_until(station, prediction["id"]))
         assert network.count("eachlabs.submit") == 2
@@ -165,14 +165,16 @@ async def _drained_until(station: Station, prediction_id: str) -> bool:
     return bool((await station.read(prediction_id))["status"] == "processing")
 
 
-async def test_what_is_due_for_a_look_is_asked_about(start: Start, network: Network) -> None:
+async def test_drain_and_poller_together_poll_each_due_prediction_once(
+    start: Start, network: Network
+) -> None:
     async with start(fine, dispatch=False, RECEIVER_POLL_AFTER="1000") as station:
         ids = [(await station.submit("fal", f"{number}"))["id"] for number in range(3)]
         assert (await drained(station))["polls"] == 0
         network.always("fal.poll", network.ends)
         station.edit("UPDATE predictions SET due_at = 1")
         found = await drained(station, 20)
-        # The process looks too; one of the two takes the outcomes and their deliveries.
+        # The process polls too; drain or poller records each outcome and runs its delivery.
         assert found["polls"] <= 3
         for prediction_id in ids:
             await station.until(prediction_id, "succeeded")
@@ -182,7 +184,7 @@ async def test_what_is_due_for_a_look_is_asked_about(start: Start, network: Netw
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_it_ends_at_its_time_and_gives_back_what_was_cut_short(
+async def test_drain_ends_at_its_deadline_and_releases_unfinished_attempts(
     start: Start, *, plain: bool
 ) -> None:
     leave = threading.Event()
@@ -215,7 +217,7 @@ async def test_it_ends_at_its_time_and_gives_back_what_was_cut_short(
         assert station.count("attempts") == 0
 
 
-async def test_two_at_once_share_the_work_and_nothing_runs_twice(start: Start) -> None:
+async def test_concurrent_drains_share_one_run_and_run_nothing_twice(start: Start) -> None:
     ran: list[str] = []
     together = asyncio.Event()
 
@@ -236,7 +238,7 @@ async def test_two_at_once_share_the_work_and_nothing_runs_twice(start: Start) -
         assert station.count("attempts") == 5
 
 
-async def test_who_has_less_time_is_told_that_there_is_more(start: Start) -> None:
+async def test_shorter_concurrent_drain_reports_more_work(start: Start) -> None:
     may_end = asyncio.Event()
 
     @on(name="slow")
@@ -252,7 +254,7 @@ async def test_who_has_less_time_is_told_that_there_is_more(start: Start) -> Non
         assert (await long)["deliveries"] == 1
 
 
-async def test_a_caller_who_goes_away_stops_nothing(start: Start) -> None:
+async def test_drain_continues_after_its_client_disconnects(start: Start) -> None:
     may_end = asyncio.Event()
 
     @on(name="slow")
@@ -269,7 +271,7 @@ async def test_a_caller_who_goes_away_stops_nothing(start: Start) -> None:
         await eventually(lambda: states(station) == [("slow", "done")])
 
 
-async def test_it_helps_where_deliveries_are_dispatched_too(start: Start) -> None:
+async def test_drain_beside_dispatch_runs_each_delivery_once(start: Start) -> None:
     ran: list[str] = []
 
     @on(name="counts")
@@ -284,7 +286,7 @@ async def test_it_helps_where_deliveries_are_dispatched_too(start: Start) -> Non
     assert len(ran) == len(set(ran)) == 5
 
 
-async def test_a_stop_in_the_middle_loses_nothing(start: Start) -> None:
+async def test_shutdown_during_a_drain_loses_no_delivery(start: Start) -> None:
     entered = asyncio.Event()
     may_end = asyncio.Event()
 
@@ -298,14 +300,16 @@ async def test_a_stop_in_the_middle_loses_nothing(start: Start) -> None:
         draining = asyncio.create_task(station.http.post("/v1/drain?seconds=60"))
         await entered.wait()
         asyncio.get_running_loop().call_later(0.2, may_end.set)
-    # And nobody is left to wait for ever.
+    # The waiting client gets an answer too.
     assert (await asyncio.wait({draining}, timeout=PATIENCE))[0]
     async with start(slow, dispatch=False) as station:
         await drained(station, 20)
         assert states(station) == [("slow", "done")]
 
 
-async def test_two_processes_share_what_is_due(database: Database, network: Network) -> None:
+async def test_drains_in_two_processes_run_each_delivery_once(
+    database: Database, network: Network
+) -> None:
     ran: list[str] = []
 
     @on(name="counts", concurrency=2)
@@ -355,7 +359,7 @@ def fine(event: Event) -> None:
 """
 
 
-async def test_draining_in_a_process_of_its_own(start: Start, tmp_path: Path) -> None:
+async def test_drain_function_runs_pending_deliveries(start: Start, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
     station = await owe_one(start)
     settings = given(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
@@ -375,10 +379,10 @@ async def fine(event: Event) -> None:
 """
 
 
-async def test_a_drain_that_is_told_to_stop_gives_back_what_it_ran(
+async def test_stopped_drain_releases_its_running_attempt(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What runs has a shorter moment to end.
+    # Running attempts get less time to end.
     defaults = Worker.__init__.__kwdefaults__
     assert defaults
     monkeypatch.setitem(defaults, "pace", msgspec.structs.replace(TIMING, drain=0.05))
@@ -401,7 +405,7 @@ async def test_migrating_twice_changes_nothing(start: Start) -> None:
     assert station.rows("SELECT * FROM deliveries") == before
 
 
-async def test_a_worker_runs_what_others_accept(
+async def test_worker_runs_deliveries_recorded_by_another_process(
     database: Database, network: Network, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
@@ -418,15 +422,13 @@ async def test_a_worker_runs_what_others_accept(
             await working
 
 
-async def test_a_worker_needs_a_server(tmp_path: Path) -> None:
+async def test_worker_on_sqlite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreUnusable, match="a worker needs PostgreSQL: with SQLite one process"):
         await work(given(f"sqlite:///{tmp_path}/receiver.db"), asyncio.Event())
     assert not (tmp_path / "receiver.db").exists()
 
 
-async def test_draining_a_file_that_a_server_has_open_is_refused(
-    network: Network, tmp_path: Path
-) -> None:
+async def test_drain_of_a_sqlite_file_in_use_is_refused(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
     async with receiving(path, network):
         with pytest.raises(StoreUnusable, match="is in use by another receiver"):
@@ -434,10 +436,10 @@ async def test_draining_a_file_that_a_server_has_open_is_refused(
 
 
 @pytest.mark.parametrize(("missing", "modules"), [("asyncpg", ["engine"]), ("pgqueuer", ["queue"])])
-def test_a_missing_extra_is_one_sentence(
+def test_missing_postgres_extra_gives_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, missing: str, modules: list[str]
 ) -> None:
-    # Only what asks for it is loaded again: compiled parts of asyncpg crash if they are.
+    # Reload only the module that imports it: compiled parts of asyncpg would crash.
     for module in modules:
         monkeypatch.delitem(sys.modules, f"receiver.store.postgres.{module}", raising=False)
     really = builtins.__import__
@@ -464,13 +466,13 @@ def test_a_missing_extra_is_one_sentence(
     )
 
 
-async def test_the_password_is_in_no_log_and_no_error(
+async def test_database_password_is_in_no_log_line_and_no_error(
     database: Database, network: Network, logged: Logged
 ) -> None:
     parts = urlsplit(database.url)
     place = parts.netloc.rpartition("@")[2]
     user = parts.username or "postgres"
-    # The server asks nobody of this machine for it.
+    # The test server asks local clients for no password.
     known = Database(urlunsplit(parts._replace(netloc=f"{user}:{PASSWORD}@{place}")))
     async with receiving(known, network, [fine]) as station:
         await station.push(await station.submitted("eachlabs"))
@@ -521,7 +523,7 @@ def run(
     )
 
 
-def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
+def test_migrate_and_drain_commands_print_their_results(tmp_path: Path, url: str) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
     migrated = run("migrate", cwd=tmp_path, url=url)
     assert migrated.returncode == 0, migrated.stderr
@@ -540,7 +542,7 @@ def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
         (("serve", "--port", "0"), AWAY, "cannot open the database", receiver),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_command_error_is_a_message_without_traceback_or_password(
     tmp_path: Path, args: tuple[str, ...], url: str, words: str, by: Callable[..., Any]
 ) -> None:
     done = run(*args, cwd=tmp_path, url=url, by=by)
@@ -550,7 +552,7 @@ def test_what_is_wrong_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_draining_beside_a_server_on_one_file_says_what_to_do(tmp_path: Path) -> None:
+def test_drain_command_names_the_server_process_that_uses_the_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/receiver.db"
     env = {"RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"], "RECEIVER_DATABASE_URL": url}
     with running("serve", "--no-dispatch", cwd=tmp_path, **env) as server:
@@ -561,9 +563,7 @@ def test_draining_beside_a_server_on_one_file_says_what_to_do(tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
-def test_a_worker_and_a_server_share_a_database_and_stop_when_told(
-    tmp_path: Path, database: Database
-) -> None:
+def test_worker_command_stops_cleanly_on_sigterm(tmp_path: Path, database: Database) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
     log = tmp_path / "worker.log"
     log.touch()

@@ -1,4 +1,4 @@
-"""The list of events, and the live stream: without a gap, without a repeat, bounded."""
+"""The list of events, and the live stream: no gaps, no repeats, bounded memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 
 class Ear:
-    """A reader of the stream, as near to the app as a server is; it reads when it is told to."""
+    """A client of the stream, on ASGI; it reads only while `may_take` is set."""
 
     def __init__(self, station: Station, query: str = "", after: object = None) -> None:
         headers = [(b"authorization", f"Bearer {API_KEY}".encode())]
@@ -88,7 +88,7 @@ class Ear:
 
     @property
     def messages(self) -> list[Json]:
-        """What came, but for the place at which the stream begins."""
+        """The messages received, without the one that gives the start position."""
         return [message for message in parse(self.text) if message["event"] != "stream.open"]
 
     @property
@@ -109,7 +109,7 @@ class Ear:
 
 
 def parse(text: str) -> Iterator[Json]:
-    """Read what the stream said, as the standard says to."""
+    """Parse server-sent events as the standard says."""
     for block in text.split("\n\n"):
         fields = dict(
             line.split(": ", 1) for line in block.split("\n") if line[:1] not in {"", ":"}
@@ -129,7 +129,7 @@ async def listening(station: Station, query: str = "", after: object = None) -> 
 
 
 async def whole(station: Station, prompt: str, provider: str = "eachlabs", **more: Any) -> str:
-    """Submit a prediction and see it succeed; give its id."""
+    """Submit a prediction, let it succeed, and return its id."""
     sent = await station.submitted(provider, prompt, **more)
     assert (await station.push(sent)).status_code == 200
     return sent.prediction_id
@@ -142,7 +142,7 @@ def told(messages: list[Json]) -> list[tuple[str, str]]:
 WHOLE: Final = ["queued", "submitting", "processing", "succeeded"]
 
 
-async def test_a_reader_hears_every_move_and_the_event(start: Start) -> None:
+async def test_stream_sends_every_status_change_and_the_terminal_event(start: Start) -> None:
     async with start() as station, listening(station) as ear:
         prediction = await whole(station, "a lighthouse", metadata={"kind": "avatar"})
         messages = await ear.until(4)
@@ -162,7 +162,7 @@ async def test_a_reader_hears_every_move_and_the_event(start: Start) -> None:
         assert end["prediction"] == await station.read(prediction)
 
 
-async def test_a_reader_that_comes_back_misses_nothing_and_hears_nothing_twice(
+async def test_reconnect_with_last_event_id_has_no_gap_and_no_repeat(
     start: Start,
 ) -> None:
     heard: list[Json] = []
@@ -177,7 +177,7 @@ async def test_a_reader_that_comes_back_misses_nothing_and_hears_nothing_twice(
         assert told(heard) == [(p, status) for p in (first, second, third) for status in WHOLE]
 
 
-async def test_a_reader_comes_back_to_another_process(start: Start) -> None:
+async def test_reconnect_after_a_server_restart_resumes_the_stream(start: Start) -> None:
     async with start() as station, listening(station) as ear:
         first = await whole(station, "before")
         last = (await ear.until(4))[-1]["id"]
@@ -190,14 +190,14 @@ async def test_a_reader_comes_back_to_another_process(start: Start) -> None:
             assert {name for name, _ in told(await ear.until(8))} == {first, second.prediction_id}
 
 
-async def test_a_reader_who_heard_nothing_comes_back_and_misses_nothing(start: Start) -> None:
+async def test_reconnect_before_any_message_resumes_at_the_start_position(start: Start) -> None:
     async with start() as station:
         await whole(station, "before")
         async with listening(station) as ear:
             assert ear.messages == []
     async with start() as station:
         missed = await whole(station, "meanwhile")
-        for _ in range(2):  # its place stays until it has heard something
+        for _ in range(2):  # the same position can be used again
             async with listening(station, after=ear.begins) as back:
                 assert told(await back.until(4)) == [(missed, status) for status in WHOLE]
                 assert back.begins == ear.begins
@@ -218,7 +218,7 @@ async def test_a_reader_who_heard_nothing_comes_back_and_misses_nothing(start: S
         ("metadata.big=false&type=queued", []),
     ],
 )
-async def test_a_reader_says_what_it_wants(
+async def test_stream_filters_by_type_provider_and_metadata(
     start: Start, query: str, heard: list[tuple[str, str]]
 ) -> None:
     async with start() as station, listening(station, query) as ear, listening(station) as all_:
@@ -228,12 +228,12 @@ async def test_a_reader_says_what_it_wants(
         found = await ear.until(len(heard))
         said = [(m["data"]["prediction"]["provider"], m["event"].rpartition(".")[2]) for m in found]
         assert said == heard
-        async with listening(station, query, after=0) as again:  # from the store: the same
+        async with listening(station, query, after=0) as again:  # the store returns the same
             assert await again.until(len(heard)) == found
         assert all(message["id"] <= last for message in found)
 
 
-async def test_a_reader_hears_of_one_prediction(start: Start) -> None:
+async def test_stream_filters_by_prediction(start: Start) -> None:
     async with start() as station:
         await whole(station, "one")
         two = await whole(station, "two")
@@ -256,7 +256,7 @@ async def test_a_reader_hears_of_one_prediction(start: Start) -> None:
         ("", "9" * 40, "Last-Event-ID"),
     ],
 )
-async def test_nonsense_is_refused_before_the_stream_begins(
+async def test_invalid_stream_request_is_rejected_before_the_stream_begins(
     start: Start, query: str, after: str | None, words: str
 ) -> None:
     async with start() as station:
@@ -274,7 +274,9 @@ async def test_nonsense_is_refused_before_the_stream_begins(
 
 
 @pytest.mark.parametrize(("marked", "after"), [(2, 1), (0, 1000)])
-async def test_a_reader_of_what_is_gone_is_told_so(start: Start, marked: int, after: int) -> None:
+async def test_resume_from_an_unavailable_position_sends_a_gap_message(
+    start: Start, marked: int, after: int
+) -> None:
     async with start() as station:
         await whole(station, "one")
         station.edit(f"DELETE FROM changes WHERE seq <= {marked}")
@@ -287,7 +289,7 @@ async def test_a_reader_of_what_is_gone_is_told_so(start: Start, marked: int, af
             assert [m["id"] for m in more] == list(range(marked + 1, 5)) * (after < 4)
 
 
-async def test_a_reader_that_does_not_take_is_cut_and_others_hear_on(
+async def test_slow_reader_is_disconnected_and_others_continue(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "_MOST_WAITING", 10)
@@ -295,7 +297,7 @@ async def test_a_reader_that_does_not_take_is_cut_and_others_hear_on(
         await whole(station, "one")
         last = (await eventually(lambda: slow.messages, lambda m: len(m) == 4))[-1]["id"]
         slow.may_take.clear()
-        for number in range(2, 8):  # up to ten are under way to it when it stops to take
+        for number in range(2, 8):  # up to ten are on their way when it stops reading
             await whole(station, f"more {number}")
             assert len(await quick.until(4 * number)) == 4 * number
         slow.may_take.set()
@@ -309,7 +311,7 @@ async def test_a_reader_that_does_not_take_is_cut_and_others_hear_on(
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_the_end_of_the_server_is_the_end_of_the_streams(start: Start) -> None:
+async def test_shutdown_ends_open_streams(start: Start) -> None:
     async with start() as station:
         ear = await Ear(station).live()
         station.app.state.release()
@@ -318,7 +320,9 @@ async def test_the_end_of_the_server_is_the_end_of_the_streams(start: Start) -> 
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_stream_sends_keep_alive_comments(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(live, "KEEP_ALIVE", 0.05)
     async with start() as station, listening(station) as ear:
         await eventually(lambda: ear.text.count(": still here") > 2)
@@ -326,7 +330,7 @@ async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_there_are_so_many_readers_and_no_more(
+async def test_stream_over_the_limit_of_readers_returns_503(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "MOST_READERS", 1)
@@ -339,7 +343,7 @@ async def test_there_are_so_many_readers_and_no_more(
 
 
 class TakesOne(Ear):
-    """Takes the first message, and no other for now."""
+    """A client that stops reading after the first message."""
 
     async def _send(self, message: Any) -> None:
         await super()._send(message)
@@ -347,7 +351,7 @@ class TakesOne(Ear):
             self.may_take.clear()
 
 
-async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
+async def test_catching_up_reader_that_stops_reading_buffers_few_events(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "_MOST_WRITTEN", 2)
@@ -371,7 +375,7 @@ async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
         await ear.leave()
 
 
-async def test_nobody_follows_where_nobody_reads() -> None:
+async def test_change_log_is_not_polled_without_readers() -> None:
     class Quiet:
         asked = 0
 
@@ -405,7 +409,7 @@ async def gives_up(_: Event) -> None:
 
 
 def attempts(messages: list[Json]) -> dict[str, list[tuple[int, str, str]]]:
-    """Give number, state and reason of each attempt, by handler."""
+    """Return number, state and reason of each attempt, by handler."""
     found: dict[str, list[tuple[int, str, str]]] = {}
     for message in messages:
         if delivery := message["data"].get("delivery"):
@@ -425,7 +429,7 @@ ATTEMPTS: Final = {
 }
 
 
-async def test_who_asks_for_it_hears_how_attempts_end(start: Start) -> None:
+async def test_stream_sends_delivery_attempts_if_requested(start: Start) -> None:
     async with (
         start(recovers, gives_up) as station,
         listening(station, "deliveries=true&provider=fal&metadata.kind=avatar") as ear,
@@ -448,7 +452,7 @@ async def test_who_asks_for_it_hears_how_attempts_end(start: Start) -> None:
             assert told(await back.until(8))[:4] == [(more, status) for status in WHOLE]
 
 
-async def test_attempts_of_another_process_are_heard(
+async def test_stream_sends_delivery_attempts_of_another_process(
     database: Database, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = Counter[str]()
@@ -466,16 +470,16 @@ async def test_attempts_of_another_process_are_heard(
         await whole(front, "while nobody follows")
         rows = "SELECT state FROM deliveries WHERE state IN ('done', 'dead')"
         await eventually(lambda: len(worker.rows(rows)) == 2)
-        assert sent == {}  # so that settling costs nothing more
+        assert sent == {}  # without readers, the end of an attempt notifies no process
         async with listening(front, "deliveries=true") as ear:
-            news = worker.app.state.release.__self__._http.live._attempts  # noqa: SLF001 - it tells nobody
+            news = worker.app.state.release.__self__._http.live._attempts  # noqa: SLF001 - nothing public shows it
             await eventually(lambda: news._followed_elsewhere)  # noqa: SLF001 - likewise
             await whole(front, "while somebody does")
             assert attempts(await ear.until(8)) == ATTEMPTS
         assert sent["told"] >= 1
 
 
-async def test_a_disk_that_cannot_be_read_ends_nothing_for_good(
+async def test_stream_continues_after_the_store_was_unavailable(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_: ChangeLog, *__: Any) -> Any:
@@ -512,7 +516,7 @@ async def test_events_are_listed_newest_first_page_by_page(start: Start) -> None
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_events_are_found_by_what_they_are_of(start: Start) -> None:
+async def test_event_list_filters_by_type_provider_and_metadata(start: Start) -> None:
     async with start() as station:
         one = await whole(station, "one", "fal", metadata={"kind": "avatar", "n": 5})
         two = await whole(station, "two", "eachlabs", metadata={"kind": "banner"})
@@ -531,7 +535,7 @@ async def test_events_are_found_by_what_they_are_of(start: Start) -> None:
             assert found["next_cursor"] is None
 
 
-async def test_a_search_ends_somewhere_and_says_where_to_go_on(
+async def test_long_event_search_stops_early_and_returns_a_cursor(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.http.routes.events._MOST_LOOKED_AT", 2)
@@ -551,7 +555,7 @@ async def test_a_search_ends_somewhere_and_says_where_to_go_on(
 @pytest.mark.parametrize(
     "query", ["type=queued", "limit=0", "limit=101", "cursor=x", "cursor=-5", "what=ever"]
 )
-async def test_nonsense_is_refused(start: Start, query: str) -> None:
+async def test_invalid_event_list_query_returns_422(start: Start, query: str) -> None:
     async with start() as station:
         answer = await station.http.get(f"/v1/events?{query}")
         assert (answer.status_code, answer.json()["type"]) == (
@@ -570,7 +574,7 @@ def connected(port: int, path: str) -> Iterator[socket.socket]:
         yield sock
 
 
-def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_SLOWEST_READ", 0.2)
     ended = asyncio.Event()
 
@@ -597,7 +601,7 @@ def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
                 pass
 
 
-def test_what_is_wanted_is_compared_as_it_is_written() -> None:
+def test_metadata_filter_compares_text_or_the_json_of_a_value() -> None:
     move = StatusChange(1, "queued", 0.0, "pred_1", "fal", "m", {"a": None, "b": 1.5, "c": "x"})
     for metadata, fits in (
         ({"a": "null"}, True),

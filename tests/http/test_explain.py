@@ -50,7 +50,7 @@ def told(found: Json) -> dict[str, Any]:
     }
 
 
-async def test_an_event_is_explained_by_either_name(start: Start) -> None:
+async def test_explain_accepts_a_prediction_id_or_an_event_id(start: Start) -> None:
     async with start(*ALL) as station:
         sent = await station.submitted("eachlabs", metadata={"kind": "logo"})
         await station.push(sent)
@@ -71,7 +71,7 @@ async def test_an_event_is_explained_by_either_name(start: Start) -> None:
     assert states == {name: name in {"save", "post"} for name in states}
 
 
-async def test_what_has_not_ended_is_explained_as_if_it_had(start: Start) -> None:
+async def test_explain_assumes_an_outcome_for_an_unfinished_prediction(start: Start) -> None:
     async with start(*ALL) as station:
         prediction = await station.submit("fal", metadata={"kind": "avatar"})
         found = await explained(station, prediction["id"])
@@ -83,7 +83,7 @@ async def test_what_has_not_ended_is_explained_as_if_it_had(start: Start) -> Non
     assert told(failed)["save"] == "type is prediction.failed"
 
 
-async def test_a_delivery_to_a_handler_that_is_gone_is_explained_too(start: Start) -> None:
+async def test_explain_includes_a_delivery_to_an_unregistered_handler(start: Start) -> None:
     async with start(save) as station:
         sent = await station.submitted("eachlabs")
         await station.push(sent)
@@ -97,7 +97,9 @@ async def test_a_delivery_to_a_handler_that_is_gone_is_explained_too(start: Star
     ("path", "status"),
     [("pred_none", 404), ("evt_none", 404), ("nonsense", 404), ("{}?type=odd", 422)],
 )
-async def test_what_cannot_be_explained_is_refused(start: Start, path: str, status: int) -> None:
+async def test_explain_rejects_an_unknown_id_or_type_and_a_missing_key(
+    start: Start, path: str, status: int
+) -> None:
     async with start(*ALL) as station:
         prediction = await station.submit()
         name, mark, query = path.format(prediction["id"]).partition("?")
@@ -106,7 +108,7 @@ async def test_what_cannot_be_explained_is_refused(start: Start, path: str, stat
     assert (answer.status_code, stranger.status_code) == (status, 401)
 
 
-def test_the_command_shows_it_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_command_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {
         "handler": "post",
         "runs": True,

@@ -1,4 +1,4 @@
-"""`/v1/handlers`: who handles events, what is pending for each; pause and resume."""
+"""`/v1/handlers`: registered handlers and their pending deliveries; pause and resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ async def post(station: Station, name: str, command: str) -> Any:
     return await station.http.post(f"/v1/handlers/{name}/{command}")
 
 
-async def test_a_handler_is_paused_given_work_and_resumed(start: Start, logged: Logged) -> None:
+async def test_paused_handler_keeps_deliveries_pending_until_resumed(
+    start: Start, logged: Logged
+) -> None:
     name = "files.py%3Agreet%2Fall"
     async with start(greet) as station:
         assert await states(station) == {
@@ -66,7 +68,7 @@ async def test_a_handler_is_paused_given_work_and_resumed(start: Start, logged: 
     assert {"handler.waiting", "handler.resumed"} <= set(said)
 
 
-async def test_what_is_pending_for_nobody_here_is_listed_and_nobody_is_made_up(
+async def test_unregistered_handler_with_deliveries_is_listed_and_unknown_is_404(
     start: Start,
 ) -> None:
     async with start(greet, dispatch=False) as station:
@@ -83,8 +85,8 @@ async def test_what_is_pending_for_nobody_here_is_listed_and_nobody_is_made_up(
         assert (await station.world.post("/v1/handlers/x/pause")).status_code == 401
 
 
-async def test_a_parameter_where_there_are_none_is_refused(start: Start) -> None:
-    """`?wait=30` was meant for something: the header Prefer is what does it."""
+async def test_unknown_query_parameter_returns_422(start: Start) -> None:
+    """A client that sends `?wait=30` needs the header Prefer instead, so it must get an error."""
     prediction = f"/v1/predictions/pred_{'0' * 32}"
     async with start(greet) as station:
         for method, path in (

@@ -1,4 +1,4 @@
-"""Limits on strangers: what they may ask, where they may come from, and whom they cannot hurt."""
+"""Rate limits, trusted proxies and allowed source addresses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LIMITED: Final = "urn:receiver:problem:rate-limited"
 
 
 class Hands:
-    """A clock that stands still until it is told."""
+    """A clock that moves only when a test changes `now`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -48,10 +48,10 @@ class Hands:
         return self.now
 
 
-# --- budgets ---
+# --- rate limit budgets ---
 
 
-def test_a_budget_is_spent_at_once_or_evenly() -> None:
+def test_rate_limit_allows_a_burst_and_then_an_even_rate() -> None:
     clock = Hands()
     budgets = Budgets(6, clock)
     for _ in range(6):
@@ -67,14 +67,14 @@ def test_a_budget_is_spent_at_once_or_evenly() -> None:
     assert budgets.wait(b"a") == pytest.approx(10)
 
 
-def test_what_was_under_way_may_overdraw_a_budget_and_the_debt_is_bounded() -> None:
+def test_overdrawn_rate_limit_has_a_bounded_wait() -> None:
     budgets = Budgets(60, Hands())
     for _ in range(10_000):
         budgets.spend(b"a")
     assert budgets.wait(b"a") == pytest.approx(61)
 
 
-def test_without_a_limit_nothing_is_ever_spent() -> None:
+def test_without_a_rate_limit_nothing_is_charged() -> None:
     budgets = Budgets(None, Hands())
     for _ in range(1000):
         budgets.spend(b"a")
@@ -86,7 +86,7 @@ def test_without_a_limit_nothing_is_ever_spent() -> None:
     rate=st.integers(1, 50),
     moves=st.lists(st.tuples(st.integers(0, 20), st.floats(0, 30)), max_size=80),
 )
-def test_no_name_gets_more_than_its_rate(rate: int, moves: list[tuple[int, float]]) -> None:
+def test_no_client_exceeds_its_rate_limit(rate: int, moves: list[tuple[int, float]]) -> None:
     clock = Hands()
     budgets = Budgets(rate, clock)
     served: dict[int, list[float]] = {}
@@ -101,7 +101,7 @@ def test_no_name_gets_more_than_its_rate(rate: int, moves: list[tuple[int, float
             assert last - first + 1 <= rate + (times[last] - times[first]) * rate / 60 + 1e-3
 
 
-def test_the_wait_it_names_is_the_one_it_keeps() -> None:
+def test_request_is_allowed_after_the_announced_wait() -> None:
     clock = Hands()
     budgets = Budgets(7, clock)
     while not (wait := budgets.wait(b"a")):
@@ -110,7 +110,7 @@ def test_the_wait_it_names_is_the_one_it_keeps() -> None:
     assert budgets.wait(b"a") == 0
 
 
-def test_a_flood_of_names_takes_bounded_memory_and_frees_nobody_who_goes_on() -> None:
+def test_flood_of_addresses_uses_bounded_memory_and_keeps_active_limits() -> None:
     budgets = Budgets(60, Hands(), most=1000)
     for _ in range(60):
         budgets.spend(b"the flooder")
@@ -137,11 +137,13 @@ def test_a_flood_of_names_takes_bounded_memory_and_frees_nobody_who_goes_on() ->
         (":nonsense", "unknown", False),
     ],
 )
-def test_an_address_is_one_sender(one: str, other: str, *, same: bool) -> None:
+def test_ipv4_address_or_ipv6_64_prefix_shares_one_rate_limit(
+    one: str, other: str, *, same: bool
+) -> None:
     assert (address(one) == address(other)) is same
 
 
-def test_a_flood_writes_few_lines(logged: Logged) -> None:
+def test_flood_of_limited_requests_writes_few_log_lines(logged: Logged) -> None:
     clock = Hands()
     limits = Limits(Settings.read({**ENV, "RECEIVER_LIMIT_UNPROVED_PER_MINUTE": "60"}), clock)
     for _ in range(1060):
@@ -161,7 +163,7 @@ def test_a_flood_writes_few_lines(logged: Logged) -> None:
     assert said[1][1] > 900
 
 
-# --- whose address it is ---
+# --- client addresses behind proxies ---
 
 TRUSTED: Final = (*LOOPBACK, ip_network("10.0.0.0/8"), ip_network("2001:db8:f::/48"))
 
@@ -189,19 +191,21 @@ TRUSTED: Final = (*LOOPBACK, ip_network("10.0.0.0/8"), ip_network("2001:db8:f::/
         ("testclient", {"x-forwarded-for": "192.0.2.1"}, "testclient"),
     ],
 )
-def test_only_trusted_proxies_are_believed(peer: str, headers: dict[str, str], caller: str) -> None:
+def test_x_forwarded_for_is_used_only_from_trusted_proxies(
+    peer: str, headers: dict[str, str], caller: str
+) -> None:
     given = [(name.encode(), value.encode()) for name, value in headers.items()]
     assert seen(peer, given) == caller
 
 
-def test_where_the_server_names_no_peer_the_end_of_the_header_does() -> None:
+def test_end_of_x_forwarded_for_is_used_if_the_peer_is_unknown() -> None:
     forwarded = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.1"), (b"x-forwarded-for", b"10.0.0.9")]
     assert seen(None, forwarded) == "192.0.2.1"
     assert seen(None, forwarded, ()) == "10.0.0.9"
     assert seen(None, []) == "unknown"
 
 
-def test_on_a_platform_the_nearest_is_believed_and_nobody_beyond_it() -> None:
+def test_platform_mode_uses_only_the_last_x_forwarded_for_address() -> None:
     forwarded = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.1:443")]
     assert seen("169.254.1.1", forwarded, "platform") == "192.0.2.1"
     assert seen("169.254.1.1", [(b"x-forwarded-for", b"6.6.6.6, 10.0.0.9")], "platform") == (
@@ -212,7 +216,7 @@ def test_on_a_platform_the_nearest_is_believed_and_nobody_beyond_it() -> None:
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from([b"x-forwarded-for", b"forwarded"]), st.binary())))
-def test_no_header_can_break_it(headers: list[tuple[bytes, bytes]]) -> None:
+def test_malformed_forwarded_headers_cause_no_error(headers: list[tuple[bytes, bytes]]) -> None:
     assert seen("127.0.0.1", headers)
 
 
@@ -221,7 +225,7 @@ def seen(
     headers: list[tuple[bytes, bytes]],
     trusted: Sequence[Addresses] | Literal["platform"] = TRUSTED,
 ) -> str:
-    """Return who a request comes from, in the eyes of what stands behind the middleware."""
+    """Return the client address that the app behind the proxy middleware sees."""
     callers: list[str] = []
 
     async def app(scope: Any, _receive: Any, _send: Any) -> None:
@@ -237,7 +241,7 @@ def seen(
 
 @asynccontextmanager
 async def behind(station: Station, peer: str, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Come from an address, or through a proxy that has it."""
+    """Return a client at an address; with a forwarding header, it is a proxy."""
     transport = httpx.ASGITransport(station.app, client=(peer, 4000))
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with httpx.AsyncClient(
@@ -264,7 +268,9 @@ async def put(http: httpx.AsyncClient, letter: CallbackRequest) -> int:
 
 
 @anyio
-async def test_who_proves_nothing_is_refused_before_any_work(start: Start, logged: Logged) -> None:
+async def test_unverified_callbacks_over_the_rate_limit_return_429(
+    start: Start, logged: Logged
+) -> None:
     async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="5") as station:
         for _ in range(5):
             assert (await station.world.post("/webhooks/fal/x", content=b"{}")).status_code == 401
@@ -281,7 +287,7 @@ async def test_who_proves_nothing_is_refused_before_any_work(start: Start, logge
 
 
 @anyio
-async def test_a_flood_from_the_same_address_shuts_no_callback_out(start: Start) -> None:
+async def test_genuine_callback_passes_despite_a_flood_from_its_address(start: Start) -> None:
     async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
         for provider in ("fal", "eachlabs"):
             sent = await station.submitted(provider, f"for {provider}")
@@ -291,20 +297,20 @@ async def test_a_flood_from_the_same_address_shuts_no_callback_out(start: Start)
 
 
 @anyio
-async def test_a_leaked_callback_url_is_limited_alone(start: Start) -> None:
+async def test_flood_on_a_leaked_callback_url_limits_only_that_url(start: Start) -> None:
     async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
         leaked = await station.submitted("eachlabs", "leaked")
         other = await station.submitted("eachlabs", "other")
         assert (await exhaust(station.world, leaked.path)).json()["type"] == LIMITED
-        # Where all share one address, as behind a proxy that is not named, the others go on.
+        # Behind a proxy that is not configured all share one address; other callbacks pass.
         assert (await station.push(other)).json() == {"status": "accepted"}
-        # And so does its own callback, where the flooder's address is not the provider's.
+        # Its genuine callback passes too, if the flood has another address than the provider.
         async with behind(station, "198.51.100.7") as provider:
             assert await put(provider, write(station.network, leaked)) == 200
 
 
 @anyio
-async def test_who_leaves_midway_pays_too(start: Start) -> None:
+async def test_disconnect_during_a_callback_is_charged_to_the_rate_limit(start: Start) -> None:
     async def leave() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
@@ -320,11 +326,11 @@ async def test_who_leaves_midway_pays_too(start: Start) -> None:
 
 
 @anyio
-async def test_proved_callbacks_have_a_limit_only_if_told(start: Start) -> None:
+async def test_verified_callbacks_are_rate_limited_only_if_configured(start: Start) -> None:
     async with start(
         RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2", RECEIVER_LIMIT_CALLBACKS_PER_MINUTE="2"
     ) as station:
-        await exhaust(station.world)  # spends nothing of the provider's
+        await exhaust(station.world)  # is not charged to the provider's limit
         letters = [
             write(station.network, await station.submitted("eachlabs", f"{number}"))
             for number in range(3)
@@ -339,7 +345,9 @@ async def test_proved_callbacks_have_a_limit_only_if_told(start: Start) -> None:
 
 
 @anyio
-async def test_senders_behind_a_trusted_proxy_are_told_apart(start: Start, logged: Logged) -> None:
+async def test_clients_behind_a_trusted_proxy_are_limited_separately(
+    start: Start, logged: Logged
+) -> None:
     async with start(
         RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2", RECEIVER_TRUSTED_PROXIES="10.0.0.0/8"
     ) as station:
@@ -357,7 +365,7 @@ async def test_senders_behind_a_trusted_proxy_are_told_apart(start: Start, logge
 
 
 @anyio
-async def test_guessing_keys_is_limited_and_a_good_key_is_not(start: Start) -> None:
+async def test_guessing_api_keys_is_limited_but_a_strong_key_still_passes(start: Start) -> None:
     async with start(
         RECEIVER_LIMIT_UNPROVED_PER_MINUTE="4", RECEIVER_API_KEYS=f"{API_KEY},guess-me"
     ) as station:
@@ -372,14 +380,14 @@ async def test_guessing_keys_is_limited_and_a_good_key_is_not(start: Start) -> N
         assert [answer.status_code for answer in answers] == [401] * 4 + [429] * 2
         assert answers[5].json()["type"] == LIMITED
         assert 1 <= int(answers[5].headers["retry-after"]) <= 15
-        # A guess that would be right is not told from the others now.
+        # A correct guess now gets the same answer as the others.
         assert (await station.world.get("/v1/predictions", headers=weak)).status_code == 429
-        # What nobody can guess is let in from the same address.
+        # A key too long to guess passes from the same address.
         assert {(await station.http.get("/v1/predictions")).status_code for _ in range(9)} == {200}
 
 
 @anyio
-async def test_good_requests_have_a_limit_only_if_told(start: Start) -> None:
+async def test_authorized_requests_are_rate_limited_only_if_configured(start: Start) -> None:
     async with start(RECEIVER_LIMIT_API_PER_MINUTE="3") as station:
         codes = [(await station.http.get("/v1/predictions")).status_code for _ in range(4)]
         assert codes == [200, 200, 200, 429]
@@ -388,11 +396,11 @@ async def test_good_requests_have_a_limit_only_if_told(start: Start) -> None:
             assert (await other.get("/v1/predictions", headers=key)).status_code == 200
 
 
-# --- where callbacks may come from ---
+# --- allowed source addresses of callbacks ---
 
 
 @anyio
-async def test_a_list_of_sources_holds(start: Start, logged: Logged) -> None:
+async def test_callback_from_a_source_not_allowed_returns_401(start: Start, logged: Logged) -> None:
     async with start(EACHLABS_ALLOWED_SOURCES="192.0.2.0/24, 2001:db8::/32") as station:
         letter = write(station.network, await station.submitted("eachlabs"))
         assert (await station.post(letter)).status_code == 401
@@ -413,7 +421,7 @@ async def test_a_list_of_sources_holds(start: Start, logged: Logged) -> None:
 
 
 @anyio
-async def test_published_ranges_are_fetched_and_refreshed(
+async def test_published_address_ranges_are_fetched_and_refreshed(
     start: Start, network: Network, logged: Logged
 ) -> None:
     clock = Clock()
@@ -431,7 +439,7 @@ async def test_published_ranges_are_fetched_and_refreshed(
             assert await put(moved, letter) == 200
             clock.ahead = 130
             network.always("fal.meta", breaks(httpx.ConnectError))
-            assert await put(fal, letter) == 401  # what was known is kept, whatever happens
+            assert await put(fal, letter) == 401  # the known ranges are kept if the fetch fails
             assert await put(moved, letter) == 200
     assert {line["event"] for line in logged if line.get("what") == "sources"} == {
         "published.fetched",
@@ -444,7 +452,7 @@ async def test_published_ranges_are_fetched_and_refreshed(
     "answer",
     [breaks(httpx.ConnectError), reply({"webhook_ip_ranges": []}), reply([]), reply({}, 500)],
 )
-async def test_while_no_range_is_known_fal_is_asked_to_come_again(
+async def test_callback_returns_503_while_address_ranges_are_unknown(
     start: Start, network: Network, answer: Any
 ) -> None:
     network.always("fal.meta", answer)
@@ -453,20 +461,22 @@ async def test_while_no_range_is_known_fal_is_asked_to_come_again(
         refused = await station.push(sent)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["type"] == "urn:receiver:problem:sources-unavailable"
-        # Strangers cause no fetch.
+        # A callback with an invalid token causes no fetch.
         asked = network.count("fal.meta")
         assert (await station.world.post("/webhooks/fal/x")).status_code == 401
         assert network.count("fal.meta") == asked
 
 
 @anyio
-async def test_without_the_setting_nothing_is_fetched(start: Start, network: Network) -> None:
+async def test_without_the_setting_no_address_ranges_are_fetched(
+    start: Start, network: Network
+) -> None:
     async with start() as station:
         assert (await station.push(await station.submitted("fal"))).status_code == 200
         assert network.count("fal.meta") == 0
 
 
-def test_odd_ranges_are_left_out() -> None:
+def test_invalid_address_ranges_are_ignored() -> None:
     body = b'{"webhook_ip_ranges": ["192.0.2.0/24", "192.0.2.1/24", "x", 7, null, "::1"]}'
     assert read_meta(body) == [ip_network("192.0.2.0/24"), ip_network("::1")]
     assert read_meta(b'{"webhook_ip_ranges": "192.0.2.0/24"}') == []

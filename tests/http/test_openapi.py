@@ -1,4 +1,4 @@
-"""The document at /openapi.json is true: of routes, answers, errors, examples and what is sent."""
+"""The document at /openapi.json matches the routes, answers, errors and examples of the app."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ROWS = [
 
 
 def fits(value: Any, schema: Json) -> bool:
-    """Tell whether a value is what the document says."""
+    """Return whether a value matches a schema of the document."""
     whole = {**schema, "components": MADE["components"]}
     return jsonschema_rs.Draft202012Validator(whole, validate_formats=True).is_valid(value)
 
@@ -56,17 +56,17 @@ def settings(folder: Path, **more: str) -> Settings:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_files_of_the_package_are_what_the_routes_declare(name: str) -> None:
+def test_packaged_files_match_the_declared_routes(name: str) -> None:
     assert (FOLDER / name).read_bytes() == FILES[name](), "run `make docs`"
 
 
-def test_it_is_openapi_3_1() -> None:
+def test_document_is_valid_openapi_3_1() -> None:
     OpenAPIV31SpecValidator(MADE).validate()
     names = [row["operationId"] for _, _, row in ROWS]
     assert len(set(names)) == len(names)
 
 
-def test_its_links_lead_to_routes_by_what_these_want() -> None:
+def test_links_use_parameters_of_their_target_operations() -> None:
     wanted = {row["operationId"]: {p["name"] for p in row["parameters"]} for _, _, row in ROWS}
     answers = [answer for _, _, row in ROWS for answer in row["responses"].values()]
     links = [link for answer in answers for link in answer.get("links", {}).values()]
@@ -75,13 +75,13 @@ def test_its_links_lead_to_routes_by_what_these_want() -> None:
         assert link["parameters"].keys() <= wanted[link["operationId"]]
 
 
-def test_its_routes_are_those_of_the_app(tmp_path: Path) -> None:
+def test_documented_routes_are_the_routes_of_the_app(tmp_path: Path) -> None:
     routes = {
         (method, route.path.replace(":path", ""))
         for route in create_app(settings(tmp_path)).routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
-        if method == "POST" or not route.path.startswith("/in/")  # each plugin has its own
+        if method == "POST" or not route.path.startswith("/in/")  # each plugin has its own methods
     }
     assert {(method.upper(), path) for path, method, _ in ROWS} == routes
 
@@ -92,7 +92,7 @@ def test_every_tag_and_every_route_is_described() -> None:
 
 
 def examples() -> Iterator[tuple[str, Any, Json]]:
-    """Find every example, by name, with the schema it stands beside."""
+    """Yield the name, value and schema of every example."""
     rows = [row for _, _, row in ROWS] + [one["post"] for one in MADE["webhooks"].values()]
     for row in rows:
         for given in row["parameters"]:
@@ -104,13 +104,13 @@ def examples() -> Iterator[tuple[str, Any, Json]]:
                     yield f"{row['operationId']}-{name}", example["value"], content["schema"]
 
 
-def test_every_example_is_of_its_type() -> None:
+def test_every_example_matches_its_schema() -> None:
     found = list(examples())
     assert len(found) > 50
     assert [name for name, example, schema in found if not fits(example, schema)] == []
 
 
-def test_every_answer_of_ours_says_all_its_fields_and_what_they_mean() -> None:
+def test_schemas_of_answers_have_required_fields_and_descriptions() -> None:
     delivery = MADE["components"]["schemas"]["Delivery"]
     assert set(delivery["required"]) == set(delivery["properties"])
     stored = MADE["components"]["schemas"]["Stored"]["properties"]
@@ -125,10 +125,10 @@ _MAKERS = {"Problem", "_raw_problem", "problem_body"}
 
 
 def raised() -> set[tuple[int, str]]:
-    """Read off the source which problems there are."""
+    """Return status and type of all problems in the source code."""
     found = set()
     files = (TOP / "receiver").rglob("*.py")
-    # The emulator's are its platforms' own, and those of the dashboard are pages for people.
+    # The emulator answers with the problems of its providers, the dashboard with pages.
     texts = [path.read_text() for path in files if not {"emulator", "dashboard"} & {*path.parts}]
     for text in texts:
         for node in ast.walk(ast.parse(text)) if "roblem" in text else ():
@@ -141,26 +141,28 @@ def raised() -> set[tuple[int, str]]:
     return found
 
 
-def test_every_problem_has_one_status_and_is_described() -> None:
+def test_every_problem_type_is_documented_with_its_status() -> None:
     described = {(status, kind) for kind, (status, _) in PROBLEMS.items()}
     others = {(405, "method-not-allowed"), *((503, kind) for kind in LATER.values())}
     others |= {refusal[:2] for refusal in REFUSALS.values()}
     assert described == raised() | others
 
 
-def test_every_described_problem_is_one_that_a_route_can_answer() -> None:
+def test_every_documented_problem_type_belongs_to_a_route() -> None:
     answered = set(re.findall(r"urn:receiver:problem:([a-z-]+)", json.dumps(MADE)))
     assert answered | {"method-not-allowed"} == PROBLEMS.keys()
 
 
-# --- the routes that describe ---
+# --- routes of the documentation ---
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("path", "kind"), [("/openapi.json", "application/json"), ("/docs", "text/html; charset=utf-8")]
 )
-async def test_both_are_open_and_kept_by_their_tag(start: Start, path: str, kind: str) -> None:
+async def test_openapi_and_docs_need_no_key_and_are_cached_by_etag(
+    start: Start, path: str, kind: str
+) -> None:
     async with start() as station:
         answer = await station.world.get(path)
         assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
@@ -180,7 +182,7 @@ async def test_both_are_open_and_kept_by_their_tag(start: Start, path: str, kind
 
 
 @pytest.mark.anyio
-async def test_the_root_says_what_this_is_and_where_to_read_on(start: Start) -> None:
+async def test_root_page_links_to_existing_pages(start: Start) -> None:
     async with start() as station:
         answer = await station.world.get("/")
         named = re.findall(r"^(\S+)  +", answer.text, re.MULTILINE)
@@ -191,7 +193,7 @@ async def test_the_root_says_what_this_is_and_where_to_read_on(start: Start) -> 
 
 
 @pytest.mark.anyio
-async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> None:
+async def test_docs_page_shows_all_operations_and_loads_nothing_external(start: Start) -> None:
     async with start() as station:
         answer = await station.world.get("/docs")
         served = (await station.world.get("/openapi.json")).json()
@@ -213,11 +215,11 @@ async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> Non
     assert len(answer.content) < 120_000
 
 
-# --- the app does as it says ---
+# --- the app matches the document ---
 
 
 @pytest.mark.anyio
-async def test_a_callbacks_answer_is_as_described(start: Start) -> None:
+async def test_callback_answers_match_the_document(start: Start) -> None:
     said = MADE["paths"]["/webhooks/{provider}/{token}"]["post"]["responses"]["200"]
     async with start() as station:
         letter = write(station.network, await station.submitted("fal"))
@@ -240,7 +242,7 @@ WRONG: Final[tuple[Json, ...]] = (
 
 
 @pytest.mark.anyio
-async def test_a_stranger_is_401_whatever_else_is_wrong_with_a_request(start: Start) -> None:
+async def test_unauthenticated_request_returns_401_even_if_malformed(start: Start) -> None:
     @route("told", proof=refuse)
     async def told(_: Call, __: Door) -> Reply:
         return Reply()
@@ -256,7 +258,7 @@ async def test_a_stranger_is_401_whatever_else_is_wrong_with_a_request(start: St
             ):
                 asked = re.sub(r"\{\w+\}", name, named)
                 if "handlers/x%0A/" in asked or asked.endswith("%0A"):
-                    continue  # the path of no route
+                    continue  # no route has this path
                 answer = await station.world.request(method, asked + query, **wrong)
                 assert answer.status_code == 401, (method, asked, query, wrong)
 
@@ -266,8 +268,8 @@ def refuse(_: Call) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_has_ended_is_as_described(start: Start) -> None:
-    """Hold the answers that a run from outside seldom sees against the document."""
+async def test_answers_about_ended_predictions_match_the_document(start: Start) -> None:
+    """A run of schemathesis rarely gets these answers."""
 
     async def check(station: Station, method: str, path: str, described: str) -> Json:
         answer = await station.http.request(method, path)
@@ -293,14 +295,14 @@ include-name = "POST /v1/predictions"
 checks.positive_data_acceptance.expected-statuses = \
     ["2xx", "3xx", "401", "403", "404", "409", "422", "429", "5xx"]
 """
-"""What a model may be called is each provider's own rule, which no schema says: 422."""
+"""Each provider has its own rules for model names, which are in no schema: hence 422."""
 
 
-@pytest.mark.timeout(300)  # 7 s where nothing else runs
-def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    """Let a program that has only read the document try everything it can think of.
+@pytest.mark.timeout(300)  # 7 s on an idle machine
+def test_schemathesis_finds_no_errors(tmp_path: Path) -> None:
+    """Schemathesis generates requests from nothing but the document.
 
-    It reads a file, as it would leave out the route that it had the document from.
+    It reads a file, because it would skip the route from which it loads the document.
     """
     (tmp_path / "openapi.json").write_text(json.dumps(MADE))
     (tmp_path / "schemathesis.toml").write_text(EACH_PROVIDERS_OWN)
@@ -320,7 +322,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
                     *("--header", f"Authorization: Bearer {API_KEY}"),
                     *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"),
                     *("--max-examples", "2", "--generation-deterministic"),
-                    *("--exclude-path", "/v1/events/stream"),  # it never ends
+                    *("--exclude-path", "/v1/events/stream"),  # a stream never ends
                 ],
                 cwd=tmp_path,
                 capture_output=True,

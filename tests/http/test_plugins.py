@@ -1,4 +1,4 @@
-"""Plugins' ways in: what is let in, what is not, and what becomes of plugins that misbehave."""
+"""Routes of plugins, `/in/{name}`: verification, limits, and plugins that fail."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ async def call(station: Station, body: bytes, path: str = "/in/shop", **headers:
 
 
 async def discarded(station: Station) -> set[tuple[str, str]]:
-    """Return what was rejected, once that is written."""
+    """Return route and reason of the rejected calls that are written so far."""
     found = await station.http.get("/v1/discarded?kind=rejected")
     return {(item["provider"], item["reason"]) for item in found.json()["data"]}
 
 
-# --- what is let in ---
+# --- accepted calls ---
 
 
 @pytest.mark.both_engines
 @pytest.mark.usefixtures("stops_soon")
-async def test_a_proved_call_is_stored_before_it_is_answered_and_sent_after(
+async def test_verified_call_is_stored_before_the_answer_and_submitted_after(
     start: Start, network: Network
 ) -> None:
-    """The provider hangs, and the caller has its answer."""
+    """The provider never answers the submit, but the caller gets an answer."""
     network.script("fal.submit", hangs)
     async with start(shop) as station:
         answer = await call(station, order())
@@ -92,12 +92,12 @@ async def test_a_proved_call_is_stored_before_it_is_answered_and_sent_after(
 
 
 @pytest.mark.both_engines
-async def test_what_is_said_often_and_at_once_and_a_day_later_is_ordered_once(
+async def test_repeated_calls_with_one_key_submit_once_even_after_a_restart(
     start: Start, network: Network
 ) -> None:
     async with start(shop) as station:
         answers = await asyncio.gather(*(call(station, order()) for _ in range(5)))
-        # The plugin was changed since: the key decides, not what is asked for.
+        # The key decides, even if the input differs.
         answers.append(await call(station, order(prompt="another")))
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["id"] for answer in answers}) == 1
@@ -108,7 +108,7 @@ async def test_what_is_said_often_and_at_once_and_a_day_later_is_ordered_once(
         assert station.count("predictions") == 1
 
 
-async def test_a_queued_order_outlives_its_process(start: Start, network: Network) -> None:
+async def test_queued_submit_survives_a_restart(start: Start, network: Network) -> None:
     async with start(shop, FAL_MAX_IN_FLIGHT="1") as station:
         for number in (1, 2):
             assert (await call(station, order(number))).status_code == 202
@@ -117,7 +117,7 @@ async def test_a_queued_order_outlives_its_process(start: Start, network: Networ
         assert station.count("predictions") == 2
 
 
-async def test_a_route_sees_what_came_and_nothing_before_its_proof(start: Start) -> None:
+async def test_route_gets_the_whole_call_that_its_proof_verified(start: Start) -> None:
     seen: list[Call] = []
 
     @route("echo", proof=seen.append, methods=("GET", "PUT"), rest=True)
@@ -141,7 +141,7 @@ async def test_a_route_sees_what_came_and_nothing_before_its_proof(start: Start)
     assert (bare.status_code, seen[-1].rest) == (200, "")
 
 
-async def test_an_answer_is_framed_by_the_framework(start: Start) -> None:
+async def test_framing_headers_of_a_plugin_are_replaced(start: Start) -> None:
     odd = {"Content-Length": "7", "Transfer-Encoding": "chunked", "X-A": "1"}
 
     @route("framed", proof=lambda _: None, methods=["GET"])
@@ -159,7 +159,7 @@ async def test_an_answer_is_framed_by_the_framework(start: Start) -> None:
             assert answer.headers["x-a"] == "1"
 
 
-async def test_a_proof_may_be_async_and_may_take_the_door(start: Start) -> None:
+async def test_proof_can_be_async_and_use_the_door(start: Start) -> None:
     async def secret(call: Call, door: Door) -> None:
         if call.header("x-secret") not in door.secrets("shop"):
             raise Unproved("bad_secret")
@@ -179,12 +179,10 @@ async def test_a_proof_may_be_async_and_may_take_the_door(start: Start) -> None:
         assert answer.json() == ["again", 2]
 
 
-# --- what is not ---
+# --- rejected calls ---
 
 
-async def test_what_is_not_proved_is_401_without_a_word_of_why(
-    start: Start, logged: Logged
-) -> None:
+async def test_unverified_call_returns_401_without_the_reason(start: Start, logged: Logged) -> None:
     async with start(shop) as station:
         bad = [
             await station.world.post("/in/shop", content=order()),
@@ -209,7 +207,7 @@ async def test_what_is_not_proved_is_401_without_a_word_of_why(
 
 
 class Wordless:
-    """What cannot say what it is."""
+    """An object whose `str` raises SystemExit."""
 
     def __repr__(self) -> str:
         return "wordless"
@@ -232,7 +230,7 @@ TRIPS: list[BaseException] = [
 ]
 
 
-async def test_a_proof_that_trips_lets_nobody_in(start: Start, logged: Logged) -> None:
+async def test_call_is_rejected_if_its_proof_raises_any_error(start: Start, logged: Logged) -> None:
     def trip(call: Call) -> None:
         raise TRIPS[int(call.query["over"])]
 
@@ -248,8 +246,8 @@ async def test_a_proof_that_trips_lets_nobody_in(start: Start, logged: Logged) -
     assert "a lighthouse" not in str(logged)
 
 
-async def test_a_proof_that_returns_something_lets_nobody_in(start: Start, logged: Logged) -> None:
-    """It may have been meant as a no."""
+async def test_call_is_rejected_if_its_proof_returns_a_value(start: Start, logged: Logged) -> None:
+    """The value may have been meant as a refusal."""
 
     @route("saying", proof=lambda call: bool(call.body))  # type: ignore[arg-type, return-value] # as some will write it
     async def saying(_: Call, __: Door) -> Reply:
@@ -261,7 +259,7 @@ async def test_a_proof_that_returns_something_lets_nobody_in(start: Start, logge
     assert [line["plugin"] for line in logged if line["event"] == "route.failed"] == ["saying"] * 2
 
 
-async def test_what_cannot_be_proved_yet_is_503(start: Start) -> None:
+async def test_call_returns_503_if_its_proof_has_no_keys_yet(start: Start) -> None:
     def prove(_: Call) -> None:
         raise KeysUnavailable
 
@@ -274,7 +272,7 @@ async def test_what_cannot_be_proved_yet_is_503(start: Start) -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-async def test_other_names_paths_and_methods_are_not_there(start: Start) -> None:
+async def test_unknown_plugin_path_returns_404_and_wrong_method_405(start: Start) -> None:
     async with start(shop) as station:
         for path in ("/in/none", "/in/shop/more", "/in/shop/", "/in/", "/in", "/in/%00"):
             assert (await station.world.post(path, content=b"")).status_code == 404, path
@@ -282,14 +280,14 @@ async def test_other_names_paths_and_methods_are_not_there(start: Start) -> None
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-async def test_failures_are_limited_by_address_and_cost_no_proved_call(start: Start) -> None:
+async def test_failed_calls_are_rate_limited_but_verified_calls_are_not(start: Start) -> None:
     async with start(shop, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
         statuses = [(await station.world.post("/in/shop")).status_code for _ in range(5)]
         assert statuses == [401, 401, 401, 429, 429]
         assert (await call(station, order())).status_code == 202
 
 
-async def test_a_body_is_bounded_in_size_and_time(start: Start) -> None:
+async def test_oversized_plugin_body_returns_413(start: Start) -> None:
     async with start(shop) as station:
         assert (await call(station, order(note="x" * 2000))).status_code == 413
         async with served(station) as port:
@@ -303,7 +301,7 @@ async def test_a_body_is_bounded_in_size_and_time(start: Start) -> None:
 
 
 async def said(port: int, text: bytes) -> bytes:
-    """Send a text, and return the status of the answer."""
+    """Send bytes, and return the status of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text)
     async with asyncio.timeout(PATIENCE):
@@ -312,14 +310,14 @@ async def said(port: int, text: bytes) -> bytes:
     return line.split()[1]
 
 
-async def test_a_body_that_trickles_is_408(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_plugin_body_returns_408(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("receiver.http.body._GRACE", 0.05)
     async with start(shop) as station, served(station) as port:
         text = b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
         assert await said(port, text) == b"408"
 
 
-async def test_a_sender_that_goes_away_is_charged(start: Start) -> None:
+async def test_disconnect_during_a_plugin_body_is_counted_as_rejected(start: Start) -> None:
     async with start(shop) as station, served(station) as port:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(
@@ -331,7 +329,7 @@ async def test_a_sender_that_goes_away_is_charged(start: Start) -> None:
 
 
 def strangers() -> st.SearchStrategy[dict[str, Any]]:
-    """Draw requests that nobody signed; some bodies are what the plugin would like to read."""
+    """Generate unsigned requests; some have a body that the plugin could read."""
     text = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
     names = ("x-shop-signature", "content-type", "content-encoding", "cookie", "x-%")
     return st.fixed_dictionaries(
@@ -346,7 +344,7 @@ def strangers() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-async def test_whatever_a_stranger_sends_nothing_breaks_and_nothing_is_kept(start: Start) -> None:
+async def test_random_unsigned_requests_are_rejected_and_store_nothing(start: Start) -> None:
     loop = asyncio.get_running_loop()
     async with start(shop, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="none") as station:
 
@@ -361,10 +359,10 @@ async def test_whatever_a_stranger_sends_nothing_breaks_and_nothing_is_kept(star
         assert station.count("predictions") == 0
 
 
-# --- a store that is away, and plugins that misbehave ---
+# --- unavailable store, failing plugins ---
 
 
-async def test_a_store_that_is_away_is_503_and_the_repeat_is_taken(
+async def test_call_returns_503_without_the_store_and_a_retry_succeeds(
     start: Start, disk: Disk, network: Network
 ) -> None:
     async with start(shop) as station:
@@ -377,7 +375,7 @@ async def test_a_store_that_is_away_is_503_and_the_repeat_is_taken(
         await eventually(lambda: network.count("fal.submit") == 1)
 
 
-async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committed(
+async def test_slow_route_returns_503_and_a_retry_finds_the_prediction(
     start: Start, network: Network
 ) -> None:
     waits = [True, False]
@@ -389,7 +387,7 @@ async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committe
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                break  # it does not want to end, either
+                break  # it ignores the cancellation
         return Reply.json(prediction.id)
 
     async with start(slow) as station:
@@ -402,7 +400,7 @@ async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committe
         await eventually(lambda: network.count("fal.submit") == 1)
 
 
-async def test_what_is_under_way_when_we_stop_is_503(
+async def test_call_in_progress_at_shutdown_returns_503(
     start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
 ) -> None:
     monkeypatch.setattr("receiver.http.plugins._GRACE", 0.01)
@@ -424,7 +422,7 @@ async def test_what_is_under_way_when_we_stop_is_503(
 
 
 class Odd(BaseException):
-    """What is no Exception, and cannot say what it is."""
+    """An error that is no Exception, and whose `str` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError
@@ -435,7 +433,7 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def changed() -> Reply:
-    """Add to the headers of an answer that was checked already."""
+    """Add an invalid header to an answer that was checked already."""
     reply = Reply.json({})
     reply.headers["X-A"] = "1\r\nX-B: 2"  # type: ignore[index]
     return reply
@@ -463,7 +461,7 @@ NONSENSE: dict[str, Callable[[], Any]] = {
 }
 
 
-async def test_a_plugin_that_fails_is_500_and_only_the_log_says_why(
+async def test_failing_plugin_returns_500_and_only_the_log_has_the_reason(
     start: Start, logged: Logged
 ) -> None:
     @route("bad", proof=prove)
@@ -488,14 +486,14 @@ MISREAD = {
 }
 
 
-async def test_a_proved_body_that_the_plugin_cannot_read_is_told_so(start: Start) -> None:
+async def test_verified_malformed_json_returns_400_and_a_missing_field_500(start: Start) -> None:
     async with start(shop) as station:
         for body, told in MISREAD.items():
             answer = await call(station, body)
             assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == told, body
 
 
-async def test_before_it_is_started_all_are_503(tmp_path: Path) -> None:
+async def test_plugin_routes_return_503_before_startup(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/receiver.db"
     app = create_app(Settings.read({**ENV, "RECEIVER_DATABASE_URL": url}), [shop])
     transport = httpx.ASGITransport(app)

@@ -1,4 +1,4 @@
-"""What plugins poll: calls that the route of the same name answers, in one process at a time."""
+"""Sources of plugins: the route of the same name handles what they poll, in one process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nobody(_: Call) -> None:
 
 
 class Updates:
-    """A platform that is polled: it gives an update again until the next one is asked for."""
+    """A polled platform: it repeats an update until the next one is requested."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
@@ -73,7 +73,7 @@ def plugin(updates: Updates) -> list[Any]:
     return [chat, poll]
 
 
-async def test_what_is_polled_is_answered_by_the_route_and_said_on(
+async def test_polled_updates_are_handled_by_the_route_and_confirmed(
     start: Start, network: Network
 ) -> None:
     updates = Updates("a lighthouse", "a ship")
@@ -86,7 +86,7 @@ async def test_what_is_polled_is_answered_by_the_route_and_said_on(
     assert updates.pollers == 0
 
 
-async def test_an_update_that_was_not_taken_is_polled_again(
+async def test_failed_update_is_polled_again_after_the_store_recovers(
     start: Start, disk: Disk, network: Network
 ) -> None:
     updates = Updates()
@@ -99,7 +99,7 @@ async def test_an_update_that_was_not_taken_is_polled_again(
         assert station.count("predictions") == 1
 
 
-async def test_a_source_that_fails_is_begun_anew_and_told_of(
+async def test_failing_source_is_restarted_and_logged(
     start: Start, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("receiver.http.polled._REST", 0.0)
@@ -114,7 +114,7 @@ async def test_a_source_that_fails_is_begun_anew_and_told_of(
 
 
 @pytest.mark.parametrize("ends", [SystemExit(3), asyncio.CancelledError(), None], ids=repr)
-async def test_no_source_ends_the_receiver_and_none_ends_for_good(
+async def test_source_that_ends_or_exits_is_restarted(
     start: Start, monkeypatch: pytest.MonkeyPatch, ends: BaseException | None
 ) -> None:
     monkeypatch.setattr("receiver.http.polled._REST", 0.0)
@@ -134,7 +134,7 @@ async def test_no_source_ends_the_receiver_and_none_ends_for_good(
         assert (await station.world.get("/healthz")).is_success
 
 
-async def test_a_reload_changes_routes_and_sources(start: Start) -> None:
+async def test_reload_replaces_routes_and_sources(start: Start) -> None:
     before, after = Updates("a lighthouse"), Updates("a ship")
     async with start(*plugin(before)) as station:
         await eventually(lambda: before.offset == 1)
@@ -147,7 +147,7 @@ async def test_a_reload_changes_routes_and_sources(start: Start) -> None:
         assert station.count("predictions") == 2
 
 
-async def test_in_serverless_mode_nothing_is_polled(start: Start) -> None:
+async def test_sources_do_not_run_in_serverless_mode(start: Start) -> None:
     updates = Updates("a lighthouse")
     async with start(*plugin(updates), RECEIVER_MODE="serverless") as station:
         await station.http.post("/v1/drain?seconds=1")
@@ -155,7 +155,7 @@ async def test_in_serverless_mode_nothing_is_polled(start: Start) -> None:
 
 
 @pytest.mark.parametrize("start", ["postgres"], indirect=True)
-async def test_of_two_processes_one_polls_and_the_other_takes_over(start: Start) -> None:
+async def test_one_of_two_processes_polls_and_the_other_takes_over(start: Start) -> None:
     updates = Updates()
     async with AsyncExitStack() as first, AsyncExitStack() as second:
         one = await first.enter_async_context(start(*plugin(updates)))
@@ -163,6 +163,6 @@ async def test_of_two_processes_one_polls_and_the_other_takes_over(start: Start)
         await eventually(lambda: updates.pollers)
         held = one.rows("SELECT name FROM leases WHERE name = 'source chat'")
         assert len(held) == 1
-        await first.aclose()  # whichever had it, one has it now
+        await first.aclose()  # whichever process had the lease, one has it now
         await eventually(lambda: updates.pollers)
         assert updates.most == 1

@@ -1,4 +1,4 @@
-"""The /v1 routes and health: shapes, errors, keys, lists, and that no secret is ever said."""
+"""The /v1 routes of predictions, and health: answers, errors, keys, lists; no secret leaks."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ GOOD: Json = {"provider": "eachlabs", "model": "nano-banana", "input": {"prompt"
 
 
 def problem(answer: httpx.Response, status: int, kind: str, case: object = "") -> Json:
-    """Check that an answer is a problem of this kind, and give it; `case` says what was asked."""
+    """Check that an answer is a problem of this kind, and return it; `case` names the request."""
     assert (answer.status_code, answer.headers["content-type"]) == (
         status,
         "application/problem+json",
@@ -104,7 +104,7 @@ def problem(answer: httpx.Response, status: int, kind: str, case: object = "") -
 
 
 @pytest.mark.parametrize("provider", ["oxen", "eachlabs", "fal"])
-async def test_a_prediction_has_the_shape_that_is_promised(start: Start, provider: str) -> None:
+async def test_submitted_prediction_has_all_documented_fields(start: Start, provider: str) -> None:
     async with start() as station:
         answer = await station.http.post(
             "/v1/predictions",
@@ -135,7 +135,7 @@ async def test_a_prediction_has_the_shape_that_is_promised(start: Start, provide
         assert [found[name] for name in ends] == [None] * 4
 
 
-async def test_an_ended_prediction_has_its_output_or_its_error(start: Start) -> None:
+async def test_ended_prediction_has_an_output_or_an_error(start: Start) -> None:
     async with start() as station:
         for ok in (True, False):
             sent = await station.submitted("eachlabs", str(ok))
@@ -149,7 +149,7 @@ async def test_an_ended_prediction_has_its_output_or_its_error(start: Start) -> 
                 assert (found["output"], found["error"]) == (None, error)
 
 
-async def test_what_does_not_exist_is_404(start: Start) -> None:
+async def test_unknown_id_or_path_returns_404(start: Start) -> None:
     async with start() as station:
         for path in ("pred_1", "%00", "é", "../x", "a" * 3000):
             problem(await station.http.get(f"/v1/predictions/{path}"), 404, "not-found")
@@ -192,7 +192,7 @@ BAD_FIELDS: list[tuple[Json, int, str]] = [
 ]
 
 
-async def test_a_body_that_cannot_be_read_is_a_4xx(start: Start) -> None:
+async def test_malformed_or_oversized_body_returns_4xx(start: Start) -> None:
     async with start(RECEIVER_MAX_BODY_BYTES="4000") as station:
         for body, status, kind in BAD_BODIES:
             answer = await station.http.post(
@@ -202,7 +202,7 @@ async def test_a_body_that_cannot_be_read_is_a_4xx(start: Start) -> None:
             assert station.count("predictions") == 0, body[:40]
 
 
-async def test_a_field_that_is_unfit_is_a_4xx(start: Start) -> None:
+async def test_invalid_field_returns_422(start: Start) -> None:
     async with start() as station:
         for change, status, kind in BAD_FIELDS:
             answer = await station.http.post("/v1/predictions", json={**GOOD, **change})
@@ -222,7 +222,9 @@ ODD_VALUES = [
 ]
 
 
-async def test_odd_values_are_taken_as_they_are_or_refused(start: Start, network: Network) -> None:
+async def test_unusual_json_value_is_passed_on_unchanged_or_rejected(
+    start: Start, network: Network
+) -> None:
     headers = {"content-type": "application/json"}
     async with start() as station:
         for value in ODD_VALUES:
@@ -239,7 +241,7 @@ async def test_odd_values_are_taken_as_they_are_or_refused(start: Start, network
                 assert answer.headers["content-type"] == "application/problem+json", value[:12]
 
 
-async def test_only_json_is_taken(start: Start) -> None:
+async def test_wrong_content_type_returns_415(start: Start) -> None:
     async with start() as station:
         for kind in (None, "text/plain", "application/x-www-form-urlencoded", ""):
             headers = {} if kind is None else {"content-type": kind}
@@ -247,7 +249,7 @@ async def test_only_json_is_taken(start: Start) -> None:
             problem(answer, 415, "unsupported-media-type", kind)
 
 
-async def test_a_compressed_body_is_refused_as_such(start: Start) -> None:
+async def test_compressed_body_returns_415(start: Start) -> None:
     body = gzip.compress(b"{}")
     async with start() as station:
         for coding, path in itertools.product(
@@ -259,7 +261,7 @@ async def test_a_compressed_body_is_refused_as_such(start: Start) -> None:
             assert "Content-Encoding" in said["detail"], (coding, path)
 
 
-async def test_what_some_programs_put_before_json_is_passed_over(start: Start) -> None:
+async def test_byte_order_mark_before_json_is_ignored(start: Start) -> None:
     headers = {"content-type": "application/json", "content-encoding": "identity"}
     async with start() as station:
         body = codecs.BOM_UTF8 + msgspec.json.encode(GOOD)
@@ -272,7 +274,9 @@ async def test_what_some_programs_put_before_json_is_passed_over(start: Start) -
         )
 
 
-async def test_a_caller_who_leaves_midway_is_no_fault_of_ours(start: Start, logged: Logged) -> None:
+async def test_client_disconnect_during_the_body_logs_no_error(
+    start: Start, logged: Logged
+) -> None:
     async with start() as station:
         messages = [{"type": "http.request", "body": b"{", "more_body": True}]
 
@@ -298,7 +302,7 @@ async def test_a_caller_who_leaves_midway_is_no_fault_of_ours(start: Start, logg
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-async def test_a_provider_without_a_key_is_off_and_a_wrong_name_is_near_a_right_one(
+async def test_error_for_a_disabled_or_misspelled_provider_says_what_to_do(
     start: Start,
 ) -> None:
     async with start(EACHLABS_API_KEY=None) as station:
@@ -313,7 +317,9 @@ async def test_a_provider_without_a_key_is_off_and_a_wrong_name_is_near_a_right_
 # --- idempotency ---
 
 
-async def test_the_same_key_gives_the_same_prediction(start: Start, network: Network) -> None:
+async def test_same_idempotency_key_returns_the_same_prediction(
+    start: Start, network: Network
+) -> None:
     headers = {"idempotency-key": "key-1"}
     async with start() as station:
         first = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
@@ -330,7 +336,7 @@ async def test_the_same_key_gives_the_same_prediction(start: Start, network: Net
     assert len(network.sent) == 1
 
 
-async def test_the_same_key_with_another_body_is_409(start: Start) -> None:
+async def test_same_idempotency_key_with_another_body_returns_409(start: Start) -> None:
     headers = {"idempotency-key": "key-1"}
     changes: list[Json] = [
         {"provider": "oxen"},
@@ -349,7 +355,9 @@ async def test_the_same_key_with_another_body_is_409(start: Start) -> None:
             assert station.count("predictions") == 1, change
 
 
-async def test_concurrent_twins_are_one_submit(start: Start, network: Network) -> None:
+async def test_concurrent_requests_with_one_idempotency_key_submit_once(
+    start: Start, network: Network
+) -> None:
     headers = {"idempotency-key": "key-1"}
     async with start() as station:
         answers = await asyncio.gather(
@@ -360,7 +368,7 @@ async def test_concurrent_twins_are_one_submit(start: Start, network: Network) -
     assert len(network.sent) == 1
 
 
-async def test_a_key_is_the_same_in_quotes(start: Start) -> None:
+async def test_quoted_idempotency_key_equals_the_unquoted_one(start: Start) -> None:
     async with start() as station:
         for key, quoted in (
             ("k", '"k"'),
@@ -380,7 +388,7 @@ async def test_a_key_is_the_same_in_quotes(start: Start) -> None:
             assert len({answer.json()["id"] for answer in made}) == 1, key
 
 
-async def test_an_unfit_key_is_refused(start: Start) -> None:
+async def test_invalid_idempotency_key_returns_422(start: Start) -> None:
     async with start() as station:
         for key in (
             "",
@@ -424,14 +432,14 @@ async def test_prefer_wait_waits_for_the_outcome(start: Start, network: Network)
         assert (await reading).json() == answer.json()
 
 
-async def test_prefer_wait_gives_up_in_time(start: Start) -> None:
+async def test_prefer_wait_returns_202_at_its_timeout(start: Start) -> None:
     async with start() as station:
         answer = await station.http.post("/v1/predictions", json=GOOD, headers={"prefer": "wait=1"})
         assert (answer.status_code, answer.json()["status"]) == (202, "processing")
         assert answer.headers["preference-applied"] == "wait=1"
 
 
-async def test_a_preference_we_do_not_understand_is_ignored(start: Start) -> None:
+async def test_invalid_preference_is_ignored(start: Start) -> None:
     async with start() as station:
         for prefer in ("wait=x", "wait=-1", "wait=1.5", "wait=٣", "respond-async", ","):
             headers = [(b"prefer", prefer.encode())]
@@ -441,7 +449,7 @@ async def test_a_preference_we_do_not_understand_is_ignored(start: Start) -> Non
 
 
 @pytest.mark.parametrize("prefer", ["wait=1", "respond-async", "foo, Respond-Async; a=b"])
-async def test_waiting_for_a_blocking_call_ends_in_time_too(
+async def test_sync_submit_returns_202_when_its_wait_ends(
     start: Start, network: Network, prefer: str
 ) -> None:
     leave = asyncio.Event()
@@ -466,7 +474,7 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(
 
 @pytest.mark.parametrize("mode", ["queue", "sync"])
 @pytest.mark.usefixtures("stops_soon")
-async def test_those_who_wait_are_answered_when_we_stop(
+async def test_waiting_request_is_answered_at_shutdown(
     start: Start, network: Network, mode: str
 ) -> None:
     async def never(_: httpx.Request) -> httpx.Response:
@@ -507,7 +515,7 @@ async def test_lists_are_newest_first_and_stable_under_inserts(start: Start) -> 
         assert seen == made[::-1]
 
 
-async def test_lists_filter(start: Start) -> None:
+async def test_prediction_list_applies_its_filters(start: Start) -> None:
     async with start() as station:
         for provider in ("oxen", "fal", "eachlabs"):
             await station.submit(provider, provider)
@@ -542,7 +550,7 @@ UNFIT_QUERIES = [
     f"model={'m' * 301}",
     "since=yesterday",
     "since=2026-01-31T12:00:00",
-    "since=2026-01-31T12:00:00+00:00",  # a space, as nobody has encoded it
+    "since=2026-01-31T12:00:00+00:00",  # an unencoded plus sign is a space
     "since=%00",
     f"metadata.a={'*' * 301}",
     "&".join(f"metadata.n{n}=*" for n in range(21)),
@@ -551,7 +559,7 @@ UNFIT_QUERIES = [
 ]
 
 
-async def test_an_unfit_query_is_refused(start: Start) -> None:
+async def test_invalid_list_query_returns_422(start: Start) -> None:
     async with start() as station:
         for query in UNFIT_QUERIES:
             paths = ["/v1/predictions"]
@@ -561,7 +569,7 @@ async def test_an_unfit_query_is_refused(start: Start) -> None:
                 problem(await station.http.get(asked), 422, "invalid-request", asked)
 
 
-async def test_what_is_wrong_with_a_query_is_said(start: Start) -> None:
+async def test_error_for_an_invalid_list_query_names_the_reason(start: Start) -> None:
     async with start() as station:
         for query, detail in (
             ("state=lost", "state must be one of dead, done, pending, running, skipped"),
@@ -651,7 +659,9 @@ async def _settled(station: Station, attempts: int = 2) -> None:
 # --- models ---
 
 
-async def test_a_models_details_are_the_providers_own(start: Start, network: Network) -> None:
+async def test_model_details_come_unchanged_from_the_provider(
+    start: Start, network: Network
+) -> None:
     network.script("oxen.model", reply({"id": "flux", "request_schema": {}}))
     async with start() as station:
         answer = await station.http.get("/v1/models/oxen/black-forest/flux")
@@ -684,7 +694,9 @@ async def test_a_models_details_are_the_providers_own(start: Start, network: Net
 # --- health ---
 
 
-async def test_health_needs_no_key_and_readiness_needs_the_disk(start: Start, disk: Disk) -> None:
+async def test_health_needs_no_key_and_readiness_fails_on_a_full_disk(
+    start: Start, disk: Disk
+) -> None:
     async with start() as station:
         for path, says in (
             ("/healthz", {"status": "ok"}),
@@ -716,7 +728,7 @@ BAD_KEYS = [
 ]
 
 
-async def test_without_a_good_key_every_route_is_401(start: Start) -> None:
+async def test_without_a_valid_key_every_route_returns_401(start: Start) -> None:
     async with start() as station:
         for given, (method, path) in itertools.product(BAD_KEYS, ROUTES):
             headers = {} if given is None else {b"authorization": given}
@@ -725,14 +737,14 @@ async def test_without_a_good_key_every_route_is_401(start: Start) -> None:
             assert answer.headers["www-authenticate"] == "Bearer", (given, method, path)
 
 
-async def test_every_configured_key_opens(start: Start) -> None:
+async def test_every_configured_api_key_is_accepted(start: Start) -> None:
     async with start() as station:
         for spelt in (f"Bearer {API_KEY}", f"bearer  {OTHER_API_KEY} "):
             headers = {"authorization": spelt}
             assert (await station.world.get("/v1/predictions", headers=headers)).is_success
 
 
-async def test_a_viewers_key_reads_and_does_nothing(start: Start) -> None:
+async def test_viewer_key_can_read_but_not_change_anything(start: Start) -> None:
     async with start(RECEIVER_VIEWER_KEYS="ops:the-key-of-one-who-looks") as station:
         headers = {"authorization": "Bearer the-key-of-one-who-looks"}
         for method, path in ROUTES:
@@ -744,7 +756,7 @@ async def test_a_viewers_key_reads_and_does_nothing(start: Start) -> None:
         assert (await station.world.head("/v1/predictions", headers=headers)).is_success
 
 
-async def test_without_any_configured_key_nothing_opens(start: Start) -> None:
+async def test_without_configured_api_keys_every_request_returns_401(start: Start) -> None:
     async with start(RECEIVER_API_KEYS=None) as station:
         for given in (f"Bearer {API_KEY}", "Bearer ", "Bearer None", ""):
             answer = await station.world.get("/v1/predictions", headers={"authorization": given})
@@ -762,7 +774,7 @@ async def nearby(station: Station, client: tuple[str, int]) -> AsyncIterator[htt
 
 
 @pytest.mark.parametrize("dev", ["0", "1"])
-async def test_from_where_a_request_comes_is_no_key(start: Start, dev: str) -> None:
+async def test_client_address_never_replaces_an_api_key(start: Start, dev: str) -> None:
     known: list[dict[str, str]] = [
         {},
         {"host": "localhost:8000"},
@@ -779,7 +791,9 @@ async def test_from_where_a_request_comes_is_no_key(start: Start, dev: str) -> N
 
 
 @pytest.mark.parametrize("secret", [None, ENV["RECEIVER_SECRET_KEY"], f"{'new' * 11},{'o' * 32}"])
-async def test_in_development_commands_find_their_key(start: Start, secret: str | None) -> None:
+async def test_development_commands_find_their_key_for_local_urls_only(
+    start: Start, secret: str | None
+) -> None:
     given = {"RECEIVER_DEV": "1", "RECEIVER_SECRET_KEY": secret, "RECEIVER_API_KEYS": None}
     async with start(**given) as station:
         env = {"RECEIVER_DATABASE_URL": f"sqlite:///{station.database}"}
@@ -810,11 +824,11 @@ async def test_in_development_commands_find_their_key(start: Start, secret: str 
         assert answer.status_code == 401
 
 
-# --- under a prefix ---
+# --- behind a path prefix ---
 
 
 def stripped(app: ASGIApp) -> ASGIApp:
-    """Take a prefix away as a proxy does, of which the app hears nothing."""
+    """Remove a path prefix as a proxy does, without telling the app."""
 
     async def strip(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "path": scope["path"].removeprefix("/art")}, receive, send)
@@ -827,7 +841,7 @@ def stripped(app: ASGIApp) -> ASGIApp:
     [lambda app: Starlette(routes=[Mount("/art", app)]), stripped],
     ids=["mounted", "proxied"],
 )
-async def test_addresses_hold_wherever_the_app_is(
+async def test_urls_are_correct_under_a_path_prefix(
     start: Start, put: Callable[[ASGIApp], ASGIApp], network: Network
 ) -> None:
     public = "https://hooks.test/art"
@@ -855,7 +869,7 @@ async def test_addresses_hold_wherever_the_app_is(
 # --- secrets ---
 
 
-async def test_no_secret_is_in_any_answer_or_any_line_of_the_log(
+async def test_no_secret_is_in_any_answer_or_log_line(
     start: Start, network: Network, logged: Logged
 ) -> None:
     network.script("fal.submit", reply({"detail": "no"}, 401), breaks(httpx.ReadError))
@@ -900,7 +914,7 @@ def test_settings_do_not_show_their_secrets() -> None:
     assert not [secret for secret in SECRETS if secret in shown]
 
 
-async def test_metadata_is_bounded(start: Start) -> None:
+async def test_oversized_metadata_returns_422(start: Start) -> None:
     async with start() as station:
         body = {"provider": "fal", "model": "fal-ai/x", "input": {}}
         large = {**body, "metadata": {"a": "x" * 262_200}}

@@ -1,4 +1,4 @@
-"""Orders through /v1/recipes, on either engine: who may, how much, once, and in time."""
+"""Orders through /v1/recipes, on both engines: permissions, limits, idempotency, deadlines."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def order(
 
 @asynccontextmanager
 async def both(start: Start, **env: str) -> AsyncIterator[tuple[Station, Station]]:
-    """Run two servers on one database; a file of SQLite allows one, which is both then."""
+    """Run two servers on one database; SQLite allows only one, which is then yielded twice."""
     async with start(**env) as one:
         if isinstance(one.database, Path):
             yield one, one
@@ -116,7 +116,7 @@ def told(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["type"].rpartition(":")[2]
 
 
-async def test_an_order_is_a_prediction_that_says_what_it_was_ordered_by(
+async def test_order_makes_a_prediction_that_names_recipe_person_and_place(
     start: Start, recipes: Path
 ) -> None:
     seen: list[Event] = []
@@ -145,7 +145,7 @@ async def test_an_order_is_a_prediction_that_says_what_it_was_ordered_by(
         assert seen[0].prediction.order.person == "ada"
         assert station.one("SELECT price FROM orders") == 400_000
 
-        # what was erased says nothing of whose it was
+        # an erased prediction does not name the person
         path = f"/v1/predictions/{made['id']}/erase"
         erased = await eventually(lambda: station.http.post(path), lambda it: it.is_success)
         assert erased.json()["order"] is None
@@ -153,7 +153,7 @@ async def test_an_order_is_a_prediction_that_says_what_it_was_ordered_by(
 
 
 @pytest.mark.parametrize("bad", [{"person": "u\n"}, {"person": "u\0v"}, {"place": "club/\x1b[2J"}])
-async def test_a_person_and_a_place_are_plain_texts(
+async def test_control_characters_in_person_or_place_return_422(
     start: Start, recipes: Path, bad: dict[str, str]
 ) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
@@ -162,7 +162,7 @@ async def test_a_person_and_a_place_are_plain_texts(
         assert station.count("predictions") == 0
 
 
-async def test_the_same_key_is_the_same_order_for_good(start: Start, recipes: Path) -> None:
+async def test_idempotency_key_of_an_order_never_expires(start: Start, recipes: Path) -> None:
     async with start(RECEIVER_RECIPES=str(recipes), EACHLABS_MAX_IN_FLIGHT="1") as station:
         answers = await asyncio.gather(
             *(order(station, key="order-1", options={"prompt": f"fox {n}"}) for n in range(8))
@@ -179,7 +179,7 @@ async def test_the_same_key_is_the_same_order_for_good(start: Start, recipes: Pa
         assert again.json()["id"] == first["id"]
         assert again.json()["input"] == first["input"]
         assert told(await order(station, key="order-3")) == (404, "unknown-recipe")
-        # and when the prediction is gone, nothing is ordered in its place
+        # if its prediction was deleted, the key orders nothing in its place
         station.edit(f"DELETE FROM predictions WHERE id = '{other['id']}'")
         assert told(await order(station, key="order-2")) == (409, "too-late")
         assert station.count("predictions") == 1
@@ -197,7 +197,9 @@ REFUSED: list[tuple[str, Json, int, str, str]] = [
 ]
 
 
-async def test_what_is_refused_costs_nothing_and_is_counted(start: Start, recipes: Path) -> None:
+async def test_rejected_order_makes_no_prediction_and_is_counted_as_discarded(
+    start: Start, recipes: Path
+) -> None:
     counted: Counter[str] = Counter()
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
         for name, body, status, code, words in REFUSED:
@@ -221,10 +223,10 @@ async def test_what_is_refused_costs_nothing_and_is_counted(start: Start, recipe
         }
 
 
-async def test_fifty_orders_at_once_over_two_servers_never_exceed_a_limit(
+async def test_fifty_concurrent_orders_at_two_servers_stay_within_limits(
     start: Start, recipes: Path
 ) -> None:
-    """Each order is under three limits, shared with others in another order each."""
+    """Each order counts for three limits, which it shares with different other orders."""
     written(recipes, RECIPES + COUNTS)
     env = {"RECEIVER_RECIPES": str(recipes), "EACHLABS_MAX_IN_FLIGHT": "1"}
 
@@ -242,7 +244,7 @@ async def test_fifty_orders_at_once_over_two_servers_never_exceed_a_limit(
         assert told(refused) == (429, "over-limit")
         assert 0 < int(refused.headers["retry-after"]) <= 31 * 86400
         assert "try again in" in refused.json()["detail"]
-        # another month begins anew; a person alone may have so many
+        # a new month starts at zero; here only the limit of a person applies
         one.clock.ahead += int(refused.headers["retry-after"]) + 1
         statuses = [(await order(one, person="ada", place="club/2")).status_code for _ in range(16)]
         assert statuses == [202] * 15 + [429]
@@ -250,13 +252,13 @@ async def test_fifty_orders_at_once_over_two_servers_never_exceed_a_limit(
 
 
 @pytest.mark.parametrize("per", ["hour", "day", "month"])
-async def test_a_clock_that_was_far_ahead_closes_no_limit_and_opens_none(
+async def test_server_clock_far_ahead_does_not_change_the_limits_of_today(
     start: Start, recipes: Path, per: str
 ) -> None:
-    """Also where one server's clock stays ahead: each hour, day or month has its own orders."""
+    """Each hour, day or month has its own count, even if one server's clock stays ahead."""
     written(recipes, f'{RECIPES}[[limits]]\nby = "all"\nper = "{per}"\ncount = 3\n')
     async with both(start, RECEIVER_RECIPES=str(recipes)) as (one, other):
-        right = 600 - time.time() % 3600  # ten minutes past an hour, so that no time ends meanwhile
+        right = 600 - time.time() % 3600  # ten minutes past an hour: no period ends meanwhile
 
         async def statuses(*days_ahead: int) -> list[int]:
             found = []
@@ -271,7 +273,9 @@ async def test_a_clock_that_was_far_ahead_closes_no_limit_and_opens_none(
         assert one.count("orders") == 6
 
 
-async def test_money_is_never_exceeded_and_must_be_known(start: Start, recipes: Path) -> None:
+async def test_order_over_budget_or_of_unknown_price_returns_402(
+    start: Start, recipes: Path
+) -> None:
     written(recipes, RECIPES + MONEY)
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
         answers = await asyncio.gather(*(order(station, place="club/1") for _ in range(5)))
@@ -280,11 +284,12 @@ async def test_money_is_never_exceeded_and_must_be_known(start: Start, recipes: 
         assert told(over) == (402, "over-budget")
         assert "$1 a month in each place" in over.json()["detail"]
         assert told(await order(station, "soon", place="club/1")) == (402, "price-unknown")
-        assert (await order(station, "soon")).status_code == 202  # in no place: no such limit
+        # The limit is only for orders with a place.
+        assert (await order(station, "soon")).status_code == 202
         assert (await order(station, place="club/2")).status_code == 202
 
 
-async def test_what_was_not_sent_in_time_is_not_sent(start: Start, recipes: Path) -> None:
+async def test_order_not_submitted_before_its_deadline_expires(start: Start, recipes: Path) -> None:
     ends: list[Event] = []
 
     @on("failed")
@@ -292,13 +297,13 @@ async def test_what_was_not_sent_in_time_is_not_sent(start: Start, recipes: Path
         ends.append(event)
 
     async with start(failed, RECEIVER_RECIPES=str(recipes), EACHLABS_MAX_IN_FLIGHT="1") as station:
-        await station.submitted("eachlabs")  # and there is no more room
+        await station.submitted("eachlabs")  # the provider has no room for more
         late = (await order(station, "soon")).json()
         ended = await station.until(late["id"], "failed")
         assert ended["error"]["code"] == "expired"
         await eventually(lambda: ends)
         assert ends[0].prediction.id == late["id"]
-        # where there is room again only after that time, the claim itself passes it over
+        # if there is room again only after the deadline, the claim skips the order
         other = (await order(station, "soon")).json()
         station.clock.ahead += 10
         await station.push(station.network.of("a lighthouse"))
@@ -306,7 +311,7 @@ async def test_what_was_not_sent_in_time_is_not_sent(start: Start, recipes: Path
     assert station.network.count("eachlabs.submit") == 1
 
 
-async def test_it_is_too_late_too_where_the_provider_is_off_by_then(
+async def test_queued_order_expires_even_if_its_provider_is_disabled(
     start: Start, recipes: Path
 ) -> None:
     env = {"RECEIVER_RECIPES": str(written(recipes, RECIPES.replace("0.3", "600")))}
@@ -322,7 +327,9 @@ async def test_it_is_too_late_too_where_the_provider_is_off_by_then(
         assert told(await order(station, "soon")) == (422, "provider-off")
 
 
-async def test_the_same_key_at_two_servers_is_one_order(start: Start, recipes: Path) -> None:
+async def test_same_idempotency_key_at_two_servers_is_one_order(
+    start: Start, recipes: Path
+) -> None:
     async with both(start, RECEIVER_RECIPES=str(recipes)) as servers:
         asked = [order(servers[n % 2], key=f"k{n // 10}") for n in range(40)]
         answers = await asyncio.gather(*asked)
@@ -331,14 +338,16 @@ async def test_the_same_key_at_two_servers_is_one_order(start: Start, recipes: P
 
 
 @pytest.mark.usefixtures("stops_soon")
-async def test_an_order_never_waits_for_the_provider(start: Start, recipes: Path) -> None:
+async def test_order_is_answered_without_waiting_for_the_provider(
+    start: Start, recipes: Path
+) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
         station.network.always("eachlabs.submit", hangs)
         assert (await order(station)).status_code == 202
         await eventually(lambda: station.network.count("eachlabs.submit") == 1)
 
 
-async def test_a_wait_is_granted(start: Start, recipes: Path) -> None:
+async def test_order_with_prefer_wait_waits_for_the_outcome(start: Start, recipes: Path) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
         asked = asyncio.create_task(
             station.http.post(
@@ -354,7 +363,7 @@ async def test_a_wait_is_granted(start: Start, recipes: Path) -> None:
         assert answer.headers["preference-applied"] == "wait=60"
 
 
-async def test_a_full_disk_is_503_and_orders_nothing(
+async def test_full_disk_returns_503_and_orders_nothing(
     start: Start, recipes: Path, disk: Disk
 ) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:

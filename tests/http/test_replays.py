@@ -1,4 +1,4 @@
-"""Replay in bulk over /v1: counted first, then done; on either engine."""
+"""Bulk replays over /v1/replays, on both engines: counted first, then run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def late(_: Event) -> None: ...
 
 
 async def push_all(station: Station) -> list[str]:
-    """Let four predictions end: two like each other, one of another model, one that failed."""
+    """Let four predictions end: two of one model, one of another, and one that failed."""
     found = []
     for number, (model, ok) in enumerate(
         [("nano-banana", True), ("nano-banana", True), ("other/model", True), ("other/two", False)]
@@ -72,7 +72,7 @@ async def done(station: Station, replay: Json) -> Json:
     return await eventually(read, lambda found: found["state"] == "done")
 
 
-async def test_it_says_how_many_and_then_does_just_that(start: Start) -> None:
+async def test_replay_counts_its_matches_and_then_replays_exactly_those(start: Start) -> None:
     KEYS.clear()
     async with start(save, refuse) as station:
         predictions = await push_all(station)
@@ -114,7 +114,7 @@ async def test_it_says_how_many_and_then_does_just_that(start: Start) -> None:
             assert len(lineage[prediction]["history"]) == 2
         assert lineage[predictions[2]]["replay_id"] is None
         assert Counter(len(key.split(".")) for key in KEYS) == {1: 3, 2: 2}
-        # Asking again is asking once; what has ended cannot be canceled.
+        # A second start changes nothing; a finished replay cannot be canceled.
         again = await station.http.post(f"/v1/replays/{replay['id']}/start")
         assert (again.status_code, again.json()) == (202, found)
         refused = await station.http.post(f"/v1/replays/{replay['id']}/cancel")
@@ -124,11 +124,11 @@ async def test_it_says_how_many_and_then_does_just_that(start: Start) -> None:
         )
 
 
-async def test_a_handler_that_is_new_gets_what_was_unmatched(start: Start) -> None:
+async def test_new_handler_gets_unmatched_events_by_a_replay(start: Start) -> None:
     async with start(save) as station:
         await push_all(station)
         assert station.one("SELECT count(*) FROM events WHERE unmatched = 1") == 1
-    async with start(late) as station:  # and the one that was there is not
+    async with start(late) as station:  # the handler of the first run is not registered now
         replay = await count(station, provider="eachlabs")
         assert (replay["events"], replay["matched"]) == (1, 1)
         assert (await count(station, state="done"))["matched"] == 0
@@ -141,7 +141,7 @@ async def test_a_handler_that_is_new_gets_what_was_unmatched(start: Start) -> No
         assert [one["state"] for one in listed["data"]] == ["counted", "done"]
 
 
-async def test_a_replay_that_was_counted_can_be_dropped(start: Start) -> None:
+async def test_counted_replay_can_be_canceled_and_then_not_started(start: Start) -> None:
     async with start(save) as station:
         await push_all(station)
         replay = await count(station, state="done")
@@ -160,7 +160,7 @@ async def test_a_replay_that_was_counted_can_be_dropped(start: Start) -> None:
             assert answer.status_code == 404
 
 
-async def test_it_goes_on_after_a_restart_and_stops_when_told(start: Start) -> None:
+async def test_running_replay_continues_after_a_restart(start: Start) -> None:
     waits = asyncio.Event()
 
     @on("succeeded", name="replays.slow", concurrency=1)
@@ -174,12 +174,12 @@ async def test_it_goes_on_after_a_restart_and_stops_when_told(start: Start) -> N
             "UPDATE deliveries SET state = 'dead', due_at = NULL, ended_at = 1, reason = 'x'"
         )
         first, second = [await count(station, state="dead") for _ in range(2)]
-        # Started just before everything stopped.
+        # As if it had been started just before the process stopped.
         station.edit(f"UPDATE replays SET state = 'running' WHERE id = '{first['id']}'")
     async with start(slow, dispatch=False) as station:
         found = await done(station, first)
         assert found["replayed"] == 3
-        # What is pending already is pending once.
+        # Deliveries that are pending already are not replayed again.
         assert (await done(station, second))["replayed"] == 0
         assert station.rows("SELECT DISTINCT round, replay_id FROM deliveries") == [
             (1, first["id"])
@@ -221,7 +221,7 @@ ODD: list[Json] = [
 ]
 
 
-async def test_whatever_is_asked_gets_a_clear_answer(start: Start) -> None:
+async def test_invalid_replay_filter_returns_4xx_and_an_unusual_one_works(start: Start) -> None:
     async with start(save) as station:
         await push_all(station)
         for body, status in BAD:

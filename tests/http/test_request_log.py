@@ -1,4 +1,4 @@
-"""Every request is told of in one line, with its ids and without its secrets, however it ends."""
+"""The request log: one line for each request, with its ids and without secrets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def told(logged: Logged, event: str = "request.handled") -> list[dict[str, Any]]
 
 
 def only(logged: Logged, answer: httpx.Response) -> dict[str, Any]:
-    """Give the one line of an answer, without what differs each time."""
+    """Return the log line of an answer, without the fields that vary."""
     [line] = [line for line in told(logged) if line["request"] == answer.headers["x-request-id"]]
     assert line.pop("status") == answer.status_code
     assert line.pop("sent") == len(answer.content)
@@ -56,7 +56,9 @@ def only(logged: Logged, answer: httpx.Response) -> dict[str, Any]:
     return line
 
 
-async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logged: Logged) -> None:
+async def test_callback_is_logged_as_one_line_with_its_verdict(
+    start: Start, logged: Logged
+) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         prediction = sent.prediction_id
@@ -70,7 +72,7 @@ async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logge
         large = await station.world.post(sent.path, content=b"x" * 5_000_000)
     about = {"route": HOOK, "provider": "eachlabs", "prediction": prediction}
     event = f"evt_{prediction[5:]}"
-    # At debug level, as the line of its outcome says all that.
+    # At debug level, as the line `outcome.taken` says the same.
     accepted = {**about, "verdict": "accepted", "event_id": event, "log_level": "debug"}
     accepted |= {"channel": "webhook", "provider_id": sent.id}
     assert only(logged, answer) == accepted
@@ -91,7 +93,7 @@ async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logge
     assert not [secret for secret in (*SECRETS, sent.secret) if secret in repr(logged)]
 
 
-async def test_an_attempt_of_a_dead_process_is_told_of_by_the_next(
+async def test_lost_attempt_of_a_dead_process_is_logged_by_the_next(
     start: Start, logged: Logged
 ) -> None:
     @on("succeeded", name="tries")
@@ -128,7 +130,7 @@ async def test_an_attempt_of_a_dead_process_is_told_of_by_the_next(
     assert 'receiver_handler_attempts_total{handler="tries",result="lost"} 1.0' in page
 
 
-async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logged) -> None:
+async def test_log_lines_of_a_prediction_have_its_id(start: Start, logged: Logged) -> None:
     @on("succeeded", name="tries")
     async def tries(_: Event) -> None:
         raise Dead("no")
@@ -183,7 +185,7 @@ async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logg
     assert submit["prediction"] == callback["prediction"] == prediction
 
 
-async def test_calls_of_the_api_are_told_of_by_route_and_id(
+async def test_api_requests_are_logged_with_route_and_id(
     start: Start, network: Network, logged: Logged
 ) -> None:
     network.script("oxen.model", reply({}, 429, retry_after="7"))
@@ -216,7 +218,9 @@ async def test_calls_of_the_api_are_told_of_by_route_and_id(
     assert not [secret for secret in SECRETS if secret in repr(logged)]
 
 
-async def test_the_questions_of_machines_are_told_of_quietly(start: Start, logged: Logged) -> None:
+async def test_health_and_metrics_requests_are_logged_at_debug_level(
+    start: Start, logged: Logged
+) -> None:
     async with start() as station:
         for path in ("/healthz", "/readyz", "/metrics"):
             line = only(logged, await station.world.get(path))
@@ -249,12 +253,14 @@ def app() -> Starlette:
     )
 
 
-async def test_a_fault_of_ours_is_told_of_and_named(app: Starlette, logged: Logged) -> None:
+async def test_unexpected_exception_returns_500_and_is_logged_with_the_request_id(
+    app: Starlette, logged: Logged
+) -> None:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=STRANGER)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.get("/faulty/evt_1")
     assert answer.status_code == 500
-    assert answer.headers["connection"] == "close"  # as the server does then
+    assert answer.headers["connection"] == "close"  # as the server closes it
     [line] = told(logged)
     assert line["request"] == answer.headers["x-request-id"]
     assert (line["status"], line["route"], line["event_id"]) == (500, "/faulty/{id}", "evt_1")
@@ -265,7 +271,7 @@ async def test_a_fault_of_ours_is_told_of_and_named(app: Starlette, logged: Logg
 
 
 async def converse(app: Starlette, query: bytes, *, leaves: bool) -> list[Json]:
-    """Ask for the stream as a server does; the sender may leave after the first piece."""
+    """Request the stream as a server does; the client may disconnect after the first chunk."""
     said: list[Json] = []
     first = asyncio.Event()
     scope: Json = {
@@ -294,7 +300,9 @@ async def converse(app: Starlette, query: bytes, *, leaves: bool) -> list[Json]:
     return said
 
 
-async def test_a_stream_that_ends_early_is_told_of(app: Starlette, logged: Logged) -> None:
+async def test_stream_whose_client_disconnects_is_logged_as_ended_early(
+    app: Starlette, logged: Logged
+) -> None:
     said = await converse(app, b"", leaves=True)
     assert said[0]["status"] == 200
     [line] = told(logged)
@@ -302,14 +310,16 @@ async def test_a_stream_that_ends_early_is_told_of(app: Starlette, logged: Logge
     assert line["client"] == "unknown"
 
 
-async def test_a_stream_that_breaks_is_told_of(app: Starlette, logged: Logged) -> None:
+async def test_stream_that_raises_an_error_is_logged_as_ended_early(
+    app: Starlette, logged: Logged
+) -> None:
     with pytest.raises((ConnectionError, ExceptionGroup)):
         await converse(app, b"breaks", leaves=False)
     [line] = told(logged)
     assert (line["status"], line["ended"], line["sent"]) == (200, "early", 3)
 
 
-async def test_a_sender_who_goes_away_is_told_of(start: Start, logged: Logged) -> None:
+async def test_disconnect_during_a_callback_is_logged_as_499(start: Start, logged: Logged) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         logged.clear()
@@ -319,7 +329,7 @@ async def test_a_sender_who_goes_away_is_told_of(start: Start, logged: Logged) -
     assert line["prediction"] == sent.prediction_id
 
 
-async def test_a_token_is_in_no_servers_access_log(
+async def test_callback_token_is_not_in_the_access_log(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "uvicorn.access")
@@ -346,7 +356,7 @@ async def test_a_token_is_in_no_servers_access_log(
 
 
 async def leave(station: Station, sent: Sent) -> None:
-    """Send half a callback, and hang up."""
+    """Send half a callback, and disconnect."""
     messages: list[Json] = [
         {"type": "http.request", "body": b"half", "more_body": True},
         {"type": "http.disconnect"},

@@ -1,4 +1,4 @@
-"""The server on a real socket, among senders who are slow, endless, many, or nested too deep."""
+"""The HTTP server on a real socket: slow, half-closed, malformed, oversized and many requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ on_both_loops = pytest.mark.parametrize(
         for used in (False, True)
     ],
 )
-"""uvloop is what `receiver serve` runs on, where it is installed."""
+"""`receiver serve` runs on uvloop, if it is installed."""
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ def port_of(server: Server) -> int:
 async def talk(
     port: int, said: bytes, drip: bytes = b"", every: float = 0.01, *, then_eof: bool = False
 ) -> bytes:
-    """Say something, and perhaps drip on, until the other side closes the connection."""
+    """Send bytes, and perhaps `drip` at intervals; return what comes until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def dripping() -> None:
@@ -118,7 +118,7 @@ def chunked(body: bytes, size: int = 50_000) -> bytes:
 
 @pytest.fixture(params=["whole", "byte by byte"])
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the server get what comes in one piece, or in many."""
+    """Let the server receive its input whole, or byte by byte."""
     if request.param == "byte by byte":
         receive = Protocol.data_received
 
@@ -129,10 +129,10 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(Protocol, "data_received", received)
 
 
-# --- heads ---
+# --- request lines and headers ---
 
 
-async def test_too_much_of_a_head_is_refused(start: Start) -> None:
+async def test_oversized_or_malformed_request_head_is_rejected(start: Start) -> None:
     async with start() as station, served(station) as port:
         for said, code, kind in (
             (b"GET /%b HTTP/1.1\r\n" % (b"a" * 9000) + HOST, 414, "uri-too-long"),
@@ -145,13 +145,13 @@ async def test_too_much_of_a_head_is_refused(start: Start) -> None:
             head, _, body = answer.partition(b"\r\n\r\n")
             assert b"connection: close" in head.lower()
             assert json.loads(body)["type"] == f"urn:receiver:problem:{kind}"
-        # As much as anyone needs is taken.
+        # Sizes just below the limits are accepted.
         said = b"GET /nowhere/%b HTTP/1.1\r\n" % (b"a" * 7000) + HOST
         said += b"a: %b\r\n" % (b"b" * 500) * 90 + b"connection: close\r\n\r\n"
         assert status(await talk(port, said)) == 404
 
 
-async def test_nothing_beside_a_body_is_endless(start: Start) -> None:
+async def test_endless_headers_trailers_or_chunk_extensions_are_cut_off(start: Start) -> None:
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         chunked = post(sent.path, b"transfer-encoding: chunked\r\n\r\n")
@@ -166,7 +166,7 @@ async def test_nothing_beside_a_body_is_endless(start: Start) -> None:
         assert (await station.push(sent)).status_code == 200
 
 
-async def test_many_small_chunks_are_still_a_body(start: Start) -> None:
+async def test_body_of_many_small_chunks_is_accepted(start: Start) -> None:
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent, body=b" " * 300_000 + b"{}")
@@ -176,7 +176,7 @@ async def test_many_small_chunks_are_still_a_body(start: Start) -> None:
         assert status(await talk(port, said + b"2\r\n{}\r\n0\r\n\r\n")) == 200
 
 
-# --- borders of messages ---
+# --- message framing, request smuggling ---
 
 OFFERS: Final = (
     b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",
@@ -188,7 +188,7 @@ OFFERS: Final = (
 
 
 @pytest.mark.usefixtures("cut")
-async def test_an_offer_to_upgrade_leaves_a_request_as_it_is(start: Start) -> None:
+async def test_offer_to_upgrade_is_ignored(start: Start) -> None:
     async with start() as station, served(station) as port:
         for number, offer in enumerate(OFFERS, 1):
             said = (
@@ -204,7 +204,9 @@ async def test_an_offer_to_upgrade_leaves_a_request_as_it_is(start: Start) -> No
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-async def test_a_callback_with_an_offer_comes_whole(start: Start, version: bytes) -> None:
+async def test_callback_with_an_offer_to_upgrade_is_received_in_full(
+    start: Start, version: bytes
+) -> None:
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent, body=b" " * 300_000 + b"{}")
@@ -245,21 +247,21 @@ NO_REQUESTS: Final = {
     "an endless chunk": CHUNKED + b"10000000000000003\r\nabc\r\n0\r\n\r\n",
     "a length in a trailer": CHUNKED + b"0\r\ncontent-length: 3\r\n\r\n",
 }
-"""What two servers could read in two ways, or no server like this one."""
+"""Requests that two servers could read differently (smuggling), or that are not supported."""
 
 
 @pytest.mark.usefixtures("cut")
-async def test_what_is_no_request_is_refused_in_its_turn(start: Start) -> None:
+async def test_malformed_or_smuggled_request_returns_400_in_its_turn(start: Start) -> None:
     async with start() as station, served(station) as port:
         for name, said in NO_REQUESTS.items():
             answers = await talk(port, LIST + said + LIST)
-            assert statuses(answers) == [200, 400], name  # and what follows is not run
+            assert statuses(answers) == [200, 400], name  # the request after it is not run
             refusal = answers.rpartition(b"HTTP/1.1 400")[2]
             assert b"connection: close" in refusal
             assert b"urn:receiver:problem:invalid-request" in refusal
 
 
-async def test_what_comes_after_a_body_proves_nothing(start: Start) -> None:
+async def test_trailers_cannot_authenticate_a_request(start: Start) -> None:
     said = post("/v1/predictions", JSON, b"transfer-encoding: chunked\r\n\r\n")
     said += chunked(GOOD)[:-2] + BEARER + b"x-forwarded-for: 192.0.2.9\r\n\r\n"
     async with start() as station, served(station) as port:
@@ -267,15 +269,15 @@ async def test_what_comes_after_a_body_proves_nothing(start: Start) -> None:
         assert station.count("predictions") == 0
 
 
-async def test_a_trailer_that_ends_the_connection_does(start: Start) -> None:
+async def test_connection_close_in_a_trailer_closes_the_connection(start: Start) -> None:
     async with start() as station, served(station) as port:
         for path, answer in (("/v1/predictions", 401), ("/healthz", 405)):
             said = post(path, b"transfer-encoding: chunked\r\n\r\n") + chunked(GOOD)[:-2]
             answers = await talk(port, LIST + said + b"connection: close\r\n\r\n" + LIST)
-            assert statuses(answers) == [200, answer]  # and nobody waits for the last
+            assert statuses(answers) == [200, answer]  # the last request is not answered
 
 
-async def test_to_http_1_0_nothing_is_sent_in_chunks(start: Start) -> None:
+async def test_http_1_0_client_gets_no_chunked_answer(start: Start) -> None:
     async with start() as station, served(station) as port:
         health = await talk(port, b"GET /healthz HTTP/1.0\r\n\r\n")
         assert (status(health), b"content-length: " in health) == (200, True)
@@ -292,11 +294,11 @@ async def test_to_http_1_0_nothing_is_sent_in_chunks(start: Start) -> None:
         writer.close()
 
 
-# --- clients that have said all ---
+# --- half-closed connections ---
 
 
 @on_both_loops
-async def test_who_has_said_all_still_hears_the_answers(start: Start, logged: Logged) -> None:
+async def test_half_closed_client_gets_all_answers(start: Start, logged: Logged) -> None:
     async with start() as station, served(station) as port:
         submit = SUBMIT + b"content-length: %d\r\n\r\n" % len(GOOD) + GOOD
         waiting = submit.replace(JSON, JSON + b"prefer: wait=1\r\n")
@@ -320,7 +322,7 @@ async def test_who_has_said_all_still_hears_the_answers(start: Start, logged: Lo
 
 
 @on_both_loops
-async def test_who_has_said_all_may_go_on_listening(start: Start) -> None:
+async def test_half_closed_client_can_keep_reading_a_stream(start: Start) -> None:
     async with start() as station, served(station) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /v1/events/stream HTTP/1.1\r\n" + HOST + BEARER + b"\r\n")
@@ -332,7 +334,7 @@ async def test_who_has_said_all_may_go_on_listening(start: Start) -> None:
 
 
 @on_both_loops
-async def test_a_listener_that_is_gone_is_noticed(
+async def test_disconnected_stream_client_is_noticed(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_PEER_CHECK", 0.01)
@@ -349,7 +351,7 @@ async def test_a_listener_that_is_gone_is_noticed(
 
 @on_both_loops
 @pytest.mark.parametrize("ends_first", [False, True])
-async def test_an_answer_that_was_not_sent_is_not_told_of(
+async def test_answer_on_a_reset_connection_is_logged_as_499(
     start: Start,
     network: Network,
     logged: Logged,
@@ -402,7 +404,7 @@ EARLY: Final = (
 
 
 @on_both_loops
-async def test_who_sends_on_hears_the_answer_all_the_same(start: Start) -> None:
+async def test_client_still_sending_its_body_gets_the_early_answer(start: Start) -> None:
     def sends(port: int, said: bytes) -> bytes:
         """Send all before reading anything, as many clients do."""
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
@@ -415,7 +417,7 @@ async def test_who_sends_on_hears_the_answer_all_the_same(start: Start) -> None:
             assert statuses(await asyncio.to_thread(sends, port, head + MANY)) == [code], head
 
 
-async def test_what_is_dropped_after_an_answer_is_bounded(
+async def test_bytes_discarded_after_an_early_answer_are_bounded(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_MOST_DISCARDED", 5_000_000)
@@ -444,7 +446,7 @@ async def test_what_is_dropped_after_an_answer_is_bounded(
         (b"content-length: 2\r\n", [100]),
     ],
 )
-async def test_a_body_is_asked_for_only_where_it_is_wanted(
+async def test_100_continue_is_sent_only_if_the_body_is_wanted(
     start: Start, headers: bytes, answers: list[int]
 ) -> None:
     async with start() as station, served(station) as port:
@@ -455,15 +457,15 @@ async def test_a_body_is_asked_for_only_where_it_is_wanted(
         assert (b"connection: close" in head) == (answers != [100])
         writer.close()
         old = (SUBMIT + b"expect: 100-continue\r\n").replace(b"HTTP/1.1", b"HTTP/1.0")
-        assert statuses(await talk(port, whole(old, b"{}"))) == [422]  # it knows no 100
+        assert statuses(await talk(port, whole(old, b"{}"))) == [422]  # HTTP/1.0 has no 100
 
 
-# --- pace ---
+# --- slow clients ---
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a hundredth of the patience."""
+    """Set the timeouts to 0.2 seconds."""
     monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.2)
     monkeypatch.setattr(connection, "_SLOWEST_REST", 0.2)
     monkeypatch.setattr(reading, "_GRACE", 0.2)
@@ -481,11 +483,11 @@ TRICKLES: Final = (
     (post("/v1/predictions", b"content-length: 90000\r\n\r\n"), b"x", 401),
     (post("/nowhere", b"content-length: 90000\r\n\r\n"), b"x", 404),
 )
-"""What is said at first, what drips after it, and what is answered before the connection ends."""
+"""The bytes sent first, those repeated slowly, and the status before the connection ends."""
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_trickle_is_cut(start: Start) -> None:
+async def test_slow_request_times_out(start: Start) -> None:
     async with start() as station, served(station) as port:
         answers = await asyncio.gather(*(talk(port, said, drip) for said, drip, _ in TRICKLES))
         assert [status(answer) if answer else None for answer in answers] == [
@@ -497,11 +499,11 @@ async def test_a_trickle_is_cut(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_body_that_keeps_its_pace_is_heard_to_the_end(start: Start) -> None:
+async def test_body_above_the_minimum_rate_is_received_in_full(start: Start) -> None:
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
-        body = letter.body + b" " * (4096 - len(letter.body))  # each KiB earns a second
+        body = letter.body + b" " * (4096 - len(letter.body))  # each KiB adds a second
         head = post(sent.path, b"x-webhook-secret: " + sent.secret.encode() + b"\r\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head + b"content-length: 4096\r\n\r\n")
@@ -513,7 +515,7 @@ async def test_a_body_that_keeps_its_pace_is_heard_to_the_end(start: Start) -> N
         writer.close()
 
 
-async def test_an_early_answer_does_not_end_the_connection(start: Start) -> None:
+async def test_early_answer_keeps_the_connection_open(start: Start) -> None:
     async with start() as station, served(station) as port:
         head = post("/v1/predictions", b"content-length: 100000\r\n\r\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -526,11 +528,11 @@ async def test_an_early_answer_does_not_end_the_connection(start: Start) -> None
         writer.close()
 
 
-# --- crowds ---
+# --- many connections ---
 
 
 class Line:
-    """A connection as far as a crowd knows it."""
+    """A fake connection with what WaitingConnections uses."""
 
     def __init__(self, waiting: WaitingConnections) -> None:
         self.waiting = waiting
@@ -538,7 +540,7 @@ class Line:
 
     def close_now(self) -> None:
         self.open = False
-        self.waiting.drop(self)  # type: ignore[arg-type] # it only has to be told apart
+        self.waiting.drop(self)  # type: ignore[arg-type] # only its identity matters
 
 
 def crowd(most: int, moments: list[float]) -> list[bool]:
@@ -552,32 +554,32 @@ def crowd(most: int, moments: list[float]) -> list[bool]:
     return [line.open for line in lines]
 
 
-def test_of_a_crowd_the_slowest_goes_first() -> None:
+def test_oldest_waiting_connection_is_closed_over_the_limit() -> None:
     assert crowd(3, [0.0, 2.0, 2.1, 2.2, 4.0]) == [False, False, True, True, True]
 
 
-def test_a_burst_is_no_crowd() -> None:
+def test_burst_of_connections_may_reach_twice_the_limit() -> None:
     assert crowd(3, [0.0] * 6) == [True] * 6
     assert crowd(3, [0.0] * 8) == [False, False, *[True] * 6]
 
 
 @pytest.mark.parametrize("said", [b"", LIST], ids=["new", "used"])
-async def test_silent_connections_shut_nobody_out(
+async def test_silent_connections_do_not_block_other_clients(
     start: Start, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(connection, "_most_waiting", lambda: 20)
     async with start() as station, running(station) as server:
-        # No proxy's patience with an idle connection may end after ours.
+        # Our idle timeout must be longer than that of any proxy.
         assert server.config.timeout_keep_alive > 600
         port = port_of(server)
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
         for reader, writer in silent if said else ():
             writer.write(said)
-            with suppress(asyncio.IncompleteReadError, ConnectionError):  # of the first
+            with suppress(asyncio.IncompleteReadError, ConnectionError):  # the first are closed
                 await reader.readuntil(b"}")
         assert status(await talk(port, LAST)) == 200
         async with asyncio.timeout(PATIENCE):
-            for reader, _ in silent[:50]:  # all but the last 40
+            for reader, _ in silent[:50]:  # at most the last 40 stay open
                 with suppress(ConnectionError):
                     assert await reader.read() == b""
         for _, writer in silent:
@@ -602,10 +604,10 @@ ODD: Final = {
 
 
 _FAIR: Final = {"integer within reach", "long fraction"}
-"""What is odd, but JSON that can be passed on as it is."""
+"""Unusual JSON that can still be passed on unchanged."""
 
 
-async def test_an_odd_callback_is_kept_once_proved_and_asked_about(
+async def test_extreme_json_in_a_verified_callback_is_stored_and_polled(
     start: Start, logged: Logged
 ) -> None:
     async with start() as station, served(station) as port:
@@ -626,7 +628,9 @@ async def test_an_odd_callback_is_kept_once_proved_and_asked_about(
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-async def test_an_odd_request_is_a_clear_error(start: Start, logged: Logged) -> None:
+async def test_extreme_json_in_a_submit_is_accepted_or_returns_4xx(
+    start: Start, logged: Logged
+) -> None:
     async with start() as station, served(station) as port:
         for name, body in ODD.items():
             given = b'{"provider":"fal","model":"a/b","input":%b}' % body

@@ -1,4 +1,4 @@
-"""Serverless mode: nothing but requests and drains, and what runs in a callback's own request."""
+"""Serverless mode: work is done only in requests, by drains or in the request of a callback."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ async def drain(station: Station, **more: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-# --- who may drain ---
+# --- access to drains ---
 
 
 @pytest.mark.parametrize("name", ["CRON_SECRET", "RECEIVER_CRON_SECRET"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_scheduler_drains_by_its_own_key_and_may_do_nothing_else(
+async def test_cron_secret_allows_drains_and_nothing_else(
     start: Start, name: str, method: str
 ) -> None:
     key = {"authorization": f"Bearer {CRON}"}
@@ -65,7 +65,7 @@ async def test_a_scheduler_drains_by_its_own_key_and_may_do_nothing_else(
             assert (await station.world.get(path, headers=key)).status_code == 401
 
 
-async def test_who_can_send_no_key_drains_by_a_url_of_its_own(
+async def test_wake_url_drains_without_a_key(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with start(fine, **SERVERLESS) as station:
@@ -79,7 +79,7 @@ async def test_who_can_send_no_key_drains_by_a_url_of_its_own(
     assert WAKE not in caplog.text
 
 
-def test_the_url_is_printed(tmp_path: Path) -> None:
+def test_wake_url_command_prints_the_url(tmp_path: Path) -> None:
     done = receiver("wake-url", cwd=tmp_path, **ENV)
     assert done.stdout == f"https://hooks.test{WAKE}\n", done.stderr
 
@@ -87,7 +87,7 @@ def test_the_url_is_printed(tmp_path: Path) -> None:
 # --- what a drain does ---
 
 
-async def test_a_drain_says_when_the_next_is_worth_it_and_what_is_left(start: Start) -> None:
+async def test_drain_reports_the_next_due_time_and_pending_deliveries(start: Start) -> None:
     @on(name="later")
     async def later(_: Event) -> None:
         raise Retry(after=500)
@@ -101,20 +101,20 @@ async def test_a_drain_says_when_the_next_is_worth_it_and_what_is_left(start: St
         assert 400 < found["next_due"] <= 500
 
 
-async def test_a_drain_does_the_housekeeping_too(start: Start) -> None:
+async def test_drain_deletes_expired_predictions(start: Start) -> None:
     clock = Clock()
     async with start(fine, clock=clock, RECEIVER_RETENTION_DAYS="1", **SERVERLESS) as station:
         for number in range(2):
             await station.push(await station.submitted("eachlabs", f"prompt {number}"))
         await drain(station)
         clock.ahead = 2 * 86400
-    # Another process, as is usual there.
+    # Another process, as is usual on such platforms.
     async with start(fine, clock=clock, RECEIVER_RETENTION_DAYS="1", **SERVERLESS) as station:
         await drain(station)
-        assert station.count("predictions") == 1  # the last event keeps its place
+        assert station.count("predictions") == 1  # that of the last event is never deleted
 
 
-async def test_a_replay_of_many_goes_on_in_drains(start: Start) -> None:
+async def test_bulk_replay_is_run_by_drains(start: Start) -> None:
     ran: list[str] = []
 
     @on(name="counts")
@@ -133,7 +133,7 @@ async def test_a_replay_of_many_goes_on_in_drains(start: Start) -> None:
     assert len(ran) == 6
 
 
-async def test_what_a_dead_process_had_claimed_is_told_as_left_and_run_when_its_lease_is_over(
+async def test_delivery_of_a_dead_process_is_drained_after_its_lease(
     start: Start, clock: Clock
 ) -> None:
     async with start(fine, clock=clock, **SERVERLESS) as station:
@@ -146,7 +146,8 @@ async def test_what_a_dead_process_had_claimed_is_told_as_left_and_run_when_its_
         assert (found["deliveries"], found["more"], found["pending"]) == (0, True, 1)
         assert 0 < found["next_due"] <= 25
         clock.ahead = 26
-        station.edit("UPDATE deliveries SET lease_until = 1")  # also by the server's own clock
+        # The lease must be over by the clock of PostgreSQL too.
+        station.edit("UPDATE deliveries SET lease_until = 1")
         found = await drain(station)
         assert (found["deliveries"], found["more"]) == (1, False)
         assert deliveries(station) == [("fine", "done", 2)]
@@ -157,8 +158,8 @@ def clock() -> Clock:
     return Clock()
 
 
-async def test_nothing_happens_unless_somebody_asks(start: Start, network: Network) -> None:
-    """Neither a statement that writes, nor a poll, nor a handler; until there is a drain."""
+async def test_serverless_process_does_no_background_work(start: Start, network: Network) -> None:
+    """Until there is a drain, there is no write, no poll and no handler."""
     async with start(fine, RECEIVER_POLL_AFTER="0.001", **SERVERLESS) as station:
         sent = await station.submitted("fal")
         await station.push(await station.submitted("eachlabs"))
@@ -173,7 +174,7 @@ async def test_nothing_happens_unless_somebody_asks(start: Start, network: Netwo
         assert (await station.read(sent.prediction_id))["status"] == "succeeded"
 
 
-# --- what people and plugins order ---
+# --- orders ---
 
 RECIPE: Final = """
 [imagine]
@@ -194,7 +195,7 @@ async def shop(call: Call, door: Door) -> Reply:
 
 
 @pytest.mark.usefixtures("stops_soon")
-async def test_what_is_ordered_is_sent_before_the_answer_as_a_submit_is(
+async def test_serverless_order_is_submitted_before_the_answer(
     start: Start, network: Network, tmp_path: Path
 ) -> None:
     (tmp_path / "recipes.toml").write_text(RECIPE)
@@ -204,17 +205,17 @@ async def test_what_is_ordered_is_sent_before_the_answer_as_a_submit_is(
         assert (answer.status_code, answer.json()["status"]) == (202, "processing"), answer.text
         answer = await station.world.post("/in/shop", content=b"order-1")
         assert answer.json() == ["processing", "processing"], answer.text
-        # Who says nothing for too long is not waited for, and the order is not lost.
+        # A provider that is too slow is not waited for, and the order is not lost.
         network.script("fal.submit", hangs)
         answer = await station.http.post("/v1/recipes/imagine", json={})
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
         assert network.count("fal.submit") == 3
 
 
-# --- what runs in the callback's request ---
+# --- work in the request of a submit or a callback ---
 
 
-async def test_a_submit_waits_for_no_stream_as_nobody_listens(
+async def test_serverless_submit_does_not_wait_for_an_event_stream(
     start: Start, network: Network
 ) -> None:
     async with start(**SERVERLESS) as station, asyncio.timeout(4):
@@ -222,7 +223,7 @@ async def test_a_submit_waits_for_no_stream_as_nobody_listens(
     assert network.count("oxen.stream") == 0
 
 
-async def test_a_blocking_call_is_waited_for_as_the_process_may_stand_still_then(
+async def test_serverless_sync_submit_waits_despite_respond_async(
     start: Start, network: Network
 ) -> None:
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -239,7 +240,7 @@ async def test_a_blocking_call_is_waited_for_as_the_process_may_stand_still_then
         assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
 
 
-async def test_inline_runs_the_handlers_before_the_answer(start: Start) -> None:
+async def test_inline_dispatch_runs_handlers_before_the_answer(start: Start) -> None:
     order: list[str] = []
 
     @on(name="first", timeout=20)
@@ -266,7 +267,7 @@ async def test_inline_runs_the_handlers_before_the_answer(start: Start) -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_inline_gives_back_what_takes_too_long_and_touches_no_other_event(
+async def test_inline_dispatch_releases_slow_handlers_and_runs_only_its_event(
     start: Start, *, plain: bool
 ) -> None:
     entered: list[str] = []
@@ -297,13 +298,13 @@ async def test_inline_gives_back_what_takes_too_long_and_touches_no_other_event(
         assert (await drain(station))["deliveries"] == 2
 
 
-async def test_by_argument_it_is_the_same(start: Start) -> None:
+async def test_inline_dispatch_can_be_set_by_an_argument(start: Start) -> None:
     async with start(fine, dispatch="inline") as station:
         await station.push(await station.submitted("eachlabs"))
         assert deliveries(station) == [("fine", "done", 1)]
 
 
-async def test_a_handler_that_fails_inline_is_tried_again_by_a_drain(
+async def test_handler_that_fails_inline_is_pending_and_a_duplicate_runs_nothing(
     start: Start, clock: Clock
 ) -> None:
     @on(name="fails", retry=Retry(base=10, cap=10))
@@ -315,12 +316,12 @@ async def test_a_handler_that_fails_inline_is_tried_again_by_a_drain(
         sent = await station.submitted("eachlabs")
         assert (await station.push(sent)).json() == {"status": "accepted"}
         assert deliveries(station) == [("fails", "pending", 1)]
-        # The same once more is a duplicate, and runs nothing.
+        # A repeated callback is a duplicate, and runs no handler.
         assert (await station.push(sent)).json() == {"status": "duplicate"}
         assert deliveries(station) == [("fails", "pending", 1)]
 
 
-async def test_after_runs_them_once_the_answer_is_out(start: Start) -> None:
+async def test_after_dispatch_runs_handlers_once_the_answer_is_sent(start: Start) -> None:
     order: list[str] = []
 
     @on(name="looks")
@@ -373,7 +374,7 @@ async def unanswered(request: httpx.Request) -> httpx.Response:
         (lambda _: httpx.Response(302, headers={"location": "/"}), "hooks.test answered 302"),
     ],
 )
-async def test_wake_asks_ourselves_and_does_not_wait(
+async def test_wake_dispatch_requests_a_drain_without_waiting_for_it(
     start: Start, logged: Logged, there: Any, told: str | None
 ) -> None:
     asked: list[str] = []
@@ -396,7 +397,7 @@ async def test_wake_asks_ourselves_and_does_not_wait(
     assert found == ({told} if told else set())
 
 
-async def test_who_wakes_once_for_all_of_a_second_is_served_to_the_end_of_it(start: Start) -> None:
+async def test_wake_with_again_also_runs_events_of_the_next_seconds(start: Start) -> None:
     async with start(fine, **SERVERLESS) as station:
         sent = await station.submitted("eachlabs")
         waking = asyncio.create_task(station.world.post(f"{WAKE}?again=2", timeout=PATIENCE))
@@ -405,7 +406,7 @@ async def test_who_wakes_once_for_all_of_a_second_is_served_to_the_end_of_it(sta
         assert deliveries(station) == [("fine", "done", 1)]
 
 
-async def test_about_to_stop_it_answers_and_lets_the_handler_end(start: Start) -> None:
+async def test_shutdown_answers_the_callback_and_lets_an_inline_handler_end(start: Start) -> None:
     entered, may_end = asyncio.Event(), asyncio.Event()
 
     @on(name="slow", inline=True)
@@ -423,13 +424,13 @@ async def test_about_to_stop_it_answers_and_lets_the_handler_end(start: Start) -
         await eventually(lambda: deliveries(station) == [("slow", "done", 1)])
 
 
-def test_wake_needs_to_know_where_we_are() -> None:
+def test_wake_dispatch_requires_the_public_url() -> None:
     env = {name: value for name, value in ENV.items() if name != "RECEIVER_PUBLIC_URL"}
     with pytest.raises(SettingsError, match="wake needs RECEIVER_PUBLIC_URL"):
         Settings.read({**env, "RECEIVER_AFTER": "wake"})
 
 
-def test_served_it_sets_up_no_schema_and_says_who_does(
+def test_serverless_server_without_a_schema_refuses_to_start(
     bare_database: Database, tmp_path: Path
 ) -> None:
     env = {**ENV, **SERVERLESS, "RECEIVER_DATABASE_URL": bare_database.url}

@@ -1,4 +1,4 @@
-"""The hook route, at the level of ASGI and of a real socket: what is let in, and what is not."""
+"""The callback route, on ASGI and on a real socket: what is accepted, and what is rejected."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def without(letter: CallbackRequest, *names: str) -> CallbackRequest:
 
 
 def having(letter: CallbackRequest, **headers: str | bytes) -> CallbackRequest:
-    """Replace headers of a letter."""
+    """Replace headers of a callback."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return replace(letter, headers=[*without(letter, *named).headers, *named.items()])
 
@@ -84,10 +84,10 @@ async def two(station: Station, provider: str) -> tuple[Sent, Sent]:
     )
 
 
-# --- what is let in ---
+# --- accepted callbacks ---
 
 
-async def test_a_proved_callback_is_accepted_and_recorded(start: Start) -> None:
+async def test_verified_callback_is_accepted_and_recorded(start: Start) -> None:
     async with start() as station:
         for provider, ok in itertools.product(PUSHING, (True, False)):
             sent = await station.submitted(provider, case := f"{provider} {ok}")
@@ -103,7 +103,7 @@ async def test_a_proved_callback_is_accepted_and_recorded(start: Start) -> None:
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_it_may_come_before_the_submit_was_answered(
+async def test_callback_before_the_answer_to_its_submit_is_accepted(
     start: Start, network: Network, provider: str
 ) -> None:
     answering = asyncio.Event()
@@ -134,7 +134,7 @@ async def test_it_may_come_before_the_submit_was_answered(
         assert station.count("events") == 1
 
 
-async def test_two_hundred_at_once_are_one_event_each(start: Start) -> None:
+async def test_concurrent_duplicate_callbacks_make_one_event_each(start: Start) -> None:
     ran: list[str] = []
 
     @on()
@@ -157,7 +157,9 @@ async def test_two_hundred_at_once_are_one_event_each(start: Start) -> None:
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_one_for_a_prediction_we_do_not_have_is_kept(start: Start, provider: str) -> None:
+async def test_verified_callback_of_an_unknown_prediction_is_stored(
+    start: Start, provider: str
+) -> None:
     tokens = Tokens([ENV["RECEIVER_SECRET_KEY"]])
     lost = "pred_of_another_database"
     hook = f"https://hooks.test/webhooks/{provider}/{tokens.callback(provider, lost)}"
@@ -170,7 +172,7 @@ async def test_one_for_a_prediction_we_do_not_have_is_kept(start: Start, provide
         assert station.count("events") == 0
 
 
-async def test_fals_ok_without_payload_is_fetched(start: Start, network: Network) -> None:
+async def test_fal_success_without_payload_is_polled(start: Start, network: Network) -> None:
     network.always("fal.poll", network.ends)
     async with start() as station:
         sent = await station.submitted("fal")
@@ -182,12 +184,12 @@ async def test_fals_ok_without_payload_is_fetched(start: Start, network: Network
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_one_that_is_proved_but_makes_no_sense_is_kept_and_asked_about(
+async def test_verified_but_unreadable_callback_is_stored_and_polled(
     start: Start, network: Network, provider: str
 ) -> None:
     network.always(f"{provider}.poll", network.ends)
     bodies = [b"<html>not json", b'{"flow": 1}']
-    if provider == "fal":  # what is kept, and when it is asked about, goes by no provider
+    if provider == "fal":  # one is enough: storing and polling are the same for all
         bodies += [b"[" * 50_000, b"\x00\xff", b"", b'"OK"', b"[]"]
     async with start() as station:
         for number, body in enumerate(bodies):
@@ -199,13 +201,13 @@ async def test_one_that_is_proved_but_makes_no_sense_is_kept_and_asked_about(
             assert station.one(f"{kept} AND prediction_id = '{sent.prediction_id}'") == body
 
 
-async def test_callbacks_of_a_provider_that_is_off_are_still_taken(
+async def test_callback_of_a_disabled_provider_is_still_accepted(
     start: Start, network: Network
 ) -> None:
     async with start() as station:
         sents = [await station.submitted(provider, provider) for provider in PUSHING]
     off = {declared.key: None for declared in DECLARED.values()}
-    secrets = {  # without a key they cannot be fetched
+    secrets = {  # without an API key they cannot be fetched
         DECLARED[name].secret: await network.account_secret(name)
         for name in PUBLISHING
         if DECLARED[name].secret
@@ -215,7 +217,7 @@ async def test_callbacks_of_a_provider_that_is_off_are_still_taken(
             assert (await station.push(sent)).json() == {"status": "accepted"}
 
 
-# --- what is not ---
+# --- rejected callbacks ---
 
 Forgery = Callable[[Network, Sent, Sent], CallbackRequest]
 FORGERIES: dict[str, tuple[str, Forgery]] = {
@@ -334,9 +336,9 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
 }
 
 
-@pytest.mark.usefixtures("on_sqlite")  # what is not proved reaches no store
+@pytest.mark.usefixtures("on_sqlite")  # an unverified callback does not reach the store
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
+async def test_forged_callback_returns_401_and_leaves_only_a_log_line(
     start: Start, logged: Logged, provider: str
 ) -> None:
     async with start() as station:
@@ -366,8 +368,8 @@ async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
         assert (await station.push(mine)).status_code == 200
 
 
-@pytest.mark.usefixtures("on_sqlite")  # no store is asked
-async def test_only_post_is_allowed(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the store is not used
+async def test_methods_other_than_post_return_405(start: Start) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "WHAT"):
@@ -375,8 +377,8 @@ async def test_only_post_is_allowed(start: Start) -> None:
             assert (answer.status_code, answer.headers["allow"]) == (405, "POST"), method
 
 
-@pytest.mark.usefixtures("on_sqlite")  # no store is asked
-async def test_an_unknown_provider_is_404(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the store is not used
+async def test_callback_of_an_unknown_provider_returns_404(start: Start) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         for provider in ("nobody", "EACHLABS", "é", "%00", "..", "-" * 5000):
@@ -386,11 +388,11 @@ async def test_an_unknown_provider_is_404(start: Start) -> None:
             assert answer.json()["type"] == "urn:receiver:problem:not-found"
 
 
-# --- keys that are fetched ---
+# --- published keys ---
 
 
 @pytest.mark.parametrize("provider", PUBLISHING)
-async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
+async def test_rotated_keys_are_fetched_at_most_once_a_minute(
     start: Start, network: Network, provider: str
 ) -> None:
     clock = Clock()
@@ -411,7 +413,7 @@ async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
         assert network.count(keys) == 3
 
 
-@pytest.mark.usefixtures("on_sqlite")  # what is not proved reaches no store
+@pytest.mark.usefixtures("on_sqlite")  # an unverified callback does not reach the store
 @pytest.mark.parametrize(
     ("fetches", "forged"),
     [
@@ -420,7 +422,7 @@ async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
         (1, {"x_fal_webhook_timestamp": "now"}),
     ],
 )
-async def test_only_a_wrong_signature_fetches_newer_keys_and_once_a_minute(
+async def test_only_an_invalid_signature_refetches_keys_and_once_a_minute(
     start: Start, network: Network, fetches: int, forged: dict[str, str]
 ) -> None:
     async with start() as station:
@@ -431,13 +433,13 @@ async def test_only_a_wrong_signature_fetches_newer_keys_and_once_a_minute(
         assert network.count("fal.keys") == fetches
 
 
-@pytest.mark.usefixtures("on_sqlite")  # the store is asked afterwards only
+@pytest.mark.usefixtures("on_sqlite")  # the store is read only afterwards
 @pytest.mark.parametrize(
     "answer",
     [reply(None, 500), reply(text="<html>"), reply({"keys": []}), reply({"keys": [{"x": 1}]})],
 )
 @pytest.mark.parametrize("provider", PUBLISHING)
-async def test_without_any_keys_it_is_503_and_then_recovers(
+async def test_callback_returns_503_until_keys_can_be_fetched(
     start: Start, network: Network, answer: Any, provider: str
 ) -> None:
     clock = Clock()
@@ -459,7 +461,7 @@ async def test_without_any_keys_it_is_503_and_then_recovers(
 async def call(
     station: Station, letter: CallbackRequest, *messages: MutableMapping[str, Any]
 ) -> list[MutableMapping[str, Any]]:
-    """Call the app with a body in given pieces."""
+    """Call the app with a body in the given pieces."""
     queue = list(messages)
     answered: list[MutableMapping[str, Any]] = []
 
@@ -495,8 +497,8 @@ def pieces(body: bytes, size: int) -> list[dict[str, Any]]:
     return [*more, {"type": "http.request"}]
 
 
-@pytest.mark.usefixtures("on_sqlite")  # what is too large reaches no store
-async def test_the_cap_is_counted_while_the_body_streams(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # an oversized body does not reach the store
+async def test_limit_applies_to_a_body_that_comes_in_pieces(start: Start) -> None:
     cases = [(1, 413), (5000, 413), (-1, 200), (0, 200)]
     async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station:
         for provider, (over, status) in itertools.product(PUSHING, cases):
@@ -512,17 +514,19 @@ async def test_the_cap_is_counted_while_the_body_streams(start: Start) -> None:
             assert station.count("callbacks") == before + (status == 200), (provider, over)
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_it_stops_reading_at_the_first_byte_over(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_reading_stops_at_the_first_byte_over_the_limit(start: Start) -> None:
     async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station:
         sent = await station.submitted("eachlabs")
-        endless = pieces(b"x" * (int(LIMIT) + 1), 500)[:-1]  # to read on would be an error
+        endless = pieces(b"x" * (int(LIMIT) + 1), 500)[:-1]  # reading further would fail
         answered = await call(station, write(station.network, sent), *endless)
         assert answered[0]["status"] == 413
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_a_sender_who_leaves_midway_is_told_nothing(start: Start, logged: Logged) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_disconnect_during_a_callback_gets_no_answer_and_stores_nothing(
+    start: Start, logged: Logged
+) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
@@ -533,7 +537,7 @@ async def test_a_sender_who_leaves_midway_is_told_nothing(start: Start, logged: 
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-# --- the same over a real socket ---
+# --- over a real socket ---
 
 
 @asynccontextmanager
@@ -554,7 +558,7 @@ async def listening(station: Station) -> AsyncIterator[int]:
 
 
 def raw(letter: CallbackRequest, *, length: int | None = None, more: bytes = b"") -> bytes:
-    """Spell a request's head and as much of the body as there is."""
+    """Return the head of a request."""
     lines = [b"POST " + letter.path.encode() + b" HTTP/1.1", b"host: hooks.test"]
     lines += [_bytes(name) + b": " + _bytes(value) for name, value in letter.headers]
     lines.append(b"content-length: %d" % (len(letter.body) if length is None else length))
@@ -575,8 +579,8 @@ async def talk(port: int, *said: bytes, until_closed: bool = False) -> bytes:
         writer.close()
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_a_slow_sender_is_heard_to_the_end(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_slow_callback_is_received_while_another_is_handled(start: Start) -> None:
     async with start() as station, listening(station) as port:
         sent = await station.submitted("fal")
         letter = write(station.network, sent)
@@ -603,8 +607,8 @@ async def test_a_slow_sender_is_heard_to_the_end(start: Start) -> None:
         assert station.count("events") == 2
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_a_broken_connection_leaves_nothing(start: Start, logged: Logged) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_truncated_callback_stores_nothing(start: Start, logged: Logged) -> None:
     async with start() as station, listening(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
@@ -618,8 +622,8 @@ async def test_a_broken_connection_leaves_nothing(start: Start, logged: Logged) 
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_a_body_without_a_declared_length_is_counted_too(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_limit_applies_to_a_chunked_body(start: Start) -> None:
     async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station, listening(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
@@ -632,16 +636,16 @@ async def test_a_body_without_a_declared_length_is_counted_too(start: Start) -> 
         assert (await talk(port, chunked, chunk * 2)).startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.usefixtures("on_sqlite")  # no store is asked
-async def test_no_spelling_of_the_path_is_redirected(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the store is not used
+async def test_path_variants_are_not_redirected(start: Start) -> None:
     async with start() as station, listening(station) as port:
         for path in ("//webhooks/eachlabs/x", "/webhooks/eachlabs/x/", "/./webhooks/eachlabs/x"):
             answer = await talk(port, raw(CallbackRequest(path, [], b"")))
             assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 401")), path
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_garbage_headers_are_nobodys_5xx(start: Start, logged: Logged) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_malformed_headers_cause_no_5xx(start: Start, logged: Logged) -> None:
     async with start() as station, listening(station) as port:
         sent = await station.submitted("fal")
         letter = replace(write(station.network, sent), body=b"")
@@ -659,8 +663,8 @@ async def test_garbage_headers_are_nobodys_5xx(start: Start, logged: Logged) -> 
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-@pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-async def test_what_is_recorded_of_a_callback_holds_no_secret(start: Start) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # the engine makes no difference
+async def test_stored_callback_headers_contain_no_secret(start: Start) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         letter = having(
