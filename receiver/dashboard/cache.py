@@ -48,6 +48,7 @@ class PictureCache:
             found = self._folder.lstat()
             if self._folder.is_symlink() or found.st_uid != os.getuid():
                 raise PermissionError(self._folder)
+            self._folder.chmod(0o700)  # it may be older than this rule
         except OSError:
             self._folder = Path(tempfile.mkdtemp(prefix="receiver-pictures-"))
 

@@ -7,6 +7,7 @@ browser never fetches them from other servers. All but a few types are downloads
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from pathlib import Path
@@ -78,13 +79,13 @@ class PicturePages:
         _, output = await self._output(id, number)
         try:
             path, kind = await self._thumbnail(id, int(number), output)
+            return _tagged(context, path, kind)
         except Gone:
             return self._placeholder("gone.svg", 410)
-        except Later:
+        except (Later, OSError):  # the cache's disk may be full, or the copy just removed
             return self._placeholder("later.svg", 502)
         except Unshowable:
             return self._placeholder("unshowable.svg", 415)
-        return _tagged(context, path, kind)
 
     @page("/predictions/{id}/outputs/{number}", is_part=True)
     async def whole(self, context: PageContext, id: PredictionId, number: Number) -> Response:
@@ -149,22 +150,23 @@ class PicturePages:
             return await self._fetch(id, number, output)
 
     async def _fetch(self, id: str, number: int, output: Output) -> tuple[Path, str]:
-        place = self._cache.place(id)
         wanted = output
         if output.stored is not None and output.stored.url.startswith(("http://", "https://")):
             wanted = Output(url=output.stored.url, content_type=output.stored.content_type)
         async with self._room:
             try:
+                place = self._cache.place(id)
                 fetched = await self._deliveries.fetch(
                     wanted, place, max_bytes=_LARGEST, seconds=_PATIENCE
                 )
+                ending = SHOWN.get(fetched.content_type, "bin")
+                kept = fetched.path.replace(place / f"{number}-{fetched.sha256}.{ending}")
             except Dead as error:
-                (place / f"{number}-.gone").touch()
+                with contextlib.suppress(OSError):
+                    (self._cache.place(id) / f"{number}-.gone").touch()
                 raise Gone(str(error)) from None
             except (httpx.HTTPError, TimeoutError, OSError) as error:
                 raise Later(type(error).__name__) from None
-        kept = place / f"{number}-{fetched.sha256}.{SHOWN.get(fetched.content_type, 'bin')}"
-        fetched.path.replace(kept)
         self._cache.added(fetched.size)
         return kept, fetched.content_type
 

@@ -140,7 +140,7 @@ class HandlerBreaker:
         """End a probe without a result; if the store is unavailable, `ask` does it later."""
         if self._probe is not None:
             self._owes_probe = True
-            await self._breakers.end_probe(self._name)
+            await self._breakers.end_probe(self._name, self._probe_ends)
             self._probe, self._owes_probe = None, False
 
     def began(self, delivery: str) -> None:
@@ -158,7 +158,7 @@ class HandlerBreaker:
             if failure is None or failure.kind == "skip":
                 await self._succeeded()
             elif _is_trouble(failure):
-                await self._troubled(delivery, failure)
+                await self._troubled(delivery, failure, is_probe=is_probe)
             elif is_probe:
                 await self.give_back()  # this failure is no sign that other deliveries fail
             if is_probe:
@@ -173,7 +173,7 @@ class HandlerBreaker:
             self._known.forget()
             log.info("handler.released", handler=self._name)
 
-    async def _troubled(self, delivery: str, failure: Failure) -> None:
+    async def _troubled(self, delivery: str, failure: Failure, *, is_probe: bool) -> None:
         most = self._policy.failures
         if most is None:
             return
@@ -182,7 +182,8 @@ class HandlerBreaker:
         self._failed = [*self._failed, delivery][-most:]
         fewest = min(_FEWEST_DELIVERIES, most)
         is_run = len(self._failed) >= most and len(set(self._failed)) >= fewest
-        if not is_open and not is_run:
+        # An attempt that began before the breaker opened says nothing new.
+        if not (is_probe if is_open else is_run):
             return
         wait = backoff(found.failures + 1, self._policy.first_wait, self._policy.longest_wait, 1.0)
         now = self._clock()

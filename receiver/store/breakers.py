@@ -69,9 +69,9 @@ class Breakers:
         """Start a probe of an open breaker; False: too early, or another process probes it."""
         return bool(await self._change(sql.probe, name=name, now=now, until=until))
 
-    async def end_probe(self, name: str) -> None:
-        """End a probe that found no delivery to try."""
-        await self._change(sql.end_probe, name=name)
+    async def end_probe(self, name: str, until: float) -> None:
+        """End a probe without a result; `until` is when it would have ended at the latest."""
+        await self._change(sql.end_probe, name=name, until=until)
 
     async def reset(self, name: str) -> bool:
         """Let deliveries run again after a success; False if they were not waiting."""

@@ -30,8 +30,8 @@ WHERE name = :name AND open_until <= :now::float AND (probe_until IS NULL OR pro
 RETURNING name
 
 -- name: end_probe
--- End a probe without a result.
-UPDATE handlers SET probe_until = NULL WHERE name = :name
+-- End a probe without a result, but not a later one of another process.
+UPDATE handlers SET probe_until = NULL WHERE name = :name AND probe_until <= :until::float
 
 -- name: reset
 -- Close the breaker after a success.
