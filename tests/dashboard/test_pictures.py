@@ -146,6 +146,27 @@ async def test_missing_output_returns_410_and_is_not_refetched_at_once(
             assert missing.status_code == 404
 
 
+async def test_copies_that_cannot_be_written_are_a_placeholder_and_a_502(
+    start: Start, results: Results, tmp_path: Path
+) -> None:
+    async with start(**ON, results=results) as station:
+        someone, name, output = await shown(station)
+        folder = tmp_path / "receiver.db.pictures" / name
+        folder.write_text("a file where the folder must be")
+        small = await someone.http.get(f"{output}/thumbnail")
+        assert (small.status_code, small.headers["content-type"]) == (502, "image/svg+xml")
+        assert (await someone.http.get(output)).status_code == 502
+        folder.unlink()
+        assert (await someone.http.get(f"{output}/thumbnail")).status_code == 200
+
+
+def test_cache_folder_is_for_its_user_only_even_if_it_exists(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir(mode=0o755)
+    PictureCache(folder).open()
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 async def test_output_at_a_private_address_is_not_fetched(start: Start) -> None:
     async with start(**ON) as station:
         someone, name, output = await shown(station)

@@ -324,6 +324,35 @@ async def test_asking_the_breaker_during_a_probe_does_not_end_the_probe(
         assert (await breaker.ask(4, 1.0)).is_probe
 
 
+async def test_only_the_probe_opens_an_open_breaker_again(place: Path | Database) -> None:
+    async with dispatching(place, start=False) as station:
+        now = station.clock()
+        await station.breakers.trip("post", now - 1, now, "it was down")
+        known = BreakerCache(station.breakers, station.clock)
+        breaker = HandlerBreaker("post", 60.0, station.breakers, known, BREAKER, station.clock)
+        assert (await breaker.ask(4, 1.0)).is_probe
+        breaker.began("dlv_1")
+        failure = Failure(kind="error", reason="refused")
+        await breaker.record("dlv_2", failure)  # its attempt began before the breaker opened
+        assert (await station.breakers.all())["post"].failures == 1
+        await breaker.record("dlv_1", failure)
+        assert (await station.breakers.all())["post"].failures == 2
+
+
+async def test_probe_that_outlasted_its_time_does_not_end_a_later_one(
+    place: Path | Database,
+) -> None:
+    async with dispatching(place, start=False) as station:
+        now = station.clock()
+        await station.breakers.trip("post", now - 1, now, "it was down")
+        assert await station.breakers.probe("post", now, now + 60)
+        assert await station.breakers.probe("post", now + 60, now + 120)
+        await station.breakers.end_probe("post", now + 60)
+        assert (await station.breakers.all())["post"].probe_until == now + 120
+        await station.breakers.end_probe("post", now + 120)
+        assert (await station.breakers.all())["post"].probe_until is None
+
+
 @pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["reset"]], ids="+".join)
 async def test_probe_interrupted_by_a_full_disk_is_followed_by_another(
     place: Path | Database, away: list[str]
