@@ -21,7 +21,7 @@ from tests.receiving import PICTURE, Answering, Clock, Network, content, eventua
 pytestmark = pytest.mark.anyio
 
 
-def odd(content: bytes) -> bytes:
+def malformed(content: bytes) -> bytes:
     """Add what careless services send: BOM, NaN, Latin-1, a raw line end, half a surrogate."""
     return b'\xef\xbb\xbf{"score": NaN, "prompt": "caf\xe9\n\\ud800", ' + content.lstrip()[1:]
 
@@ -42,7 +42,7 @@ async def test_callback_of_malformed_json_reaches_handlers_as_strict_json(
 
     async with start(keep) as station:
         sent = await station.submitted(provider)
-        body = odd(json.dumps(content(station.network, sent)).encode())
+        body = malformed(json.dumps(content(station.network, sent)).encode())
         assert (await station.push(sent, body=body)).status_code == 200
         await eventually(lambda: seen)
         assert [output.url for output in seen[0].prediction.output or []] == [PICTURE]
@@ -63,7 +63,7 @@ async def test_poll_answer_of_malformed_json_ends_the_prediction(
     start: Start, network: Network, provider: str, kind: str, answer: dict[str, object]
 ) -> None:
     network.always("fal.poll", reply({"status": "COMPLETED", "error": " "}))
-    network.always(kind, answering(odd(json.dumps(answer).encode())))
+    network.always(kind, answering(malformed(json.dumps(answer).encode())))
     async with start(RECEIVER_POLL_AFTER="0.05") as station:
         prediction = await station.submit(provider)
         found = await station.until(prediction["id"], "succeeded")
@@ -75,7 +75,7 @@ async def test_malformed_blocking_answer_succeeds_and_a_truncated_one_is_unconfi
     start: Start, network: Network, provider: str
 ) -> None:
     answer = {"images": [{"url": PICTURE}], "status": "success", "output": PICTURE}
-    whole = odd(json.dumps(answer).encode())
+    whole = malformed(json.dumps(answer).encode())
     network.script(f"{provider}.run", answering(whole), answering(whole[:-9]))
     async with start() as station:
         good = await station.submit(provider, mode="sync")
