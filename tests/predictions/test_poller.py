@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,39 +20,39 @@ from receiver.store.predictions import Job, PredictionStore
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Start
 from tests.patience import PATIENCE
+from tests.predictions.clocks import ManualClock
 from tests.receiving import ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio
 
 
-class Hands:
-    now = 1000.0
+class RecordedClaims(PredictionStore):
+    """A store that records the times of claims; each takes `duration`, as on a database server."""
 
-    def __call__(self) -> float:
-        return self.now
-
-
-class Books(PredictionStore):
-    """A store in which a claim takes a while, as on a database server."""
-
-    def __init__(self, store: Store, clock: Hands) -> None:
+    def __init__(self, store: Store, clock: ManualClock) -> None:
         super().__init__(store)
         self._clock = clock
-        self.asked: list[float] = []
-        self.takes = 0.0
+        self.times: list[float] = []
+        self.duration = 0.0
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
-        self.asked.append(now)
-        self._clock.now += self.takes
+        self.times.append(now)
+        self._clock.now += self.duration
         return await super().claim_due(provider, now, hold_until, most)
 
 
+@pytest.fixture
+def no_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the poller wake only for its own predictions."""
+    monkeypatch.setattr("receiver.predictions.poller.BACKSTOP", 3600.0)
+
+
 @asynccontextmanager
-async def polling(path: Path) -> AsyncIterator[tuple[Hands, Books, Poller]]:
+async def polling(path: Path) -> AsyncIterator[tuple[ManualClock, RecordedClaims, Poller]]:
     """Create the poller of one process among many; it does not run yet."""
-    clock = Hands()
+    clock = ManualClock()
     store = SQLiteStore(str(path / "receiver.db"), lambda _: None)
-    books = store.predictions = Books(store, clock)
+    claims = store.predictions = RecordedClaims(store, clock)
     provider: Any = object()
     inbox: Any = object()
     runtime = Runtime(single_process=False, clock=clock, monotonic=clock, random=lambda: 0.5)
@@ -60,7 +60,7 @@ async def polling(path: Path) -> AsyncIterator[tuple[Hands, Books, Poller]]:
     await store.start()
     yield (
         clock,
-        books,
+        claims,
         Poller(
             store,
             inbox,
@@ -85,26 +85,50 @@ async def running(poller: Poller) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.usefixtures("no_housekeeping")
 async def test_poll_that_falls_due_during_a_claim_is_made_next(tmp_path: Path) -> None:
-    async with polling(tmp_path) as (clock, books, poller):
+    async with polling(tmp_path) as (clock, claims, poller):
         poller.due(clock.now + 0.5)
-        books.takes = 1.0  # so it falls due during the claim of earlier ones
+        claims.duration = 1.0  # so it falls due during the claim of earlier ones
         async with running(poller):
-            await eventually(lambda: books.asked)
-            assert books.asked[0] < 1000.5
-            await eventually(lambda: books.asked[-1] >= 1000.5)
+            await eventually(lambda: len(claims.times) == 2)
+        assert claims.times == [1000.0, 1001.0]
 
 
-async def test_poll_that_falls_due_later_is_made_at_its_time(tmp_path: Path) -> None:
-    async with polling(tmp_path) as (clock, books, poller):
-        poller.due(clock.now + 0.2)
+@pytest.mark.usefixtures("no_housekeeping")
+async def test_poll_that_falls_due_later_is_made_at_its_time_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with polling(tmp_path) as (clock, claims, poller):
+
+        async def repeat(
+            step: Callable[[], Awaitable[float]], awake: asyncio.Event, *, longest: float
+        ) -> None:
+            """Move the clock instead of waiting."""
+            while True:
+                awake.clear()
+                nap = await step()
+                assert nap <= longest
+                clock.now += 0.0 if awake.is_set() else nap
+
+        monkeypatch.setattr("receiver.predictions.poller.repeat", repeat)
+        poller.due(clock.now + 500)
+        poller.due(clock.now + 0.25)
+        async with running(poller):
+            await eventually(lambda: len(claims.times) >= 3)
+        assert claims.times[:3] == [1000.0, 1000.25, 1500.0]
+
+
+@pytest.mark.usefixtures("no_housekeeping")
+async def test_poll_that_is_due_at_once_wakes_a_sleeping_poller(tmp_path: Path) -> None:
+    async with polling(tmp_path) as (clock, claims, poller):
         poller.due(clock.now + 1000)
         async with running(poller):
-            await eventually(lambda: books.asked)
-            clock.now += 0.3
-            await eventually(lambda: len(books.asked) == 2)
+            await eventually(lambda: claims.times)
+            clock.now += 1
             poller.due(clock.now)
-            await eventually(lambda: len(books.asked) == 3)
+            await eventually(lambda: len(claims.times) == 2)
+        assert claims.times == [1000.0, 1001.0]
 
 
 @pytest.mark.both_engines

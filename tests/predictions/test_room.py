@@ -11,19 +11,13 @@ from receiver.emulator.faults import Rule
 from receiver.emulator.inprocess import EmulatedProviders
 from receiver.predictions.room import LEARNT_FOR, LOCKED, QUIET, Room
 from tests.conftest import Start
+from tests.predictions.clocks import ManualClock
 from tests.receiving import OPTIONS, Clock, Network, Station, eventually
 
 pytestmark = pytest.mark.anyio
 
 LOCK = [Rule(fault="lock_account")]
 SOON = {"RECEIVER_POLL_AFTER": "0.02"}
-
-
-class Hands:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def statuses(station: Station) -> list[str]:
@@ -174,68 +168,68 @@ async def test_reserved_balance_postpones_a_submit_and_an_empty_one_rejects_it(
 
 
 def test_learnt_in_flight_limit_holds_for_a_while() -> None:
-    hands = Hands()
-    room = Room(hands)
+    clock = ManualClock()
+    room = Room(clock)
     assert (room.in_flight(None), room.in_flight(10), room.wait()) == (None, 10, 0.0)
-    room.full(3, hands.now, None)
+    room.full(3, clock.now, None)
     assert (room.in_flight(None), room.in_flight(10), room.in_flight(2)) == (3, 3, 2)
     assert (room.wait(), room.at_once(64)) == (0.0, 64)
-    hands.now += LEARNT_FOR
+    clock.now += LEARNT_FOR
     assert room.in_flight(10) == 3
-    hands.now += 1
+    clock.now += 1
     assert room.in_flight(10) == 10
 
 
 def test_concurrent_refusals_count_as_one_with_the_lowest_number() -> None:
-    hands = Hands()
-    room = Room(hands)
-    began = hands.now
+    clock = ManualClock()
+    room = Room(clock)
+    began = clock.now
     for at_work in (9, 8, 2, 3):
-        hands.now += 0.1
+        clock.now += 0.1
         room.full(at_work, began, None)
     assert (room.in_flight(10), room.wait()) == (2, 0.0)
 
 
 def test_learnt_in_flight_limit_is_at_least_one() -> None:
-    hands = Hands()
-    room = Room(hands)
-    room.full(0, hands.now, None)
+    clock = ManualClock()
+    room = Room(clock)
+    room.full(0, clock.now, None)
     assert room.in_flight(None) == 1
 
 
 def test_second_refusal_in_a_row_pauses_submits_unless_one_was_taken() -> None:
-    hands = Hands()
-    room = Room(hands)
-    room.full(2, hands.now, None)
-    hands.now += 5
-    room.taken(hands.now)
-    hands.now += 5
-    room.full(2, hands.now, None)
+    clock = ManualClock()
+    room = Room(clock)
+    room.full(2, clock.now, None)
+    clock.now += 5
+    room.taken(clock.now)
+    clock.now += 5
+    room.full(2, clock.now, None)
     assert room.wait() == 0.0
-    hands.now += 5
-    room.taken(hands.now - 6)  # it was begun before the refusal, so it does not count
-    room.full(2, hands.now, None)
+    clock.now += 5
+    room.taken(clock.now - 6)  # it was begun before the refusal, so it does not count
+    room.full(2, clock.now, None)
     assert room.wait() == QUIET
 
 
 def test_wait_given_by_a_refusal_is_not_shortened() -> None:
-    hands = Hands()
-    room = Room(hands)
-    room.full(2, hands.now, 30.0)
+    clock = ManualClock()
+    room = Room(clock)
+    room.full(2, clock.now, 30.0)
     assert room.wait() == 30.0
-    room.full(2, hands.now - 1, 5.0)
+    room.full(2, clock.now - 1, 5.0)
     assert room.wait() == 30.0
 
 
 def test_lock_allows_one_submit_at_a_time_and_ends_with_a_later_accepted_one() -> None:
-    hands = Hands()
-    room = Room(hands)
-    assert not room.taken(hands.now)
+    clock = ManualClock()
+    room = Room(clock)
+    assert not room.taken(clock.now)
     room.lock("User is locked")
     assert (room.locked, room.at_once(64), room.wait()) == ("User is locked", 1, LOCKED)
-    assert not room.taken(hands.now - 1)
+    assert not room.taken(clock.now - 1)
     assert room.locked
-    hands.now += LOCKED
+    clock.now += LOCKED
     assert room.wait() == 0.0
-    assert room.taken(hands.now)
+    assert room.taken(clock.now)
     assert (room.locked, room.at_once(64)) == ("", 64)

@@ -19,12 +19,21 @@ from receiver.providers.oxen import Oxen
 from receiver.store.predictions import PredictionStore
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged, Start
+from tests.patience import PATIENCE
 from tests.receiving import PICTURE, Network, breaks, eventually, reply
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_stream_is_connected_before_the_first_submit(start: Start, network: Network) -> None:
+@pytest.fixture
+def reconnects_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.predictions.stream._BASE", 0.01)
+
+
+async def test_stream_is_connected_before_the_first_submit(
+    start: Start, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.predictions.stream._READY_TIMEOUT", PATIENCE)
     connecting = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -35,7 +44,9 @@ async def test_stream_is_connected_before_the_first_submit(start: Start, network
     async with start() as station:
         submitting = asyncio.create_task(station.submit("oxen"))
         await eventually(lambda: network.count("oxen.stream"))
-        assert not (await asyncio.wait({submitting}, timeout=0.1))[0]
+        await eventually(lambda: station.rows("SELECT 1 FROM predictions WHERE submits = 1"))
+        await station.submit("eachlabs")  # takes the same steps, but has no stream to wait for
+        assert not submitting.done()
         assert network.count("oxen.submit") == 0
         connecting.set()
         assert (await submitting)["status"] == "processing"
@@ -43,6 +54,7 @@ async def test_stream_is_connected_before_the_first_submit(start: Start, network
     assert kinds == ["oxen.stream", "oxen.submit"]
 
 
+@pytest.mark.usefixtures("reconnects_soon")
 @pytest.mark.parametrize(
     "answer", [breaks(httpx.ConnectError), reply({}, 401), reply(text="no stream"), reply({}, 302)]
 )
@@ -115,7 +127,7 @@ async def test_unknown_and_malformed_stream_events_are_ignored(
         for garbage in ("not json", "[]", "{}", "[" * 5000, '{"generation_id": 7}', "\ud7ff\x00"):
             network.broadcast_raw("media_generation_completed", garbage)
         network.broadcast(generation_id="x" * 500, status="succeeded")
-        network.broadcast(generation_id=sent.id, status="a word nobody knows")
+        network.broadcast(generation_id=sent.id, status="an unknown status")
         network.end_and_broadcast(sent)
         await eventually(lambda: station.rows("SELECT 1 FROM events"))
         assert station.count("callbacks") == 1
@@ -174,9 +186,12 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(
-    tmp_path: Path, answer: Answer
+    tmp_path: Path, answer: Answer, silence: float = PATIENCE
 ) -> AsyncIterator[tuple[Listener, _Hastened, asyncio.Event]]:
-    """Run a listener with a server that answers so; yield it, its store and the poller's wakeup."""
+    """Run a listener, with a server that answers with `answer`.
+
+    Yields the listener, its store, and the event that wakes the poller.
+    """
     inbox: Any = object()  # no event of the server reaches it
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     runtime = Runtime(random=lambda: 0.0)
@@ -186,7 +201,7 @@ async def listening(
     port = server.sockets[0].getsockname()[1]
     async with server, httpx.AsyncClient() as client:
         oxen = Oxen(Api(f"http://127.0.0.1:{port}", {}), None)
-        listener = Listener("oxen", oxen, client, inbox, store, runtime, silence=0.05)
+        listener = Listener("oxen", oxen, client, inbox, store, runtime, silence=silence)
         with runtime.wakeups.listen("poll") as polled:
             task = asyncio.create_task(listener.run())
             yield listener, hastened, polled
@@ -195,27 +210,28 @@ async def listening(
     await store.stop()
 
 
+@pytest.mark.usefixtures("reconnects_soon")
 async def test_last_event_id_is_sent_on_reconnect_until_it_is_refused(tmp_path: Path) -> None:
-    spoken = [
+    answers = [
         (200, "id: 7\ndata: x\n\nid: 8\ndata: cut off"),
         (200, "data: that is still 7\n\nid: no\theader\n\n"),
         (409, ""),
         (200, "id: 9\n\nid\n\n"),
         (200, ""),
     ]
-    said: list[str] = []
+    ids: list[str] = []
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        said.append(asked.partition("last-event-id: ")[2].partition("\r\n")[0])
-        status, text = spoken[min(len(said), len(spoken)) - 1]
+        request = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        ids.append(request.partition("last-event-id: ")[2].partition("\r\n")[0])
+        status, text = answers[min(len(ids), len(answers)) - 1]
         head = f"HTTP/1.1 {status} X\r\ncontent-type: text/event-stream\r\n\r\n"
         writer.write((head + text).encode())
         writer.close()
 
     async with listening(tmp_path, speak):
-        await eventually(lambda: len(said) >= len(spoken))
-    assert said[: len(spoken)] == ["", "7", "7", "", ""]
+        await eventually(lambda: len(ids) >= len(answers))
+    assert ids[: len(answers)] == ["", "7", "7", "", ""]
 
 
 async def test_silent_stream_is_reconnected(tmp_path: Path) -> None:
@@ -225,7 +241,7 @@ async def test_silent_stream_is_reconnected(tmp_path: Path) -> None:
         await reader.read()
         writer.close()
 
-    async with listening(tmp_path, swallow) as (listener, hastened, polled):
+    async with listening(tmp_path, swallow, silence=0.05) as (listener, hastened, polled):
         await eventually(lambda: hastened.times >= 2)
         await polled.wait()
-        assert await listener.ready()
+        await eventually(listener.ready)

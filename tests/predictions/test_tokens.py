@@ -37,10 +37,6 @@ def test_token_is_one_path_segment_without_quoting() -> None:
     assert len(TOKEN) <= 200
 
 
-def test_same_keys_make_the_same_token() -> None:
-    assert Tokens([OLD]).callback("fal", ID) == TOKEN
-
-
 def test_every_key_opens_tokens_but_only_the_newest_signs() -> None:
     both = Tokens([NEW, OLD])
     assert both.open_callback("fal", TOKEN) == ID

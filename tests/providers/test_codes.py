@@ -92,6 +92,9 @@ Rejected by content moderation
 Your prompt was flagged as violating content policies
 The video may violate our terms of service
 Safety checker triggered
+Content policy violation
+The image was flagged
+your prompt violates our usage policies
 """.strip().replace("@", "\N{RIGHT SINGLE QUOTATION MARK}")
 
 OTHERS: Final = """
@@ -133,11 +136,20 @@ INTERNAL.BAD_OUTPUT.CODE01
 Invalid status code: 422
 prompt is too long
 Insufficient credits
+time is money
+""".strip()
+
+TIMEOUTS: Final = """
+request timed out
+Timeout of 60 s
+Deadline exceeded
+The generation took too long
 """.strip()
 
 TEXTS: Final = [
     *((text, "content_policy") for text in REFUSALS.splitlines()),
     *((text, "provider_error") for text in OTHERS.splitlines()),
+    *((text, "timeout") for text in TIMEOUTS.splitlines()),
 ]
 
 
@@ -207,7 +219,7 @@ def _fal(text: str) -> dict[str, Any]:
     return {"detail": [{"loc": ["body"], "msg": text, "type": "value_error"}]}
 
 
-def _told(name: str, act: str, *bodies: tuple[int, Any], mode: Mode = "queue") -> Any:
+def _result(name: str, act: str, *bodies: tuple[int, Any], mode: Mode = "queue") -> Any:
     """Return the result of an adapter's method for an answer, or for the answer that follows it."""
     ticket = Ticket(id="pred_1", model="a/b", mode=mode, input={}, provider_id="req-1")
     first, *more = (ProviderResponse(status, {}, _body(body)) for status, body in bodies)
@@ -229,38 +241,38 @@ CHANNELS: Final[dict[str, Callable[[str], Any]]] = {
     "fal callback": lambda text: _pushed(
         "fal", {"request_id": "r", "status": "ERROR", "error": "422", "payload": _fal(text)}
     ),
-    "fal poll": lambda text: _told(
+    "fal poll": lambda text: _result(
         "fal", "polled", (200, {"status": "COMPLETED"}), (422, _fal(text))
     ),
-    "fal status": lambda text: _told(
+    "fal status": lambda text: _result(
         "fal", "polled", (200, {"status": "COMPLETED", "error": text})
     ),
-    "fal submit": lambda text: _told("fal", "accepted", (422, _fal(text))),
-    "fal blocking": lambda text: _told("fal", "accepted", (422, _fal(text)), mode="sync"),
+    "fal submit": lambda text: _result("fal", "accepted", (422, _fal(text))),
+    "fal blocking": lambda text: _result("fal", "accepted", (422, _fal(text)), mode="sync"),
     "eachlabs callback": lambda text: _pushed(
         "eachlabs", {"exec_id": "e", "status": "failed", "output": [{"error": text}], "error": ""}
     ),
-    "eachlabs poll": lambda text: _told(
+    "eachlabs poll": lambda text: _result(
         "eachlabs", "polled", (200, {"id": "e", "status": "error", "output": {"error": text}})
     ),
-    "eachlabs submit": lambda text: _told("eachlabs", "accepted", (400, {"error": text})),
-    "eachlabs submit, in a yes": lambda text: _told(
+    "eachlabs submit": lambda text: _result("eachlabs", "accepted", (400, {"error": text})),
+    "eachlabs submit, in a yes": lambda text: _result(
         "eachlabs", "accepted", (200, {"status": "error", "message": text})
     ),
-    "eachlabs blocking": lambda text: _told(
+    "eachlabs blocking": lambda text: _result(
         "eachlabs", "accepted", (200, {"id": "e", "status": "failed", "error": text}), mode="sync"
     ),
     "oxen stream": _streamed,
-    "oxen poll": lambda text: _told(
+    "oxen poll": lambda text: _result(
         "oxen", "polled", (200, {"generation_id": "g", "status": "failed", "error_message": text})
     ),
-    "oxen submit, form A": lambda text: _told(
+    "oxen submit, form A": lambda text: _result(
         "oxen", "accepted", (400, {"error": {"type": "invalid_params", "detail": text}})
     ),
-    "oxen submit, form B": lambda text: _told(
+    "oxen submit, form B": lambda text: _result(
         "oxen", "accepted", (400, {"error": {"message": text}})
     ),
-    "oxen blocking": lambda text: _told(
+    "oxen blocking": lambda text: _result(
         "oxen", "accepted", (200, {"error": {"message": text}}), mode="sync"
     ),
 }
@@ -268,8 +280,8 @@ CHANNELS: Final[dict[str, Callable[[str], Any]]] = {
 
 @pytest.mark.parametrize(("text", "content"), [(FLAGGED, True), (LIMITS, False)])
 def test_refused_content_has_one_code_on_every_channel(text: str, *, content: bool) -> None:
-    for channel, tell in CHANNELS.items():
-        made = tell(text)
+    for channel, result_of in CHANNELS.items():
+        made = result_of(text)
         error = made if isinstance(made, Refused) else made.error
         assert text in error.message, channel
         codes = {"content_policy"} if content else {"rejected", "provider_error"}
@@ -291,7 +303,7 @@ def test_refused_content_has_one_code_on_every_channel(text: str, *, content: bo
 def test_submit_refused_with_a_content_error_type_is_content_policy(
     name: str, status: int, body: Any
 ) -> None:
-    assert _told(name, "accepted", (status, body)).code == "content_policy"
+    assert _result(name, "accepted", (status, body)).code == "content_policy"
 
 
 @pytest.mark.parametrize("mode", ["queue", "sync"])

@@ -17,7 +17,6 @@ import pytest
 
 from receiver.model.errors import Unproved, Unreadable
 from receiver.model.values import Outcome, Ticket
-from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
     Addressing,
@@ -49,7 +48,7 @@ SAMPLES: Final = load()
 PROVIDERS: Final = providers()
 PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
 
-OF_EVERYONE: Final = {
+EVERY_PROVIDER: Final = {
     *((act, "request") for act in ("request", "poll")),
     *(("accepted", end) for end in ("accepted", "refused", "postponed", "ambiguous")),
     *(("polled", end) for end in ("processing", "succeeded", "failed", "missing")),
@@ -58,16 +57,16 @@ OF_EVERYONE: Final = {
     ("try_key", "request"),
     *(("key_works", end) for end in ("let in", "kept out", "untold")),
 }
-OF_WHO_PUSHES: Final = {
+WITH_CALLBACKS: Final = {
     *(("authenticate", end) for end in ("proved", "raises")),
     *(("read", end) for end in ("succeeded", "failed", "ask", "raises")),
 }
-OF_WHO_STREAMS: Final = {
+WITH_A_STREAM: Final = {
     *(("streamed", end) for end in ("succeeded", "failed", "ask", "nothing", "raises")),
     ("stream", "request"),
 }
-OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
-    Streamed: OF_WHO_STREAMS,
+BY_PROTOCOL: Final[dict[type, set[tuple[str, str]]]] = {
+    Streamed: WITH_A_STREAM,
     Addressing: {("addressed", end) for end in ("links", "refused", "postponed", "raises")},
     Stopping: {("cancel", "request"), ("polled", "canceled")},
     Describing: {("details", "request")},
@@ -81,7 +80,7 @@ OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
 }
-OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
+WITHOUT_CALLBACKS: Final = {("authenticate", "raises"), ("read", "raises")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,11 +94,11 @@ def test_adapter_gives_the_expected_result_for_each_sample(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_provider_has_a_sample_of_every_required_shape(name: str) -> None:
     provider = PROVIDERS[name]
-    wanted = set(OF_EVERYONE)
-    wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
+    wanted = set(EVERY_PROVIDER)
+    wanted |= WITH_CALLBACKS if provider.proof != "none" else WITHOUT_CALLBACKS
     if blocks(provider, DECLARED[name].example):
         wanted.add(("accepted", "succeeded"))
-    for kind, shapes in OF_SOME.items():
+    for kind, shapes in BY_PROTOCOL.items():
         if isinstance(provider, kind):
             wanted |= shapes
     have = {(s.act, ending(s.expect)) for (owner, _), s in SAMPLES.items() if owner == name}
@@ -118,20 +117,14 @@ def test_adapter_implements_the_provider_protocol(name: str) -> None:
     assert isinstance(provider, Streamed) == (provider.proof == "none")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_callback_token_of_every_provider_opens(name: str) -> None:
-    tokens = Tokens(["k" * 32])
-    assert tokens.open_callback(name, tokens.callback(name, "pred_1")) == "pred_1"
-
-
 @pytest.mark.parametrize(("name", "case"), [key for key, s in SAMPLES.items() if s.hook])
 def test_submit_has_a_callback_url_only_if_the_provider_documents_callbacks(
     name: str, case: str
 ) -> None:
     sample = SAMPLES[name, case]
     request = PROVIDERS[name].request(sample.ticket.ticket(), sample.hook)
-    told = "hooks.example.org" in str(request.url) or b"hooks.example.org" in request.read()
-    assert told == (PROVIDERS[name].proof != "none" and sample.ticket.mode == "queue")
+    has_url = "hooks.example.org" in str(request.url) or b"hooks.example.org" in request.read()
+    assert has_url == (PROVIDERS[name].proof != "none" and sample.ticket.mode == "queue")
 
 
 # --- Forged callbacks ----------------------------------------------------------------------------
@@ -158,7 +151,7 @@ PROOF_HEADERS: Final = [
     if header != b"content-type"
 ]
 
-SPOILT: Final[dict[str, Callable[[bytes], bytes]]] = {
+CHANGED_VALUES: Final[dict[str, Callable[[bytes], bytes]]] = {
     "empty": lambda _: b"",
     "first byte": lambda v: bytes([v[0] ^ 1]) + v[1:],
     "last byte": lambda v: v[:-1] + bytes([v[-1] ^ 1]),
@@ -186,8 +179,8 @@ def test_genuine_callback_is_proved(name: str) -> None:
 @pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
 def test_changed_or_malformed_proof_header_is_rejected(name: str, header: bytes) -> None:
     headers = genuine(name).called().headers
-    for how, spoil in SPOILT.items():
-        value = spoil(dict(headers)[header])
+    for how, change in CHANGED_VALUES.items():
+        value = change(dict(headers)[header])
         with pytest.raises(Unproved) as refusal:
             prove(name, with_headers(name, swapped(headers, header, value)))
         assert re.fullmatch(r"bad_[a-z]+|stale_timestamp", refusal.value.reason), how
@@ -244,7 +237,7 @@ HOSTILE: Final[dict[str, bytes]] = {
     "many lists": b"[" + b"[]," * 600_000 + b"1]",
 }
 
-ODD: Final[dict[str, bytes]] = {
+UNUSUAL: Final[dict[str, bytes]] = {
     "half a character": b'{"status": "\xc3"}',
     "half a surrogate": b'{"status": "\\ud800"}',
     "a byte order mark": b'\xef\xbb\xbf{"status": "OK"}',
@@ -261,7 +254,7 @@ ODD: Final[dict[str, bytes]] = {
 
 @pytest.mark.parametrize("name", PUSHING)
 def test_callback_of_unusual_json_is_read_and_leads_to_a_poll(name: str) -> None:
-    assert {PROVIDERS[name].read(body).kind for body in ODD.values()} == {"ask"}
+    assert {PROVIDERS[name].read(body).kind for body in UNUSUAL.values()} == {"ask"}
 
 
 @pytest.mark.parametrize("confirm", [False, True])
@@ -299,7 +292,7 @@ def test_gateway_timeout_504_or_524_is_an_ambiguous_submit(name: str, status: in
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_answer_gives_a_result_or_unreadable(name: str) -> None:
     statuses = (200, 202, 400, 401, 404, 422, 429, 500, 503)
-    for (what, body), status, mode in product((HOSTILE | ODD).items(), statuses, MODES):
+    for (what, body), status, mode in product((HOSTILE | UNUSUAL).items(), statuses, MODES):
         answer = ProviderResponse(status, httpx.Headers(), body)
         ticket = Ticket(id="pred_1", model="owner/model", mode=mode, input={}, provider_id="1")
         for act in (PROVIDERS[name].accepted, PROVIDERS[name].polled):

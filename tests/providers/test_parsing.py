@@ -42,7 +42,7 @@ def test_any_bytes_give_a_storable_value_or_unreadable(body: bytes) -> None:
         assert read_json(msgspec.json.encode(value)) == value == again
 
 
-ODD: Any = {"a": [*[None] * 8, True], "b": 1}
+READ: Any = {"a": [*[None] * 8, True], "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ ODD: Any = {"a": [*[None] * 8, True], "b": 1}
         (b'{"\\ud800": 1}', {"\ufffd": 1}),
         (b'{"a": NaN, "a": 2}', {"a": 2}),
         (b'\0 {"a": 1}\0\r\n\0', {"a": 1}),
-        (b'{"a": [-nan, nan(ind), +Inf, None, undefined, 007, .5, 0x1F, True], "b": 1}', ODD),
+        (b'{"a": [-nan, nan(ind), +Inf, None, undefined, 007, .5, 0x1F, True], "b": 1}', READ),
         (
             b'{"a": "C:\\path \\x41 \\u12 \\u00e9 \\\\ \\" \\\\"}',
             {"a": 'C:\\path \\x41 \\u12 \xe9 \\ " \\'},
@@ -73,11 +73,11 @@ def test_malformed_json_is_read_as_the_intended_value(body: bytes, value: Any) -
     assert read_json(body) == value
 
 
-@pytest.mark.parametrize("odd", [b"1", b"NaN", b"nan"])
+@pytest.mark.parametrize("inner", [b"1", b"NaN", b"nan"])
 @pytest.mark.parametrize("more", [1, 400, 100_000])
-def test_value_nested_too_deep_is_null_and_its_siblings_are_kept(odd: bytes, more: int) -> None:
-    deep = b"[" * (DEEPEST - 2) + odd + b"]" * (DEEPEST - 2)
-    assert "null" not in json.dumps(read_json(deep.replace(odd, b"1")))
+def test_value_nested_too_deep_is_null_and_its_siblings_are_kept(inner: bytes, more: int) -> None:
+    deep = b"[" * (DEEPEST - 2) + inner + b"]" * (DEEPEST - 2)
+    assert "null" not in json.dumps(read_json(deep.replace(inner, b"1")))
     body = b'{"a": [[%b%b, {"x": 1}%b], 2], "b": "c"}' % (b"[" * more, deep, b"]" * more)
     value = read_json(body)
     assert (value["a"][1], value["b"]) == (2, "c")
