@@ -312,13 +312,3 @@ def test_rejected_callback_is_retried_and_every_attempt_is_signed(
     assert all(verified(mail, keys)[-1] for mail in mails)
     codes = [attempt["status_code"] for attempt in emulated.attempts(one, 5)]
     assert codes == [503, 500, 404, 429, 200]
-
-
-def test_redirect_ends_the_callback_attempts(emulated: Emulated, mailbox: Mailbox) -> None:
-    mailbox.statuses = [308]
-    first = emulated.submit("fal", "x", mailbox.url)
-    emulated.attempts(first, 1)
-    mailbox.one()
-    second = emulated.submit("fal", "x", mailbox.url)
-    assert mailbox.one().json["request_id"] == second
-    assert [one["status_code"] for one in emulated.row(first)["callback_attempts"]] == [308]
