@@ -14,7 +14,6 @@ from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
 from tests.emulator.serving import Emulated, Mailbox, serve
 
-
 SCHEDULES = {
     "eachlabs": eachlabs.CALLBACKS,
     "fal": fal.CALLBACKS,
