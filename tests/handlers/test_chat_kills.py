@@ -117,7 +117,9 @@ def test_kill_after_a_post_and_before_its_record_does_not_post_twice(
         assert len(scene.shown(platform)) == 1
 
 
-def test_kill_after_the_commit_of_an_order_does_not_order_twice(tmp_path: Path) -> None:
+def test_kill_after_the_commit_of_an_order_does_not_order_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slack does not get the answer to the order, and so sends it again."""
     with living(tmp_path, "slack_in") as scene:
         slack, pid, restarted = scene.chats.scene, int(scene.process.pid), threading.Event()
@@ -136,7 +138,7 @@ def test_kill_after_the_commit_of_an_order_does_not_order_twice(tmp_path: Path) 
             os.kill(pid, signal.SIGKILL)
             return replace(exchange, status=0, answer=b"", error="ReadError: killed")
 
-        slack.caller.call = call_then_kill  # type: ignore[method-assign]
+        monkeypatch.setattr(slack.caller, "call", call_then_kill)
         scene.say("slack", "<@UBOT> a lighthouse")
         scene.process.kill()
         scene.process.start()
