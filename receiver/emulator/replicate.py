@@ -35,7 +35,7 @@ _STATUSES: dict[State, str] = {
     "failed": "failed",
     "cancelled": "canceled",
 }
-_CALLBACKS = Schedule(
+CALLBACKS = Schedule(
     waits=(1, 2, 4, 8, 16, 32),
     first_timeout=10,
     later_timeout=10,
@@ -61,7 +61,7 @@ class Replicate:
         self._world = world
         self._secret = AccountSecret(world.rng)
         self._aborted: set[str] = set()
-        self._push = world.send_callbacks("replicate", self.callback, self.headers, _CALLBACKS)
+        self._push = world.send_callbacks("replicate", self.callback, self.headers, CALLBACKS)
         world.faults.at_once("rotate_keys", self._secret.rotate)
 
     def routes(self) -> list[BaseRoute]:

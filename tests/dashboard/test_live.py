@@ -71,6 +71,11 @@ async def listening(station: Station, someone: Person, query: str) -> AsyncItera
         await asyncio.wait_for(task, PATIENCE)
 
 
+def place_of(page: str) -> str:
+    """Return the place from which a page's stream begins."""
+    return page.partition("/ui/live?after=")[2].partition('"')[0]
+
+
 @on("succeeded", name="tell")
 async def tell(event: Event) -> None:
     assert event.id
@@ -98,10 +103,9 @@ async def test_stream_reports_changes_since_the_page_was_rendered(start: Start) 
     async with start(**ON) as station:
         someone = person(station)
         await someone.sign_in()
-        page = await someone.see("/predictions")
-        after = page.partition("/ui/live?after=")[2].partition('"')[0]
+        place = place_of(await someone.see("/predictions"))
         await station.submitted("fal")
-        async with listening(station, someone, f"after={after}") as stream:
+        async with listening(station, someone, f"after={place}") as stream:
             await stream.until("event: changed")
 
 
@@ -110,12 +114,14 @@ async def test_stream_of_one_prediction_ignores_others(start: Start) -> None:
         someone = person(station)
         await someone.sign_in()
         one = await station.submitted("fal", "the one")
-        async with listening(station, someone, f"prediction={one.prediction_id}") as stream:
-            await stream.until(": live")
-            await station.submitted("oxen", "another")
+        await station.until(one.prediction_id, "processing")
+        place = place_of(await someone.see("/predictions"))
+        await station.push(await station.submitted("fal", "another"))
+        query = f"prediction={one.prediction_id}&after={place}"
+        async with listening(station, someone, query) as stream:
+            assert "event: changed" not in await stream.until(": live")
             await station.push(one)
-            seen = await stream.until("event: changed")
-        assert seen.count("event: changed") == 1
+            await stream.until("event: changed")
         await someone.see("/live", 422, prediction="x")
         head = await asyncio.wait_for(someone.http.head("/ui/live"), PATIENCE)
         assert (head.status_code, head.headers["cache-control"]) == (200, "no-store")

@@ -162,6 +162,8 @@ def test_every_setting_in_the_files_is_known() -> None:
     setting = re.compile(r"\b(RECEIVER_[A-Z_]+|[A-Z]+_(?:API_)?KEY|CRON_SECRET)\b")
     said = {named(path): {*setting.findall(path.read_text())} for path in FILES}
     assert {file: names - known for file, names in said.items() if names - known} == {}
+    found = {name for names in said.values() for name in names}
+    assert found >= {"RECEIVER_SECRET_KEY", "RECEIVER_DATABASE_URL", "CRON_SECRET", "FAL_KEY"}
 
 
 def test_every_route_in_the_files_is_served(tmp_path: Path) -> None:
@@ -169,7 +171,9 @@ def test_every_route_in_the_files_is_served(tmp_path: Path) -> None:
     app = create_app(Settings.read({"RECEIVER_SECRET_KEY": SECRET, "RECEIVER_DATABASE_URL": url}))
     served = {getattr(route, "path", "").partition("{")[0] for route in app.routes}
     said = {named(path): re.findall(ROUTE, path.read_text()) for path in FILES}
-    assert {route for routes in said.values() for route in routes} <= served, said
+    found = {route for routes in said.values() for route in routes}
+    assert found <= served, said
+    assert found >= {"/v1/drain", "/wake/", "/health", "/ready"}
 
 
 @pytest.mark.parametrize("module", ["asgi:app", "aws:handler", "azure:app"])

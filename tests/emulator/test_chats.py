@@ -26,12 +26,25 @@ def get(here: Outside, path: str) -> Any:
     return loopback.get(f"{here.url}/_emulator/chat{path}", timeout=PATIENCE).json()
 
 
-def test_long_poll_of_a_view_returns_a_new_message(here: Outside) -> None:
+def test_long_poll_of_a_view_waits_for_a_new_message(
+    here: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = get(here, "/slack")["version"]
     found: list[Any] = []
+    board, waits = here.chats.boards["slack"], threading.Event()
+    until_after = board.until_after
+
+    async def noted(*given: Any) -> None:
+        waits.set()
+        await until_after(*given)
+
+    monkeypatch.setattr(board, "until_after", noted)
     look = f"/slack?after={version}&wait=30&person=U1&place=C1"
     waiting = threading.Thread(target=lambda: found.append(get(here, look)))
     waiting.start()
+    assert waits.wait(PATIENCE)
+    assert get(here, "/slack")["version"] == version
+    assert found == []
     here.say("slack", "/imagine a lighthouse")
     waiting.join(PATIENCE)
     [view] = found

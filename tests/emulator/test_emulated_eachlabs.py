@@ -179,13 +179,6 @@ def test_callback_is_attempted_three_times(emulated: Emulated, mailbox: Mailbox)
     assert codes == [500, 404, 302]
 
 
-def test_callback_is_retried_until_a_2xx_response(emulated: Emulated, mailbox: Mailbox) -> None:
-    mailbox.statuses = [503, 204]
-    one = emulated.submit("eachlabs", "x", mailbox.url)
-    mailbox.take(2)
-    assert [one["status_code"] for one in emulated.attempts(one, 2)] == [503, 204]
-
-
 def test_refused_connection_is_recorded_as_an_attempt(emulated: Emulated) -> None:
     one = emulated.submit("eachlabs", "x", "http://127.0.0.1:1/")
     attempts = emulated.attempts(one, 3)

@@ -43,10 +43,8 @@ def test_callback_envelope_contains_the_cost(talk: Talk, mailbox: Mailbox) -> No
 def test_each_failure_status_has_its_own_event_type(
     talk: Talk, mailbox: Mailbox, prompt: str, status: str
 ) -> None:
-    ticket, _ = talk.submit(prompt, mailbox.url)
-    mail = mailbox.one()
-    assert mail.json["type"] == f"video.generation.{status}"
-    assert talk.read(mail) == talk.ended(ticket)
+    talk.submit(prompt, mailbox.url)
+    assert mailbox.one().json["type"] == f"video.generation.{status}"
 
 
 def test_video_download_sends_the_key_only_to_its_own_host(emulated: Emulated, talk: Talk) -> None:

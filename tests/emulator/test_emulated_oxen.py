@@ -78,11 +78,12 @@ def test_request_without_a_valid_bearer_key_returns_401(start: Start, given: str
 
 
 def test_row_contains_timestamps_result_and_submitted_params(start: Start) -> None:
-    emulated = start(generation=0.3)
-    (one,) = ids(emulated.oxen(aspect_ratio="16:9", seed=7))
-    queued = emulated.poll("oxen", one).json()
+    emulated = start(generation=10_000)
+    (waiting,) = ids(emulated.oxen())
+    queued = emulated.poll("oxen", waiting).json()
     assert queued["status"] == "queued"
     assert [queued[name] for name in ("started_at", "completed_at", "result_url")] == [None] * 3
+    (one,) = ids(emulated.oxen("[fast]", aspect_ratio="16:9", seed=7))
     row = emulated.finished("oxen", one)
     assert (row["model_name"], row["media_type"], row["error_message"]) == (
         "nano-banana",

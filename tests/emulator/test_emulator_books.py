@@ -8,17 +8,22 @@ import pytest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from receiver.emulator import Options, eachlabs, fal, settings_for
+from receiver.emulator import Options, eachlabs, fal, replicate, settings_for
 from receiver.emulator.callback_sender import Callback
 from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
 from tests.emulator.serving import Emulated, Mailbox, serve
 
+SCHEDULES = {
+    "eachlabs": eachlabs.CALLBACKS,
+    "fal": fal.CALLBACKS,
+    "replicate": replicate.CALLBACKS,
+}
+
 
 def waits(provider: str, body: bytes, status: int = 500) -> list[float]:
-    """Return every wait of a callback that is never accepted."""
-    schedule = (fal if provider == "fal" else eachlabs).CALLBACKS
-    callback = Callback(prediction(), body, dict, schedule)
+    """Return every wait of a callback that always gets this status."""
+    callback = Callback(prediction(), body, dict, SCHEDULES[provider])
     found: list[float] = []
     callback.tries = 1
     while (wait := callback.wait_after(status)) is not None:
@@ -30,6 +35,7 @@ def waits(provider: str, body: bytes, status: int = 500) -> list[float]:
 
 def test_retry_schedules_are_as_long_as_documented() -> None:
     assert waits("eachlabs", b"") == [10, 10]
+    assert waits("replicate", b"") == [1, 2, 4, 8, 16]
     tried = waits("fal", b"")
     assert len(tried) == 31
     assert tried == sorted(tried)
@@ -39,9 +45,13 @@ def test_retry_schedules_are_as_long_as_documented() -> None:
 
 @pytest.mark.parametrize(
     ("provider", "status", "count"),
-    [("fal", 204, 0), ("fal", 301, 0), ("eachlabs", 299, 0), ("eachlabs", 301, 2)],
+    [
+        *(("fal", 204, 0), ("fal", 301, 0)),
+        *(("eachlabs", 299, 0), ("eachlabs", 301, 2)),
+        *(("replicate", 200, 0), ("replicate", 308, 0)),
+    ],
 )
-def test_success_and_for_fal_a_redirect_end_the_retries(
+def test_success_and_for_two_providers_a_redirect_end_the_retries(
     provider: str, status: int, count: int
 ) -> None:
     assert len(waits(provider, b"", status)) == count

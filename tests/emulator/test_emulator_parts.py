@@ -9,13 +9,17 @@ from starlette.types import Message
 
 from receiver.emulator import Rule
 from receiver.emulator.callback_sender import Callback, CallbackSender, Timers
+from receiver.emulator.endings import Ending
 from receiver.emulator.fal import CALLBACKS
 from receiver.emulator.faults import Faults
+from receiver.emulator.lifecycle import Lifecycle
 from receiver.emulator.options import Schedule
 from receiver.emulator.outgoing import AT_ONCE
+from receiver.emulator.prompts import Plan
 from receiver.emulator.push_faults import PushFaults
 from receiver.emulator.wire import CLOSE, HangUp
 from tests.emulator.parts import prediction
+from tests.patience import PATIENCE
 
 
 class HandTimers(Timers):
@@ -33,14 +37,36 @@ class HandTimers(Timers):
 def test_closed_timers_drop_delayed_calls() -> None:
     async def scenario() -> list[str]:
         timers, done = Timers(), list[str]()
-        timers.after(0, lambda: done.append("before"))
-        await asyncio.sleep(0)
+        timers.after(0, lambda: done.append("open"))
+        await later()
+        timers.after(0, lambda: done.append("closing"))
         timers.closed = True
-        timers.after(0, lambda: done.append("after"))
-        await asyncio.sleep(0.001)
+        timers.after(0, lambda: done.append("closed"))
+        await later()
         return done
 
-    assert "after" not in asyncio.run(scenario())
+    async def later() -> None:
+        """Wait until all calls that are due now have run."""
+        due = asyncio.Event()
+        asyncio.get_running_loop().call_later(0, due.set)
+        await due.wait()
+
+    assert asyncio.run(scenario()) == ["open"]
+
+
+def test_prediction_cancelled_while_running_stays_cancelled() -> None:
+    timers, sent = HandTimers(), list[str]()
+    lifecycle = Lifecycle(timers)
+    lifecycle.on_finish["fal"] = lambda ended: sent.append(ended.id)
+    one, other = (prediction(id=name, plan=Plan(1, 1, Ending())) for name in ("one", "other"))
+    for each in (one, other):
+        lifecycle.start(each)
+        timers.acts.pop()()
+    assert (one.state, other.state) == ("running", "running")
+    assert lifecycle.cancel(one)
+    for act in timers.acts:
+        act()
+    assert (one.state, other.state, sent) == ("cancelled", "succeeded", ["other"])
 
 
 def test_reordered_callback_is_sent_only_once() -> None:
@@ -109,13 +135,15 @@ def test_hang_up_waits_for_the_disconnect() -> None:
     assert (closed, messages) == (["closed"], [])
 
 
-def test_state_change_ignores_a_cancelled_waiter() -> None:
-    async def scenario() -> None:
+def test_state_change_wakes_the_waiters_after_a_cancelled_one() -> None:
+    async def scenario() -> list[bool]:
         one = prediction()
-        waiting = asyncio.ensure_future(one.until(lambda p: p.finished))
+        waiting = [asyncio.ensure_future(one.until(lambda p: p.finished)) for _ in range(2)]
         await asyncio.sleep(0)
-        waiting.cancel()
+        waiting[0].cancel()
         await asyncio.sleep(0)
         one.move("succeeded")
+        await asyncio.wait_for(waiting[1], PATIENCE)
+        return [each.cancelled() for each in waiting]
 
-    asyncio.run(scenario())
+    assert asyncio.run(scenario()) == [True, False]

@@ -13,7 +13,6 @@ from receiver import Event, Output, Prediction, Stored, on
 from receiver.deliveries.importing import load
 from receiver.emulator import Rule
 from receiver.model.answers import Delivery
-from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event, run
 from tests.handlers.parts import built_in
 
@@ -276,33 +275,3 @@ def test_unknown_provider_ends_dead_and_submits_nothing(chain: Any, receiver_kit
     kit.exhaust(delivered)
     assert (delivered.delivery.state, delivered.children) == ("dead", [])
     assert "provider must be one of" in str(delivered.delivery.reason)
-
-
-# --- settings ---
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"provider": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
-        ({"model": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
-        ({"input": ["{url}"]}, "CHAIN_INPUT must be a JSON object"),
-        ({"input": {"a": "{nothing}"}}, "is not a field"),
-        ({"input": {"a": [{"b": "{prompt.__class__}"}]}}, "is not a field"),
-        ({"input": {"a": "{"}}, "chain"),
-        ({"metadata": "[1]"}, "CHAIN_METADATA must be a JSON object"),
-        ({"metadata": "{"}, "CHAIN_METADATA must be a JSON object"),
-        ({"depth": "-1"}, "CHAIN_DEPTH must be a whole number"),
-        ({"depth": "deep"}, "CHAIN_DEPTH must be a whole number"),
-    ],
-)
-def test_invalid_settings_are_rejected(chain: Any, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(HandlerError, match=said):
-        load([chain(**more)])
-
-
-def test_missing_chain_input_is_rejected(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = chain()
-    monkeypatch.delenv("CHAIN_INPUT")
-    with pytest.raises(HandlerError, match="CHAIN_INPUT as a JSON object"):
-        load([file])

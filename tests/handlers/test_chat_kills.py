@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from receiver.cli.emulating import served
 from receiver.emulator import chat_settings_for, create_emulator, settings_for
 from receiver.emulator.chats.board import Message, Platform
+from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.platforms import Chats
 from receiver.http.listening import listening, url_of
 from tests.emulator.serving import FAST
@@ -27,6 +29,7 @@ from tests.handlers.talking import RECIPES
 from tests.journey.parts import API_KEY, SECRETS, Process, eventually
 from tests.loopback import free_port
 from tests.patience import PATIENCE
+from tests.receiving import eventually as eventually_there
 
 
 @dataclass
@@ -114,20 +117,33 @@ def test_kill_after_a_post_and_before_its_record_does_not_post_twice(
         assert len(scene.shown(platform)) == 1
 
 
-def test_kill_after_the_commit_of_an_order_does_not_order_twice(tmp_path: Path) -> None:
+def test_kill_after_the_commit_of_an_order_does_not_order_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slack does not get the answer to the order, and so sends it again."""
     with living(tmp_path, "slack_in") as scene:
-        says = threading.Thread(target=scene.say, args=("slack", "<@UBOT> a lighthouse"))
-        says.start()
-        eventually(lambda: scene.one("SELECT count(*) FROM predictions") == 1)
+        slack, pid, restarted = scene.chats.scene, int(scene.process.pid), threading.Event()
+        slack.within = PATIENCE
+        call, statuses = slack.caller.call, list[int]()
+
+        async def call_then_kill(*given: Any) -> Exchange:
+            if statuses:  # Slack's retry
+                await asyncio.to_thread(restarted.wait, PATIENCE)
+            exchange = await call(*given)
+            statuses.append(exchange.status)
+            if len(statuses) > 1:
+                return exchange
+            # A kill during the submit would leave the prediction unconfirmed.
+            await eventually_there(lambda: scene.one("SELECT provider_id FROM predictions"))
+            os.kill(pid, signal.SIGKILL)
+            return replace(exchange, status=0, answer=b"", error="ReadError: killed")
+
+        monkeypatch.setattr(slack.caller, "call", call_then_kill)
+        scene.say("slack", "<@UBOT> a lighthouse")
         scene.process.kill()
-        says.join(PATIENCE)
         scene.process.start()
-        eventually(lambda: not scene.chats.scene.caller.tasks)  # Slack's retry is answered
+        restarted.set()
+        eventually(lambda: statuses == [200, 200])
         assert scene.one("SELECT count(*) FROM predictions") == 1
-        status = eventually(
-            lambda: scene.one("SELECT status FROM predictions"),
-            lambda status: status in {"succeeded", "unconfirmed"},
-        )
-        if status == "succeeded":  # else the kill interrupted the submit
-            scene.settled()
-            assert len(scene.shown("slack")) == 1
+        scene.settled()
+        assert len(scene.shown("slack")) == 1

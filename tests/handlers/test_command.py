@@ -20,7 +20,6 @@ from receiver import Output
 from receiver.deliveries.attempt import Attempt
 from receiver.deliveries.context import Tools
 from receiver.deliveries.importing import load
-from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure
 from receiver.model.sealing import Seals
 from receiver.store.deliveries import Claim
@@ -341,29 +340,6 @@ def test_missing_or_unexecutable_program_is_retried(
     assert "Permission denied" in run(function, make_event()).reason
     script.unlink()
     assert "No such file" in run(function, make_event()).reason
-
-
-@pytest.mark.parametrize(
-    ("command", "more", "said"),
-    [
-        ("", {}, "needs COMMAND"),
-        ("  ", {}, "needs COMMAND"),
-        ("echo 'open", {}, "every quote closed"),
-        ("no-such-program-at-all x", {}, "'no-such-program-at-all' is not a program"),
-        ("./plain", {}, "'./plain' is not a program"),
-        ("true", {"timeout": "soon"}, "COMMAND_TIMEOUT must be a number"),
-        ("true", {"timeout": "0"}, "COMMAND_TIMEOUT must be a number"),
-        ("true", {"timeout": "nan"}, "COMMAND_TIMEOUT must be a number"),
-        ("true", {"timeout": "inf"}, "COMMAND_TIMEOUT must be a number"),
-        ("true", {"dir": "/no/such/folder"}, "COMMAND_DIR"),
-    ],
-)
-def test_invalid_settings_are_rejected(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, more: dict[str, str], said: str
-) -> None:
-    (tmp_path / "plain").write_text("#!/bin/sh\n")
-    with pytest.raises(HandlerError, match=said):
-        load([use(monkeypatch, command, **more)])
 
 
 def test_attempt_timeout_is_longer_than_the_program_timeout(

@@ -380,10 +380,6 @@ WAYS: Final = {
         {**WAYS, "DISCORD_TOKEN": ""},
         {"DISCORD_TOKEN": "a\nhunter2", "DISCORD_CHANNEL": CHANNEL},
         {"DISCORD_TOKEN": TOKEN, "DISCORD_CHANNEL": "#art"},
-        {"DISCORD_WEBHOOK": "http://discord.com/api/webhooks/1/hunter2"},
-        {"DISCORD_WEBHOOK": "https://discord.com/api/hunter2"},
-        {"DISCORD_WEBHOOK": WAYS["DISCORD_WEBHOOK"], "DISCORD_MAX_BYTES": "0"},
-        {"DISCORD_WEBHOOK": WAYS["DISCORD_WEBHOOK"], "DISCORD_URL": "ftp://a"},
     ],
 )
 def test_invalid_settings_are_rejected(

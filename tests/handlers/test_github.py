@@ -11,7 +11,6 @@ from typing import Any, Final
 import pytest
 
 from receiver import Output
-from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
 from tests.handlers.parts import Answer, Asked, built_in, waits
 from tests.handlers.services import service
@@ -160,14 +159,19 @@ def test_ref_and_input_name_can_be_set(
 
 
 @pytest.mark.parametrize("workflow", ["", "publish.yml"])
-@pytest.mark.parametrize("character", ["x", '"', "𝄞"])
+@pytest.mark.parametrize(
+    ("character", "left_out"),
+    [("x", ["input"]), ('"', ["input", "metadata"]), ("𝄞", ["input", "metadata"])],
+)
 def test_oversized_fields_are_left_out_of_the_payload(
     github: GitHub,
     receiver_kit: Kits,
     monkeypatch: pytest.MonkeyPatch,
     workflow: str,
     character: str,
+    left_out: list[str],
 ) -> None:
+    """40,000 quotes are 80,000 bytes of JSON, and as many clefs 160,000."""
     monkeypatch.setenv("GITHUB_WORKFLOW", workflow)
     kit = receiver_kit(built_in("github"), online=True)
     event = make_event(
@@ -178,9 +182,8 @@ def test_oversized_fields_are_left_out_of_the_payload(
     assert kit.deliver(event).delivery.state == "done"
     [(_, body)] = github.dispatched
     told = body.get("client_payload") or json.loads(body["inputs"]["event"])
-    assert told["left_out"][0] == "input"
-    assert ("metadata" in told["left_out"]) == ("metadata" not in told["prediction"])
-    assert "input" not in told["prediction"]
+    assert told["left_out"] == left_out
+    assert {"input", "metadata"} - told["prediction"].keys() == set(left_out)
     assert told["prediction"]["output"][0]["url"] == "https://cdn.example/a.png"
 
 
@@ -289,28 +292,3 @@ def test_crash_before_the_handler_runs_dispatches_once(github: GitHub, kit: Kit)
 def test_crash_after_the_handler_ran_does_not_dispatch_again(github: GitHub, kit: Kit) -> None:
     assert kit.crash_after_run(make_event()).delivery.state == "done"
     assert len(github.dispatched) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("GITHUB_TOKEN", "", "GITHUB_TOKEN"),
-        ("GITHUB_TOKEN", "ghp_one\nghp_two", "GITHUB_TOKEN"),
-        ("GITHUB_REPOSITORY", "", "GITHUB_REPOSITORY as owner/name"),
-        ("GITHUB_REPOSITORY", "https://github.com/ann/art", "GITHUB_REPOSITORY must be owner/name"),
-        ("GITHUB_API_URL", "api.github.com", "GITHUB_API_URL"),
-    ],
-)
-def test_invalid_settings_are_rejected(
-    github: GitHub,
-    receiver_kit: Kits,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    value: str,
-    said: str,
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(HandlerError, match=said) as raised:
-        receiver_kit(built_in("github"))
-    assert "ghp_" not in str(raised.value)
-    assert not github.asked

@@ -276,18 +276,6 @@ def test_template_values_cannot_leave_the_folder(
     assert sorted(folder.parent.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("SAVE_NAME", "{nothing}.png"), ("SAVE_NAME", "{id"), ("SAVE_URL", "ftp://somewhere/else")],
-)
-def test_invalid_settings_are_rejected_at_load(
-    receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(HandlerError, match=r"save\.py"):
-        receiver_kit(built_in("save"))
-
-
 def stored_urls(delivered: Delivered) -> list[str]:
     return [output.stored.url for output in delivered.prediction.output or [] if output.stored]
 

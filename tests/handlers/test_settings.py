@@ -82,15 +82,20 @@ def test_carriage_returns_blanks_and_quotes_of_env_files_are_ignored(
 
 WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
     *(
-        (handler, {f"{handler.upper()}_MAX_BYTES": value}, f"{handler.upper()}_MAX_BYTES must be")
-        for handler in ("save", "notify", "slack", "discord", "telegram")
+        ("save", {"SAVE_MAX_BYTES": value}, "SAVE_MAX_BYTES must be")
         for value in ("-1", "0", "nan", "1e9", "many", "256 MB", "1.5MB", "9" * 20)
+    ),
+    *(
+        (handler, {f"{handler.upper()}_MAX_BYTES": "0"}, f"{handler.upper()}_MAX_BYTES must be")
+        for handler in ("notify", "slack", "discord", "telegram")
     ),
     ("save", {"SAVE_TYPES": "png"}, "SAVE_TYPES must be content types"),
     ("save", {"SAVE_TYPES": "image/,pictures/"}, "not 'pictures/'"),
     ("save", {"SAVE_PUBLIC_URL": "x.example"}, "SAVE_PUBLIC_URL must be an address"),
     ("save", {"SAVE_NAME": "../{id}"}, "SAVE_NAME must name a file below SAVE_URL"),
     ("save", {"SAVE_NAME": "{id}/"}, "SAVE_NAME must name a file"),
+    ("save", {"SAVE_NAME": "{nothing}.png"}, "SAVE_NAME"),
+    ("save", {"SAVE_NAME": "{id"}, "SAVE_NAME"),
     ("save", {"SAVE_URL": "/proc/nowhere"}, "SAVE_URL is a folder that cannot be made"),
     ("save", {"SAVE_URL": "/dev/null"}, "SAVE_URL is a folder that cannot be made"),
     ("save", {"SAVE_URL": "/dev/null/deeper"}, "SAVE_URL is a folder that cannot be made"),
@@ -113,6 +118,11 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
         for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
     ),
     *(
+        ("forward", {name: value}, "FORWARD_URL and FORWARD_SECRET")
+        for name, value in (("FORWARD_URL", ""), ("FORWARD_SECRET", ""), ("FORWARD_SECRET", "  "))
+    ),
+    ("forward", {"FORWARD_FORMAT": "xml"}, "FORWARD_FORMAT must be one of standard, cloudevents, "),
+    *(
         ("forward", {"FORWARD_URL": url}, "FORWARD_URL must be an address")
         for url in ("x.example", "ftp://x.example", "https://", "http://x y", "http://x:99999")
     ),
@@ -121,6 +131,7 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
         for secret in (
             "whsec_aHVudGVyMg==",
             "whsec_abc",
+            "whsec_not*base64",
             f"whsec_{PLAIN.replace('+', '-').replace('/', '_')}",
             f"whsec_{base64.b64encode(bytes(65)).decode()}",
             f"v1a,whsk_{PLAIN}",
@@ -129,21 +140,69 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
         )
     ),
     ("slack", {"SLACK_TEXT": "{nothing}"}, "is not a field"),
+    ("slack", {"SLACK_TOKEN": ""}, "needs SLACK_TOKEN"),
+    ("slack", {"SLACK_TOKEN": "hunter2"}, "SLACK_TOKEN must be whole"),
     ("slack", {"SLACK_TOKEN": "xoxb-\nhunter2"}, "SLACK_TOKEN must be whole"),
+    ("slack", {"SLACK_CHANNEL": ""}, "needs SLACK_CHANNEL"),
+    ("slack", {"SLACK_CHANNEL": "#art"}, "SLACK_CHANNEL must be"),
+    ("slack", {"SLACK_URL": "http://slack.example/api"}, "SLACK_URL must be"),
     ("slack_in", {"SLACK_SIGNING_SECRET": ""}, "needs SLACK_SIGNING_SECRET"),
     ("slack_in", {"SLACK_SIGNING_SECRET": "hunter2"}, "must be of 16 to 200 characters"),
     ("slack_in", {"SLACK_ADMINS": "ann"}, "SLACK_ADMINS must be ids of people"),
+    *(
+        ("discord", {"DISCORD_WEBHOOK": url}, "DISCORD_WEBHOOK must be")
+        for url in ("http://discord.com/api/webhooks/1/hunter2", "https://discord.com/api/hunter2")
+    ),
+    ("discord", {"DISCORD_URL": "ftp://a"}, "DISCORD_URL must be"),
     ("discord_in", {"DISCORD_PUBLIC_KEY": "03a1"}, "DISCORD_PUBLIC_KEY must be the application's"),
     ("discord_in", {"DISCORD_APPLICATION": "imagine"}, "DISCORD_APPLICATION must be"),
     ("telegram_in", {"TELEGRAM_TOKEN": "hunter2"}, "TELEGRAM_TOKEN must be whole"),
     ("telegram_in", {"TELEGRAM_ADMINS": "@ann"}, "TELEGRAM_ADMINS must be ids of people"),
     ("telegram_in", {"TELEGRAM_POLL": "perhaps"}, "TELEGRAM_POLL must be one of"),
+    ("telegram", {"TELEGRAM_TOKEN": ""}, "needs TELEGRAM_TOKEN"),
+    ("telegram", {"TELEGRAM_TOKEN": "hunter2"}, "TELEGRAM_TOKEN must be whole"),
+    ("telegram", {"TELEGRAM_TOKEN": "1:a\nhunter2"}, "TELEGRAM_TOKEN must be whole"),
+    ("telegram", {"TELEGRAM_CHAT": ""}, "needs TELEGRAM_CHAT"),
+    ("telegram", {"TELEGRAM_CHAT": "art"}, "TELEGRAM_CHAT must be"),
     ("telegram", {"TELEGRAM_URL": "https://a:hunter2@b.example"}, "TELEGRAM_URL must be"),
+    ("telegram", {"TELEGRAM_URL": "http://telegram.example"}, "TELEGRAM_URL must be"),
     ("github", {"GITHUB_API_URL": "http://git.example"}, "GITHUB_API_URL must be"),
+    ("github", {"GITHUB_API_URL": "api.github.com"}, "GITHUB_API_URL must be"),
+    ("github", {"GITHUB_TOKEN": ""}, "needs GITHUB_TOKEN"),
     ("github", {"GITHUB_TOKEN": "ghp_ hunter2"}, "GITHUB_TOKEN must be whole"),
+    ("github", {"GITHUB_TOKEN": "ghp_one\nhunter2"}, "GITHUB_TOKEN must be whole"),
+    ("github", {"GITHUB_REPOSITORY": ""}, "needs GITHUB_REPOSITORY as owner/name"),
+    (
+        *("github", {"GITHUB_REPOSITORY": "https://github.com/ann/art"}),
+        "GITHUB_REPOSITORY must be owner/name",
+    ),
+    *(("command", {"COMMAND": text}, "needs COMMAND") for text in ("", "  ")),
+    ("command", {"COMMAND": "echo 'open"}, "every quote closed"),
+    *(
+        ("command", {"COMMAND": f"{program} x"}, f"'{program}' is not a program")
+        for program in ("no-such-program-at-all", "/etc/passwd")
+    ),
     ("command", {"COMMAND_RAW": "perhaps"}, "COMMAND_RAW must be one of"),
-    ("command", {"COMMAND_TIMEOUT": "-1"}, "COMMAND_TIMEOUT must be a number"),
-    ("chain", {"CHAIN_DEPTH": "1.5"}, "CHAIN_DEPTH must be a whole number"),
+    *(
+        ("command", {"COMMAND_TIMEOUT": value}, "COMMAND_TIMEOUT must be a number")
+        for value in ("-1", "0", "soon", "nan", "inf")
+    ),
+    ("command", {"COMMAND_DIR": "/no/such/folder"}, "COMMAND_DIR"),
+    ("chain", {"CHAIN_PROVIDER": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
+    ("chain", {"CHAIN_MODEL": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
+    ("chain", {"CHAIN_INPUT": ""}, "needs CHAIN_INPUT as a JSON object"),
+    ("chain", {"CHAIN_INPUT": '["{url}"]'}, "CHAIN_INPUT must be a JSON object"),
+    ("chain", {"CHAIN_INPUT": '{"a": "{nothing}"}'}, "is not a field"),
+    ("chain", {"CHAIN_INPUT": '{"a": [{"b": "{prompt.__class__}"}]}'}, "is not a field"),
+    ("chain", {"CHAIN_INPUT": '{"a": "{"}'}, "CHAIN_INPUT"),
+    *(
+        ("chain", {"CHAIN_METADATA": text}, "CHAIN_METADATA must be a JSON object")
+        for text in ("[1]", "{")
+    ),
+    *(
+        ("chain", {"CHAIN_DEPTH": value}, "CHAIN_DEPTH must be a whole number")
+        for value in ("-1", "1.5", "deep")
+    ),
 ]
 
 

@@ -1,8 +1,8 @@
 """AWS Lambda on this machine: AWS's own runtime client with an emulated Runtime API.
 
 A function has one environment, whose processes are suspended between invocations, and killed when
-an invocation takes too long; the next one gets a new environment. An HTTP server in front converts
-requests to events, in each of AWS's formats.
+an invocation takes too long or a test says so; the next one gets a new environment. An HTTP server
+in front converts requests to events, in each of AWS's formats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Empty, Queue
@@ -56,6 +56,8 @@ class Lambda:
         self._ends: Queue[tuple[str, Any]] = Queue()
         self._idle = threading.Semaphore(0)
         self._process: subprocess.Popen[bytes] | None = None
+        self.is_stuck: Callable[[], bool] = lambda: False
+        """Whether the current invocation is to be killed before its time is over."""
         self.environments = 0
         self.killed = 0
         self.restored = 0
@@ -71,17 +73,23 @@ class Lambda:
             self._signal(signal.SIGCONT)
             deadline = time.time() + seconds
             self._events.put((f"invocation-{next(self._numbers)}", _json(event), deadline))
-            try:
-                kind, answer = self._ends.get(timeout=seconds)
-            except Empty:
-                self.killed += 1
-                self._end()
-                raise Killed from None
+            while (end := self._next_end()) is None:
+                if time.time() > deadline or self.is_stuck():
+                    self.killed += 1
+                    self._end()
+                    raise Killed
+            kind, answer = end
             if kind != "response":
                 raise Failed(answer)
             assert self._idle.acquire(timeout=PATIENCE)
             self._signal(signal.SIGSTOP)
             return answer
+
+    def _next_end(self) -> tuple[str, Any] | None:
+        """Return the end of the invocation; None if it is still running a moment later."""
+        with suppress(Empty):
+            return self._ends.get(timeout=0.05)
+        return None
 
     def close(self) -> None:
         if self._process is not None:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from receiver.emulator import create_emulator, settings_for
 from receiver.http.selfstarting import SelfStarting
-from receiver.model.errors import SettingsError
+from receiver.model.errors import SettingsError, StoreUnusable
 from tests.emulator.serving import FAST, serve
 from tests.journey.parts import eventually
 from tests.loopback import free_port
@@ -98,11 +98,13 @@ def test_each_outcome_is_handled_once_despite_freezing_and_a_kill(
 ) -> None:
     pictures = [f"picture-{number}" for number in range(8)]
     killed = 0
+    hung = function.book.with_suffix(".hung")
+    function.function.is_stuck = lambda: not function.function.killed and hung.exists()
 
     def drain() -> Counter[str]:
         nonlocal killed
         with suppress(Killed):
-            done = function.function.invoke(SCHEDULES[0], 4)
+            done = function.function.invoke(SCHEDULES[0])
             assert done.keys() >= {"deliveries", "submits", "polls", "more"}
         if function.function.killed > killed:  # in this drain, or during a request
             killed = function.function.killed
@@ -250,20 +252,27 @@ def handler(module: ModuleType) -> Any:
 def test_event_that_is_not_a_request_runs_a_drain(handler: Any) -> None:
     others: list[object] = [{}, [], "wake", None, {"httpMethod": 1, "path": "/"}]
     for event in [*SCHEDULES, *others]:
-        done = handler(event, Time(2))
+        done = handler(event, Time(30))
         assert (done["deliveries"], done["more"]) == (0, False)
 
 
-def test_waiting_submit_and_stream_are_answered_before_the_invocation_ends(handler: Any) -> None:
+def test_waiting_submit_and_stream_are_answered_before_the_invocation_ends(
+    handler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It waits half a second, and has the rest for its answer.
+    monkeypatch.setattr("receiver.http.routes.predictions._BEFORE_CUT_OFF", PATIENCE - 0.5)
     ready = SHAPES["second"](Request("GET", "/ready", []))
     assert handler(ready, Time(30))["statusCode"] == 200
     content = [KEY, ("content-type", "application/json")]
     body = b'{"provider": "fal", "model": "a/b", "input": {"prompt": "x"}}'
     submit = Request("POST", "/v1/predictions", [*content, ("prefer", "wait=60")], body)
-    answer = handler(SHAPES["second"](submit), Time(4))
+    answer = handler(SHAPES["second"](submit), Time(PATIENCE))
     assert (answer["statusCode"], json.loads(answer["body"])["status"]) == (202, "queued")
     stream = Request("GET", "/v1/events/stream", [KEY, ("last-event-id", "0")])
-    answer = handler(SHAPES["first"](stream), Time(1.5))
+    for seconds in (1.5, 5, 20):  # the first is enough, unless the machine is slow
+        answer = handler(SHAPES["first"](stream), Time(seconds))
+        if "event: stream.open" in answer["body"]:
+            break
     assert answer["statusCode"] == 200
     assert "event: stream.open" in answer["body"]
 
@@ -286,7 +295,7 @@ def test_unreachable_database_returns_503_fails_the_drain_and_then_recovers(
     callback = SHAPES["second"](Request("POST", "/webhooks/fal/pred_x.y", [], b"{}"))
     with database.refusing():
         assert handler(callback, Time(30))["statusCode"] == 503
-        with pytest.raises(Exception, match="not"):
+        with pytest.raises(StoreUnusable, match="not currently accepting connections"):
             handler({"receiver": "drain"}, Time(30))
     assert handler(ready, Time(30))["statusCode"] == 200
 
