@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +70,18 @@ async def test_breaker_opens_after_a_run_of_failures_and_probes_one_delivery(
 ) -> None:
     service = Service()
     async with dispatching(place, handler_of(service, concurrency=4), breaker=BREAKER) as station:
+
+        async def rest() -> int:
+            """Wait until no claim and no attempt is under way; return the number of calls."""
+            until = asyncio.get_running_loop().time() + PATIENCE
+            await station.dispatch.drain(["post"], until, PATIENCE)
+            return service.calls
+
+        def move(seconds: float) -> None:
+            station.clock.ahead += seconds
+            station.dispatch.look_again()
+
+        station.clock.stand()
         names = await pending(station, 12)
         await eventually(lambda: said(logged, "handler.held"))
         [line] = said(logged, "handler.held")
@@ -81,12 +94,18 @@ async def test_breaker_opens_after_a_run_of_failures_and_probes_one_delivery(
         assert "nobody there" in line["reason"]
         breaker = (await station.breakers.all())["post"]
         assert breaker.state(station.clock()) == "open"
-        await eventually(lambda: service.at_once == 0)
-        calls = service.calls
+        calls = await rest()
+        assert calls < 12
+        move(0.7)
+        assert await rest() == calls  # too early for a probe
+        move(0.2)
         await eventually(lambda: len(said(logged, "handler.held")) == 2)  # the probe failed
-        assert service.calls == calls + 1
+        assert await rest() == calls + 1
         assert said(logged, "handler.held")[1]["probe_in"] == 1.6  # twice as long
         service.down = None
+        move(1.5)
+        assert await rest() == calls + 1
+        move(0.2)
         for name in names:
             await station.ends(name, "post", "done")
         assert sorted(service.served) == sorted(names)
@@ -117,10 +136,18 @@ async def test_skip_dead_and_retry_after_do_not_open_the_breaker(
 ) -> None:
     service = Service()
     service.down = decision
-    async with dispatching(place, handler_of(service), breaker=BREAKER) as station:
-        await pending(station, 8)
-        await eventually(lambda: service.calls >= 8)
+    handler = handler_of(service)
+    async with dispatching(place, handler, breaker=BREAKER, start=False) as station:
+        await station.dispatch.start()
+        names = await pending(station, 8)
+        for name in names:
+            await eventually(partial(has_ended_once, station, name))
+        await station.dispatch.stop()  # waits until the breaker has counted these attempts
         assert await station.breakers.all() == {}
+
+
+async def has_ended_once(station: Dispatching, name: str) -> bool:
+    return bool((await station.delivery(name, "post")).history)
 
 
 async def test_disabled_breaker_never_opens(place: Path | Database) -> None:

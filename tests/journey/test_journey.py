@@ -121,18 +121,25 @@ def test_sigterm_ends_all_processes_despite_hanging_handlers_and_loses_nothing(
 def stop_over_hanging_handlers(world: World) -> None:
     hanging = world.submit("fal", "to hang on", "hang-1", kind="hang")
     eventually(lambda: len(world.notes("hung")) == 2)
-    never = world.submit("eachlabs", "[never]", "never-1")
     answers: list[dict[str, Any]] = []
-    waiting = threading.Thread(target=lambda: answers.append(world.read(never, prefer="wait=60")))
+
+    def wait_for_an_end() -> None:
+        answers.append(world.submit("eachlabs", "[never]", "never-1", prefer="wait=60"))
+
+    waiting = threading.Thread(target=wait_for_an_end, daemon=True)
     waiting.start()
-    time.sleep(0.3)  # a waiting request cannot be observed from outside
+    # This state shows that a server has the request; it answers only at the end, or when it stops.
+    submitted = "SELECT id FROM predictions WHERE provider = 'eachlabs' AND status = 'processing'"
+    eventually(lambda: world.rows(submitted))
+    assert answers == []
     for process in world.fleet:
         process.send(signal.SIGTERM)
     for process in world.fleet:
         assert process.running is not None
         assert process.running.wait(PATIENCE) in {0, -signal.SIGTERM}
     waiting.join(PATIENCE)
-    assert [answer["status"] for answer in answers] == ["processing"]
+    [never] = answers
+    assert never["status"] == "processing"
     assert dict(world.rows("SELECT handler, state FROM deliveries")) == {
         "async-hang": "pending",
         "sync-hang": "pending",

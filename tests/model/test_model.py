@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from receiver.model.ids import delivery_id, event_id, handler_digest, new_id
 from receiver.model.retry import (
-    DONE,
     LONGEST_DELAY,
     LOSSES,
     Failure,
@@ -82,7 +81,7 @@ def test_in_flight_statuses_are_all_open_ones_except_queued() -> None:
 
 @pytest.mark.parametrize("cause", Cause)
 def test_sources_of_a_cause_are_the_statuses_it_can_leave(cause: Cause) -> None:
-    assert sources(cause) == {status for status in Status if step(status, cause) is not None}
+    assert sources(cause) == {row for row, column, to in arrows() if column == cause and to != "-"}
 
 
 # One row per status, one column per outcome; `+` marks an outcome that names the provider's id.
@@ -313,10 +312,6 @@ def test_retry_after_sets_the_delay_up_to_a_week(after: float, delay: float, cha
 
 def test_retry_after_does_not_add_attempts() -> None:
     assert decide(4, Failure(kind="retry", after=1.0), POLICY, 0.5).state == "dead"
-
-
-def test_done_decision_has_no_delay() -> None:
-    assert (DONE.state, DONE.delay, DONE.reason) == ("done", 0.0, "")
 
 
 @MANY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from receiver import (
     route,
 )
 from receiver.emulator.providers import CALLING
-from receiver.model.errors import HandlerError
+from receiver.model.errors import HandlerError, SettingsError
 from receiver.model.values import ErrorCode
 from receiver.providers import DECLARED
 from receiver.providers.adapter import Stopping
@@ -218,7 +220,11 @@ def test_endless_chain_of_predictions_stops_at_its_limit(receiver_kit: Kits) -> 
     assert "2 predictions have led to this one" in delivered.delivery.reason
 
 
-def test_http_and_files_are_unavailable_unless_the_test_provides_them(receiver_kit: Kits) -> None:
+def test_http_and_files_are_unavailable_unless_the_test_provides_them(
+    receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.deliveries.fetch._PAUSES", ())  # after a 404
+
     @on("*", name="kit/edge")
     async def edge(_: Event, ctx: Context) -> None:
         answer = await ctx.http.get("https://chat.example/")
@@ -227,6 +233,8 @@ def test_http_and_files_are_unavailable_unless_the_test_provides_them(receiver_k
 
     closed = receiver_kit(edge).deliver(make_event())
     assert "this test gave no answer" in closed.delivery.reason
+    no_files = receiver_kit(edge, http=lambda _: httpx.Response(200)).deliver(make_event())
+    assert no_files.delivery.reason == "the result is gone: HTTP 404"
     kit = receiver_kit(
         edge,
         http=lambda request: httpx.Response(200, text=request.url.host),
@@ -236,11 +244,19 @@ def test_http_and_files_are_unavailable_unless_the_test_provides_them(receiver_k
     assert attempt["note"] == "chat.example words"
 
 
-def test_kit_that_cannot_start_reports_the_reason(receiver_kit: Kits) -> None:
+def test_kit_that_cannot_start_reports_the_reason_and_leaves_no_folder_or_thread(
+    receiver_kit: Kits, handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    threads = set(threading.enumerate())
     with pytest.raises(HandlerError, match="no such file"):
         receiver_kit("nowhere.py")
     with pytest.raises(HandlerError, match="decorate it"):
         receiver_kit(print)
+    with pytest.raises(SettingsError, match="RECEIVER_MAX_CHAIN"):
+        receiver_kit(handler, settings={"RECEIVER_MAX_CHAIN": "many"})
+    assert list(tmp_path.iterdir()) == []
+    assert set(threading.enumerate()) <= threads
 
 
 def test_files_that_import_each_others_handlers_load_together(
