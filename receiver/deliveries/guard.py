@@ -21,7 +21,7 @@ _LARGEST_PORT: Final = 65535
 
 
 class ForbiddenAddress(httpx.RequestError):
-    """The URL leads to an address that is not public, or to no valid port."""
+    """The URL leads to an address that is not public, or to no host or no valid port."""
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
@@ -34,6 +34,8 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if (request.url.port or 0) > _LARGEST_PORT:
             raise ForbiddenAddress(f"no port has the number {request.url.port}", request=request)
+        if not request.url.host:
+            raise ForbiddenAddress("the URL names no host", request=request)
         if self._allow_private:
             return await self._inner.handle_async_request(request)
         host = request.url.raw_host.decode("ascii")
