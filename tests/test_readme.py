@@ -7,7 +7,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from tests.loopback import free_port, is_ready
 from tests.patience import PATIENCE
 from tests.settings_table import settings_table
 from tests.shell import bash
+from tests.typed import check_types
 
 TOP: Final = Path(__file__).parent.parent
 PAGES: Final = {
@@ -230,12 +230,7 @@ def test_python_blocks_pass_strict_mypy(tmp_path: Path) -> None:
         file = tmp_path / (block.file or f"block{number}.py")
         assert not file.exists(), "two blocks are one file"
         file.write_text(block.text)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "."]
-    cache = f"--cache-dir={TOP / '.mypy_cache' / 'pages'}"  # without a cache it takes 10 seconds
-    ran = subprocess.run(
-        [*command, cache], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    check_types(tmp_path)
 
 
 def test_block_languages_and_skipped_commands_are_known() -> None:

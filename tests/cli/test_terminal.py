@@ -148,14 +148,3 @@ def test_chat_order_without_settings_is_answered_with_its_picture(tmp_path: Path
             chat.types("/imagine a lighthouse")
             chat.wait_for("On it.")
             chat.wait_for("/files/")
-
-
-def test_emulate_prints_exports_for_all_chat_platforms(tmp_path: Path) -> None:
-    with running("emulate", cwd=tmp_path) as emulator:
-        shown = emulator.wait_for("# chat: receiver chat --emulator")
-    for name in (
-        *("SLACK_URL", "SLACK_SIGNING_SECRET", "SLACK_TOKEN"),
-        *("DISCORD_URL", "DISCORD_PUBLIC_KEY", "DISCORD_APPLICATION", "DISCORD_TOKEN"),
-        *("TELEGRAM_URL", "TELEGRAM_TOKEN"),
-    ):
-        assert f"export {name}=" in shown
