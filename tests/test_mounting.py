@@ -101,9 +101,9 @@ async def test_all_urls_are_below_the_mount_path(
         assert server["url"] == hooks
         [sent] = network.sent
         assert sent.hook.startswith(f"{hooks}/webhooks/fal/")
-        letter = write(network, sent)
+        callback = write(network, sent)
         path = f"/webhooks/fal/{sent.token}"
-        called = await http.post(path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
+        called = await http.post(path, content=callback.body, headers=callback.headers)  # type: ignore[arg-type] # bytes and text may mix
         assert called.status_code == 200
 
 

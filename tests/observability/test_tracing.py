@@ -216,8 +216,8 @@ async def test_rejected_requests_and_duplicate_callbacks_make_no_spans(
         assert len(memory.spans) == before + 1
 
 
-@on("*", name="odd")
-async def odd(event: Event, ctx: Context) -> None:
+@on("*", name="fails")
+async def fail(event: Event, ctx: Context) -> None:
     del ctx
     raise ValueError(f"a secret of {event.prediction.input['prompt']}")
 
@@ -228,14 +228,14 @@ async def test_spans_record_the_type_of_an_error_but_not_its_message(
 ) -> None:
     network.script("fal.submit", reply({"detail": "no such lighthouse"}, 422))
     network.script("eachlabs.submit", breaks(httpx.ReadTimeout))
-    async with start(odd, RECEIVER_RETRY_ATTEMPTS="1") as station:
+    async with start(fail, RECEIVER_RETRY_ATTEMPTS="1") as station:
         refused = await station.http.post(
             "/v1/predictions", json={"provider": "nobody", "model": "m", "input": {}}
         )
         assert refused.status_code == 422
         await station.submit("eachlabs")
         await station.submit("fal")
-        await eventually(lambda: "handler odd" in memory.names)
+        await eventually(lambda: "handler fails" in memory.names)
     bad, *good = (span for span in memory.spans if span.name == "POST /v1/predictions")
     assert [fails_with(span) for span in (bad, *good)] == [None] * 3
     assert (bad.attributes or {})["http.response.status_code"] == 422
@@ -243,10 +243,10 @@ async def test_spans_record_the_type_of_an_error_but_not_its_message(
     assert [fails_with(span) for span in sent] == ["ReadTimeout", "422"]
     assert fails_with(memory.one("submit eachlabs")) == "unconfirmed"
     assert fails_with(memory.one("submit fal")) == "rejected"
-    attempt = memory.one("handler odd")
+    attempt = memory.one("handler fails")
     assert fails_with(attempt) == "ValueError"
     [said] = attempt.events
-    assert "in odd" in str((said.attributes or {})["exception.stacktrace"])
+    assert "in fail" in str((said.attributes or {})["exception.stacktrace"])
     assert "lighthouse" not in memory.text()
 
 
