@@ -96,10 +96,12 @@ async def test_1_no_2xx_before_the_postgres_commit(
                 "SELECT 1 FROM pg_locks JOIN pg_database d ON d.oid = database"
                 " WHERE datname = current_database() AND objid = 7 AND NOT granted"
             )
-            await eventually(lambda: station.rows(waits))
-            await assert_unanswered(station, answering)
-            assert station.count("events") == 0
-            await held.close()
+            try:
+                await eventually(lambda: station.rows(waits))
+                await assert_unanswered(station, answering)
+                assert station.count("events") == 0
+            finally:
+                await held.close()  # its lock would block the receiver's stop
             answer = await answering
             assert (answer.status_code, answer.json()) == (200, {"status": "accepted"})
             assert station.count("events") == 1
