@@ -233,41 +233,41 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
 
 
 class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
-    """What providers prove a callback with, beside the token."""
+    """The headers by which providers prove a callback, in addition to the token."""
 
     x_webhook_secret: str | None = None
-    """Eachlabs: the secret that its submit was given."""
+    """Eachlabs: the secret that was sent with the submit."""
     x_fal_webhook_request_id: str | None = None
-    """fal.ai: its id of the request."""
+    """fal.ai: the id of the request."""
     x_fal_webhook_user_id: str | None = None
-    """fal.ai: its id of the user."""
+    """fal.ai: the id of the user."""
     x_fal_webhook_timestamp: str | None = None
-    """fal.ai: unix seconds."""
+    """fal.ai: the time in Unix seconds."""
     x_fal_webhook_signature: str | None = None
-    """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+    """fal.ai: an Ed25519 signature in hex over the three headers above and the body's SHA-256."""
     x_ideogram_webhook_generation_id: str | None = None
-    """Ideogram: its id of the generation."""
+    """Ideogram: the id of the generation."""
     x_ideogram_webhook_user_id: str | None = None
-    """Ideogram: its id of the user."""
+    """Ideogram: the id of the user."""
     x_ideogram_webhook_timestamp: str | None = None
-    """Ideogram: unix seconds."""
+    """Ideogram: the time in Unix seconds."""
     x_ideogram_webhook_signature: str | None = None
-    """Ideogram: as fal.ai's."""
+    """Ideogram: a signature like fal.ai's."""
     webhook_id: str | None = None
     """Replicate, WaveSpeed: the id of the message."""
     webhook_timestamp: str | None = None
-    """Replicate, WaveSpeed: unix seconds."""
+    """Replicate, WaveSpeed: the time in Unix seconds."""
     webhook_signature: str | None = None
-    """Replicate: as Standard Webhooks have it. WaveSpeed: `v3,` and the HMAC in hex."""
+    """Replicate: a signature by Standard Webhooks. WaveSpeed: `v3,` and an HMAC in hex."""
     x_bfl_signature: str | None = None
-    """BFL: `sha256=` and an HMAC-SHA256 of the body in hex."""
+    """BFL: `sha256=` and an HMAC-SHA256 in hex of the body."""
     x_openrouter_signature: str | None = None
-    """OpenRouter: `t=` unix seconds, `,v1=` an HMAC-SHA256 in hex over them, a comma, the body."""
+    """OpenRouter: `t=<seconds>,v1=<HMAC-SHA256 in hex of the seconds, a comma and the body>`."""
 
 
 Token = Annotated[
     str,
-    msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
+    msgspec.Meta(description="Generated for one prediction; part of the callback URL."),
 ]
 
 
@@ -275,17 +275,17 @@ Token = Annotated[
 
 
 class EventData(msgspec.Struct, frozen=True, kw_only=True):
-    """A prediction that has ended. This alone is the body of a CloudEvent in binary mode."""
+    """A prediction that has ended. It is the whole body of a CloudEvent in binary mode."""
 
     event_id: str
-    """There is one for each prediction, ever."""
+    """The id of the event; each prediction has exactly one."""
     channel: Channel | None
-    """How the outcome reached us; None where the end is our own verdict."""
+    """How the receiver learned the outcome; null if it ended the prediction itself."""
     prediction: Prediction
 
 
 class StandardWebhook(msgspec.Struct, frozen=True, kw_only=True):
-    """An event in the form of Standard Webhooks."""
+    """An event in the format of Standard Webhooks."""
 
     type: EventType
     timestamp: datetime
@@ -297,29 +297,29 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     specversion: Literal["1.0"]
     id: str
-    """The same over retries: take an event once by it."""
+    """The same in all retries, so that duplicates can be detected."""
     source: str
-    """FORWARD_SOURCE, or our public URL."""
+    """FORWARD_SOURCE, or the receiver's public URL."""
     type: EventType
     subject: str
-    """The prediction's id."""
+    """The id of the prediction."""
     time: datetime
     datacontenttype: Literal["application/json"]
     data: EventData
 
 
 class OutgoingHeaders(msgspec.Struct, frozen=True, rename="kebab"):
-    """What comes with an event."""
+    """The headers of a forwarded event."""
 
     webhook_id: str
-    """The same over retries: take an event once by it."""
+    """The same in all retries, so that duplicates can be detected."""
     webhook_timestamp: Annotated[str, Meta(pattern="^[0-9]+$")]
-    """Unix seconds; refuse what is older than some minutes."""
+    """The time in Unix seconds; refuse an event that is older than some minutes."""
     webhook_signature: str | None = None
-    """`v1,…`: HMAC-SHA256 in base64 over id, timestamp and body, each followed by a dot but the
-    last; one for each secret, separated by blanks. Missing only where FORWARD_SECRET is not set."""
+    """`v1,` and an HMAC-SHA256 in base64 of the id, the timestamp and the body, joined by dots; one
+    for each secret, separated by spaces. Missing only if FORWARD_SECRET is not set."""
     ce_specversion: Literal["1.0"] | None = None
-    """This and the other `ce-` headers: the attributes of a CloudEvent in binary mode."""
+    """This and the other `ce-` headers are the attributes of a CloudEvent in binary mode."""
     ce_id: str | None = None
     ce_source: str | None = None
     ce_type: EventType | None = None
