@@ -68,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     (home / "mine.py").write_text(
         "from receiver import Dead, Event, on\n\n\n"
         '@on("*", name="mine")\ndef mine(event: Event) -> None:\n'
-        '    if "dead" in event.prediction.metadata:\n        raise Dead("as told")\n'
+        '    if "dead" in event.prediction.metadata:\n        raise Dead("on purpose")\n'
     )
     (home / "recipes.toml").write_text(EXAMPLE)
     emulator_port, port = free_port(), free_port()
@@ -219,10 +219,10 @@ def test_erase_empties_the_row_and_backup_copies_a_running_receiver(
 
 def test_backup_of_postgres_refers_to_pg_dump_without_the_password(tmp_path: Path) -> None:
     url = "postgresql://me:hush@db.example/receiver"
-    told = inside("backup", "my copy", cwd=tmp_path, RECEIVER_DATABASE_URL=url)
-    assert told.returncode == 1
-    assert "pg_dump --format=custom --schema=receiver --file='my copy'" in told.stderr
-    assert "hush" not in told.stderr
+    done = inside("backup", "my copy", cwd=tmp_path, RECEIVER_DATABASE_URL=url)
+    assert done.returncode == 1
+    assert "pg_dump --format=custom --schema=receiver --file='my copy'" in done.stderr
+    assert "hush" not in done.stderr
 
 
 def test_rejected_submit_exits_1_with_the_error_code(
@@ -243,7 +243,7 @@ def test_dead_letter_is_listed_retried_and_replayed(world: tuple[Path, dict[str,
     prediction_id = json.loads(done.stdout)["id"]
 
     first = wait_until_dead(prediction_id, 1, home, env)
-    assert first["reason"] == "as told"
+    assert first["reason"] == "on purpose"
     for name in (first["id"], first["event_id"]):
         assert show(name, home, env)["id"] == prediction_id
     assert inside("retry", first["id"], cwd=home, **env).returncode == 0
@@ -266,7 +266,7 @@ def test_dead_letter_is_listed_retried_and_replayed(world: tuple[Path, dict[str,
             ["nowhere.py: no such file", "no_such_module: cannot be loaded"],
             receiver,
         ),
-        ("emulate --shape odd", ["shape"], receiver),
+        ("emulate --shape other", ["shape"], receiver),
     ],
 )
 def test_invalid_command_exits_1_with_a_message_and_no_traceback(
@@ -304,9 +304,9 @@ def test_misspelled_setting_and_provider_are_warned_about_at_the_start(tmp_path:
         '@on(provider="fla", after="save")\ndef mine(event: Event): ...\n'
     )
     with running("serve", "--dev", "mine.py", cwd=tmp_path, RECEIVER_PUBLIC_ULR="x") as server:
-        told = server.wait_for("receiver.started")
-    assert "RECEIVER_PUBLIC_ULR is not a setting" in told
-    assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in told
+        log = server.wait_for("receiver.started")
+    assert "RECEIVER_PUBLIC_ULR is not a setting" in log
+    assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in log
 
 
 def test_syntax_error_in_a_handler_is_shown_with_line_and_caret(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_show_prints_the_prediction_its_timeline_and_its_deliveries(
         "input     prompt=a heron\n",
         "image_url=data:image/png;base64,… (4,022 characters: see --json)\n",
         f"output    {prediction['output'][0]['url']}\n",
-        "dead  as told\n",
+        "dead  on purpose\n",
     ):
         assert words in text
     steps = ("created", "submitted", "succeeded  by", "mine #1", "deliveries")
@@ -437,7 +437,7 @@ def test_unique_prefix_of_an_id_is_accepted(
     assert (several.returncode, "give more digits" in several.stderr) == (1, True)
     none = inside("show", "pred_f", cwd=home, **env)
     assert (none.returncode, none.stderr) == (1, "receiver: no id begins with pred_f\n")
-    wrong = inside("retry", part, "--handler", "nobody", cwd=home, **env)
+    wrong = inside("retry", part, "--handler", "unknown", cwd=home, **env)
     assert (wrong.returncode, "has no such delivery" in wrong.stderr) == (1, True)
 
 
@@ -454,8 +454,8 @@ def test_submit_with_wait_prints_id_each_status_and_output_url(
     assert states[-1] == f"{prediction['id']}  succeeded"
     assert all(line.startswith(prediction["id"]) for line in states)
     whole = ["queued", "submitting", *(() if mode else ("processing",)), "succeeded"]
-    told = [line.split()[1] for line in states]
-    assert told == whole[-len(told) :]  # no status is missed, however short
+    printed = [line.split()[1] for line in states]
+    assert printed == whole[-len(printed) :]  # no status is missed, however short
 
 
 # The tests may run as a background job of a shell, whose processes ignore SIGINT.
@@ -490,9 +490,9 @@ def test_interrupted_wait_leaves_the_prediction_running(
     # The first line comes at once, although the prediction never ends.
     name, _ = process.stderr.readline().split()
     process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
-    assert f"{name} goes on: `receiver show {name}` shows it" in told
+    assert f"{name} goes on: `receiver show {name}` shows it" in err
     assert show(name, home, env)["status"] not in {"canceled", "failed"}
 
 
@@ -803,12 +803,12 @@ def test_erase_asks_for_confirmation_on_a_terminal(
         )
         if answer:
             os.write(given, f"{answer}\n".encode())
-        _, told = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         os.close(given)
         os.close(terminal)
     assert process.returncode == int(not erased)
-    assert ("will be gone for ever" in told.decode()) == (answer is not None)
+    assert ("will be gone for ever" in err.decode()) == (answer is not None)
     assert (show(name, home, env)["input"] == {}) == erased
 
 
@@ -870,8 +870,8 @@ def test_shell_completes_a_command_name(tmp_path: Path) -> None:
 
 def test_emulate_prints_exports_for_a_receiver_and_its_chats(tmp_path: Path) -> None:
     with running("emulate", cwd=tmp_path) as server:
-        told = server.wait_for("# the words for prompts", "# chat: receiver chat --emulator")
-    lines = re.findall(r"^export (.*)$", told, re.MULTILINE)
+        shown = server.wait_for("# the words for prompts", "# chat: receiver chat --emulator")
+    lines = re.findall(r"^export (.*)$", shown, re.MULTILINE)
     exported = dict(shlex.split(line)[0].split("=", 1) for line in lines)  # as a shell reads it
     assert exported["RECEIVER_PUBLIC_URL"] == "http://127.0.0.1:8000"
     assert settings_for(server.url).items() <= exported.items()

@@ -25,11 +25,11 @@ from receiver import Event, Reply, Unproved, on, route
 from words import WORD
 
 
-def nobody(_):
+def refuse(_):
     raise Unproved
 
 
-@route("shop", proof=nobody)
+@route("shop", proof=refuse)
 async def shop(call, door):
     return Reply.empty()
 
@@ -104,8 +104,8 @@ def test_reload_runs_new_code_keeps_old_code_on_error_and_loses_no_attempt(tmp_p
         first = submitted(tmp_path, server)
         wait_until_begun(tmp_path, server)
         (tmp_path / "words.py").write_text("WORD = \n")
-        told = server.wait_for("handlers.kept")
-        assert r"words.py:1:8: invalid syntax\n    WORD =\n           ^" in told
+        log = server.wait_for("handlers.kept")
+        assert r"words.py:1:8: invalid syntax\n    WORD =\n           ^" in log
         write(tmp_path, "two")
         server.wait_for("handlers.reloaded")
         second = submitted(tmp_path, server)

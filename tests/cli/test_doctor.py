@@ -318,13 +318,13 @@ async def test_overdue_dead_paused_and_unhandled_deliveries_are_reported(
         enqueue(3, "mine", "dead", None),
         enqueue(4, "resting", "pending", time.time() - 3600),
         "INSERT INTO handlers (name, paused_at) VALUES ('resting', 1.0)",
-        "INSERT INTO handlers (name, open_until, reason) VALUES ('failing', 1.0, 'nobody there')",
+        "INSERT INTO handlers (name, open_until, reason) VALUES ('failing', 1.0, 'refused')",
     )
     lines = await found({**env, "RECEIVER_HANDLERS": str(handlers)})
     assert says(lines, "warn", "backlog: 1 deliveries are dead", "receiver retry")
     assert says(lines, "warn", "backlog: 1 deliveries are overdue by 300 s")
     assert says(lines, "warn", "backlog: resting: paused by hand")
-    assert says(lines, "warn", "backlog: failing is held back", "nobody there")
+    assert says(lines, "warn", "backlog: failing is held back", "refused")
     assert says(
         lines, "warn", "handlers: 1 deliveries are pending for gone, which is not a handler here"
     )
@@ -777,7 +777,7 @@ def providers() -> Iterator[Env]:
         yield {**settings_for(f"http://127.0.0.1:{port}"), **keys}
 
 
-async def test_valid_and_invalid_provider_keys_are_told_apart_without_submits(
+async def test_valid_and_invalid_provider_keys_are_distinguished_without_submits(
     env: Env, providers: Env
 ) -> None:
     lines = await found(env | providers)
@@ -956,9 +956,9 @@ def test_doctor_command_prints_text_or_json_and_sets_the_exit_code(
     assert "warn  providers: none has a key; to submit, set one of OXEN_API_KEY, " in ran.stdout
     assert "\x1b" not in ran.stdout
     assert strict.result().returncode == 2
-    told = json.loads(strict.result().stdout)
-    assert told["worst"] == "warn"
-    assert {"level", "name", "says", "fix"} == set(told["data"][0])
+    report = json.loads(strict.result().stdout)
+    assert report["worst"] == "warn"
+    assert {"level", "name", "says", "fix"} == set(report["data"][0])
     assert failed.result().returncode == 1
     assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats a few characters" in failed.result().stdout
 

@@ -83,7 +83,7 @@ async def at_work(station: Station) -> None:
     callback.headers = [("x-webhook-secret", "wrong")]
     await station.post(callback)
     await station.world.post("/webhooks/fal/nonsense", content=b"{}")
-    await station.world.post("/webhooks/nobody/nonsense", content=b"{}")
+    await station.world.post("/webhooks/missing/nonsense", content=b"{}")
     network.script("fal.submit", breaks(httpx.ReadTimeout))
     await station.submit("fal", "two")
     await eventually(lambda: network.streams)
