@@ -330,7 +330,9 @@ async def test_metrics_page_is_served_while_the_database_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
     monkeypatch.setattr("receiver.http.routes.metrics._PATIENCE", 0.05)
-    found = read(bytes((await make_page(Away(hangs=hangs)).answer()).body).decode())
+    away = Away(hangs=hangs)
+    found = read(bytes((await make_page(away).answer()).body).decode())
+    assert away.asked == 1
     assert of(found, "receiver_database_available") == 0
     assert of(found, "receiver_writer_batch_size_count") == 0
     names = {name for name, _ in found}
@@ -366,7 +368,12 @@ def test_multiprocess_folder_gives_the_sum_of_all_processes(tmp_path: Path) -> N
         del env[name]
     for number in (1, 2):
         ran = subprocess.run(
-            [sys.executable, "-c", COUNTS], env=env, cwd=TOP, capture_output=True, check=True
+            [sys.executable, "-c", COUNTS],
+            env=env,
+            cwd=TOP,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
         )
         found = read(ran.stdout.decode())
         assert of(found, "receiver_callbacks_rejected_total", reason="bad_token") == number
@@ -403,4 +410,4 @@ def test_plain_import_does_not_import_prometheus_client() -> None:
     script = (
         "import sys, receiver, receiver.cli.main; assert 'prometheus_client' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=TOP, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=TOP, timeout=PATIENCE, check=True)
