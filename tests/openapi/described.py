@@ -343,7 +343,7 @@ CALLBACK: Final = Row(
     method="POST",
     path="/webhooks/{provider}/{token}",
     summary="Take a provider's callback",
-    answers=(Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
+    answers=(Answer(200, "recorded, now or before", Content(Receipt, Receipt("accepted"))),),
     problems=(
         "not-found",
         "unproved",
@@ -354,9 +354,9 @@ CALLBACK: Final = Row(
         "keys-unavailable",
         "sources-unavailable",
     ),
-    detail="Not for callers: the URL is given to the provider with each submit. Nothing of the "
-    "body is parsed before it is proved, by the token in the path and, on top, by the provider's "
-    "signature or secret.",
+    detail="Not for callers: the URL is given to the provider with each submit. The body is parsed "
+    "only after the callback is proved, by the token in the path and by the provider's signature "
+    "or secret.",
     names={"provider": ProviderName, "token": Token},
     headers=Proofs,
     body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
@@ -369,7 +369,7 @@ WAY_IN: Final = Row(
     method="POST",
     path="/in/{name}",
     summary="Call a plugin's route",
-    answers=(Answer(200, "what the plugin answers, of whatever status and kind"),),
+    answers=(Answer(200, "the plugin's answer, which may have another status and type"),),
     problems=(
         "not-found",
         "unknown-recipe",
@@ -383,9 +383,9 @@ WAY_IN: Final = Row(
         "route-failed",
         "route-too-slow",
     ),
-    detail="A way in that a handler file registers by `@route`, for a chat platform or a trigger. "
-    "Nothing of the body is parsed before the plugin's own proof has passed. Plugins may take "
-    "other methods too, and paths below this one.",
+    detail="A route that a handler file registers with `@route`, for a chat platform or a trigger. "
+    "The body is parsed only after the plugin's own proof has passed. Plugins may also accept "
+    "other methods, and paths below this one.",
     names={"name": PluginName},
     body=(Content(Any, {}),),
     is_open=True,
@@ -396,13 +396,13 @@ SENT: Final = tuple(
         path=kind,
         summary=f"A prediction is {kind.partition('.')[2]}",
         answers=(
-            Answer(200, "taken; any other 2xx says so too"),
-            Answer(410, "never send this again: the delivery ends dead"),
-            Answer(503, "try again later, when Retry-After says so; any other answer does too"),
+            Answer(200, "accepted, as with any other 2xx"),
+            Answer(410, "never retried: the delivery ends dead"),
+            Answer(503, "retried later, after Retry-After if it is given, as is any other answer"),
         ),
-        detail="Sent by the built-in handler `forward` to FORWARD_URL, in the form that "
-        "FORWARD_FORMAT names, and in the first one to the `reply_to` of its submit; at least "
-        "once, in no certain order.",
+        detail="Sent by the built-in handler `forward` to FORWARD_URL, in the format of "
+        "FORWARD_FORMAT, and in the first format to the `reply_to` of its submit. Each is sent at "
+        "least once, in any order.",
         headers=OutgoingHeaders,
         body=(
             Content(StandardWebhook, StandardWebhook(type=_EVENT.type, timestamp=_AT, data=_DATA)),
