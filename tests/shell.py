@@ -32,7 +32,7 @@ def bash(
     commands: str, cwd: Path, env: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run commands until the block is left, which ends those that still run."""
-    with tempfile.TemporaryDirectory() as name, log.open("wb") as told:
+    with tempfile.TemporaryDirectory() as name, log.open("wb") as output:
         aside = Path(name)
         for pipe in ("asks", "answers"):
             os.mkfifo(aside / pipe)
@@ -43,8 +43,8 @@ def bash(
             ["bash", "-e", "-c", _RECEIVER + commands],
             cwd=cwd,
             env={**env, "ASIDE": name},
-            stdout=told,
-            stderr=told,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
         try:

@@ -13,7 +13,6 @@ import pytest
 from receiver import create_app, on
 from receiver.model.errors import HandlerError, StoreUnusable
 from receiver.settings import Settings
-from tests.conftest import Logged
 
 
 def development(folder: Path) -> Settings:
@@ -58,18 +57,6 @@ def test_undecorated_function_is_refused_as_a_handler(tmp_path: Path) -> None:
     nothing: Callable[..., None] = lambda _: None  # noqa: E731
     with pytest.raises(HandlerError, match="decorate it with @on"):
         create_app(development(tmp_path), [nothing])
-
-
-@pytest.mark.anyio
-async def test_start_on_a_corrupt_database_fails_and_logs_nothing(
-    tmp_path: Path, logged: Logged
-) -> None:
-    (tmp_path / "dev.db").write_bytes(b"this is no database, but long enough to be taken for one")
-    app = create_app(development(tmp_path))
-    with pytest.raises(StoreUnusable, match="cannot open the database"):
-        async with app.router.lifespan_context(app):
-            raise AssertionError("it started")
-    assert [line["event"] for line in logged] == []
 
 
 @pytest.mark.anyio

@@ -14,7 +14,6 @@ import pytest
 
 from receiver.cli.client import Client
 from receiver.model.errors import SettingsError
-from receiver.observability.metrics import Metrics
 from receiver.settings import Caller, Secret, Settings
 from receiver.settings.egress import outward
 from receiver.settings.proxies import Proxies
@@ -212,7 +211,7 @@ async def test_failed_request_releases_its_connection_lane() -> None:
 # --- certificates and folders ---
 
 
-def odd(folder: Path) -> dict[str, dict[str, str]]:
+def invalid_paths(folder: Path) -> dict[str, dict[str, str]]:
     """Return invalid values by variable, each with a part of its error message."""
     (folder / "empty.pem").touch()
     (folder / "text.pem").write_text("no certificate")
@@ -230,7 +229,7 @@ def odd(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_invalid_tls_and_metrics_paths_are_rejected_with_the_reason(tmp_path: Path) -> None:
-    for name, texts in odd(tmp_path).items():
+    for name, texts in invalid_paths(tmp_path).items():
         for text, reason in texts.items():
             [problem] = problems(**{name: text})
             assert problem.startswith(f"{name}: ")
@@ -245,7 +244,6 @@ def test_valid_certificate_and_metrics_folder_are_accepted(tmp_path: Path) -> No
     shared = tmp_path / "new" / "folder"
     assert problems(PROMETHEUS_MULTIPROC_DIR=str(shared)) == []
     assert not shared.exists()
-    Metrics()
 
 
 def test_ca_bundle_is_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

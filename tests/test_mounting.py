@@ -101,9 +101,9 @@ async def test_all_urls_are_below_the_mount_path(
         assert server["url"] == hooks
         [sent] = network.sent
         assert sent.hook.startswith(f"{hooks}/webhooks/fal/")
-        letter = write(network, sent)
+        callback = write(network, sent)
         path = f"/webhooks/fal/{sent.token}"
-        called = await http.post(path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
+        called = await http.post(path, content=callback.body, headers=callback.headers)  # type: ignore[arg-type] # bytes and text may mix
         assert called.status_code == 200
 
 
@@ -206,7 +206,7 @@ class Atoms(dict[str, str]):
 
 
 @pytest.mark.parametrize(
-    ("message", "args", "told"),
+    ("message", "args", "expected"),
     [
         (f"POST /webhooks/fal/{TOKEN}?a=b", (), "POST /webhooks/fal/...?a=b"),
         ('"%s" %d', (f"/art/webhooks/fal/{TOKEN}", 200), '"/art/webhooks/fal/..." 200'),
@@ -216,10 +216,10 @@ class Atoms(dict[str, str]):
     ],
 )  # fmt: skip
 def test_access_log_line_hides_the_callback_token(
-    message: str, args: tuple[Any, ...], told: str, caplog: pytest.LogCaptureFixture
+    message: str, args: tuple[Any, ...], expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "gunicorn.access")
     for _ in range(2):
         guard_access_logs()
     logging.getLogger("gunicorn.access").info(message, *args)
-    assert caplog.messages == [told]
+    assert caplog.messages == [expected]

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from tests.loopback import free_port, is_ready
 from tests.patience import PATIENCE
 from tests.settings_table import settings_table
 from tests.shell import bash
+from tests.typed import check_types
 
 TOP: Final = Path(__file__).parent.parent
 PAGES: Final = {
@@ -110,14 +110,14 @@ def test_settings_page_has_the_current_settings_table() -> None:
 
 
 def test_settings_command_lists_all_settings_and_help_names_it(tmp_path: Path) -> None:
-    told = inside("settings", cwd=tmp_path).stdout
+    shown = inside("settings", cwd=tmp_path).stdout
     listed = [
         json.loads(line) for line in inside("settings", "--json", cwd=tmp_path).stdout.splitlines()
     ]
     names = [name for each in all_settings() for name in each.names]
     assert [row["name"] for row in listed] == names
-    assert all(re.search(rf"\b{name}\b", told) for name in names)
-    assert not re.search(r"`|\]\(", told)  # no Markdown in the terminal
+    assert all(re.search(rf"\b{name}\b", shown) for name in names)
+    assert not re.search(r"`|\]\(", shown)  # no Markdown in the terminal
     [key] = [row for row in listed if row["name"] == "RECEIVER_SECRET_KEY"]
     assert (key["default"], key["about"].partition(";")[0]) == ("required", "32 characters or more")
     assert "receiver settings" in inside("serve", "--help", cwd=tmp_path).stdout
@@ -144,12 +144,12 @@ def test_every_route_is_on_the_routes_page(tmp_path: Path) -> None:
 
 
 def test_every_command_is_on_the_routes_page() -> None:
-    told = PAGES["routes.md"].partition("## Commands")[2]
+    section = PAGES["routes.md"].partition("## Commands")[2]
     listed = inside("--help", cwd=TOP).stdout
     names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
     assert "serve" in names
     for name in names:
-        assert re.search(rf"`(receiver )?{name}\b", told), name
+        assert re.search(rf"`(receiver )?{name}\b", section), name
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -230,12 +230,7 @@ def test_python_blocks_pass_strict_mypy(tmp_path: Path) -> None:
         file = tmp_path / (block.file or f"block{number}.py")
         assert not file.exists(), "two blocks are one file"
         file.write_text(block.text)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "."]
-    cache = f"--cache-dir={TOP / '.mypy_cache' / 'pages'}"  # without a cache it takes 10 seconds
-    ran = subprocess.run(
-        [*command, cache], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    check_types(tmp_path)
 
 
 def test_block_languages_and_skipped_commands_are_known() -> None:

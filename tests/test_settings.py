@@ -349,9 +349,9 @@ def test_all_invalid_settings_are_reported_at_once() -> None:
     env = {name: texts[0] for name, texts in REFUSED.items()}
     with pytest.raises(SettingsError) as refusal:
         Settings.read(env)
-    told = refusal.value.problems
-    assert sorted(problem.partition(":")[0] for problem in told) == sorted(REFUSED)
-    assert all(f"  - {problem}" in str(refusal.value).splitlines() for problem in told)
+    found = refusal.value.problems
+    assert sorted(problem.partition(":")[0] for problem in found) == sorted(REFUSED)
+    assert all(f"  - {problem}" in str(refusal.value).splitlines() for problem in found)
 
 
 @pytest.mark.parametrize("text", ["", "  ", ",", " , "])
@@ -400,7 +400,7 @@ def test_postgres_url_is_shown_without_credentials(url: str, shown: str) -> None
         "postgresql://me:hu?sh@db.test/books",
         "postgresql://me:hu#sh@db.test/books",
         "postgresql://me:hu[sh@db.test/books",
-        *(f"postgresql://me:12{odd}hush@db.test/books" for odd in "/?#"),
+        *(f"postgresql://me:12{mark}hush@db.test/books" for mark in "/?#"),
         "postgresql://me:hush@db.test:port/books",
         "postgresql://me:hush@db.test:99999/books",
     ],
@@ -476,12 +476,12 @@ def test_any_environment_is_read_or_rejected_with_named_problems(env: dict[str, 
     try:
         given = Settings.read(env)
     except SettingsError as error:
-        told = error.problems
+        found = error.problems
     else:
-        told = ()
+        found = ()
         assert given.secret_keys or given.dev
     names = tuple(row[0] for row in TABLE)
-    assert all(problem.startswith(names) for problem in told)
+    assert all(problem.startswith(names) for problem in found)
 
 
 def test_server_prefers_the_api_keys_list_and_client_the_single_key() -> None:

@@ -52,6 +52,6 @@ def test_typescript_sample_compiles_against_the_generated_types(tmp_path: Path) 
     # A copy with a type error shows that the check can fail.
     wrong = text.replace('"/v1/predictions/{id}"', '"/v1/predictions/{name}"')
     (tmp_path / "wrong.ts").write_text(wrong)
-    told = run(tmp_path, CHECK).stdout
-    assert "wrong.ts" in told, told
-    assert "draw.ts" not in told, told
+    output = run(tmp_path, CHECK).stdout
+    assert "wrong.ts" in output, output
+    assert "draw.ts" not in output, output

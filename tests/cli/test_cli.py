@@ -68,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     (home / "mine.py").write_text(
         "from receiver import Dead, Event, on\n\n\n"
         '@on("*", name="mine")\ndef mine(event: Event) -> None:\n'
-        '    if "dead" in event.prediction.metadata:\n        raise Dead("as told")\n'
+        '    if "dead" in event.prediction.metadata:\n        raise Dead("on purpose")\n'
     )
     (home / "recipes.toml").write_text(EXAMPLE)
     emulator_port, port = free_port(), free_port()
@@ -92,6 +92,34 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     for process in (server, emulator):
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
+
+
+def _lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def show(name: str, home: Path, env: dict[str, str]) -> dict[str, Any]:
+    return dict(json.loads(inside("show", name, "--json", cwd=home, **env).stdout))
+
+
+def wait_until_delivered(name: str, home: Path, env: dict[str, str]) -> None:
+    """Wait until every delivery of an ended prediction is done."""
+    eventually(
+        lambda: [row["state"] for row in show(name, home, env)["deliveries"]],
+        lambda states: states == ["done"],
+    )
+
+
+def wait_until_dead(name: str, attempts: int, home: Path, env: dict[str, str]) -> dict[str, Any]:
+    """Wait until the delivery of a prediction is dead after this many attempts; return it."""
+
+    def dead() -> list[dict[str, Any]]:
+        listed = inside("deliveries", "--state", "dead", "--json", cwd=home, **env)
+        rows = [row for row in _lines(listed.stdout) if row["prediction_id"] == name]
+        return [row for row in rows if len(row["history"]) == attempts]
+
+    [found] = eventually(dead)
+    return found
 
 
 def test_submit_with_wait_then_list_and_show_the_prediction(
@@ -175,9 +203,7 @@ def test_erase_empties_the_row_and_backup_copies_a_running_receiver(
     home, env = world
     done = inside("submit", "fal", "fal-ai/nano-banana", "prompt=wax", "--wait", cwd=home, **env)
     prediction_id = json.loads(done.stdout)["id"]
-    under_way = re.compile("pending|running")
-    while under_way.search(tried := inside("show", prediction_id, cwd=home, **env).stdout):
-        assert tried
+    wait_until_delivered(prediction_id, home, env)
     erased = inside("erase", prediction_id, cwd=home, **env)
     assert erased.returncode == 0, erased.stderr
     prediction = json.loads(erased.stdout)
@@ -193,10 +219,10 @@ def test_erase_empties_the_row_and_backup_copies_a_running_receiver(
 
 def test_backup_of_postgres_refers_to_pg_dump_without_the_password(tmp_path: Path) -> None:
     url = "postgresql://me:hush@db.example/receiver"
-    told = inside("backup", "my copy", cwd=tmp_path, RECEIVER_DATABASE_URL=url)
-    assert told.returncode == 1
-    assert "pg_dump --format=custom --schema=receiver --file='my copy'" in told.stderr
-    assert "hush" not in told.stderr
+    done = inside("backup", "my copy", cwd=tmp_path, RECEIVER_DATABASE_URL=url)
+    assert done.returncode == 1
+    assert "pg_dump --format=custom --schema=receiver --file='my copy'" in done.stderr
+    assert "hush" not in done.stderr
 
 
 def test_rejected_submit_exits_1_with_the_error_code(
@@ -216,24 +242,15 @@ def test_dead_letter_is_listed_retried_and_replayed(world: tuple[Path, dict[str,
     )  # fmt: skip
     prediction_id = json.loads(done.stdout)["id"]
 
-    def dead() -> dict[str, object]:
-        ends = time.monotonic() + PATIENCE
-        while time.monotonic() < ends:
-            listed = inside("deliveries", "--state", "dead", "--json", cwd=home, **env)
-            for row in map(json.loads, listed.stdout.splitlines()):
-                if row["prediction_id"] == prediction_id:
-                    return dict(row)
-        raise AssertionError("it is not dead")
-
-    first = dead()
-    assert first["reason"] == "as told"
-    for one in (str(first["id"]), str(first["event_id"])):
-        shown = json.loads(inside("show", one, "--json", cwd=home, **env).stdout)
-        assert shown["id"] == prediction_id
-    assert inside("retry", str(first["id"]), cwd=home, **env).returncode == 0
-    assert len(dead()["history"]) >= 1  # type: ignore[arg-type] # a list
+    first = wait_until_dead(prediction_id, 1, home, env)
+    assert first["reason"] == "on purpose"
+    for name in (first["id"], first["event_id"]):
+        assert show(name, home, env)["id"] == prediction_id
+    assert inside("retry", first["id"], cwd=home, **env).returncode == 0
+    assert wait_until_dead(prediction_id, 2, home, env)["id"] == first["id"]
     replayed = json.loads(inside("replay", prediction_id, cwd=home, **env).stdout)
-    assert replayed["handlers"] in (["mine"], [])
+    assert replayed["handlers"] == ["mine"]
+    wait_until_dead(prediction_id, 3, home, env)
     canceled = inside("cancel", prediction_id, cwd=home, **env)
     assert (canceled.returncode, "already" in canceled.stderr) == (1, True)
 
@@ -249,7 +266,7 @@ def test_dead_letter_is_listed_retried_and_replayed(world: tuple[Path, dict[str,
             ["nowhere.py: no such file", "no_such_module: cannot be loaded"],
             receiver,
         ),
-        ("emulate --shape odd", ["shape"], receiver),
+        ("emulate --shape other", ["shape"], receiver),
     ],
 )
 def test_invalid_command_exits_1_with_a_message_and_no_traceback(
@@ -281,15 +298,15 @@ def test_handler_file_with_the_name_of_an_installed_module_gets_a_hint(tmp_path:
     assert "(did you mean save?)" in done.stderr
 
 
-def test_misspelled_setting_and_provider_get_a_suggestion(tmp_path: Path) -> None:
+def test_misspelled_setting_and_provider_are_warned_about_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from receiver import Event, on\n\n"
         '@on(provider="fla", after="save")\ndef mine(event: Event): ...\n'
     )
     with running("serve", "--dev", "mine.py", cwd=tmp_path, RECEIVER_PUBLIC_ULR="x") as server:
-        told = server.wait_for("receiver.started")
-    assert "RECEIVER_PUBLIC_ULR is not a setting (did you mean RECEIVER_PUBLIC_URL?)" in told
-    assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in told
+        log = server.wait_for("receiver.started")
+    assert "RECEIVER_PUBLIC_ULR is not a setting" in log
+    assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in log
 
 
 def test_syntax_error_in_a_handler_is_shown_with_line_and_caret(tmp_path: Path) -> None:
@@ -350,10 +367,6 @@ def test_version_option_prints_the_version(tmp_path: Path) -> None:
     assert from_scratch("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
-def _lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def test_dead_deliveries_are_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     done = inside(
@@ -361,9 +374,7 @@ def test_dead_deliveries_are_replayed_in_bulk(world: tuple[Path, dict[str, str]]
         "--metadata", "dead=1", "--metadata", "bulk=1", cwd=home, **env,
     )  # fmt: skip
     prediction_id = json.loads(done.stdout)["id"]
-    ends = time.monotonic() + PATIENCE
-    while "dead  as told" not in (text := inside("show", prediction_id, cwd=home, **env).stdout):
-        assert time.monotonic() < ends, text
+    wait_until_dead(prediction_id, 1, home, env)
     which = ("--state", "dead", "--since", "1h", "--model", "fal-ai/*", "--metadata", "bulk=*")
     asked = inside("replay", *which, cwd=home, **env)
     assert (asked.returncode, asked.stderr) == (1, "receiver: this is not a terminal: pass --yes\n")
@@ -374,8 +385,7 @@ def test_dead_deliveries_are_replayed_in_bulk(world: tuple[Path, dict[str, str]]
     replays = _lines(inside("replays", "--json", cwd=home, **env).stdout)
     assert [one["state"] for one in replays[:2]] == ["done", "canceled"]
     assert plain_cell(replays[1]["wanted"]).startswith("since=")
-    shown = json.loads(inside("show", prediction_id, "--json", cwd=home, **env).stdout)
-    assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
+    assert show(prediction_id, home, env)["deliveries"][0]["replay_id"] == replays[0]["id"]
 
 
 def test_show_prints_the_prediction_its_timeline_and_its_deliveries(
@@ -388,15 +398,14 @@ def test_show_prints_the_prediction_its_timeline_and_its_deliveries(
         "--metadata", "dead=1", cwd=home, **env,
     )  # fmt: skip
     prediction = json.loads(done.stdout)
-    ends = time.monotonic() + PATIENCE
-    while "mine #1" not in (text := inside("show", prediction["id"], cwd=home, **env).stdout):
-        assert time.monotonic() < ends, text
+    wait_until_dead(prediction["id"], 1, home, env)
+    text = inside("show", prediction["id"], cwd=home, **env).stdout
     for words in (
         f"{prediction['id']}  fal  fal-ai/nano-banana  succeeded\n",
         "input     prompt=a heron\n",
         "image_url=data:image/png;base64,… (4,022 characters: see --json)\n",
         f"output    {prediction['output'][0]['url']}\n",
-        "dead  as told\n",
+        "dead  on purpose\n",
     ):
         assert words in text
     steps = ("created", "submitted", "succeeded  by", "mine #1", "deliveries")
@@ -418,11 +427,9 @@ def test_unique_prefix_of_an_id_is_accepted(
     for name in (part, f"evt_{part[5:]}", f"dlv_{part[5:]}", ids[0]):
         shown = json.loads(inside("show", name, "--json", cwd=home, **env).stdout)
         assert shown["id"] == ids[0]
-    ends = time.monotonic() + PATIENCE
+    wait_until_dead(ids[0], 1, home, env)
     of_it = ("deliveries", "--prediction", part, "--state", "dead", "--json")
-    while not (listed := _lines(inside(*of_it, cwd=home, **env).stdout)):
-        assert time.monotonic() < ends
-    [row] = listed
+    [row] = _lines(inside(*of_it, cwd=home, **env).stdout)
     assert (row["prediction_id"], row["model"]) == (ids[0], "m")
     retried = json.loads(inside("retry", part, cwd=home, **env).stdout)
     assert retried["id"] == row["id"]
@@ -430,7 +437,7 @@ def test_unique_prefix_of_an_id_is_accepted(
     assert (several.returncode, "give more digits" in several.stderr) == (1, True)
     none = inside("show", "pred_f", cwd=home, **env)
     assert (none.returncode, none.stderr) == (1, "receiver: no id begins with pred_f\n")
-    wrong = inside("retry", part, "--handler", "nobody", cwd=home, **env)
+    wrong = inside("retry", part, "--handler", "unknown", cwd=home, **env)
     assert (wrong.returncode, "has no such delivery" in wrong.stderr) == (1, True)
 
 
@@ -447,8 +454,8 @@ def test_submit_with_wait_prints_id_each_status_and_output_url(
     assert states[-1] == f"{prediction['id']}  succeeded"
     assert all(line.startswith(prediction["id"]) for line in states)
     whole = ["queued", "submitting", *(() if mode else ("processing",)), "succeeded"]
-    told = [line.split()[1] for line in states]
-    assert told == whole[-len(told) :]  # no status is missed, however short
+    printed = [line.split()[1] for line in states]
+    assert printed == whole[-len(printed) :]  # no status is missed, however short
 
 
 # The tests may run as a background job of a shell, whose processes ignore SIGINT.
@@ -483,11 +490,10 @@ def test_interrupted_wait_leaves_the_prediction_running(
     # The first line comes at once, although the prediction never ends.
     name, _ = process.stderr.readline().split()
     process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
-    assert f"{name} goes on: `receiver show {name}` shows it" in told
-    shown = json.loads(inside("show", name, "--json", cwd=home, **env).stdout)
-    assert shown["status"] not in {"canceled", "failed"}
+    assert f"{name} goes on: `receiver show {name}` shows it" in err
+    assert show(name, home, env)["status"] not in {"canceled", "failed"}
 
 
 def test_wait_exits_1_when_the_receiver_stops(tmp_path: Path) -> None:
@@ -519,9 +525,7 @@ def test_rejected_callback_is_listed_by_discarded(world: tuple[Path, dict[str, s
     def listed() -> str:
         return inside("discarded", "--kind", "rejected", cwd=home, **env).stdout
 
-    ends = time.monotonic() + PATIENCE
-    while "bad_token" not in (shown := listed()):
-        assert time.monotonic() < ends, shown
+    shown = eventually(listed, lambda text: "bad_token" in text)
     assert "127.0.0.1" in shown
     refused = inside("discarded", "--kind", "strange", "--json", cwd=home, **env)
     assert (refused.returncode, "kind must be one of" in refused.stderr) == (1, True)
@@ -559,10 +563,17 @@ def test_demo_runs_to_its_end_and_its_next_commands_work(tmp_path: Path) -> None
         r"^  (.* init my-receiver|cd my-receiver && .*)$", done.stdout, re.MULTILINE
     )
     env = environment({})
-    made = subprocess.run(["bash", "-c", init], cwd=tmp_path, env=env, check=False)
-    assert made.returncode == 0
-    asked = ["bash", "-c", f"{serve} --help"]
-    assert subprocess.run(asked, cwd=tmp_path, env=env, check=False).returncode == 0
+    for command in (init, f"{serve} --help"):
+        ran = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_demo_runs_without_optional_dependencies(tmp_path: Path) -> None:
@@ -779,8 +790,7 @@ def test_erase_asks_for_confirmation_on_a_terminal(
     home, env = world
     done = inside("submit", "oxen", "m", "prompt=x", "--wait", cwd=home, **env)
     name = json.loads(done.stdout)["id"]
-    while "running" in (tried := inside("show", name, cwd=home, **env).stdout):
-        assert tried
+    wait_until_delivered(name, home, env)
     given, terminal = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -793,14 +803,13 @@ def test_erase_asks_for_confirmation_on_a_terminal(
         )
         if answer:
             os.write(given, f"{answer}\n".encode())
-        _, told = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         os.close(given)
         os.close(terminal)
     assert process.returncode == int(not erased)
-    assert ("will be gone for ever" in told.decode()) == (answer is not None)
-    shown = json.loads(inside("show", name, "--json", cwd=home, **env).stdout)
-    assert (shown["input"] == {}) == erased
+    assert ("will be gone for ever" in err.decode()) == (answer is not None)
+    assert (show(name, home, env)["input"] == {}) == erased
 
 
 # --- in the process of the tests ---
@@ -859,13 +868,18 @@ def test_shell_completes_a_command_name(tmp_path: Path) -> None:
     assert done.stdout.split() == ["emulate"], done.stderr
 
 
-def test_emulate_prints_exports_for_a_receiver(tmp_path: Path) -> None:
+def test_emulate_prints_exports_for_a_receiver_and_its_chats(tmp_path: Path) -> None:
     with running("emulate", cwd=tmp_path) as server:
-        told = server.wait_for("# the words for prompts")
-    lines = re.findall(r"^export (.*)$", told, re.MULTILINE)
+        shown = server.wait_for("# the words for prompts", "# chat: receiver chat --emulator")
+    lines = re.findall(r"^export (.*)$", shown, re.MULTILINE)
     exported = dict(shlex.split(line)[0].split("=", 1) for line in lines)  # as a shell reads it
     assert exported["RECEIVER_PUBLIC_URL"] == "http://127.0.0.1:8000"
     assert settings_for(server.url).items() <= exported.items()
+    assert {
+        *("SLACK_URL", "SLACK_SIGNING_SECRET", "SLACK_TOKEN"),
+        *("DISCORD_URL", "DISCORD_PUBLIC_KEY", "DISCORD_APPLICATION", "DISCORD_TOKEN"),
+        *("TELEGRAM_URL", "TELEGRAM_TOKEN"),
+    } <= exported.keys()
 
 
 def test_emulate_ends_event_streams_cleanly_on_shutdown(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import httpx
 from receiver.emulator.providers import CALLING
 from receiver.providers import DECLARED
 from tests.cli.running import SECRET, Running, inside, receiver, running
+from tests.journey.parts import eventually
 from tests.loopback import free_port
 
 HANDLER = """\
@@ -25,11 +25,11 @@ from receiver import Event, Reply, Unproved, on, route
 from words import WORD
 
 
-def nobody(_):
+def refuse(_):
     raise Unproved
 
 
-@route("shop", proof=nobody)
+@route("shop", proof=refuse)
 async def shop(call, door):
     return Reply.empty()
 
@@ -53,6 +53,16 @@ def lines(server: Running, event: str) -> list[dict[str, Any]]:
 def write(folder: Path, word: str = "one") -> None:
     (folder / "mine.py").write_text(HANDLER)
     (folder / "words.py").write_text(f'WORD = "{word}"\n')
+
+
+def wait_until_begun(folder: Path, server: Running) -> None:
+    """Wait until the handler runs."""
+
+    def has_begun() -> bool:
+        assert server.process.poll() is None, server.said()
+        return (folder / "seen").exists()
+
+    eventually(has_begun)
 
 
 def test_serve_emulate_runs_a_handler_for_every_provider_without_settings(
@@ -92,12 +102,10 @@ def test_reload_runs_new_code_keeps_old_code_on_error_and_loses_no_attempt(tmp_p
     with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
         server.wait_for("  Try ")
         first = submitted(tmp_path, server)
-        while not (tmp_path / "seen").exists():
-            assert server.process.poll() is None
-            time.sleep(0.02)
+        wait_until_begun(tmp_path, server)
         (tmp_path / "words.py").write_text("WORD = \n")
-        told = server.wait_for("handlers.kept")
-        assert r"words.py:1:8: invalid syntax\n    WORD =\n           ^" in told
+        log = server.wait_for("handlers.kept")
+        assert r"words.py:1:8: invalid syntax\n    WORD =\n           ^" in log
         write(tmp_path, "two")
         server.wait_for("handlers.reloaded")
         second = submitted(tmp_path, server)
@@ -126,9 +134,7 @@ def test_reload_registers_new_and_removes_old_handlers(tmp_path: Path) -> None:
     with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
         server.wait_for("  Try ")
         first = submitted(tmp_path, server)
-        while not (tmp_path / "seen").exists():
-            assert server.process.poll() is None
-            time.sleep(0.02)
+        wait_until_begun(tmp_path, server)
         (tmp_path / "mine.py").write_text(HANDLER.replace('name="mine"', 'name="other"'))
         server.wait_for("handlers.reloaded")
         handlers = inside("handlers", "--json", cwd=tmp_path, RECEIVER_URL=server.url)

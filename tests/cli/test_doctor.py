@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import time
@@ -46,6 +46,7 @@ from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
 from tests.forked import run_to_end
 from tests.loopback import free_port
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
 pytestmark = pytest.mark.anyio
@@ -317,24 +318,38 @@ async def test_overdue_dead_paused_and_unhandled_deliveries_are_reported(
         enqueue(3, "mine", "dead", None),
         enqueue(4, "resting", "pending", time.time() - 3600),
         "INSERT INTO handlers (name, paused_at) VALUES ('resting', 1.0)",
-        "INSERT INTO handlers (name, open_until, reason) VALUES ('failing', 1.0, 'nobody there')",
+        "INSERT INTO handlers (name, open_until, reason) VALUES ('failing', 1.0, 'refused')",
     )
     lines = await found({**env, "RECEIVER_HANDLERS": str(handlers)})
     assert says(lines, "warn", "backlog: 1 deliveries are dead", "receiver retry")
     assert says(lines, "warn", "backlog: 1 deliveries are overdue by 300 s")
     assert says(lines, "warn", "backlog: resting: paused by hand")
-    assert says(lines, "warn", "backlog: failing is held back", "nobody there")
+    assert says(lines, "warn", "backlog: failing is held back", "refused")
     assert says(
         lines, "warn", "handlers: 1 deliveries are pending for gone, which is not a handler here"
     )
     assert not [text for _, text in lines if "pending for mine" in text]
 
 
-async def test_postgres_with_the_latest_schema_is_ok(env: Env, database: Database) -> None:
+def contents(database: Database) -> dict[str, list[Any]]:
+    """Return the rows of all tables and sequences, with the transactions that wrote them."""
+    names = database.rows(
+        "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'S') AND relnamespace"
+        " NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_|^information_schema$')"
+    )
+    return {name: database.rows(f"SELECT xmin::text, * FROM {name}") for (name,) in names}
+
+
+async def test_postgres_with_the_latest_schema_is_ok_and_unchanged(
+    env: Env, database: Database
+) -> None:
+    before = contents(database)
     lines = await found({**env, "RECEIVER_DATABASE_URL": database.url})
     assert says(lines, "ok", "database:", "PostgreSQL", f"schema {LATEST}")
     assert says(lines, "ok", "backlog: 0 deliveries pending")
     assert says(lines, "ok", "clock: the database server's clock agrees")
+    assert before["migrations"]
+    assert contents(database) == before
 
 
 async def test_read_only_postgres_is_a_failure(env: Env, database: Database) -> None:
@@ -624,8 +639,8 @@ async def test_redirect_login_and_other_obstacles_for_callbacks_are_reported(
     assert says(lines, "FAIL", said), lines
 
 
-Spoiling = Callable[[str, str, bytes], tuple[str, str, bytes]]
-SPOILT: Final[dict[str, tuple[str, Spoiling, str]]] = {
+Change = Callable[[str, str, bytes], tuple[str, str, bytes]]
+CHANGES: Final[dict[str, tuple[str, Change, str]]] = {
     "path stripped": (
         "FAIL",
         lambda m, p, b: (m, p.removeprefix("/webhooks"), b),
@@ -649,14 +664,14 @@ SPOILT: Final[dict[str, tuple[str, Spoiling, str]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("kind", CHANGES)
 async def test_proxy_that_changes_callbacks_is_reported(
     place: Place, proxy: Callable[[Passing], str], kind: str
 ) -> None:
-    level, spoil, said = SPOILT[kind]
+    level, change, said = CHANGES[kind]
 
     async def passing(scope: Scope, body: bytes) -> Response:
-        method, path, content = spoil(scope["method"], scope["path"], body)
+        method, path, content = change(scope["method"], scope["path"], body)
         return await passed_on(place.url, path, content, method)
 
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": proxy(passing)}, "public url")
@@ -762,7 +777,7 @@ def providers() -> Iterator[Env]:
         yield {**settings_for(f"http://127.0.0.1:{port}"), **keys}
 
 
-async def test_valid_and_invalid_provider_keys_are_told_apart_without_submits(
+async def test_valid_and_invalid_provider_keys_are_distinguished_without_submits(
     env: Env, providers: Env
 ) -> None:
     lines = await found(env | providers)
@@ -851,7 +866,7 @@ async def test_missing_handlers_are_a_warning(env: Env) -> None:
 
 
 async def test_syntax_error_in_a_handler_file_is_one_finding(env: Env, tmp_path: Path) -> None:
-    handlers = tmp_path / "odd.py"
+    handlers = tmp_path / "broken.py"
     handlers.write_text("def draw(:\n")
     lines = await found(env | {"RECEIVER_HANDLERS": str(handlers)}, "handlers")
     assert [text for level, text in lines if level == "FAIL"] == [
@@ -886,19 +901,28 @@ async def test_chat_without_recipes_or_an_allow_rule_is_a_warning(
 async def test_failing_or_hanging_check_does_not_stop_the_others(
     env: Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loop = asyncio.get_running_loop()
+    time_now, is_checked = loop.time, asyncio.Event()
+
     def breaks(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
+    async def hangs(*_: object) -> None:
+        await is_checked.wait()
+        monkeypatch.setattr(loop, "time", lambda: time_now() + PATIENCE)
+        await asyncio.Event().wait()
+
+    def check(*given: Any) -> Any:
+        is_checked.set()
+        return check_database(*given)
+
+    monkeypatch.setattr("receiver.cli.doctor._LONGEST", PATIENCE)
     monkeypatch.setattr("receiver.cli.doctor.check_secrets", breaks)
-    monkeypatch.setattr("receiver.cli.doctor._LONGEST", 0.3)
-    listener = socket.create_server(("127.0.0.1", 0))
-    with listener:
-        port = listener.getsockname()[1]
-        lines = await found(
-            {**env, "FAL_KEY": "fal-key-of-mine", "FAL_QUEUE_URL": f"http://127.0.0.1:{port}"}
-        )
+    monkeypatch.setattr("receiver.cli.doctor.check_provider", hangs)
+    monkeypatch.setattr("receiver.cli.doctor.check_database", check)
+    lines = await found({**env, "FAL_KEY": "fal-key-of-mine"})
     assert says(lines, "FAIL", "secrets: the check itself failed: RuntimeError: unforeseen")
-    assert says(lines, "FAIL", "provider fal: the check did not end within 0.3 s")
+    assert says(lines, "FAIL", f"provider fal: the check did not end within {PATIENCE:g} s")
     assert says(lines, "ok", "database:")
 
 
@@ -932,9 +956,9 @@ def test_doctor_command_prints_text_or_json_and_sets_the_exit_code(
     assert "warn  providers: none has a key; to submit, set one of OXEN_API_KEY, " in ran.stdout
     assert "\x1b" not in ran.stdout
     assert strict.result().returncode == 2
-    told = json.loads(strict.result().stdout)
-    assert told["worst"] == "warn"
-    assert {"level", "name", "says", "fix"} == set(told["data"][0])
+    report = json.loads(strict.result().stdout)
+    assert report["worst"] == "warn"
+    assert {"level", "name", "says", "fix"} == set(report["data"][0])
     assert failed.result().returncode == 1
     assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats a few characters" in failed.result().stdout
 

@@ -15,20 +15,20 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped] # stubs are not worth a package
 
 from tests.cli.running import environment, inside, receiver
-from tests.journey.parts import ROOT
 from tests.loopback import free_port
 from tests.patience import PATIENCE
+from tests.typed import check_types
 
 BIN = Path(sys.executable).parent
-WORDS = """
+TEXT_TEST = """
 from my_handlers import announce
 from receiver import Output
 from receiver.testing import make_event
 
 
-def test_words_are_announced_too(receiver_kit, capsys):
-    told = receiver_kit(announce).deliver(make_event("succeeded", output=[Output(text="a poem")]))
-    assert (told.delivery.state, "made a poem" in capsys.readouterr().out) == ("done", True)
+def test_text_output_is_announced(receiver_kit, capsys):
+    ran = receiver_kit(announce).deliver(make_event("succeeded", output=[Output(text="a poem")]))
+    assert (ran.delivery.state, "made a poem" in capsys.readouterr().out) == ("done", True)
 """
 
 
@@ -90,12 +90,10 @@ def test_both_printed_next_commands_work(tmp_path: Path) -> None:
 
 def test_generated_project_passes_its_test_and_hides_its_secrets(tmp_path: Path) -> None:
     assert receiver("init", cwd=tmp_path).returncode == 0
-    cache = ROOT / ".mypy_cache" / "pages"  # without a cache it takes 10 seconds
-    typed = bash(f"mypy --strict --config-file= --cache-dir='{cache}' .", tmp_path)
-    assert typed.returncode == 0, typed.stdout
-    (tmp_path / "test_words.py").write_text(WORDS)
+    check_types(tmp_path)
+    (tmp_path / "test_text.py").write_text(TEXT_TEST)
     ran = bash("pytest -q -p no:schemathesis -p no:xdist -p no:randomly", tmp_path)
-    (tmp_path / "test_words.py").unlink()
+    (tmp_path / "test_text.py").unlink()
     assert ran.returncode == 0, ran.stdout
     assert "2 passed" in ran.stdout
     secrets = (tmp_path / ".env").read_text()

@@ -72,7 +72,7 @@ def followed(script: Script, after: int | None = None) -> tuple[list[int], list[
 def test_lost_connection_resumes_from_the_last_event_id_with_backoff() -> None:
     script = Script(
         stream(": live\n\n", said(1, 2), httpx.ReadError("cut")),
-        httpx.ConnectError("nobody there"),
+        httpx.ConnectError("connection refused"),
         httpx.Response(503),
         stream(said(3), ": still here\n\n"),
         stream(said(4), "id: 5\nevent: prediction.qu"),  # truncated, so not an event

@@ -92,7 +92,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     return memory
 
 
-def told_to(requests: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
+def recording(requests: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
     def answer(request: httpx.Request) -> httpx.Response:
         requests.append(request)
         return httpx.Response(200)
@@ -114,8 +114,8 @@ def again(event: Event, ctx: Context) -> None:
 async def test_prediction_is_one_trace_across_a_restart(
     start: Start, network: Network, memory: Memory
 ) -> None:
-    told: list[httpx.Request] = []
-    others = httpx.MockTransport(told_to(told))
+    sent_on: list[httpx.Request] = []
+    others = httpx.MockTransport(recording(sent_on))
     async with start(announce) as station:
         made = await station.submit(headers={"traceparent": TRACEPARENT})
         kept = station.one("SELECT trace FROM predictions WHERE id = ?", made["id"])
@@ -134,7 +134,7 @@ async def test_prediction_is_one_trace_across_a_restart(
     assert ids(asked)[::2] == (TRACE, ids(memory.one("submit eachlabs"))[1])
     chat = memory.one("POST", **{"server.address": "chat.test"})
     assert ids(chat)[::2] == (TRACE, ids(memory.one("handler announce"))[1])
-    assert told[0].headers["traceparent"] == f"00-{TRACE}-{ids(chat)[1]}-01"
+    assert sent_on[0].headers["traceparent"] == f"00-{TRACE}-{ids(chat)[1]}-01"
     assert not [call for _, call in network.calls if "traceparent" in call.headers]
     kinds = {span.name: span.kind.name for span in memory.spans}
     assert kinds["POST /v1/predictions"] == "SERVER"
@@ -179,7 +179,7 @@ async def test_polls_are_traced_and_the_outcome_is_linked_to_its_poll(
 async def test_log_lines_carry_trace_and_span_ids(
     start: Start, memory: Memory, logged: Logged
 ) -> None:
-    async with start(announce, others=httpx.MockTransport(told_to([]))) as it:
+    async with start(announce, others=httpx.MockTransport(recording([]))) as it:
         await it.push(await it.submitted("eachlabs", headers={"traceparent": TRACEPARENT}))
         await eventually(lambda: "handler announce" in memory.names)
     for event, name in (
@@ -204,9 +204,9 @@ async def test_rejected_requests_and_duplicate_callbacks_make_no_spans(
         other = write(network, fal, body=b'{"request_id": "fal-9", "status": "OK", "payload": {}}')
         astray = write(network, sent)
         astray.path += "x"
-        for letter in (forged, other, astray):
-            letter.headers.append(("traceparent", TRACEPARENT))
-            assert (await station.post(letter)).status_code == 401
+        for callback in (forged, other, astray):
+            callback.headers.append(("traceparent", TRACEPARENT))
+            assert (await station.post(callback)).status_code == 401
         stranger = await station.world.post("/v1/predictions", headers={"traceparent": TRACEPARENT})
         assert stranger.status_code == 401
         assert len(memory.spans) == before
@@ -216,8 +216,8 @@ async def test_rejected_requests_and_duplicate_callbacks_make_no_spans(
         assert len(memory.spans) == before + 1
 
 
-@on("*", name="odd")
-async def odd(event: Event, ctx: Context) -> None:
+@on("*", name="fails")
+async def fail(event: Event, ctx: Context) -> None:
     del ctx
     raise ValueError(f"a secret of {event.prediction.input['prompt']}")
 
@@ -228,14 +228,14 @@ async def test_spans_record_the_type_of_an_error_but_not_its_message(
 ) -> None:
     network.script("fal.submit", reply({"detail": "no such lighthouse"}, 422))
     network.script("eachlabs.submit", breaks(httpx.ReadTimeout))
-    async with start(odd, RECEIVER_RETRY_ATTEMPTS="1") as station:
+    async with start(fail, RECEIVER_RETRY_ATTEMPTS="1") as station:
         refused = await station.http.post(
-            "/v1/predictions", json={"provider": "nobody", "model": "m", "input": {}}
+            "/v1/predictions", json={"provider": "unknown", "model": "m", "input": {}}
         )
         assert refused.status_code == 422
         await station.submit("eachlabs")
         await station.submit("fal")
-        await eventually(lambda: "handler odd" in memory.names)
+        await eventually(lambda: "handler fails" in memory.names)
     bad, *good = (span for span in memory.spans if span.name == "POST /v1/predictions")
     assert [fails_with(span) for span in (bad, *good)] == [None] * 3
     assert (bad.attributes or {})["http.response.status_code"] == 422
@@ -243,10 +243,10 @@ async def test_spans_record_the_type_of_an_error_but_not_its_message(
     assert [fails_with(span) for span in sent] == ["ReadTimeout", "422"]
     assert fails_with(memory.one("submit eachlabs")) == "unconfirmed"
     assert fails_with(memory.one("submit fal")) == "rejected"
-    attempt = memory.one("handler odd")
+    attempt = memory.one("handler fails")
     assert fails_with(attempt) == "ValueError"
     [said] = attempt.events
-    assert "in odd" in str((said.attributes or {})["exception.stacktrace"])
+    assert "in fail" in str((said.attributes or {})["exception.stacktrace"])
     assert "lighthouse" not in memory.text()
 
 
@@ -354,7 +354,7 @@ asyncio.run(main())
         ({ENDPOINT: "http://a", "OTEL_SDK_DISABLED": "TRUE"}, None),
         ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ("otlp_proto_grpc",)),
         ({ENDPOINT: "a:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ("otlp_proto_grpc",)),
-        ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "odd"}, ("odd",)),
+        ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "other"}, ("other",)),
     ],
 )
 def test_otel_settings_select_the_trace_exporters(
@@ -451,7 +451,7 @@ async def test_collector_receives_the_trace_over_otlp(
     with collector() as (url, bodies):
         monkeypatch.setenv(ENDPOINT, url)
         monkeypatch.setenv("OTEL_SERVICE_NAME", service)
-        others = httpx.MockTransport(told_to([]))
+        others = httpx.MockTransport(recording([]))
         async with start(announce, others=others, **{ENDPOINT: url}) as station:
             sent = await station.submitted("eachlabs", headers={"traceparent": TRACEPARENT})
             await station.push(sent)

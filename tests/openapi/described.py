@@ -233,41 +233,41 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
 
 
 class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
-    """What providers prove a callback with, beside the token."""
+    """The headers by which providers prove a callback, in addition to the token."""
 
     x_webhook_secret: str | None = None
-    """Eachlabs: the secret that its submit was given."""
+    """Eachlabs: the secret that was sent with the submit."""
     x_fal_webhook_request_id: str | None = None
-    """fal.ai: its id of the request."""
+    """fal.ai: the id of the request."""
     x_fal_webhook_user_id: str | None = None
-    """fal.ai: its id of the user."""
+    """fal.ai: the id of the user."""
     x_fal_webhook_timestamp: str | None = None
-    """fal.ai: unix seconds."""
+    """fal.ai: the time in Unix seconds."""
     x_fal_webhook_signature: str | None = None
-    """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+    """fal.ai: an Ed25519 signature in hex over the three headers above and the body's SHA-256."""
     x_ideogram_webhook_generation_id: str | None = None
-    """Ideogram: its id of the generation."""
+    """Ideogram: the id of the generation."""
     x_ideogram_webhook_user_id: str | None = None
-    """Ideogram: its id of the user."""
+    """Ideogram: the id of the user."""
     x_ideogram_webhook_timestamp: str | None = None
-    """Ideogram: unix seconds."""
+    """Ideogram: the time in Unix seconds."""
     x_ideogram_webhook_signature: str | None = None
-    """Ideogram: as fal.ai's."""
+    """Ideogram: a signature like fal.ai's."""
     webhook_id: str | None = None
     """Replicate, WaveSpeed: the id of the message."""
     webhook_timestamp: str | None = None
-    """Replicate, WaveSpeed: unix seconds."""
+    """Replicate, WaveSpeed: the time in Unix seconds."""
     webhook_signature: str | None = None
-    """Replicate: as Standard Webhooks have it. WaveSpeed: `v3,` and the HMAC in hex."""
+    """Replicate: a signature by Standard Webhooks. WaveSpeed: `v3,` and an HMAC in hex."""
     x_bfl_signature: str | None = None
-    """BFL: `sha256=` and an HMAC-SHA256 of the body in hex."""
+    """BFL: `sha256=` and an HMAC-SHA256 in hex of the body."""
     x_openrouter_signature: str | None = None
-    """OpenRouter: `t=` unix seconds, `,v1=` an HMAC-SHA256 in hex over them, a comma, the body."""
+    """OpenRouter: `t=<seconds>,v1=<HMAC-SHA256 in hex of the seconds, a comma and the body>`."""
 
 
 Token = Annotated[
     str,
-    msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
+    msgspec.Meta(description="Generated for one prediction; part of the callback URL."),
 ]
 
 
@@ -275,17 +275,17 @@ Token = Annotated[
 
 
 class EventData(msgspec.Struct, frozen=True, kw_only=True):
-    """A prediction that has ended. This alone is the body of a CloudEvent in binary mode."""
+    """A prediction that has ended. It is the whole body of a CloudEvent in binary mode."""
 
     event_id: str
-    """There is one for each prediction, ever."""
+    """The id of the event; each prediction has exactly one."""
     channel: Channel | None
-    """How the outcome reached us; None where the end is our own verdict."""
+    """How the receiver learned the outcome; null if it ended the prediction itself."""
     prediction: Prediction
 
 
 class StandardWebhook(msgspec.Struct, frozen=True, kw_only=True):
-    """An event in the form of Standard Webhooks."""
+    """An event in the format of Standard Webhooks."""
 
     type: EventType
     timestamp: datetime
@@ -297,29 +297,29 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     specversion: Literal["1.0"]
     id: str
-    """The same over retries: take an event once by it."""
+    """The same in all retries, so that duplicates can be detected."""
     source: str
-    """FORWARD_SOURCE, or our public URL."""
+    """FORWARD_SOURCE, or the receiver's public URL."""
     type: EventType
     subject: str
-    """The prediction's id."""
+    """The id of the prediction."""
     time: datetime
     datacontenttype: Literal["application/json"]
     data: EventData
 
 
 class OutgoingHeaders(msgspec.Struct, frozen=True, rename="kebab"):
-    """What comes with an event."""
+    """The headers of a forwarded event."""
 
     webhook_id: str
-    """The same over retries: take an event once by it."""
+    """The same in all retries, so that duplicates can be detected."""
     webhook_timestamp: Annotated[str, Meta(pattern="^[0-9]+$")]
-    """Unix seconds; refuse what is older than some minutes."""
+    """The time in Unix seconds; refuse an event that is older than some minutes."""
     webhook_signature: str | None = None
-    """`v1,…`: HMAC-SHA256 in base64 over id, timestamp and body, each followed by a dot but the
-    last; one for each secret, separated by blanks. Missing only where FORWARD_SECRET is not set."""
+    """`v1,` and an HMAC-SHA256 in base64 of the id, the timestamp and the body, joined by dots; one
+    for each secret, separated by spaces. Missing only if FORWARD_SECRET is not set."""
     ce_specversion: Literal["1.0"] | None = None
-    """This and the other `ce-` headers: the attributes of a CloudEvent in binary mode."""
+    """This and the other `ce-` headers are the attributes of a CloudEvent in binary mode."""
     ce_id: str | None = None
     ce_source: str | None = None
     ce_type: EventType | None = None
@@ -343,7 +343,7 @@ CALLBACK: Final = Row(
     method="POST",
     path="/webhooks/{provider}/{token}",
     summary="Take a provider's callback",
-    answers=(Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
+    answers=(Answer(200, "recorded, now or before", Content(Receipt, Receipt("accepted"))),),
     problems=(
         "not-found",
         "unproved",
@@ -354,9 +354,9 @@ CALLBACK: Final = Row(
         "keys-unavailable",
         "sources-unavailable",
     ),
-    detail="Not for callers: the URL is given to the provider with each submit. Nothing of the "
-    "body is parsed before it is proved, by the token in the path and, on top, by the provider's "
-    "signature or secret.",
+    detail="Not for callers: the URL is given to the provider with each submit. The body is parsed "
+    "only after the callback is proved, by the token in the path and by the provider's signature "
+    "or secret.",
     names={"provider": ProviderName, "token": Token},
     headers=Proofs,
     body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
@@ -369,7 +369,7 @@ WAY_IN: Final = Row(
     method="POST",
     path="/in/{name}",
     summary="Call a plugin's route",
-    answers=(Answer(200, "what the plugin answers, of whatever status and kind"),),
+    answers=(Answer(200, "the plugin's answer, which may have another status and type"),),
     problems=(
         "not-found",
         "unknown-recipe",
@@ -383,9 +383,9 @@ WAY_IN: Final = Row(
         "route-failed",
         "route-too-slow",
     ),
-    detail="A way in that a handler file registers by `@route`, for a chat platform or a trigger. "
-    "Nothing of the body is parsed before the plugin's own proof has passed. Plugins may take "
-    "other methods too, and paths below this one.",
+    detail="A route that a handler file registers with `@route`, for a chat platform or a trigger. "
+    "The body is parsed only after the plugin's own proof has passed. Plugins may also accept "
+    "other methods, and paths below this one.",
     names={"name": PluginName},
     body=(Content(Any, {}),),
     is_open=True,
@@ -396,13 +396,13 @@ SENT: Final = tuple(
         path=kind,
         summary=f"A prediction is {kind.partition('.')[2]}",
         answers=(
-            Answer(200, "taken; any other 2xx says so too"),
-            Answer(410, "never send this again: the delivery ends dead"),
-            Answer(503, "try again later, when Retry-After says so; any other answer does too"),
+            Answer(200, "accepted, as with any other 2xx"),
+            Answer(410, "never retried: the delivery ends dead"),
+            Answer(503, "retried later, after Retry-After if it is given, as is any other answer"),
         ),
-        detail="Sent by the built-in handler `forward` to FORWARD_URL, in the form that "
-        "FORWARD_FORMAT names, and in the first one to the `reply_to` of its submit; at least "
-        "once, in no certain order.",
+        detail="Sent by the built-in handler `forward` to FORWARD_URL, in the format of "
+        "FORWARD_FORMAT, and in the first format to the `reply_to` of its submit. Each is sent at "
+        "least once, in any order.",
         headers=OutgoingHeaders,
         body=(
             Content(StandardWebhook, StandardWebhook(type=_EVENT.type, timestamp=_AT, data=_DATA)),
