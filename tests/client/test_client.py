@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
-from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import httpx
@@ -30,6 +30,7 @@ from receiver.model.answers import Change, Gap, Page, Selection
 from receiver.model.values import Announcement, Prediction
 from receiver.testing import Kit, make_event
 from tests.handlers.parts import OK, built_in, serving
+from tests.loopback import free_port
 from tests.openapi import FOLDER
 
 MADE: Final = json.loads((FOLDER / "openapi.json").read_text())
@@ -431,7 +432,7 @@ def test_api_key_is_never_in_an_error() -> None:
 
 
 def test_loopback_requests_bypass_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
     with serving((200, {}, b'{"status": "ok"}')) as server:
         address = server.url.removesuffix("/hook")
         assert Receiver(address, patience=0).alive().status == "ok"
@@ -544,9 +545,16 @@ def test_stream_messages_have_types() -> None:
 ENDED: Final = {"status": "succeeded", "output": []}
 
 
-class Forever(httpx.SyncByteStream):
+class Quiet(httpx.SyncByteStream):
+    """A stream with a keep-alive and nothing else each three seconds, by its own clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
     def __iter__(self) -> Iterator[bytes]:
-        return repeat(b": still here\n")
+        for _ in range(100):
+            self.now += 3
+            yield b": still here\n"
 
 
 @pytest.mark.parametrize("awaited", [False, True])
@@ -582,9 +590,15 @@ def test_wait_reconnects_after_its_stream_is_lost() -> None:
     assert wire.blocking().wait(ID).status == "canceled"
 
 
-def test_wait_times_out_while_it_listens() -> None:
-    wire = Wire(httpx.Response(200, stream=Forever()), answer(200, {**MADE_ONE.json(), **ENDED}))
-    assert wire.blocking().wait(ID, seconds=20.05).status == "succeeded"
+def test_wait_listens_to_the_stream_and_polls_in_its_last_twenty_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quiet = Quiet()
+    clock = SimpleNamespace(monotonic=lambda: quiet.now)
+    monkeypatch.setattr("receiver.client.operations.time", clock)
+    wire = Wire(httpx.Response(200, stream=quiet), answer(200, {**MADE_ONE.json(), **ENDED}))
+    assert wire.blocking().wait(ID, seconds=31).status == "succeeded"
+    assert quiet.now == 12
     assert [request.headers.get("prefer") for request in wire.asked] == [None, "wait=19"]
 
 

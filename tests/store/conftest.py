@@ -18,7 +18,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = set(metafunc.fixturenames)
     if "engine" in names and not names & {"watch", "in_one_process"}:
         marks = {mark.name for mark in metafunc.definition.iter_markers()}
-        metafunc.parametrize("engine", engines(marks), indirect=True)
+        found = engines(marks)
+        if "on_postgres" in names:
+            found = [name for name in found if name != "sqlite"]
+        metafunc.parametrize("engine", found, indirect=True)
 
 
 def engines(marks: set[str]) -> list[str]:
@@ -72,6 +75,11 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 @pytest.fixture
 def in_one_process() -> None:
     """Mark a test that holds only if no other process can use the database."""
+
+
+@pytest.fixture
+def on_postgres() -> None:
+    """Mark a test of PostgreSQL only, in a file of tests of both engines."""
 
 
 @pytest.fixture

@@ -230,7 +230,9 @@ async def test_provider_is_asked_for_a_cost_until_the_cost_is_known(store: Store
     assert (found.cost.amount, found.cost.source) == (7e-6, "provider")
 
 
-async def test_cost_in_the_submit_answer_counts_at_the_end(store: Store) -> None:
+async def test_cost_in_the_submit_answer_counts_at_the_end_and_no_later_one_does(
+    store: Store,
+) -> None:
     await submitting(store, 1)
     said = progress(1, "accepted", NOW + 30, provider_id="req-1", cost=7 * CENT)
     await store.predictions.progress(said)
@@ -239,9 +241,17 @@ async def test_cost_in_the_submit_answer_counts_at_the_end(store: Store) -> None
 
     def judge(known: CurrentState, arrived: IncomingOutcome) -> Transition:
         heard.append(known.cost)
-        return found.judge(known, arrived)
+        assert known.cost is not None
+        ruled = found.judge(known, arrived)
+        return replace(ruled, cost=Price(known.cost, "provider"))
 
     await accept_outcome(store, replace(found, judge=judge))
     late = progress(1, "accepted", NOW + 30, provider_id="req-1", cost=9 * CENT)
-    await store.predictions.progress(late)  # too late: the sums are final
+    await store.predictions.progress(late)
     assert heard == [7 * CENT]
+    [total] = await store.costs.sums(0, 10**6, 10)
+    assert (total.predictions, total.amount, total.unknown) == (1, 7 * CENT, 0)
+    prediction = await store.predictions.get(pred(1))
+    assert prediction is not None
+    assert prediction.cost is not None
+    assert prediction.cost.amount == pytest.approx(0.07)

@@ -1,6 +1,7 @@
 """Deliveries: claimed by one process, settled once, and protected from a claim that was lost."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ from receiver.model.values import Recipients
 from receiver.store.breakers import Breakers
 from receiver.store.deliveries import LostAttempt
 from receiver.store.facade import Store
-from receiver.store.inbox import CurrentState, accept_outcome
+from receiver.store.inbox import CurrentState, IncomingOutcome, accept
 from receiver.store.paging import rfc3339
+from receiver.store.statement import Steps
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -539,12 +541,16 @@ async def test_special_characters_in_a_reason_are_stored_unchanged(store: Store)
 
 
 async def test_two_predictions_end_in_one_batch_with_their_own_deliveries(
-    store: Store,
+    engine: Engine,
 ) -> None:
+    def accept_batches(batches: Sequence[Sequence[IncomingOutcome]]) -> Steps[list[None]]:
+        for batch in batches:
+            yield from accept(batch)
+        return [None] * len(batches)
+
     for number in (1, 2):
-        await store.predictions.create(new(number))
-    await asyncio.gather(
-        accept_outcome(store, arrival(1, handlers=("a",))),
-        accept_outcome(store, arrival(2, handlers=("b",))),
-    )
-    assert await store.deliveries.pending() == {"a": 1, "b": 1}
+        await engine.store.predictions.create(new(number))
+    both = [arrival(1, handlers=("a",)), arrival(2, handlers=("b", "c"))]
+    await engine.store.write(accept_batches, both)
+    found = engine.rows("SELECT prediction_id, handler FROM deliveries ORDER BY handler")
+    assert found == [(pred(1), "a"), (pred(2), "b"), (pred(2), "c")]

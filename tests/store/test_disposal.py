@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from receiver.model.ids import delivery_id, oldest_id
-from receiver.model.values import Outcome, Output, Recipients
+from receiver.model.ids import oldest_id
+from receiver.model.values import Recipients
 from receiver.store.disposal import Cutoffs, DeleteBatch, DeleteResult, Disposal
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
@@ -18,7 +18,6 @@ from tests.store.parts import (
     arrival,
     claimed,
     ended,
-    judge,
     new,
     pred,
     processing,
@@ -310,18 +309,3 @@ async def test_accepted_callback_is_never_deleted_as_unneeded(engine: Engine, st
     rows = engine.rows("SELECT prediction_id, channel, digest FROM callbacks")
     await Disposal(store).delete_callbacks(DeleteBatch(rows=rows, seconds=60.0))
     assert len(engine.rows("SELECT * FROM callbacks")) == 1
-
-
-async def test_attempts_of_two_handlers_are_deleted_with_the_prediction(
-    engine: Engine, store: Store
-) -> None:
-    outcome = Outcome(kind="succeeded", output=[Output(url="https://x.example/1")])
-    await store.predictions.create(new(1))
-    await accept_outcome(store, arrival(1, outcome=outcome, judge=judge(Recipients(("a", "b")))))
-    for handler in ("a", "b"):
-        [claim] = (await store.claim(wanted(handler))).claims
-        assert claim.id == delivery_id(pred(1), handler)
-        await store.settle(settlement(claim))
-    await newer(store)
-    assert await dispose(store) == 1
-    assert engine.rows("SELECT * FROM attempts") == []

@@ -96,17 +96,21 @@ async def test_error_of_a_pooler_with_too_few_sessions_names_the_setting(
 ) -> None:
     with pgbouncer(tmp_path, bare_database, "session", {"default_pool_size": "3"}) as url:
         await made(url).migrate()
-        store = made(url)
-        async with started(store):
-            monkeypatch.setattr(sessions, "COMMAND_TIMEOUT", 0.3)
-            held = await asyncio.gather(*(store.connect() for _ in "abc"), return_exceptions=True)
-            said = r"no session was given: .* pooler .*RECEIVER_DATABASE_CONNECTIONS \(9\)"
-            with pytest.raises(StoreUnavailable, match=said):
-                await store.predictions.create(new(1))
-            for connection in held:
-                if not isinstance(connection, BaseException):  # one session is used for LISTEN
+        wakeups = Wakeups()
+        store = made(url, wakeups=wakeups)
+        with wakeups.listen("changes") as listens:
+            async with started(store):
+                async with asyncio.timeout(PATIENCE):
+                    await listens.wait()  # it uses one session, and the test the two others
+                held = [await store.connect() for _ in "ab"]
+                said = r"no session was given: .* pooler .*RECEIVER_DATABASE_CONNECTIONS \(9\)"
+                with monkeypatch.context() as patch:
+                    patch.setattr(sessions, "COMMAND_TIMEOUT", 0.1)
+                    with pytest.raises(StoreUnavailable, match=said):
+                        await store.predictions.create(new(1))
+                for connection in held:
                     await connection.close()
-            await store.predictions.create(new(1))
+                await store.predictions.create(new(1))
 
 
 async def test_transaction_mode_is_rejected_if_turned_off_and_leaves_no_lock(

@@ -241,9 +241,9 @@ async def test_session_of_a_frozen_process_is_ended_to_free_its_locks(
 ) -> None:
     """The server's idle timeout does not apply between preparing a statement and running it."""
     monkeypatch.setattr(group_commit, "_FROZEN_FOR", 0.1)
-    settings = {"application_name": "receiver", "idle_in_transaction_session_timeout": "200ms"}
     async with committing(scratch, lock_timeout="300ms") as line:
-        frozen = await asyncpg.connect(scratch.url, server_settings=settings)
+        named = {"application_name": "receiver"}
+        frozen = await asyncpg.connect(scratch.url, server_settings=named)
         await frozen.execute("BEGIN")
         await frozen.execute(_PUT, [1])
         await frozen.prepare("SELECT $1::int")  # and never runs it
@@ -377,7 +377,7 @@ async def test_write_after_close_is_rejected(scratch: Database) -> None:
 
 async def test_cancelled_caller_does_not_affect_other_writes(scratch: Database) -> None:
     reached, may_go_on = asyncio.Event(), asyncio.Event()
-    work = partial(work_then(reached, may_go_on))
+    work = work_then(reached, may_go_on)
     async with committing(scratch) as line:
         writes = [
             asyncio.create_task(line.committer.write("slow", work, number)) for number in range(4)

@@ -96,6 +96,26 @@ async def test_replay_step_makes_deliveries_pending_and_records_progress(engine:
     assert lineage == [(2, None), (1, "rep_1")]
 
 
+async def test_replay_step_that_fails_before_its_commit_changes_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = engine.store
+    await store.settle(settlement(await claimed(store), GIVEN_UP))
+    replays = await counted(store)
+    await replays.start("rep_1")
+    before = engine.dump()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault after the last statement")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "ReplayStepResult", fail)
+        with pytest.raises(RuntimeError, match="after the last statement"):
+            await replays.take_step(step(0, 1, [pred(1)]))
+    assert engine.dump() == before
+    assert await replays.take_step(step(0, 1, [pred(1)])) == ReplayStepResult(("greet",), "done")
+
+
 async def test_replay_step_from_another_position_changes_nothing(engine: Engine) -> None:
     store = engine.store
     await ended(store, 1)

@@ -8,10 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import pytest
 
 from receiver.model.ids import delivery_id
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import EngineName, migrations
 from tests.postgres import Database
@@ -62,6 +64,14 @@ ATTEMPT: dict[str, Any] = {
     "reason": "",
 }
 STEP: dict[str, Any] = {"delivery_id": delivery_id(pred(1), "greet"), "key": "k", "result": "1"}
+FIRST: dict[str, dict[str, Any]] = {
+    "predictions": {**PREDICTION, **SUCCESS, "idempotency_key": "k1", "provider_id": "r1"},
+    "events": EVENT,
+    "deliveries": DELIVERY,
+    "callbacks": CALLBACK,
+    "attempts": ATTEMPT,
+    "steps": STEP,
+}
 
 
 @pytest.fixture
@@ -73,13 +83,8 @@ def rows(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     engine.store.close()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
-        names = {"idempotency_key": "k1", "provider_id": "r1"}
-        insert(connection, "predictions", {**PREDICTION, **SUCCESS, **names})
-        insert(connection, "events", EVENT)
-        insert(connection, "deliveries", DELIVERY)
-        insert(connection, "callbacks", CALLBACK)
-        insert(connection, "attempts", ATTEMPT)
-        insert(connection, "steps", STEP)
+        for table, row in FIRST.items():
+            insert(connection, table, row)
         yield connection
 
 
@@ -152,7 +157,7 @@ FORBIDDEN = {
         delivery(id=delivery_id(pred(3), "greet")),
         "a_name_is_of_its_event",
     ),
-    "an unknown state": (delivery(state="lost"), "state"),
+    "an unknown state": (delivery(state="lost", due_at=None), "state"),
     "a pending delivery that is never due": (
         delivery(due_at=None),
         "a_pending_delivery_is_due",
@@ -214,9 +219,51 @@ def test_database_accepts_valid_row(rows: sqlite3.Connection, name: str) -> None
     insert(rows, *ALLOWED[name])
 
 
-def test_every_named_constraint_is_tested() -> None:
-    words = " ".join(migrations("sqlite")).split()
+@pytest.mark.anyio
+async def test_postgresql_rejects_and_accepts_the_same_rows(database: Database) -> None:
+    """All on one connection and in one transaction: a database for each row takes too long."""
+    connection = await asyncpg.connect(database.url, server_settings={"search_path": SCHEMA})
+    try:
+        await connection.transaction().start()  # and the end of the connection rolls it back
+        for table, row in FIRST.items():
+            await insert_there(connection, table, row)
+        for name, ((table, row), words) in FORBIDDEN.items():
+            with pytest.raises(asyncpg.IntegrityConstraintViolationError) as refused:
+                await insert_there(connection, table, row)
+            assert words in violated(refused.value), name
+        for table, row in ALLOWED.values():
+            savepoint = connection.transaction()
+            await savepoint.start()
+            await insert_there(connection, table, row)
+            await savepoint.rollback()
+    finally:
+        await connection.close()
+
+
+async def insert_there(connection: Connection, table: str, row: dict[str, Any]) -> None:
+    marks = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+    async with connection.transaction():  # an inner one, which can fail alone
+        await connection.execute(
+            f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", *row.values()
+        )
+
+
+def violated(error: asyncpg.IntegrityConstraintViolationError) -> set[str]:
+    """Return what an error of PostgreSQL says, in SQLite's words."""
+    if isinstance(error, asyncpg.ForeignKeyViolationError):
+        return {"FOREIGN KEY"}
+    table = error.table_name
+    if isinstance(error, asyncpg.UniqueViolationError):
+        columns = str(error.detail).partition("(")[2].partition(")")[0].split(", ")
+        return {f"{table}.{column}" for column in columns}
+    return {str(error.constraint_name).removeprefix(f"{table}_").removesuffix("_check")}
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+def test_every_named_constraint_is_tested(name: EngineName) -> None:
+    words = " ".join(migrations(name)).split()
     named = {rule for word, rule in pairwise(words) if word == "CONSTRAINT"}
+    assert named
     assert named <= {words for _, words in FORBIDDEN.values()}
 
 

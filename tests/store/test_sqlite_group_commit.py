@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +17,7 @@ from receiver.model.values import Outcome, Output, Shift
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.group_commit import Writer
-from receiver.store.statement import Steps, Transaction, short
+from receiver.store.statement import Run, Statement, Steps, Transaction, short
 from tests.patience import PATIENCE
 from tests.receiving import eventually
 from tests.store.parts import NOW, SQLite, Watch, arrival, ended, new, pred, slots, wanted
@@ -351,15 +352,26 @@ async def test_short_writes_run_on_the_event_loop_and_batch_during_a_commit(
     assert connection.ran == 2 * [("BEGIN IMMEDIATE", True), ("COMMIT", False)]
 
 
-async def test_write_after_a_failed_commit_succeeds(
-    slow: tuple[Writer, type[Slow]],
+async def test_failed_commit_is_rolled_back_and_the_next_write_succeeds(
+    slow: tuple[Writer, type[Slow]], tmp_path: Path
 ) -> None:
     writer, connection = slow
-    connection.is_full = True
-    with pytest.raises(StoreUnavailable, match="full"):
-        await writer.write(double, 1)
-    connection.is_full = False
-    assert await writer.write(double, 2) == 4
+    insert = Statement("INSERT INTO kept (n) VALUES (:n::int)")
+
+    @short()
+    def put(items: Sequence[int]) -> Steps[Sequence[None]]:
+        for item in items:
+            yield Run(insert, {"n": item})
+        return [None] * len(items)
+
+    with closing(sqlite3.connect(tmp_path / "w.db")) as beside:
+        beside.execute("CREATE TABLE kept (n)")
+        connection.is_full = True
+        with pytest.raises(StoreUnavailable, match="full"):
+            await writer.write(put, 1)
+        connection.is_full = False
+        await writer.write(put, 2)
+        assert beside.execute("SELECT n FROM kept").fetchall() == [(2,)]
 
 
 async def test_failing_short_write_fails_alone(slow: tuple[Writer, type[Slow]]) -> None:

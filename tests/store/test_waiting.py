@@ -200,12 +200,12 @@ async def test_note_is_stored_with_its_attempt(store: Store) -> None:
     ]
 
 
-async def test_delivery_that_waits_for_an_ended_one_is_released_on_postgresql(
-    engine: Engine,
-) -> None:
-    """A replay may make a delivery wait just as the one that it waits for is settled."""
-    if not isinstance(engine, Postgres):
-        return  # SQLite has one writer, so that this race cannot happen
+@pytest.mark.usefixtures("on_postgres")
+async def test_delivery_that_waits_for_an_ended_one_is_released(engine: Postgres) -> None:
+    """A replay may make a delivery wait just as the one that it waits for is settled.
+
+    SQLite has one writer, so that this cannot happen there.
+    """
     store = engine.store
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
     engine.database.execute(
