@@ -30,7 +30,7 @@ def proxies(**env: str) -> Proxies:
 
 
 def problems(**env: str) -> list[str]:
-    return Settings.look({**NEEDED, **env})[1]
+    return Settings.parse({**NEEDED, **env})[1]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def connected() -> closing[Client]:
     from receiver.cli.environment import read_env_file
     from receiver.settings import Caller
 
-    read_env_file(dev=Caller.look(os.environ)[0].key is None)
+    read_env_file(dev=Caller.parse(os.environ)[0].key is None)
     return closing(Client(os.environ))
 
 
@@ -103,7 +103,7 @@ def rows(
     `notice` is called if there may be more.
     """
     size = _LARGEST_PAGE if limit is None else min(limit, _LARGEST_PAGE)
-    returned = looks = 0
+    returned = incomplete = 0
     cursor: str | None = None
     while True:
         page = client.get(at(listed, **{**params, "limit": size, "cursor": cursor}))
@@ -117,8 +117,8 @@ def rows(
                 return
         if cursor is None:
             return
-        looks += len(data) < size
-        if limit is not None and looks == _MAX_INCOMPLETE_PAGES:
+        incomplete += len(data) < size
+        if limit is not None and incomplete == _MAX_INCOMPLETE_PAGES:
             notice("searched far back for these; --all searches on")
             return
 

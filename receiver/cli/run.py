@@ -120,7 +120,7 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
             await work(given, stop)
         exit_after(LINGER, 0)
 
-    serving.spare_the_collector()
+    serving.tune_garbage_collection()
     run(working(), uvloop.new_event_loop())
 
 

@@ -34,11 +34,11 @@ def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch:
         if settings.mode != "serverless":  # there the deployment migrates
             asyncio.run(migrate(settings))
         sys.setswitchinterval(_SWITCH)
-        spare_the_collector()
+        tune_garbage_collection()
         Server(app, where.host, where.port).run(sockets)
 
 
-def spare_the_collector() -> None:
+def tune_garbage_collection() -> None:
     """Exclude the objects made so far from garbage collection, and collect less often."""
     gc.collect()
     gc.freeze()

@@ -113,7 +113,7 @@ class _Shared(httpx.AsyncBaseTransport):
         return answer
 
 
-def lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
+def client_over(client: httpx.AsyncClient) -> httpx.AsyncClient:
     """Return a client over another's connections that may be changed and closed freely."""
     return httpx.AsyncClient(
         transport=_Shared(client),
@@ -176,12 +176,12 @@ class Context:
         Its headers, cookies and settings belong to this attempt; its connections are shared, and
         stay open when it is closed.
         """
-        return lent(self._tools.http)
+        return client_over(self._tools.http)
 
     @cached_property
     def guarded(self) -> httpx.AsyncClient:
         """The same for untrusted addresses: it connects to public addresses only."""
-        made = lent(self._tools.results)
+        made = client_over(self._tools.results)
         made.follow_redirects = False
         return made
 

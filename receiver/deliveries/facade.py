@@ -15,7 +15,7 @@ import httpx
 import structlog
 
 from receiver.deliveries.breaker import BreakerPolicy
-from receiver.deliveries.context import Submit, Tools, lent
+from receiver.deliveries.context import Submit, Tools, client_over
 from receiver.deliveries.fetch import Fetched, fetch
 from receiver.deliveries.guard import guarded_client
 from receiver.deliveries.registry import Registry
@@ -120,9 +120,9 @@ class Deliveries:
         finally:
             await self.worker.stop(asked=is_asked_to_stop)
 
-    def lend(self, *, guarded: bool = False) -> httpx.AsyncClient:
+    def http_client(self, *, guarded: bool = False) -> httpx.AsyncClient:
         """Return a client that uses the handlers' connections; guarded: public addresses only."""
-        client = lent(self._results if guarded else self._http)
+        client = client_over(self._results if guarded else self._http)
         client.follow_redirects = client.follow_redirects and not guarded
         return client
 

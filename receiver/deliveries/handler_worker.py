@@ -61,7 +61,7 @@ class HandlerWorker:
         self._pace = pace
         self._followers = followers
         self._awake = asyncio.Event()
-        self._running = TaskSet(self._look_again)
+        self._running = TaskSet(self._wake_if_full)
         self._taking = asyncio.Lock()
         self._is_retired = False
         self._settling = 0
@@ -189,14 +189,14 @@ class HandlerWorker:
         most = self._handler.concurrency
         return most - len(self._running) + min(self._settling, most)
 
-    def _look_again(self) -> None:
+    def _wake_if_full(self) -> None:
         if self._full:
             self._awake.set()
 
     @contextlib.contextmanager
     def _place_given_up(self) -> Iterator[None]:
         self._settling += 1
-        self._look_again()
+        self._wake_if_full()
         try:
             yield
         finally:

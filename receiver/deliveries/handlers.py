@@ -15,7 +15,7 @@ from receiver.deliveries.loading import short_name
 from receiver.deliveries.ways_in import LISTED, called, check_bound, refuse_bare, takes
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Policy
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -208,7 +208,7 @@ def _check_unknown(unknown: Mapping[str, object]) -> None:
     if unknown:
         known = inspect.signature(on).parameters.keys() - {"types", "unknown"}
         names = sorted(unknown)
-        raise TypeError(f"on() has no parameter {', '.join(names)}{meant(names[0], known)}")
+        raise TypeError(f"on() has no parameter {', '.join(names)}{did_you_mean(names[0], known)}")
 
 
 def _flag(given: object) -> bool | None:
@@ -264,7 +264,7 @@ def _types(types: Sequence[object]) -> frozenset[str]:
         if word not in (*TYPES, "*"):
             raise ValueError(
                 f"unknown event type {word!r}: use succeeded, failed, canceled or *"
-                f"{meant(word, TYPES)}"
+                f"{did_you_mean(word, TYPES)}"
             )
     wanted = TYPES if not words or "*" in words else words
     return frozenset(_PREFIX + word for word in wanted)

@@ -23,7 +23,7 @@ from receiver.deliveries.registry import (
 )
 from receiver.deliveries.ways_in import LISTED
 from receiver.model.errors import HandlerError
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 
 _LONGEST_LINE: Final = 120
 
@@ -33,13 +33,13 @@ def load(names: Sequence[str]) -> Registry:
 
     Raises one HandlerError for all names that cannot be found, read or registered.
     """
-    registry, problems = look(names)
+    registry, problems = load_and_check(names)
     if problems:
         raise HandlerError("\n".join(problems))
     return registry
 
 
-def look(names: Sequence[str]) -> tuple[Registry, list[str]]:
+def load_and_check(names: Sequence[str]) -> tuple[Registry, list[str]]:
     """Load the handlers that can be loaded; return them and all problems.
 
     Files that import each other must be named in one call: each call runs its files again, so a
@@ -139,7 +139,7 @@ def _import(name: str) -> ModuleType:
     except SyntaxError as error:
         raise HandlerError(_syntax(name, error)) from error
     except ModuleNotFoundError as error:
-        near = meant(name, _names_here()) if error.name == name else ""
+        near = did_you_mean(name, _names_here()) if error.name == name else ""
         raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}{near}") from error
     except BaseException as error:  # a file may call sys.exit()
         raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}") from error

@@ -18,7 +18,7 @@ from receiver.deliveries.handlers import Handler
 from receiver.deliveries.ways_in import LISTED, PluginRoute, PluginSource
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import Recipients
 from receiver.settings.reader import misspelled_of_handlers
 
@@ -134,7 +134,7 @@ class Registry:
         """Return a text for each likely mistake; `providers` are the names that exist."""
         found = [
             f"handler {name} is to run after {other}, which is not a handler here: it will not wait"
-            f"{meant(other, self.handlers)}"
+            f"{did_you_mean(other, self.handlers)}"
             for name, handler in self.handlers.items()
             for other in handler.after
             # An installed one that is not used here is no mistake: `slack-in` may lack `save`.
@@ -142,7 +142,7 @@ class Registry:
         ]
         found += [
             f"{one.place}: handler {one.name} wants provider={one.provider_glob!r}, and there is "
-            f"none: it will never run{meant(one.provider_glob, providers)}"
+            f"none: it will never run{did_you_mean(one.provider_glob, providers)}"
             for one in self.handlers.values()
             if not any(map(one.provider.match, providers))
         ]
@@ -161,10 +161,10 @@ class Registry:
         metadata: dict[str, Any] = {}
         if any(handler.metadata for handler in self.handlers.values()):
             metadata = msgspec.json.decode(known.metadata)
-        names = self.wanting(event_type, known.provider, known.model, metadata, known.reply_to)
+        names = self.matching(event_type, known.provider, known.model, metadata, known.reply_to)
         return Recipients(tuple(names), self.waiting(names))
 
-    def wanting(
+    def matching(
         self,
         event_type: str,
         provider: str,

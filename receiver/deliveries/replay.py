@@ -76,13 +76,13 @@ class Replayer:
         events = matched = 0
         stretch = (last, last)
         while at < last:
-            look = await self._replays.look(wanted, at, last, _PAGE)
-            for found in look.candidates:
+            page = await self._replays.candidates(wanted, at, last, _PAGE)
+            for found in page.candidates:
                 if pending := sieve.count(found):
                     stretch = (stretch[0] if events else found.seq - 1, found.seq)
                     events += 1
                     matched += pending
-            at = look.end
+            at = page.end
         return CountedReplay(
             id=new_id("rep", now),
             wanted=wanted,
@@ -126,13 +126,13 @@ class Replayer:
     async def _step(self, replay: RunningReplay) -> None:
         began = time.monotonic()
         sieve = _Selector(replay.wanted, self._registry)
-        look = await self._replays.look(replay.wanted, replay.next, replay.last, _STEP)
+        page = await self._replays.candidates(replay.wanted, replay.next, replay.last, _STEP)
         stepped = await self._replays.take_step(
             ReplayStep(
                 replay_id=replay.id,
                 begin=replay.next,
-                end=look.end,
-                predictions=[found.known.id for found in look.candidates if sieve.count(found)],
+                end=page.end,
+                predictions=[found.known.id for found in page.candidates if sieve.count(found)],
                 choose=sieve.recipients,
                 now=self._clock(),
             )

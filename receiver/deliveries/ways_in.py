@@ -30,7 +30,7 @@ import msgspec
 
 from receiver.model.errors import HandlerError, Problem, Unproved
 from receiver.model.requests import refuse_coding
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 
 T = TypeVar("T")
 
@@ -269,7 +269,7 @@ def _check_name(name: object) -> None:
 
 def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str]) -> None:
     for name in sorted(unknown):
-        raise TypeError(f"{what}() has no parameter {name}{meant(name, known)}")
+        raise TypeError(f"{what}() has no parameter {name}{did_you_mean(name, known)}")
 
 
 def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:

@@ -204,7 +204,7 @@ class Worker:
         self._heartbeat.renew()  # if the process was frozen: its running deliveries are not lost
         await self.reclaim()
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Read deliveries and breakers again: a breaker was set by hand, or the clock stepped."""
         self._known.forget()
         self._runtime.wakeups.wake_all("handler")

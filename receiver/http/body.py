@@ -112,7 +112,7 @@ def json_body(body: bytes, kind: type[Asked]) -> Asked:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", complaint(kind, str(error))) from error
+        raise Problem(422, "invalid-request", validation_message(kind, str(error))) from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
 
@@ -165,7 +165,7 @@ def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
         if text.endswith("\n"):  # in Python only, `$` also matches before it
             raise Problem(422, "invalid-request", f"{name}: it ends with a line break")
         if text not in _words(kind).get(name, (text,)):
-            raise Problem(422, "invalid-request", complaint(kind, f" - at `$.{name}`"))
+            raise Problem(422, "invalid-request", validation_message(kind, f" - at `$.{name}`"))
     numbers = _numbers(kind)
     given = {
         name: int(text) if name in numbers and _WHOLE.fullmatch(text) else text
@@ -174,7 +174,7 @@ def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", complaint(kind, str(error))) from None
+        raise Problem(422, "invalid-request", validation_message(kind, str(error))) from None
 
 
 @cache
@@ -204,7 +204,7 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return schema
 
 
-def complaint(kind: type[msgspec.Struct], message: str) -> str:
+def validation_message(kind: type[msgspec.Struct], message: str) -> str:
     """Return an error message that states what a field of a struct must be."""
     message, _, place = message.partition(" - at `$.")
     name = place.rstrip("`")

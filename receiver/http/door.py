@@ -59,13 +59,13 @@ class Door:
     def http(self) -> httpx.AsyncClient:
         """An httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
         if self._http is None:
-            self._http = self._parts.deliveries.lend()
+            self._http = self._parts.deliveries.http_client()
         return self._http
 
     @property
     def guarded(self) -> httpx.AsyncClient:
         """The same for addresses from outside: it connects to public addresses only."""
-        return self._parts.deliveries.lend(guarded=True)
+        return self._parts.deliveries.http_client(guarded=True)
 
     async def order(
         self,

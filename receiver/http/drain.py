@@ -106,14 +106,14 @@ class Drain:
     async def _run_due(self, until: float, last_start: float, seconds: float) -> Due:
         """Run due work until none is left or it is too late to begin; return the rest."""
         clock = asyncio.get_running_loop().time
-        due = await self._look()
+        due = await self._due()
         if due.claimed:
             await self._worker.reclaim()
-            due = await self._look()
+            due = await self._due()
         while clock() < last_start:
             replayed = bool(self._housekeeping) and await self._deliveries.replayer.step()
             if replayed:
-                due = await self._look()
+                due = await self._due()
             elif not _is_work(due):
                 break
             started = self._done()
@@ -121,17 +121,17 @@ class Drain:
                 self._predictions.drain(until, last_start),
                 self._worker.drain(due.handlers, until, seconds),
             )
-            due = await self._look()  # the work may have made more work due
+            due = await self._due()  # the work may have made more work due
             if self._done() == started and not replayed:
                 # Nothing could start: claims are lost, or there is no room, or others are at it.
                 await self._worker.reclaim()
                 break
         return due
 
-    async def _look(self) -> Due:
+    async def _due(self) -> Due:
         runtime = self._runtime
         self._looked_at = asyncio.get_running_loop().time()
-        return await self._store.look(
+        return await self._store.due(
             runtime.owner,
             self._deliveries.registry.handlers,
             self._predictions.on,
@@ -161,7 +161,7 @@ class Drain:
 
     def _done(self) -> _Counts:
         worker, predictions = self._worker, self._predictions
-        return _Counts(worker.attempts, predictions.submits, predictions.looks, worker.cut_short)
+        return _Counts(worker.attempts, predictions.submits, predictions.polls, worker.cut_short)
 
 
 def _is_work(due: Due) -> bool:

@@ -111,7 +111,9 @@ class WebhookRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
         provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
-        made = None if provider == _UNKNOWN else self._inbox.opens(provider, params["token"])
+        made = None
+        if provider != _UNKNOWN:
+            made = self._inbox.prediction_id_of(provider, params["token"])
         about(scope, provider=provider, prediction=made)
         taken = None
         try:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import plain
 
 Kind: TypeAlias = Literal["text", "integer", "number", "boolean", "picture"]
@@ -61,7 +61,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         word = plain(value).casefold()
         if word not in words:
             listed = ", ".join(map(plain, self.choices))
-            raise ValueError(f"must be one of {listed}{meant(word, words)}")
+            raise ValueError(f"must be one of {listed}{did_you_mean(word, words)}")
         return words[word]
 
 

@@ -21,7 +21,7 @@ def clean(text: str) -> str:
     return text[1:-1].strip() if is_quoted and len(text) > 1 else text
 
 
-def meant(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the end of an error about a word: the most similar valid word, if there is one."""
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -99,9 +99,9 @@ class Watch:
         """The last step that was not followed."""
 
     async def run(self) -> NoReturn:
-        await repeat(self.look, longest=_EVERY)
+        await repeat(self.compare, longest=_EVERY)
 
-    async def look(self) -> None:
+    async def compare(self) -> None:
         """Compare the clocks, and follow a step."""
         step = self._clock.step()
         if step is None:

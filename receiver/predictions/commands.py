@@ -19,7 +19,7 @@ import msgspec
 from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
 from receiver.model.recipes import TRUTHS, Option, Recipe, RecipeBook
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import plain
 from receiver.predictions.recipes import bad_option, find, line
 
@@ -170,7 +170,7 @@ class _Reading:
         if dashes == "--" or name in known:
             return True
         self._guesses -= 1
-        return self._guesses >= 0 and bool(meant(name[:40], known, _NEAR))
+        return self._guesses >= 0 and bool(did_you_mean(name[:40], known, _NEAR))
 
     def _switch(self, word: str, value: str | None, left: list[Word]) -> None:
         off = self._names.get(word.removeprefix("no-"))
@@ -178,7 +178,9 @@ class _Reading:
             self._set(off, False)
             return
         if word not in self._names:
-            raise self._bad(f"there is no option --{word[:40]}{meant(word[:40], self._names)}")
+            raise self._bad(
+                f"there is no option --{word[:40]}{did_you_mean(word[:40], self._names)}"
+            )
         name = self._names[word]
         if value is None:
             value = self._value(name, self._recipe.options[name], left)

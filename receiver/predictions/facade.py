@@ -190,7 +190,7 @@ class Predictions:
 
     def housekeeping(self) -> Housekeeping:
         """Return the steps that only one process runs every few seconds, by name."""
-        return {"submits": self._submit_queued, "looks": self._poll_due}
+        return {"submits": self._submit_queued, "polls": self._poll_due}
 
     async def _submit_queued(self) -> None:
         """Submit queued predictions, of any process, for which there is room."""
@@ -199,7 +199,7 @@ class Predictions:
 
     async def _poll_due(self) -> None:
         """Poll due predictions, of any process."""
-        await self._poller.look_around()
+        await self._poller.start_due_polls()
 
     async def drain(self, until: float, last_start: float) -> None:
         """Submit and poll due predictions until none is left, or `until` by the loop's clock.
@@ -229,6 +229,6 @@ class Predictions:
         return sum(submitter.submits for submitter in self._submitters.values())
 
     @property
-    def looks(self) -> int:
+    def polls(self) -> int:
         """Number of polls begun by this process."""
-        return self._poller.looks
+        return self._poller.polls

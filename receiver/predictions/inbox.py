@@ -42,7 +42,7 @@ _EVIDENCE: Final = (b"x-", b"webhook-")
 """Prefixes of the headers that are a provider's own."""
 _MOST_PARKED: Final = 1000
 _MOST_WARNED: Final = 1000
-_SEEK: Final = (0.2, 1.0, 4.0)
+_SEARCH_AGAIN: Final = (0.2, 1.0, 4.0)
 """Seconds between searches for the prediction of a stream event that came before its id."""
 
 
@@ -76,7 +76,7 @@ class Inbox:
             if isinstance(provider, Metered)
         }
         self._clock = runtime.clock
-        self._seeking = TaskSet()
+        self._searches = TaskSet()
         self._store = store
         self._providers = providers
         self._tokens = tokens
@@ -86,7 +86,7 @@ class Inbox:
         self._unmatched: set[tuple[str, str | None, OutcomeKind]] = set()
         """Provider, model and kind of outcomes that were already logged as unmatched."""
 
-    def opens(self, provider_name: str, token: str) -> str | None:
+    def prediction_id_of(self, provider_name: str, token: str) -> str | None:
         """Return the prediction id of a callback's path; None if we did not make that path."""
         try:
             return self._tokens.open_callback(provider_name, token)
@@ -96,7 +96,7 @@ class Inbox:
     async def callback(
         self, provider_name: str, prediction_id: str, callback: Callback
     ) -> AcceptResult:
-        """Prove and record a callback on a path that `opens`.
+        """Prove and record a callback on a path that we made.
 
         Raises Unproved, KeysUnavailable or StoreUnavailable.
         """
@@ -159,13 +159,13 @@ class Inbox:
         prediction_id = await self._store.predictions.find(provider_name, outcome.provider_id)
         if prediction_id is None:
             if not self._runtime.single_process:
-                self._seeking.start(self._seek(provider_name, outcome.provider_id))
+                self._searches.start(self._search_again(provider_name, outcome.provider_id))
             return None
         return await self.unpark(provider_name, outcome.provider_id, prediction_id)
 
-    async def _seek(self, provider_name: str, provider_id: str) -> None:
+    async def _search_again(self, provider_name: str, provider_id: str) -> None:
         """Look again for the prediction of a parked event: another process may be submitting it."""
-        for seconds in _SEEK:
+        for seconds in _SEARCH_AGAIN:
             await asyncio.sleep(seconds)
             with contextlib.suppress(StoreUnavailable, Unproved):  # a poll finds out
                 prediction_id = await self._store.predictions.find(provider_name, provider_id)
@@ -175,7 +175,7 @@ class Inbox:
 
     async def stop(self) -> None:
         """Stop the searches for predictions of parked events."""
-        await self._seeking.cancel()
+        await self._searches.cancel()
 
     async def unpark(
         self, provider_name: str, provider_id: str, prediction_id: str

@@ -31,7 +31,7 @@ from receiver.store.predictions import Job, Progress
 
 log = structlog.get_logger("receiver")
 
-_MOST_LOOKS: Final = 32
+_MOST_POLLS: Final = 32
 _MOST_FOLLOWS: Final = 3
 _MOST_PAGES: Final = 6
 """The most requests of one search for the prediction of an ambiguous submit."""
@@ -60,7 +60,7 @@ class Poller:
         self._clock = runtime.clock
         self._longest = LONGEST_NAP if runtime.single_process else BACKSTOP
         self._hints: list[float] = []
-        self.looks = 0
+        self.polls = 0
         """Number of polls begun."""
         self._store = store
         self._inbox = inbox
@@ -74,7 +74,7 @@ class Poller:
         self._claims = TaskSet(is_awaited=True)
         self._claimed: dict[str, Job] = {}
         """Predictions that this process has claimed, and whose poll has not ended."""
-        self._next_look = float("inf")
+        self._next_round = float("inf")
 
     async def stop(self) -> None:
         """Cancel the polls under way, and make claimed predictions due now for other processes."""
@@ -86,10 +86,10 @@ class Poller:
                 await asyncio.gather(*(self._again(job, now) for job in self._claimed.values()))
 
     def due(self, at: float) -> None:
-        """Wake the poller if a prediction is due before its next look."""
+        """Wake the poller if a prediction is due before its next round of polls."""
         if not self._runtime.single_process:
             heapq.heappush(self._hints, at)
-        if at < self._next_look:
+        if at < self._next_round:
             self._runtime.wakeups.wake_all("poll")
 
     async def run(self) -> NoReturn:
@@ -102,37 +102,37 @@ class Poller:
             await repeat(self._step, awake, longest=self._longest)
 
     async def _step(self) -> float:
-        self._next_look = float("inf")
+        self._next_round = float("inf")
         began = self._clock()
-        nap = await self.look_around()
+        nap = await self.start_due_polls()
         if not self._runtime.single_process:
             nap = self._next_hint(began)
         nap = min(max(nap, 0.0), self._longest)
-        self._next_look = self._clock() + nap
+        self._next_round = self._clock() + nap
         return nap
 
     def _next_hint(self, began: float) -> float:
-        """Return the seconds until the next look, after a look that began at `began`."""
+        """Return the seconds until the next round, after a round that began at `began`."""
         while self._hints and self._hints[0] <= began:
             heapq.heappop(self._hints)
         return self._hints[0] - self._clock() if self._hints else BACKSTOP
 
-    async def look_around(self) -> float:
+    async def start_due_polls(self) -> float:
         """Start a poll of every due prediction; return the seconds until the next is due."""
         now = self._clock()
         for provider in self._providers.keys() - self._on:
             before = now - self._timeout
-            for prediction_id in await self._store.predictions.stale(provider, before, _MOST_LOOKS):
+            for prediction_id in await self._store.predictions.stale(provider, before, _MOST_POLLS):
                 await self._expire_unsent(provider, prediction_id)
-            late = await self._store.predictions.late(provider, self._clock(), _MOST_LOOKS)
+            late = await self._store.predictions.late(provider, self._clock(), _MOST_POLLS)
             for each in late:
                 await self._inbox.too_late(provider, *each)
-        naps = [await self._look_at(provider, now) for provider in self._providers]
+        naps = [await self._start_polls(provider, now) for provider in self._providers]
         return min(naps, default=LONGEST_NAP)
 
-    async def _look_at(self, provider: str, now: float) -> float:
+    async def _start_polls(self, provider: str, now: float) -> float:
         """Start polls at one provider; each has its own bound, so a slow one delays no other."""
-        room = _MOST_LOOKS - self.under_way.names().count(provider)
+        room = _MOST_POLLS - self.under_way.names().count(provider)
         if room <= 0:
             return LONGEST_NAP
         hold_until = now + ANSWER_TIMEOUT + MARGIN
@@ -145,19 +145,19 @@ class Poller:
         """Claim due predictions, and start a poll of each."""
         for job in await self._store.predictions.claim_due(provider, now, hold_until, room):
             self._claimed[job.ticket.id] = job
-            self.under_way.start(self._look_safely(job), provider)
-            self.looks += 1
+            self.under_way.start(self._poll_safely(job), provider)
+            self.polls += 1
 
-    async def _look_safely(self, job: Job) -> None:
+    async def _poll_safely(self, job: Job) -> None:
         try:
-            await self.look(job)
+            await self.poll(job)
         except StoreUnavailable:
             pass  # the row is due again when its hold ends
         except Exception:
             log.exception("task.failed", prediction=job.ticket.id)
         self._claimed.pop(job.ticket.id, None)
 
-    async def look(self, job: Job) -> None:
+    async def poll(self, job: Job) -> None:
         """Poll one due prediction; after it, the prediction has ended or is due again."""
         now = self._clock()
         if job.status in TERMINAL or job.status is Status.QUEUED:
@@ -212,7 +212,7 @@ class Poller:
             if job.ticket.provider_id is None:
                 return await self._search(job)
             try:
-                outcome, body = await self._poll(job)
+                outcome, body = await self._request_outcome(job)
             except TooLarge as large:  # it will be too large next time, too
                 error = Error(code="provider_error", message=f"the result cannot be taken: {large}")
                 outcome, body = Outcome(kind="failed", error=error), b""
@@ -243,7 +243,7 @@ class Poller:
             raise Unreadable(f"{job.provider} does not know it (HTTP 404)")
         return ended
 
-    async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
+    async def _request_outcome(self, job: Job) -> tuple[Outcome, bytes]:
         provider = self._providers[job.provider]
         client = self._clients[job.provider]
         answer = await client.ask(provider.poll(job.ticket))
@@ -281,7 +281,7 @@ class Poller:
         url = candidate.callback_url
         if url is not None:
             token = url.rpartition("/")[2]
-            if self._inbox.opens(job.provider, token) != job.ticket.id:
+            if self._inbox.prediction_id_of(job.provider, token) != job.ticket.id:
                 return False
         return await self._store.predictions.find(job.provider, candidate.provider_id) is None
 

@@ -17,7 +17,7 @@ from receiver.model.answers import OfferedButton, OfferedRecipe
 from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
 from receiver.model.recipes import Kind, Option, Recipe, RecipeBook
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import plain
 
 _TYPES: Final[Mapping[Kind, Mapping[str, Any]]] = {
@@ -40,7 +40,7 @@ def find(book: RecipeBook, name: str) -> Recipe:
     if name in book.recipes:
         return book.recipes[name]
     known = ", ".join(book.recipes)
-    near = f"{name[:40]!r}{meant(name[:40], book.recipes)}; there is {known}"
+    near = f"{name[:40]!r}{did_you_mean(name[:40], book.recipes)}; there is {known}"
     detail = f"there is no recipe {near}" if known else "there are no recipes here yet"
     raise Problem(404, "unknown-recipe", detail)
 
@@ -53,7 +53,7 @@ def read_options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     right: dict[str, Any] = {}
     wrong = [
-        f"there is no option {name[:40]!r}{meant(name[:40], recipe.options)}"
+        f"there is no option {name[:40]!r}{did_you_mean(name[:40], recipe.options)}"
         for name in given.keys() - recipe.options.keys()
     ]
     for name, option in recipe.options.items():
@@ -102,7 +102,7 @@ def _example(name: str, option: Option, given: Any = None) -> Any:
     """Return a valid value of an option, near the given one."""
     if option.choices:
         words = {plain(choice).casefold(): choice for choice in option.choices}
-        near = meant(plain(given).casefold(), words).removeprefix(" (did you mean ")[:-2]
+        near = did_you_mean(plain(given).casefold(), words).removeprefix(" (did you mean ")[:-2]
         return words.get(near, option.choices[0])
     if option.kind in {"integer", "number"}:
         return _nearest(option, given)

@@ -46,7 +46,7 @@ class Room:
             return limit
         return self._most if limit is None else min(limit, self._most)
 
-    def full(self, at_work: int, began: float, after: float | None) -> None:
+    def note_full(self, at_work: int, began: float, after: float | None) -> None:
         """Record that `at_work` fill the provider, by the refusal of a submit begun at `began`."""
         self._rest(after or 0.0)
         if self._is_refused and began > self._refused_at:
@@ -55,13 +55,13 @@ class Room:
         self._most = at_work if self._most is None else min(self._most, at_work)
         self._note_refusal()
 
-    def lock(self, message: str) -> None:
+    def note_lock(self, message: str) -> None:
         """Record that the provider has locked our account."""
         self.locked = message
         self._rest(LOCKED)
         self._note_refusal()
 
-    def taken(self, began: float) -> bool:
+    def note_accepted(self, began: float) -> bool:
         """Record that a submit, begun at `began`, was taken; return whether that ended a lock."""
         if began < self._refused_at:
             return False

@@ -23,7 +23,7 @@ from receiver.model.ids import new_id
 from receiver.model.recipes import Limit
 from receiver.model.requests import SubmitFields, SubmitRequest, check_json
 from receiver.model.states import TERMINAL
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import Error, Mode, Order, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.predictions.inbox import Inbox
@@ -254,7 +254,7 @@ class PredictionService:
             ) from error
         if answer.status < httpx.codes.BAD_REQUEST:
             await self._store.predictions.mark_cancel(job.ticket.id)
-        await self._poller.look(await self._job(job.ticket.id))
+        await self._poller.poll(await self._job(job.ticket.id))
 
     async def _ask(self, provider: str, request: httpx.Request) -> ProviderResponse:
         """Send a request for a waiting caller; raise Problem if the limits leave no room now."""
@@ -268,7 +268,7 @@ class PredictionService:
     def submitter(self, provider: str) -> Submitter:
         """Return the submitter of a provider, or raise Problem if there is none."""
         if provider not in self._providers:
-            known, near = _list(self._providers), meant(provider, self._providers)
+            known, near = _list(self._providers), did_you_mean(provider, self._providers)
             raise Problem(422, "unknown-provider", f"provider must be one of {known}{near}")
         if provider not in self._submitters:
             cure = f"set {DECLARED[provider].key} and start again"

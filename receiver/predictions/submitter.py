@@ -205,9 +205,9 @@ class Submitter:
         if self._runs:
             self._awake.set()
         else:  # as in a worker, whose submitters do not run
-            self._begun.start(self._begin_unasked(), context=contextvars.Context())
+            self._begun.start(self._begin_in_background(), context=contextvars.Context())
 
-    async def _begin_unasked(self) -> None:
+    async def _begin_in_background(self) -> None:
         try:
             await self.begin()
         except StoreUnavailable:
@@ -246,7 +246,7 @@ class Submitter:
         not get the caller's context, such as its trace.
         """
         if self._next_begin is None:
-            self._next_begin = self._begun.start(self._begin_alone(), context=contextvars.Context())
+            self._next_begin = self._begun.start(self._begin_once(), context=contextvars.Context())
         return await asyncio.shield(self._next_begin)
 
     async def send_all(self, seconds: float) -> None:
@@ -260,7 +260,7 @@ class Submitter:
                 await self.begin()
                 await self.under_way.wait(seconds)
 
-    async def _begin_alone(self) -> float:
+    async def _begin_once(self) -> float:
         async with self._beginning:
             self._next_begin = None
             return await self._begin()
@@ -352,7 +352,7 @@ class Submitter:
             "model": job.ticket.model,
             "prediction": job.ticket.id,
         }
-        if isinstance(receipt, Accepted | Outcome) and self.room.taken(began):
+        if isinstance(receipt, Accepted | Outcome) and self.room.note_accepted(began):
             log.info("provider.unlocked", provider=self.provider.name)
         match receipt:
             case Accepted():
@@ -383,11 +383,11 @@ class Submitter:
             in_flight = await self._retry_until_stored(
                 job, lambda: self._store.predictions.in_flight(self.provider.name, AT_ONCE)
             )
-            self.room.full(in_flight - 1, began, receipt.after)
+            self.room.note_full(in_flight - 1, began, receipt.after)
         elif receipt.holds == "locked":
             if not self.room.locked:
                 log.error("provider.locked", provider=self.provider.name, reason=receipt.message)
-            self.room.lock(receipt.message)
+            self.room.note_lock(receipt.message)
             due_at += self.room.wait()  # after the next one that tries, which may be taken
         return due_at
 

@@ -61,7 +61,7 @@ class Tokens:
         """Make the unguessable last part of the URL that drains."""
         return self._wake[0].sign("wake").decode()
 
-    def opens_wake(self, token: str) -> bool:
+    def is_wake_token(self, token: str) -> bool:
         given = token.encode("utf-8", "replace")
         # Every key is compared, so that the time taken does not show which one was nearly right.
         return any([hmac.compare_digest(each.sign("wake"), given) for each in self._wake])  # noqa: C419

@@ -97,7 +97,7 @@ class Bfl:
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         has_credits = "credits" in parsing.error_body(answer.body)
-        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and has_credits)
+        return parsing.key_accepted(answer, sign=answer.status == httpx.codes.OK and has_credits)
 
 
 def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:

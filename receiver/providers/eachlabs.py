@@ -137,7 +137,7 @@ class Eachlabs:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return each delivery of a page; continue until they are older than our submit."""
-        if not parsing.is_yes(answer):
+        if not parsing.is_success(answer):
             raise parsing.unexpected(answer)
         page = parsing.decode_object(answer.body)
         rows = page.get("webhooks")
@@ -170,7 +170,7 @@ class Eachlabs:
     def key_works(self, answer: ProviderResponse) -> bool | None:
         body = parsing.error_body(answer.body)
         listed = answer.status == httpx.codes.OK and "webhooks" in body
-        return parsing.let_in(answer, sign=listed)
+        return parsing.key_accepted(answer, sign=listed)
 
 
 def _reaches_back(rows: Sequence[dict[str, Any]], submitted_at: float | None) -> bool:

@@ -189,7 +189,7 @@ class Fal:
         return self._call("GET", self._link(ticket, "response_url"))
 
     def metered(self, answer: ProviderResponse) -> float | None:
-        if not (parsing.is_yes(answer) or answer.status == httpx.codes.NOT_FOUND):
+        if not (parsing.is_success(answer) or answer.status == httpx.codes.NOT_FOUND):
             raise parsing.unexpected(answer, _detail(parsing.error_body(answer.body)))
         return _units(answer)
 
@@ -202,7 +202,7 @@ class Fal:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the requests with the same input, sent around our submit."""
-        if not parsing.is_yes(answer):
+        if not parsing.is_success(answer):
             raise parsing.unexpected(answer, _detail(parsing.error_body(answer.body)))
         page = parsing.decode_object(answer.body)
         items = page.get("items")
@@ -238,7 +238,7 @@ class Fal:
         """Take fal's own 404 as a valid key: a bad key gets a 401 before anything is looked up."""
         status = parsing.error_body(answer.body).get("status")
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
-        return parsing.let_in(answer, sign=looked_up and isinstance(status, str))
+        return parsing.key_accepted(answer, sign=looked_up and isinstance(status, str))
 
     def _call(
         self, method: str, url: str, *, key: str | None = None, **content: Any
@@ -292,7 +292,7 @@ def _range(text: Any) -> Network | None:
 
 def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     """Read the result: the model's output, or its error with the model's own HTTP code."""
-    if parsing.is_yes(answer):
+    if parsing.is_success(answer):
         return _made(ticket, answer, ticket.provider_id)
     body = parsing.error_body(answer.body)
     if answer.status == httpx.codes.NOT_FOUND and not _items(body):  # a list: the model's own error
@@ -328,7 +328,7 @@ def _made(ticket: Ticket, answer: ProviderResponse, provider_id: str | None) -> 
 def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     """Read the answer of a blocking run, whose id is only in a header."""
     request_id = parsing.identifier(answer.headers.get("x-fal-request-id"))
-    if parsing.is_yes(answer):
+    if parsing.is_success(answer):
         return _made(ticket, answer, request_id)
     body = parsing.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):

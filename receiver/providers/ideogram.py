@@ -136,7 +136,7 @@ class Ideogram:
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take its own 404 as a valid key: a bad key gets a 401 before anything is looked up."""
         looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_reason(_object(answer)))
-        return parsing.let_in(answer, sign=looked_up)
+        return parsing.key_accepted(answer, sign=looked_up)
 
 
 def _object(answer: ProviderResponse) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class OpenRouter:
     def key_works(self, answer: ProviderResponse) -> bool | None:
         account = parsing.error_body(answer.body).get("data")
         described = answer.status == httpx.codes.OK and isinstance(account, dict)
-        return parsing.let_in(answer, sign=described)
+        return parsing.key_accepted(answer, sign=described)
 
     def authorization(self, url: str) -> str | None:
         """Return our key for the URL of a video, which is at the API itself."""

@@ -153,7 +153,7 @@ class Oxen:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the rows with the same model and input, enqueued around our submit."""
-        if not parsing.is_yes(answer):
+        if not parsing.is_success(answer):
             raise parsing.unexpected(answer)
         rows = parsing.decode_object(answer.body).get("generations")
         if not isinstance(rows, list):
@@ -178,7 +178,7 @@ class Oxen:
         if _type(body) == "unauthenticated":  # its HTTP status is not documented
             return False
         listed = answer.status == httpx.codes.OK and isinstance(body.get("generations"), list)
-        return parsing.let_in(answer, sign=listed)
+        return parsing.key_accepted(answer, sign=listed)
 
 
 def _submit_path(ticket: Ticket) -> str:

@@ -37,7 +37,7 @@ def decode_object(body: bytes | str) -> dict[str, Any]:
 
 def content(answer: ProviderResponse) -> dict[str, Any]:
     """Return the object of a 2xx, or raise Unreadable; of any other answer, what is readable."""
-    return decode_object(answer.body) if is_yes(answer) else error_body(answer.body)
+    return decode_object(answer.body) if is_success(answer) else error_body(answer.body)
 
 
 def error_body(body: bytes) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def error_body(body: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"error": value}
 
 
-def is_yes(answer: ProviderResponse) -> bool:
-    return 200 <= answer.status < 300  # noqa: PLR2004 - any 2xx is a yes
+def is_success(answer: ProviderResponse) -> bool:
+    return 200 <= answer.status < 300  # noqa: PLR2004 - any 2xx is success
 
 
 def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
@@ -98,14 +98,15 @@ def identifier(*candidates: Any) -> str | None:
     """Return the first candidate that can be a provider's id, as text."""
     for given in candidates:
         candidate = str(given) if type(given) is int and abs(given) < LARGEST_NUMBER else given
-        if isinstance(candidate, str) and 0 < len(candidate) <= LONGEST_ID and _sane(candidate):
+        if isinstance(candidate, str) and _is_path_segment(candidate):
             return candidate
     return None
 
 
-def _sane(text: str) -> bool:
+def _is_path_segment(text: str) -> bool:
     """Return whether `text` can be one segment of a path, as every provider's id is used as one."""
-    return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
+    fits = 0 < len(text) <= LONGEST_ID and text.isprintable()
+    return fits and not {" ", "/"} & set(text) and text not in {".", ".."}
 
 
 def failure(message: str, *hints: str) -> Error:
@@ -142,7 +143,7 @@ _NO_ANSWER: Final = frozenset({504, 524})
 
 def declined(answer: ProviderResponse, message: str, *hints: str) -> Refused | Postponed | None:
     """Classify an answer that certainly comes from the provider itself; None: a 2xx."""
-    if is_yes(answer):
+    if is_success(answer):
         return None
     reason = message or f"HTTP {answer.status} without a reason"
     if answer.status >= 500 or answer.status in _TRY_AGAIN:  # noqa: PLR2004 - the server errors
@@ -209,7 +210,7 @@ def time_of(text: Any) -> float | None:
         return None
 
 
-def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:
+def key_accepted(answer: ProviderResponse, *, sign: bool) -> bool | None:
     """Return whether a `try_key` was accepted; `sign`: only a valid key gets this answer."""
     if answer.status in {401, 403}:
         return False
@@ -224,7 +225,7 @@ _LONGEST_WAIT: Final = 365 * 86400.0
 def retry_after(answer: ProviderResponse) -> float | None:
     """Return the seconds to wait, from the header, a field or the message; None if not given."""
     seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
-    if seconds is None and not is_yes(answer):
+    if seconds is None and not is_success(answer):
         body = error_body(answer.body)
         seconds = seconds_of(_number(body.get("retry_after")), answer.at)
         if seconds is None and (wait := _WAIT.search(error_text(body))):

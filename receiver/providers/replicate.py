@@ -110,7 +110,7 @@ class Replicate:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return all with a callback, as its URL shows whose they are, and others like ours."""
-        if not parsing.is_yes(answer):
+        if not parsing.is_success(answer):
             raise parsing.unexpected(answer)
         page = parsing.decode_object(answer.body)
         rows, following = page.get("results"), parsing.first_text(page.get("next"))
@@ -138,7 +138,7 @@ class Replicate:
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         named = isinstance(parsing.error_body(answer.body).get("username"), str)
-        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and named)
+        return parsing.key_accepted(answer, sign=answer.status == httpx.codes.OK and named)
 
 
 def _submit_to(model: str) -> tuple[str, dict[str, Any]]:

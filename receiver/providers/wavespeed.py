@@ -104,14 +104,16 @@ class WaveSpeed:
     def key_works(self, answer: ProviderResponse) -> bool | None:
         body = parsing.error_body(answer.body)
         coded = _coded(answer, body)
-        return parsing.let_in(coded, sign=parsing.is_yes(coded) and "balance" in _task(body))
+        return parsing.key_accepted(
+            coded, sign=parsing.is_success(coded) and "balance" in _task(body)
+        )
 
 
 def _coded(answer: ProviderResponse, body: dict[str, Any]) -> ProviderResponse:
     """Return an answer with the status in its body, if that is an error."""
     code = body.get("code")
     is_error = type(code) is int and 400 <= code <= 599  # noqa: PLR2004 - HTTP's errors
-    if not parsing.is_yes(answer) or not is_error:
+    if not parsing.is_success(answer) or not is_error:
         return answer
     return msgspec.structs.replace(answer, status=code)
 

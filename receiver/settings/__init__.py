@@ -373,10 +373,10 @@ class Settings:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
-        return checked(*cls.look(env))
+        return checked(*cls.parse(env))
 
     @classmethod
-    def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    def parse(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
         """Return what can be read, and all problems."""
         reader = Reader(env)
         values = {at: row.value(reader) for at, row in rows(cls).items()}
@@ -451,7 +451,7 @@ class Listening:
         }
         problems = reader.problems
         if problems:  # report all at once, those of the other settings too
-            problems += Settings.look({**env, "RECEIVER_DEV": "1"} if dev else env)[1]
+            problems += Settings.parse({**env, "RECEIVER_DEV": "1"} if dev else env)[1]
         return checked(cls(**values), problems)
 
 
@@ -475,10 +475,10 @@ class Caller:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Caller:
         """Read the settings of commands; raise one SettingsError that names all problems."""
-        return checked(*cls.look(env))
+        return checked(*cls.parse(env))
 
     @classmethod
-    def look(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
+    def parse(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
         """Return what can be read, and all problems."""
         reader = Reader(env)
         values = {at: row.value(reader) for at, row in rows(cls).items()}

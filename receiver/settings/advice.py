@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.providers import DECLARED
 from receiver.providers.adapter import can_prove
 from receiver.settings import Settings, all_settings
@@ -31,7 +31,7 @@ def misspelled(env: Mapping[str, str]) -> list[str]:
     """Return a problem for each variable that begins like our settings, but is not a setting."""
     known = {name for each in all_settings() for name in each.names}
     return [
-        f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
+        f"{name} is not a setting{did_you_mean(name, known, cutoff=0.75)}"
         for name in unknown_names(env, known, "RECEIVER_")
     ]
 

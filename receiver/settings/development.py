@@ -79,7 +79,7 @@ def write_new(path: Path, text: str, mode: int) -> bool:
 
 def find_api_key(env: Mapping[str, str]) -> str | None:
     """Return the API key of a receiver that runs with this environment, in this folder."""
-    settings, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
+    settings, _ = Settings.parse({**env, "RECEIVER_DEV": "1"})
     if settings.api_keys:
         return settings.api_keys[0].reveal()
     if settings.secret_keys:

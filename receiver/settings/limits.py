@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from receiver.model.recipes import Limit
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.settings.reader import Reader
 from receiver.settings.toml import Table, money, number, one_of, tables_in, text, whole
 
@@ -59,7 +59,7 @@ def _by(words: Collection[str]) -> Callable[[Any], str]:
         word = text(value)
         if word in words or (word.startswith("metadata.") and len(word) > len("metadata.")):
             return word
-        raise ValueError(f"must be {', '.join(words)} or metadata.NAME{meant(word, words)}")
+        raise ValueError(f"must be {', '.join(words)} or metadata.NAME{did_you_mean(word, words)}")
 
     return read
 

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from typing import Final
 
 from receiver.model.costs import PriceList, Rate
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.settings.reader import Reader
 from receiver.settings.toml import Table, money, read_file
 
@@ -37,7 +37,7 @@ def _rate(pattern: str, table: Table, providers: Collection[str]) -> Rate:
     if not (slash or provider.endswith("*")):
         table.refuse("a pattern is of provider and model, as fal/fal-ai/*")
     elif not re.search(r"[*?\[]", provider) and provider not in providers:
-        table.refuse(f"there is no provider {provider}{meant(provider, providers)}")
+        table.refuse(f"there is no provider {provider}{did_you_mean(provider, providers)}")
     rate = Rate(
         pattern=pattern,
         least=table.take("least", money, 0),

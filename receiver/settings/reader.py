@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from receiver.model.errors import SettingsError
-from receiver.model.text import clean, meant
+from receiver.model.text import clean, did_you_mean
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -53,7 +53,7 @@ def misspelled_of_handlers(env: Mapping[str, str]) -> list[str]:
     unset = sorted(_OF_HANDLERS - env.keys())
     firsts = tuple({f"{name.partition('_')[0]}_" for name in unset})
     near = {
-        name: meant(name, unset, cutoff=0.8)
+        name: did_you_mean(name, unset, cutoff=0.8)
         for name in sorted(env.keys() - _OF_HANDLERS)
         if name.startswith(firsts)
     }

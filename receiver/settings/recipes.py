@@ -30,7 +30,7 @@ from receiver.model.recipes import (
     RecipeBook,
     placeholders,
 )
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.model.values import DEEPEST, MODEL_NAME, plain
 from receiver.settings.limits import read_limit
 from receiver.settings.reader import Reader
@@ -181,7 +181,7 @@ def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) 
     for label, button in recipe.buttons.items():
         other = recipes.get(button.recipe)
         if other is None:
-            near = meant(button.recipe, recipes)
+            near = did_you_mean(button.recipe, recipes)
             table.refuse(f"button {label}: there is no recipe {button.recipe}{near}")
             continue
         result = button.result
@@ -189,7 +189,7 @@ def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) 
             result not in other.options or other.options[result].kind != "picture"
         ):
             pictures = [name for name, each in other.options.items() if each.kind == "picture"]
-            near = meant(result, pictures)
+            near = did_you_mean(result, pictures)
             table.refuse(f"button {label}: {other.name} has no picture option {result}{near}")
         given = {*recipe.options, result}
         for name, option in other.options.items():
@@ -264,4 +264,4 @@ def _wrong_placeholders(text: str, options: Collection[str]) -> Iterator[str]:
         return
     for name in names:
         if name not in options:
-            yield f"has {text!r}: there is no option {name}{meant(name, options)}"
+            yield f"has {text!r}: there is no option {name}{did_you_mean(name, options)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from receiver.model.costs import micro
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -135,7 +135,7 @@ class Table:
     def end(self) -> None:
         """Refuse unknown keys."""
         for name in self._left():
-            self.refuse(f"{name}: there is no such key{meant(name, self._known)}")
+            self.refuse(f"{name}: there is no such key{did_you_mean(name, self._known)}")
 
     def _left(self) -> Mapping[str, Any]:
         return {name: value for name, value in self._found.items() if name not in self._known}
@@ -201,7 +201,7 @@ def positive(value: Any) -> float:
 def one_of(words: Collection[str]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if text(value) not in words:
-            raise ValueError(f"must be one of {', '.join(words)}{meant(text(value), words)}")
+            raise ValueError(f"must be one of {', '.join(words)}{did_you_mean(text(value), words)}")
         return text(value)
 
     return read

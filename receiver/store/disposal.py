@@ -105,9 +105,9 @@ class Disposal:
         found = await self._store.read(sql.select_unneeded, before=latest, young=young, most=most)
         return [_key(row) for row in found]
 
-    async def strays(self, before: float, most: int) -> list[Cells]:
+    async def orphans(self, before: float, most: int) -> list[Cells]:
         """Return callbacks from before `before` whose predictions are deleted."""
-        found = await self._store.read(sql.select_strays, before=before, most=most)
+        found = await self._store.read(sql.select_orphans, before=before, most=most)
         return [_key(row) for row in found]
 
     async def delete_callbacks(self, piece: DeleteBatch) -> DeleteResult:

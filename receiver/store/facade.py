@@ -112,7 +112,7 @@ class Store(Engine):
         """Write a test row, to check that the database accepts writes."""
         await self.write(run_each, Run(sql.try_write, {"now": now}))
 
-    async def look(
+    async def due(
         self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
     ) -> Due:
         """Return the due work of these, and when more falls due, by one read-only statement."""

@@ -158,7 +158,9 @@ class Replays:
         [row] = await self._store.read(sql.select_bounds)
         return row["first"], row["last"]
 
-    async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
+    async def candidates(
+        self, wanted: Selection, begin: int, last: int, most: int
+    ) -> CandidatePage:
         """Return the next `most` events that may match."""
         end = min(begin + _WINDOW, last)
         filters = {

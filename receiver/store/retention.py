@@ -122,7 +122,7 @@ class Retention:
         if not self._keeps_none:
             return True
         # Callbacks of deleted predictions are kept no longer than the predictions would have been.
-        return await self._trim(lambda: self._disposal.strays(now - self._longest, page), until)
+        return await self._trim(lambda: self._disposal.orphans(now - self._longest, page), until)
 
     async def _trim(self, find: Callable[[], Awaitable[Sequence[Cells]]], until: float) -> bool:
         while rows := await find():

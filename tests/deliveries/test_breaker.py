@@ -79,7 +79,7 @@ async def test_breaker_opens_after_a_run_of_failures_and_probes_one_delivery(
 
         def move(seconds: float) -> None:
             station.clock.ahead += seconds
-            station.dispatch.look_again()
+            station.dispatch.refresh()
 
         station.clock.stand()
         names = await pending(station, 12)
@@ -208,7 +208,7 @@ async def test_paused_handler_keeps_its_deliveries_pending_and_runs_none(
         assert service.calls == 0
         assert {(await station.delivery(name, "post")).state for name in names} == {"pending"}
         await station.breakers.resume("post")
-        station.dispatch.look_again()
+        station.dispatch.refresh()
         for name in names:
             await station.ends(name, "post", "done")
         assert service.calls == 5

@@ -71,7 +71,7 @@ def test_event_types_select_events(types: tuple[str, ...], wanted: set[str]) -> 
     matching = {
         kind
         for kind in ("succeeded", "failed", "canceled")
-        if found.wanting(f"prediction.{kind}", "fal", "m", {})
+        if found.matching(f"prediction.{kind}", "fal", "m", {})
     }
     assert matching == wanted
 
@@ -94,7 +94,7 @@ def test_event_types_select_events(types: tuple[str, ...], wanted: set[str]) -> 
 def test_glob_patterns_select_providers_and_models(
     given: dict[str, str], provider: str, model: str, *, matches: bool
 ) -> None:
-    found = registry(**given).wanting("prediction.succeeded", provider, model, {})
+    found = registry(**given).matching("prediction.succeeded", provider, model, {})
     assert found == (["wanted"] if matches else [])
 
 
@@ -126,13 +126,13 @@ def test_glob_patterns_match_metadata_values_as_json(
     pattern: str, value: Any, *, matches: bool
 ) -> None:
     found = registry(metadata={"key": pattern})
-    assert bool(found.wanting("prediction.failed", "fal", "m", {"key": value})) == matches
+    assert bool(found.matching("prediction.failed", "fal", "m", {"key": value})) == matches
 
 
 def test_missing_metadata_key_does_not_match() -> None:
     found = registry(metadata={"a": "*", "b": "*"})
-    assert found.wanting("prediction.failed", "fal", "m", {"a": 1}) == []
-    assert found.wanting("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
+    assert found.matching("prediction.failed", "fal", "m", {"a": 1}) == []
+    assert found.matching("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_handler_with_reply_to_gets_only_events_with_a_matching_reply_url() -> N
         ("https://other.example/", False),
         (None, False),
     ):
-        wanted = found.wanting("prediction.failed", "fal", "m", {}, url)
+        wanted = found.matching("prediction.failed", "fal", "m", {}, url)
         assert bool(wanted) == wants
     assert "reply_to is None" in str(found.explain("prediction.failed", "fal", "m", {}, None)[0])
 

@@ -33,7 +33,7 @@ def look(tmp_path: Path, text: str) -> tuple[PriceList, list[str]]:
     file = tmp_path / "prices.toml"
     file.write_text(text)
     given = {"RECEIVER_PRICES": str(file), "RECEIVER_SECRET_KEY": SECRET, "RECEIVER_LIMITS": LIMITS}
-    found, problems = Settings.look(given)
+    found, problems = Settings.parse(given)
     assert len(found.limits) == 3
     return found.prices, [each.removeprefix(f"RECEIVER_PRICES: {file}, ") for each in problems]
 

@@ -31,7 +31,7 @@ def look(tmp_path: Path, text: str) -> tuple[Settings, list[str]]:
     """Read a recipe file; return the settings, and the problems without their common prefix."""
     file = tmp_path / "recipes.toml"
     file.write_text(text)
-    found, problems = Settings.look({"RECEIVER_RECIPES": str(file), "RECEIVER_SECRET_KEY": SECRET})
+    found, problems = Settings.parse({"RECEIVER_RECIPES": str(file), "RECEIVER_SECRET_KEY": SECRET})
     return found, [problem.removeprefix(f"RECEIVER_RECIPES: {file}") for problem in problems]
 
 

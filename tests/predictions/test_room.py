@@ -171,7 +171,7 @@ def test_learnt_in_flight_limit_holds_for_a_while() -> None:
     clock = ManualClock()
     room = Room(clock)
     assert (room.in_flight(None), room.in_flight(10), room.wait()) == (None, 10, 0.0)
-    room.full(3, clock.now, None)
+    room.note_full(3, clock.now, None)
     assert (room.in_flight(None), room.in_flight(10), room.in_flight(2)) == (3, 3, 2)
     assert (room.wait(), room.at_once(64)) == (0.0, 64)
     clock.now += LEARNT_FOR
@@ -186,50 +186,50 @@ def test_concurrent_refusals_count_as_one_with_the_lowest_number() -> None:
     began = clock.now
     for at_work in (9, 8, 2, 3):
         clock.now += 0.1
-        room.full(at_work, began, None)
+        room.note_full(at_work, began, None)
     assert (room.in_flight(10), room.wait()) == (2, 0.0)
 
 
 def test_learnt_in_flight_limit_is_at_least_one() -> None:
     clock = ManualClock()
     room = Room(clock)
-    room.full(0, clock.now, None)
+    room.note_full(0, clock.now, None)
     assert room.in_flight(None) == 1
 
 
 def test_second_refusal_in_a_row_pauses_submits_unless_one_was_taken() -> None:
     clock = ManualClock()
     room = Room(clock)
-    room.full(2, clock.now, None)
+    room.note_full(2, clock.now, None)
     clock.now += 5
-    room.taken(clock.now)
+    room.note_accepted(clock.now)
     clock.now += 5
-    room.full(2, clock.now, None)
+    room.note_full(2, clock.now, None)
     assert room.wait() == 0.0
     clock.now += 5
-    room.taken(clock.now - 6)  # it was begun before the refusal, so it does not count
-    room.full(2, clock.now, None)
+    room.note_accepted(clock.now - 6)  # it was begun before the refusal, so it does not count
+    room.note_full(2, clock.now, None)
     assert room.wait() == QUIET
 
 
 def test_wait_given_by_a_refusal_is_not_shortened() -> None:
     clock = ManualClock()
     room = Room(clock)
-    room.full(2, clock.now, 30.0)
+    room.note_full(2, clock.now, 30.0)
     assert room.wait() == 30.0
-    room.full(2, clock.now - 1, 5.0)
+    room.note_full(2, clock.now - 1, 5.0)
     assert room.wait() == 30.0
 
 
 def test_lock_allows_one_submit_at_a_time_and_ends_with_a_later_accepted_one() -> None:
     clock = ManualClock()
     room = Room(clock)
-    assert not room.taken(clock.now)
-    room.lock("User is locked")
+    assert not room.note_accepted(clock.now)
+    room.note_lock("User is locked")
     assert (room.locked, room.at_once(64), room.wait()) == ("User is locked", 1, LOCKED)
-    assert not room.taken(clock.now - 1)
+    assert not room.note_accepted(clock.now - 1)
     assert room.locked
     clock.now += LOCKED
     assert room.wait() == 0.0
-    assert room.taken(clock.now)
+    assert room.note_accepted(clock.now)
     assert (room.locked, room.at_once(64)) == ("", 64)

@@ -717,15 +717,15 @@ async def test_new_prediction_is_polled_in_time_by_an_idle_poller(
     start: Start, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[float] = []
-    look_around = Poller.look_around
+    start_due_polls = Poller.start_due_polls
 
     async def look(poller: Poller) -> float:
-        looks.append(await look_around(poller))
+        looks.append(await start_due_polls(poller))
         return looks[-1]
 
     # So that no poll comes by itself.
     monkeypatch.setattr("receiver.predictions.poller.LONGEST_NAP", 3600.0)
-    monkeypatch.setattr(Poller, "look_around", look)
+    monkeypatch.setattr(Poller, "start_due_polls", look)
     network.always("fal.poll", network.ends)
     async with start(**SOON) as station:
         await eventually(lambda: looks)

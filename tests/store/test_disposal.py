@@ -300,7 +300,7 @@ async def test_strays_are_old_callbacks_without_a_prediction(store: Store) -> No
     await accept_outcome(store, arrival(1, body=b"again"))
     await accept_outcome(store, arrival(2, at=NOW))
     await accept_outcome(store, arrival(3, at=NOW + 5))
-    rows = await Disposal(store).strays(NOW, 10)
+    rows = await Disposal(store).orphans(NOW, 10)
     assert [row[0] for row in rows] == [pred(2)]
 
 

@@ -12,7 +12,7 @@ NOTHING = Due(handlers=[], submits=[], polls=[], claimed=False, next_due=None)
 
 
 async def look(store: Store, now: float = NOW + 20, owner: str = "me") -> Due:
-    return await store.look(owner, ["greet", "post"], ["fal", "oxen"], now)
+    return await store.due(owner, ["greet", "post"], ["fal", "oxen"], now)
 
 
 async def test_nothing_is_due_in_an_empty_store(store: Store) -> None:
@@ -26,7 +26,7 @@ async def test_only_requested_handlers_with_due_deliveries_are_listed(
         await ended(store, number, "greet", "post", "gone")
     found = await look(store)
     assert (found.handlers, found.next_due) == (["greet", "post"], 0.0)
-    assert (await store.look("me", [], [], NOW + 20)) == NOTHING
+    assert (await store.due("me", [], [], NOW + 20)) == NOTHING
 
 
 async def test_retry_is_due_after_its_delay(store: Store) -> None:
@@ -76,6 +76,6 @@ async def test_due_submits_and_polls_are_listed_by_provider(store: Store) -> Non
 async def test_all_of_forty_handlers_with_due_deliveries_are_listed(store: Store) -> None:
     names = [f"handler-{number:02}" for number in range(40)]
     await ended(store, 1, *names)
-    found = await store.look("me", names, ["fal"], NOW + 20)
+    found = await store.due("me", names, ["fal"], NOW + 20)
     assert found.handlers == names
     assert len((await store.claim(wanted("handler-07"))).claims) == 1

@@ -264,7 +264,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "select_free": (disposal.sql.select_free, _ENDED),
     "select_cut": (disposal.sql.select_cut, None),
     "select_unneeded": (disposal.sql.select_unneeded, None),
-    "select_strays": (disposal.sql.select_strays, None),
+    "select_orphans": (disposal.sql.select_orphans, None),
     "delete_callbacks": (disposal.sql.delete_callbacks, [(pred(4), "webhook", "4")]),
     "blank_callbacks": (erasure.sql.blank_callbacks, None),
     "blank_attempts": (erasure.sql.blank_attempts, _PENDING),

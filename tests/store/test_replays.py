@@ -221,9 +221,9 @@ async def test_replay_search_finds_the_selected_events(
     await looked_at(store)
     replays = Replays(store)
     first, last = await replays.bounds()
-    look = await replays.look(Selection(**given), first, last, 10)
-    assert [found.known.id for found in look.candidates] == [pred(number) for number in numbers]
-    assert look.end == last
+    page = await replays.candidates(Selection(**given), first, last, 10)
+    assert [found.known.id for found in page.candidates] == [pred(number) for number in numbers]
+    assert page.end == last
 
 
 async def looked_at(store: Store) -> None:
@@ -248,10 +248,10 @@ async def test_replay_search_continues_where_the_last_one_ended(
         monkeypatch.setattr(module, "_WINDOW", window)
         at, found = 0, []
         while at < last:
-            look = await replays.look(Selection(), at, last, most)
-            assert at < look.end <= at + window
-            found += look.candidates
-            at = look.end
+            page = await replays.candidates(Selection(), at, last, most)
+            assert at < page.end <= at + window
+            found += page.candidates
+            at = page.end
         assert [one.known.id for one in found] == [pred(number) for number in range(1, 5)]
         assert [one.states for one in found] == [
             {"greet": "pending", "post": "pending"}, {"other": "dead"}, {}, {},

@@ -223,7 +223,7 @@ async def test_connections_closed_by_the_server_are_reopened_without_a_report(
         assert made.cut() >= 1
         assert await made.store.settle(settlement(claim))
         assert made.cut() >= 1
-        assert (await made.store.look("other", ["greet"], ["fal"], NOW + 20)).claimed
+        assert (await made.store.due("other", ["greet"], ["fal"], NOW + 20)).claimed
         assert made.reports == []
 
 
@@ -284,7 +284,7 @@ def test_sqlite_is_accepted_only_on_a_mounted_disk(
 
 def test_minimum_number_of_connections_depends_on_the_mode() -> None:
     def problems(**env: str) -> list[str]:
-        return Settings.look({**ENV, **env})[1]
+        return Settings.parse({**ENV, **env})[1]
 
     few = "RECEIVER_DATABASE_CONNECTIONS: must be {} or more"
     assert problems(RECEIVER_DATABASE_CONNECTIONS="5") == [few.format(6)]

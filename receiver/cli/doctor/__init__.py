@@ -40,7 +40,7 @@ from receiver.cli.doctor.network import (
     check_public_url,
     check_receiver,
 )
-from receiver.deliveries.importing import look as load_and_check
+from receiver.deliveries.importing import load_and_check
 from receiver.deliveries.registry import Registry
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
@@ -62,8 +62,8 @@ async def examine(
     env: Mapping[str, str], *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
     """Run every check; return the findings in the order in which to fix them."""
-    settings, problems = Settings.look(env)
-    caller, more = Caller.look(env)
+    settings, problems = Settings.parse(env)
+    caller, more = Caller.parse(env)
     problems = list(dict.fromkeys([*problems, *more, *Listening.problems(env)]))
     verify = certifi_context() if check_tls(env) else None
     # With the same proxies and CA bundle as the receiver.

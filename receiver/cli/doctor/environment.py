@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
-from receiver.model.text import meant
+from receiver.model.text import did_you_mean
 from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
@@ -57,7 +57,7 @@ def _problem(problem: str) -> Finding:
 
 def _unknown_names(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
     for name in advice.unknown_names(env, known, *_OURS):
-        text = f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
+        text = f"{name} is not a setting{did_you_mean(name, known, cutoff=0.75)}"
         yield warn(text, _KNOWN_MISTAKES.get(name, "correct or remove it: `receiver settings`"))
 
 

@@ -62,7 +62,7 @@ class DrainRoutes:
         return await self._drain(query.seconds)
 
     def _prove(self, request: Request) -> None:
-        if not self._tokens.opens_wake(request.path_params["token"]):
+        if not self._tokens.is_wake_token(request.path_params["token"]):
             raise Unproved("bad_token")
 
     @post(

@@ -74,7 +74,7 @@ class HandlerRoutes:
         return state
 
     async def _now(self, before: HandlerState) -> HandlerState:
-        self._worker.look_again()
+        self._worker.refresh()
         # A handler that is not registered here disappears once nothing is pending for it.
         return (await self._states()).get(before.name, before)
 

@@ -59,7 +59,7 @@ WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS
     WHERE p.id = c.prediction_id AND p.due_at IS NOT NULL AND p.created_at > :young::float)
 ORDER BY c.received_at LIMIT :most::int
 
--- name: select_strays
+-- name: select_orphans
 -- Find callbacks whose predictions are deleted.
 SELECT c.prediction_id, c.channel, c.digest FROM callbacks c
 WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS (
