@@ -24,8 +24,9 @@ from receiver.model.errors import KeysUnavailable, Problem
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
 from tests.http.test_server import HOST, port_of, post, running, served, talk, whole
+from tests.loop_clock import LoopClock
 from tests.patience import PATIENCE
-from tests.receiving import ENV, Network, Station, eventually, hangs
+from tests.receiving import ENV, Clock, Network, Station, eventually, hangs
 
 pytestmark = pytest.mark.anyio
 
@@ -92,20 +93,24 @@ async def test_verified_call_is_stored_before_the_answer_and_submitted_after(
 
 
 @pytest.mark.both_engines
-async def test_repeated_calls_with_one_key_submit_once_even_after_a_restart(
+async def test_repeated_calls_with_one_key_submit_once_even_days_later(
     start: Start, network: Network
 ) -> None:
-    async with start(shop) as station:
+    clock = Clock()
+    async with start(shop, clock=clock) as station:
         answers = await asyncio.gather(*(call(station, order()) for _ in range(5)))
         # The key decides, even if the input differs.
         answers.append(await call(station, order(prompt="another")))
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["id"] for answer in answers}) == 1
-    async with start(shop) as station:
+        (sent,) = await eventually(lambda: network.sent)
+        await station.push(sent)
+    clock.ahead = 2 * 86400
+    async with start(shop, clock=clock) as station:
         again = await call(station, order())
         assert again.json()["id"] == answers[0].json()["id"]
-        await eventually(lambda: network.count("fal.submit") == 1)
         assert station.count("predictions") == 1
+    assert network.count("fal.submit") == 1
 
 
 async def test_queued_submit_survives_a_restart(start: Start, network: Network) -> None:
@@ -296,11 +301,11 @@ async def test_oversized_plugin_body_returns_413(start: Start) -> None:
                 (b"content-length: 2001\r\n\r\n", b"413"),
                 (b"transfer-encoding: chunked\r\n\r\n7d1\r\n" + b"x" * 2001 + b"\r\n", b"413"),
             ):
-                assert await said(port, head + body) == status
+                assert await status_of(port, head + body) == status
         assert station.count("predictions") == 0
 
 
-async def said(port: int, text: bytes) -> bytes:
+async def status_of(port: int, text: bytes) -> bytes:
     """Send bytes, and return the status of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text)
@@ -314,18 +319,22 @@ async def test_slow_plugin_body_returns_408(start: Start, monkeypatch: pytest.Mo
     monkeypatch.setattr("receiver.http.body._GRACE", 0.05)
     async with start(shop) as station, served(station) as port:
         text = b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
-        assert await said(port, text) == b"408"
+        assert await status_of(port, text) == b"408"
 
 
-async def test_disconnect_during_a_plugin_body_is_counted_as_rejected(start: Start) -> None:
-    async with start(shop) as station, served(station) as port:
+async def test_disconnect_during_a_plugin_body_is_counted_as_rejected_and_rate_limited(
+    start: Start,
+) -> None:
+    limit = {"RECEIVER_LIMIT_UNPROVED_PER_MINUTE": "1"}
+    async with start(shop, **limit) as station, served(station) as port:
+        head = b"POST /in/shop HTTP/1.1\r\n" + HOST
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(
-                b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
-            )
+            connection.sendall(head + b"content-length: 50\r\n\r\n{")
         await eventually(
             lambda: discarded(station), lambda found: ("/in/shop", "disconnected") in found
         )
+        # It has used up the client's only failure of this minute.
+        assert await status_of(port, head + b"content-length: 0\r\n\r\n") == b"429"
 
 
 def strangers() -> st.SearchStrategy[dict[str, Any]]:
@@ -378,9 +387,10 @@ async def test_call_returns_503_without_the_store_and_a_retry_succeeds(
 async def test_slow_route_returns_503_and_a_retry_finds_the_prediction(
     start: Start, network: Network
 ) -> None:
+    loop_clock = LoopClock()
     waits = [True, False]
 
-    @route("slow", proof=prove, timeout=0.3)
+    @route("slow", proof=prove, timeout=20)
     async def slow(_: Call, door: Door) -> Reply:
         prediction = await door.submit("fal", "fal-ai/nano-banana", {"prompt": "a"}, key="1")
         while waits.pop(0):
@@ -391,13 +401,17 @@ async def test_slow_route_returns_503_and_a_retry_finds_the_prediction(
         return Reply.json(prediction.id)
 
     async with start(slow) as station:
-        late = await call(station, order(), "/in/slow")
+        calling = asyncio.create_task(call(station, order(), "/in/slow"))
+        await eventually(lambda: network.sent)
+        await eventually(lambda: len(waits) == 1)
+        loop_clock.ahead += 20
+        late = await calling
         assert (late.status_code, late.headers["retry-after"]) == (503, "5")
         assert late.json()["type"] == "urn:receiver:problem:route-too-slow"
         again = await call(station, order(), "/in/slow")
         assert again.status_code == 200
         assert station.one("SELECT id FROM predictions") == again.json()
-        await eventually(lambda: network.count("fal.submit") == 1)
+    assert network.count("fal.submit") == 1
 
 
 async def test_call_in_progress_at_shutdown_returns_503(
