@@ -15,7 +15,8 @@ import pytest
 
 from receiver import Event, on
 from tests.conftest import Disk, Start
-from tests.receiving import Clock, Json, Station, eventually, hangs
+from tests.postgres import Database
+from tests.receiving import Clock, Json, Network, Station, eventually, hangs, receiving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -328,9 +329,14 @@ async def test_queued_order_expires_even_if_its_provider_is_disabled(
 
 
 async def test_same_idempotency_key_at_two_servers_is_one_order(
-    start: Start, recipes: Path
+    database: Database, network: Network, recipes: Path
 ) -> None:
-    async with both(start, RECEIVER_RECIPES=str(recipes)) as servers:
+    env = {"RECEIVER_RECIPES": str(recipes)}
+    async with (
+        receiving(database, network, **env) as one,
+        receiving(database, network, **env) as two,
+    ):
+        servers = (one, two)
         asked = [order(servers[n % 2], key=f"k{n // 10}") for n in range(40)]
         answers = await asyncio.gather(*asked)
         assert len({answer.json()["id"] for answer in answers}) == 4

@@ -463,19 +463,42 @@ async def test_100_continue_is_sent_only_if_the_body_is_wanted(
 # --- slow clients ---
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the timeouts to 0.2 seconds."""
-    monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.2)
-    monkeypatch.setattr(connection, "_SLOWEST_REST", 0.2)
-    monkeypatch.setattr(reading, "_GRACE", 0.2)
+SLOW_HEADS: Final = (
+    (b"", b""),
+    (b"GET / HTTP/1.1\r\nx-a: ", b"b"),
+    (b"\r\n", b"\r\n"),
+)
+"""The bytes sent first, and those repeated slowly."""
 
 
-TRICKLES: Final = (
-    (b"", b"", None),
-    (b"GET / HTTP/1.1\r\nx-a: ", b"b", None),
-    (b"\r\n", b"\r\n", None),
-    (b"GET /nowhere HTTP/1.1\r\n" + HOST + b"\r\n", b"\r\n", 404),
+async def test_connection_without_a_request_times_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.1)
+    async with start() as station, served(station) as port:
+        answers = await asyncio.gather(*(talk(port, first, drip) for first, drip in SLOW_HEADS))
+        assert answers == [b""] * len(SLOW_HEADS)
+
+
+async def test_line_breaks_after_an_answered_request_time_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start() as station, served(station) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /nowhere HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert status(await reader.readuntil(b"}")) == 404
+        monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.1)
+        closed = asyncio.create_task(reader.read())
+        async with asyncio.timeout(PATIENCE):
+            while not closed.done():
+                writer.write(b"\r\n")
+                await asyncio.wait({closed}, timeout=0.01)
+            with suppress(ConnectionError):
+                assert await closed == b""
+        writer.close()
+
+
+SLOW_BODIES: Final = (
     (post("/webhooks/fal/x", b"content-length: 90000\r\n\r\n"), b"x", 408),
     (post("/webhooks/fal/x", b"transfer-encoding: chunked\r\n\r\n"), b"1\r\nx\r\n", 408),
     (SUBMIT + b"content-length: 90000\r\n\r\n", b"x", 408),
@@ -483,39 +506,45 @@ TRICKLES: Final = (
     (post("/v1/predictions", b"content-length: 90000\r\n\r\n"), b"x", 401),
     (post("/nowhere", b"content-length: 90000\r\n\r\n"), b"x", 404),
 )
-"""The bytes sent first, those repeated slowly, and the status before the connection ends."""
+"""The head, the bytes repeated slowly, and the status before the connection ends."""
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_slow_request_times_out(start: Start) -> None:
+async def test_slow_body_times_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_SLOWEST_HEAD", PATIENCE)
+    monkeypatch.setattr(connection, "_SLOWEST_REST", 0.2)
+    monkeypatch.setattr(reading, "_GRACE", 0.1)
     async with start() as station, served(station) as port:
-        answers = await asyncio.gather(*(talk(port, said, drip) for said, drip, _ in TRICKLES))
-        assert [status(answer) if answer else None for answer in answers] == [
-            code for _, _, code in TRICKLES
-        ]
-        late = [answer for answer in answers if b" 408 " in answer[:20]]
+        answers = await asyncio.gather(*(talk(port, head, drip) for head, drip, _ in SLOW_BODIES))
+        assert [status(answer) for answer in answers] == [code for _, _, code in SLOW_BODIES]
+        late = [answer for answer in answers if status(answer) == 408]
         assert all(b"connection: close" in answer.lower() for answer in late)
         assert all(b"too-slow" in answer for answer in late)
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_body_above_the_minimum_rate_is_received_in_full(start: Start) -> None:
+async def test_body_above_the_minimum_rate_is_received_in_full(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_GRACE", 0.05)
+    monkeypatch.setattr(reading, "_PACE", 16)  # each KiB adds a minute
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
-        body = letter.body + b" " * (4096 - len(letter.body))  # each KiB adds a second
+        body = letter.body + b" " * (4096 - len(letter.body))
         head = post(sent.path, b"x-webhook-secret: " + sent.secret.encode() + b"\r\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head + b"content-length: 4096\r\n\r\n")
-        for at in range(0, 4096, 1024):
+        writer.write(head + b"content-length: 4096\r\n\r\n" + body[:1024])
+        for at in range(1024, 4096, 1024):
+            await asyncio.sleep(0.1)
             writer.write(body[at : at + 1024])
             await writer.drain()
-            await asyncio.sleep(0.1)
         assert status(await reader.readuntil(b"\r\n\r\n")) == 200
         writer.close()
 
 
-async def test_early_answer_keeps_the_connection_open(start: Start) -> None:
+async def test_early_answer_keeps_the_connection_open(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_SLOWEST_REST", PATIENCE)
     async with start() as station, served(station) as port:
         head = post("/v1/predictions", b"content-length: 100000\r\n\r\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
