@@ -23,8 +23,8 @@ pytestmark = pytest.mark.anyio
 PRIVATE = {"url": "https://shop.example/answers/5fd1", "token": "sealing-wax"}
 
 
-ODD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "provider": ({"provider": "nobody"}, 422, "unknown-provider"),
+SUBMITS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "provider": ({"provider": "unknown"}, 422, "unknown-provider"),
     "model": ({"model": "a b"}, 422, "invalid-request"),
     "a set": ({"input": {"prompt": {1, 2}}}, 202, ""),
     "an object": ({"input": {"prompt": object()}}, 422, "invalid-request"),
@@ -37,14 +37,14 @@ ODD: dict[str, tuple[dict[str, Any], int, str]] = {
 async def test_invalid_plugin_submit_is_rejected_like_an_api_submit(start: Start) -> None:
     wanted = {"provider": "fal", "model": "fal-ai/nano-banana", "input": {}}
 
-    @route("odd", proof=prove)
-    async def odd(call: Call, door: Door) -> Reply:
-        given, _, _ = ODD[call.body.decode()]
+    @route("submits", proof=prove)
+    async def submits(call: Call, door: Door) -> Reply:
+        given, _, _ = SUBMITS[call.body.decode()]
         return Reply.text((await door.submit(**(wanted | given))).id, 202)
 
-    async with start(odd) as station:
-        for name, (_, status, kind) in ODD.items():
-            answer = await call(station, name.encode(), "/in/odd")
+    async with start(submits) as station:
+        for name, (_, status, kind) in SUBMITS.items():
+            answer = await call(station, name.encode(), "/in/submits")
             assert answer.status_code == status, (name, answer.text)
             assert kind in answer.text, name
 
@@ -54,7 +54,7 @@ _inside = DEEP
 for _ in range(3000):
     _inside["a"] = _inside = {}
 
-HOSTILE: dict[str, dict[str, Any]] = {
+MALFORMED: dict[str, dict[str, Any]] = {
     "half a character": {"options": {"prompt": "\ud800"}},
     "a person of half one": {"person": "\ud800"},
     "a long person": {"person": "x" * 300},
@@ -80,24 +80,24 @@ async def test_malformed_plugin_order_returns_422_and_submits_nothing(
     """A signed call can still contain anything, and a missing key must not become a key."""
     recipes = written(tmp_path / "recipes.toml", RECIPES.replace('"picture" }', '"{prompt}" }'))
     good = {"recipe": "imagine", "options": {"prompt": "a"}, "key": 1, "person": "ada"}
-    asked: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     @route("orders", proof=prove)
     async def orders(_: Call, door: Door) -> Reply:
-        made = await door.order(**asked)
+        made = await door.order(**arguments)
         return Reply.json(msgspec.structs.asdict(made)["metadata"])
 
     async with start(orders, RECEIVER_RECIPES=str(recipes)) as station:
-        for name, change in HOSTILE.items():
-            asked = {**good, "place": "club/1", **change}
+        for name, change in MALFORMED.items():
+            arguments = {**good, "place": "club/1", **change}
             answer = await call(station, b"", "/in/orders")
             assert answer.status_code == 422, (name, answer.text)
             assert "invalid-request" in answer.text, name
-        asked = {**good, "place": "club/1", "reply_to": "https://evil.example/"}
+        arguments = {**good, "place": "club/1", "reply_to": "https://evil.example/"}
         assert (await call(station, b"", "/in/orders")).status_code == 403
         assert station.count("predictions") == 0
         text = "{prompt} {0} {count.__class__} {{x}} \0"
-        asked = {**good, "place": "club/1", "options": {"prompt": text}}
+        arguments = {**good, "place": "club/1", "options": {"prompt": text}}
         assert (await call(station, b"", "/in/orders")).json() == {"kind": text}
 
 
@@ -108,11 +108,11 @@ async def test_door_reads_cancels_sends_http_requests_and_runs_work_later(
     start: Start, logged: Logged
 ) -> None:
     done = asyncio.Event()
-    asked: list[httpx.Request] = []
+    requests: list[httpx.Request] = []
 
     class Others(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            asked.append(request)
+            requests.append(request)
             return httpx.Response(200)
 
     @route("more", proof=prove)
@@ -151,7 +151,7 @@ async def test_door_reads_cancels_sends_http_requests_and_runs_work_later(
         assert again.json() == ["canceled", "canceled"]
         async with asyncio.timeout(PATIENCE):
             await done.wait()
-    assert asked[0].url.host == "chat.example"
+    assert requests[0].url.host == "chat.example"
     lines = [line for line in logged if line.get("via") == "in/more"]
     assert "asked" in {line["event"] for line in lines}
     assert [line["task"] for line in logged if line["event"] == "task.failed"][:1] == ["in/more"]
@@ -231,7 +231,8 @@ async def test_private_content_is_redacted_from_handler_errors(
     @on("*", retry=Retry(attempts=2, base=0))
     async def answers(_: Event, ctx: Context) -> None:
         if ctx.attempt == 2:
-            raise Dead(f"{'x' * 990}{ctx.private['in'][0]['url']}")  # the reason is truncated
+            # The stored reason ends after 500 characters, here after the host's name.
+            raise Dead(f"{'x' * 480}{ctx.private['in'][0]['url']}")
         answer = httpx.Response(404, request=httpx.Request("POST", ctx.private["in"][0]["url"]))
         try:
             answer.raise_for_status()
@@ -245,9 +246,10 @@ async def test_private_content_is_redacted_from_handler_errors(
         await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'dead'"))
         pages = await texts(station, made)
     assert "404 Not Found' for url '…'" in str(logged)
+    assert f"{'x' * 480}…" in pages
     assert "shop.example" not in pages + str(logged)
-    told = "".join(str(line.get("exc_info")) for line in logged)
-    assert "shop.example" not in told
+    errors = "".join(str(line.get("exc_info")) for line in logged)
+    assert "shop.example" not in errors
 
 
 async def test_private_content_is_deleted_if_no_handler_matches(
@@ -257,6 +259,7 @@ async def test_private_content_is_deleted_if_no_handler_matches(
     async with start(shop, clock=clock) as station:
         await call(station, order(private=PRIVATE))
         await eventually(lambda: len(network.sent) == 1)
+        assert station.one("SELECT private FROM predictions") is not None
         await station.post(write(network, network.sent[0]))
     async with start(shop, clock=clock) as station:
         await eventually(lambda: station.one("SELECT private FROM predictions"), _is_none)

@@ -30,6 +30,7 @@ from receiver.settings import Settings
 from tests.cli.running import environment, inside, receiver, running
 from tests.conftest import Logged, Start
 from tests.forked import Forked
+from tests.loop_clock import LoopClock
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import (
@@ -48,17 +49,17 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 NOTHING: Final = {"deliveries": 0, "submits": 0, "polls": 0, "more": False}
 EMPTY: Final = {**NOTHING, "next_due": None, "pending": 0, "cut_short": 0}
 PASSWORD: Final = "hush-hush-password"
-AWAY: Final = f"postgresql://me:{PASSWORD}@127.0.0.1:1/x"
+UNREACHABLE: Final = f"postgresql://me:{PASSWORD}@127.0.0.1:1/x"
 
 
 async def drained(station: Station, seconds: int = 25) -> dict[str, Any]:
     """Drain; return the counts of work done, without those of remaining work."""
     return {
-        name: value for name, value in (await told(station, seconds)).items() if name in NOTHING
+        name: value for name, value in (await drain(station, seconds)).items() if name in NOTHING
     }
 
 
-async def told(station: Station, seconds: int = 25) -> dict[str, Any]:
+async def drain(station: Station, seconds: int = 25) -> dict[str, Any]:
     answer = await station.http.post(f"/v1/drain?seconds={seconds}", timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
@@ -149,71 +150,93 @@ async def test_drain_runs_retries_that_become_due_but_no_later_ones(start: Start
     assert attempts == [1, 2, 3]
 
 
-async def test_queued_submit_is_retried_once_during_drains(start: Start, network: Network) -> None:
+async def test_drain_retries_a_queued_submit_once(start: Start, network: Network) -> None:
     network.script("eachlabs.submit", breaks(httpx.ConnectError))
     clock = Clock()
-    async with start(dispatch=False, clock=clock) as station:
+    # Only a drain submits in this mode.
+    async with start(RECEIVER_MODE="serverless", clock=clock) as station:
         prediction = await station.submit("eachlabs")
         assert prediction["status"] == "queued"  # it is sent again after the backoff
         clock.ahead = 5
-        await eventually(lambda: _drained_until(station, prediction["id"]))
+        assert await drained(station, 20) == {**NOTHING, "submits": 1}
+        assert (await station.read(prediction["id"]))["status"] == "processing"
+        assert await drained(station, 20) == NOTHING
         assert network.count("eachlabs.submit") == 2
 
 
-async def _drained_until(station: Station, prediction_id: str) -> bool:
-    await drained(station, 20)
-    return bool((await station.read(prediction_id))["status"] == "processing")
-
-
-async def test_drain_and_poller_together_poll_each_due_prediction_once(
+async def test_drain_polls_each_due_prediction_once_and_runs_its_handler(
     start: Start, network: Network
 ) -> None:
-    async with start(fine, dispatch=False, RECEIVER_POLL_AFTER="1000") as station:
-        ids = [(await station.submit("fal", f"{number}"))["id"] for number in range(3)]
-        assert (await drained(station))["polls"] == 0
+    # Only a drain polls in this mode.
+    async with start(fine, RECEIVER_MODE="serverless", RECEIVER_POLL_AFTER="1000") as station:
+        for number in range(3):
+            await station.submitted("fal", f"{number}")
+        assert await drained(station) == NOTHING
         network.always("fal.poll", network.ends)
         station.edit("UPDATE predictions SET due_at = 1")
-        found = await drained(station, 20)
-        # The process polls too; drain or poller records each outcome and runs its delivery.
-        assert found["polls"] <= 3
-        for prediction_id in ids:
-            await station.until(prediction_id, "succeeded")
-        await drained(station, 20)
+        assert await drained(station, 20) == {**NOTHING, "polls": 3, "deliveries": 3}
         assert states(station) == [("fine", "done")] * 3
+        assert network.count("fal.poll") == 3
+
+
+async def test_drain_does_not_repeat_the_polls_that_the_poller_has_begun(
+    start: Start, network: Network
+) -> None:
+    may_answer = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await may_answer.wait()
+        return await network.ends(request)
+
+    network.always("fal.poll", slowly)
+    async with start(fine, dispatch=False, RECEIVER_POLL_AFTER="0.001") as station:
+        for number in range(3):
+            await station.submitted("fal", f"{number}")
+        await eventually(lambda: network.count("fal.poll") == 3)
+        assert await drained(station, 20) == NOTHING
+        may_answer.set()
+        for sent in network.sent:
+            await station.until(sent.prediction_id, "succeeded")
         assert network.count("fal.poll") == 3
 
 
 @pytest.mark.parametrize("plain", [False, True])
 async def test_drain_ends_at_its_deadline_and_releases_unfinished_attempts(
-    start: Start, *, plain: bool
+    start: Start, monkeypatch: pytest.MonkeyPatch, *, plain: bool
 ) -> None:
-    leave = threading.Event()
+    # A slow machine may release an attempt late.
+    monkeypatch.setattr("receiver.deliveries.handler_worker._TO_GIVE_BACK", PATIENCE)
+    monkeypatch.setattr("receiver.http.drain._OVERTIME", 3 * PATIENCE)
+    loop_clock = LoopClock()
+    entered, may_end = threading.Event(), threading.Event()
 
     @on(name="slow", concurrency=1)
     async def slow(_: Event) -> None:
+        entered.set()
         await asyncio.Event().wait()
 
     @on(name="slow", concurrency=1)
     def blocking(_: Event) -> None:
-        leave.wait(PATIENCE)
+        entered.set()
+        may_end.wait(PATIENCE)
 
-    async with start(
-        blocking if plain else slow, dispatch=False, RECEIVER_RETRY_BASE="100"
-    ) as station:
+    handler = blocking if plain else slow
+    async with start(handler, RECEIVER_MODE="serverless", RECEIVER_RETRY_BASE="100") as station:
         for number in range(2):
             await station.push(await station.submitted("eachlabs", f"prompt {number}"))
-        found = await told(station, 1)
-        leave.set()
+        draining = asyncio.create_task(drain(station, 30))
+        await eventually(entered.is_set)
+        assert not draining.done()
+        loop_clock.ahead += 30
+        await eventually(
+            lambda: station.rows("SELECT state, attempts FROM deliveries"),
+            lambda rows: rows == [("pending", 0)] * 2,
+        )
+        loop_clock.ahead += PATIENCE  # the drain ends, although the thread does not
+        found = await draining
+        may_end.set()
         assert (found["more"], found["deliveries"], found["cut_short"]) == (True, 0, 1)
         assert (found["pending"], found["next_due"]) == (2, 0.0)
-        rows = await eventually(
-            lambda: [
-                row
-                for row in [station.rows("SELECT state, attempts FROM deliveries")]
-                if row == [("pending", 0)] * 2
-            ]
-        )
-        assert rows
         assert station.count("attempts") == 0
 
 
@@ -286,7 +309,7 @@ async def test_drain_beside_dispatch_runs_each_delivery_once(start: Start) -> No
     assert len(ran) == len(set(ran)) == 5
 
 
-async def test_shutdown_during_a_drain_loses_no_delivery(start: Start) -> None:
+async def test_shutdown_during_a_drain_loses_no_delivery(start: Start, logged: Logged) -> None:
     entered = asyncio.Event()
     may_end = asyncio.Event()
 
@@ -295,16 +318,22 @@ async def test_shutdown_during_a_drain_loses_no_delivery(start: Start) -> None:
         entered.set()
         await may_end.wait()
 
+    async def end_during_shutdown() -> None:
+        await eventually(lambda: "receiver.stopping" in {line["event"] for line in logged})
+        may_end.set()
+
     async with start(slow, dispatch=False) as station:
         await station.push(await station.submitted("eachlabs"))
         draining = asyncio.create_task(station.http.post("/v1/drain?seconds=60"))
         await entered.wait()
-        asyncio.get_running_loop().call_later(0.2, may_end.set)
+        ending = asyncio.create_task(end_during_shutdown())
+    await ending
     # The waiting client gets an answer too.
     assert (await asyncio.wait({draining}, timeout=PATIENCE))[0]
     async with start(slow, dispatch=False) as station:
         await drained(station, 20)
         assert states(station) == [("slow", "done")]
+        assert station.count("attempts") == 1
 
 
 async def test_drains_in_two_processes_run_each_delivery_once(
@@ -333,11 +362,11 @@ async def test_drains_in_two_processes_run_each_delivery_once(
 # --- the functions behind the commands ---
 
 
-def given(url: str, **env: str) -> Settings:
+def settings_for(url: str, **env: str) -> Settings:
     return Settings.read({**ENV, "RECEIVER_DATABASE_URL": url, **env})
 
 
-async def owe_one(start: Start) -> Station:
+async def leave_one_pending(start: Start) -> Station:
     async with start(fine, dispatch=False) as station:
         await station.push(await station.submitted("eachlabs"))
     return station
@@ -361,8 +390,8 @@ def fine(event: Event) -> None:
 
 async def test_drain_function_runs_pending_deliveries(start: Start, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
-    station = await owe_one(start)
-    settings = given(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
+    station = await leave_one_pending(start)
+    settings = settings_for(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
     assert await drain_once(settings, 20) == Drained(1, 0, 0, more=False)
     assert states(station) == [("fine", "done")]
     assert await drain_once(settings, 20) == Drained(0, 0, 0, more=False)
@@ -387,8 +416,8 @@ async def test_stopped_drain_releases_its_running_attempt(
     assert defaults
     monkeypatch.setitem(defaults, "pace", msgspec.structs.replace(TIMING, drain=0.05))
     (tmp_path / "mine.py").write_text(SLOW)
-    station = await owe_one(start)
-    settings = given(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
+    station = await leave_one_pending(start)
+    settings = settings_for(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
     stop = asyncio.Event()
     draining = asyncio.create_task(drain_once(settings, 3600, stop))
     await eventually(lambda: states(station) == [("fine", "running")])
@@ -398,10 +427,10 @@ async def test_stopped_drain_releases_its_running_attempt(
 
 
 async def test_migrating_twice_changes_nothing(start: Start) -> None:
-    station = await owe_one(start)
+    station = await leave_one_pending(start)
     before = station.rows("SELECT * FROM deliveries")
     for _ in range(2):
-        await migrate(given(url_of(station)))
+        await migrate(settings_for(url_of(station)))
     assert station.rows("SELECT * FROM deliveries") == before
 
 
@@ -409,7 +438,7 @@ async def test_worker_runs_deliveries_recorded_by_another_process(
     database: Database, network: Network, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
-    settings = given(database.url, RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
+    settings = settings_for(database.url, RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
     stop = asyncio.Event()
     async with receiving(database, network, [fine], dispatch=False) as station:
         working = asyncio.create_task(work(settings, stop))
@@ -424,7 +453,7 @@ async def test_worker_runs_deliveries_recorded_by_another_process(
 
 async def test_worker_on_sqlite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreUnusable, match="a worker needs PostgreSQL: with SQLite one process"):
-        await work(given(f"sqlite:///{tmp_path}/receiver.db"), asyncio.Event())
+        await work(settings_for(f"sqlite:///{tmp_path}/receiver.db"), asyncio.Event())
     assert not (tmp_path / "receiver.db").exists()
 
 
@@ -432,7 +461,7 @@ async def test_drain_of_a_sqlite_file_in_use_is_refused(network: Network, tmp_pa
     path = tmp_path / "receiver.db"
     async with receiving(path, network):
         with pytest.raises(StoreUnusable, match="is in use by another receiver"):
-            await drain_once(given(f"sqlite:///{path}"), 5)
+            await drain_once(settings_for(f"sqlite:///{path}"), 5)
 
 
 @pytest.mark.parametrize(("missing", "modules"), [("asyncpg", ["engine"]), ("pgqueuer", ["queue"])])
@@ -459,7 +488,7 @@ def test_missing_postgres_extra_gives_a_one_line_error(
 
     monkeypatch.setattr(importlib.metadata, "version", versioned)
     with pytest.raises(StoreUnusable) as error:
-        create_app(given(f"postgresql://me:{PASSWORD}@db.test/books"))
+        create_app(settings_for(f"postgresql://me:{PASSWORD}@db.test/books"))
     assert str(error.value) == (
         f"PostgreSQL support is not installed ({missing} is missing): "
         "pip install 'prediction-receiver[postgres]'"
@@ -489,7 +518,7 @@ async def test_database_password_is_in_no_log_line_and_no_error(
     assert started[0]["database"].endswith(f"/{database.name}")
     assert all(PASSWORD not in repr(line) for line in logged)
     with database.refusing(), pytest.raises(StoreUnusable) as error:
-        await migrate(given(known.url))
+        await migrate(settings_for(known.url))
     assert PASSWORD not in str(error.value)
 
 
@@ -527,7 +556,7 @@ def test_migrate_and_drain_commands_print_their_results(tmp_path: Path, url: str
     (tmp_path / "mine.py").write_text(HANDLER)
     migrated = run("migrate", cwd=tmp_path, url=url)
     assert migrated.returncode == 0, migrated.stderr
-    assert migrated.stdout == f"{given(url).database} is up to date\n"
+    assert migrated.stdout == f"{settings_for(url).database} is up to date\n"
     done = run("drain", "mine.py", "--seconds", "5", cwd=tmp_path, url=url)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == EMPTY
@@ -538,8 +567,8 @@ def test_migrate_and_drain_commands_print_their_results(tmp_path: Path, url: str
     [
         (("worker",), "sqlite:///receiver.db", "a worker needs PostgreSQL", receiver),
         (("worker", "a.py"), "postgresql://127.0.0.1:1/x", "a.py: no such file", receiver),
-        (("migrate",), AWAY, "cannot open the database", inside),
-        (("serve", "--port", "0"), AWAY, "cannot open the database", receiver),
+        (("migrate",), UNREACHABLE, "cannot open the database", inside),
+        (("serve", "--port", "0"), UNREACHABLE, "cannot open the database", receiver),
     ],
 )
 def test_command_error_is_a_message_without_traceback_or_password(
@@ -573,12 +602,11 @@ def test_worker_command_stops_cleanly_on_sigterm(tmp_path: Path, database: Datab
     }
     command = ["-m", "receiver", "worker", "mine.py"]
     worker = Forked(command, tmp_path, environment(env), log, log)
-    said: Callable[[], str] = log.read_text
-    asyncio.run(_until(lambda: "receiver.started" in said()))
+    asyncio.run(_until(lambda: "receiver.started" in log.read_text()))
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(PATIENCE) == 0
-    assert "receiver.stopped" in said()
-    assert "Traceback" not in said()
+    assert "receiver.stopped" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -24,8 +24,9 @@ from receiver.model.errors import KeysUnavailable, Problem
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
 from tests.http.test_server import HOST, port_of, post, running, served, talk, whole
+from tests.loop_clock import LoopClock
 from tests.patience import PATIENCE
-from tests.receiving import ENV, Network, Station, eventually, hangs
+from tests.receiving import ENV, Clock, Network, Station, eventually, hangs
 
 pytestmark = pytest.mark.anyio
 
@@ -92,20 +93,24 @@ async def test_verified_call_is_stored_before_the_answer_and_submitted_after(
 
 
 @pytest.mark.both_engines
-async def test_repeated_calls_with_one_key_submit_once_even_after_a_restart(
+async def test_repeated_calls_with_one_key_submit_once_even_days_later(
     start: Start, network: Network
 ) -> None:
-    async with start(shop) as station:
+    clock = Clock()
+    async with start(shop, clock=clock) as station:
         answers = await asyncio.gather(*(call(station, order()) for _ in range(5)))
         # The key decides, even if the input differs.
         answers.append(await call(station, order(prompt="another")))
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["id"] for answer in answers}) == 1
-    async with start(shop) as station:
+        (sent,) = await eventually(lambda: network.sent)
+        await station.push(sent)
+    clock.ahead = 2 * 86400
+    async with start(shop, clock=clock) as station:
         again = await call(station, order())
         assert again.json()["id"] == answers[0].json()["id"]
-        await eventually(lambda: network.count("fal.submit") == 1)
         assert station.count("predictions") == 1
+    assert network.count("fal.submit") == 1
 
 
 async def test_queued_submit_survives_a_restart(start: Start, network: Network) -> None:
@@ -142,11 +147,11 @@ async def test_route_gets_the_whole_call_that_its_proof_verified(start: Start) -
 
 
 async def test_framing_headers_of_a_plugin_are_replaced(start: Start) -> None:
-    odd = {"Content-Length": "7", "Transfer-Encoding": "chunked", "X-A": "1"}
+    framing = {"Content-Length": "7", "Transfer-Encoding": "chunked", "X-A": "1"}
 
     @route("framed", proof=lambda _: None, methods=["GET"])
     async def framed(call: Call, _: Door) -> Reply:
-        return Reply(int(call.query["status"]), b"0123456789", odd)
+        return Reply(int(call.query["status"]), b"0123456789", framing)
 
     async with (
         start(framed) as station,
@@ -164,18 +169,18 @@ async def test_proof_can_be_async_and_use_the_door(start: Start) -> None:
         if call.header("x-secret") not in door.secrets("shop"):
             raise Unproved("bad_secret")
 
-    @route("told", proof=secret)
-    async def told(_: Call, door: Door) -> Reply:
+    @route("opens", proof=secret)
+    async def opens(_: Call, door: Door) -> Reply:
         signed = door.sign("again", "button")
         return Reply.json([door.open(signed, "button", 60), len(door.secrets("shop"))])
 
-    async with start(told) as station:
-        assert (await station.world.post("/in/told")).status_code == 401
+    async with start(opens) as station:
+        assert (await station.world.post("/in/opens")).status_code == 401
     keys = f"a-newer-secret-key-of-this-receiver-yet,{ENV['RECEIVER_SECRET_KEY']}"
     made = hmac.digest(ENV["RECEIVER_SECRET_KEY"].encode(), b"shop", sha256)
     before = base64.urlsafe_b64encode(made).rstrip(b"=")
-    async with start(told, RECEIVER_SECRET_KEY=keys) as station:
-        answer = await station.world.post("/in/told", headers={"x-secret": before.decode()})
+    async with start(opens, RECEIVER_SECRET_KEY=keys) as station:
+        answer = await station.world.post("/in/opens", headers={"x-secret": before.decode()})
         assert answer.json() == ["again", 2]
 
 
@@ -216,7 +221,7 @@ class Wordless:
         raise SystemExit(3)
 
 
-TRIPS: list[BaseException] = [
+PROOF_ERRORS: list[BaseException] = [
     Unproved("what it said: 'a lighthouse'"),
     Unproved(),
     Unproved(["no", "word"]),  # type: ignore[arg-type]
@@ -231,16 +236,16 @@ TRIPS: list[BaseException] = [
 
 
 async def test_call_is_rejected_if_its_proof_raises_any_error(start: Start, logged: Logged) -> None:
-    def trip(call: Call) -> None:
-        raise TRIPS[int(call.query["over"])]
+    def fails(call: Call) -> None:
+        raise PROOF_ERRORS[int(call.query["error"])]
 
-    @route("tripping", proof=trip)
-    async def tripping(_: Call, __: Door) -> Reply:
+    @route("failing", proof=fails)
+    async def failing(_: Call, __: Door) -> Reply:
         raise AssertionError
 
-    async with start(tripping) as station:
-        for number, error in enumerate(TRIPS):
-            answer = await station.world.post(f"/in/tripping?over={number}", content=b"x")
+    async with start(failing) as station:
+        for number, error in enumerate(PROOF_ERRORS):
+            answer = await station.world.post(f"/in/failing?error={number}", content=b"x")
             assert answer.status_code == 401, repr(error)
             assert (await station.world.get("/healthz")).is_success
     assert "a lighthouse" not in str(logged)
@@ -249,14 +254,16 @@ async def test_call_is_rejected_if_its_proof_raises_any_error(start: Start, logg
 async def test_call_is_rejected_if_its_proof_returns_a_value(start: Start, logged: Logged) -> None:
     """The value may have been meant as a refusal."""
 
-    @route("saying", proof=lambda call: bool(call.body))  # type: ignore[arg-type, return-value] # as some will write it
-    async def saying(_: Call, __: Door) -> Reply:
+    @route("answering", proof=lambda call: bool(call.body))  # type: ignore[arg-type, return-value] # as some will write it
+    async def answering(_: Call, __: Door) -> Reply:
         raise AssertionError
 
-    async with start(saying) as station:
+    async with start(answering) as station:
         for body in (b"", b"yes"):
-            assert (await station.world.post("/in/saying", content=body)).status_code == 401
-    assert [line["plugin"] for line in logged if line["event"] == "route.failed"] == ["saying"] * 2
+            assert (await station.world.post("/in/answering", content=body)).status_code == 401
+    assert [line["plugin"] for line in logged if line["event"] == "route.failed"] == [
+        "answering"
+    ] * 2
 
 
 async def test_call_returns_503_if_its_proof_has_no_keys_yet(start: Start) -> None:
@@ -296,11 +303,11 @@ async def test_oversized_plugin_body_returns_413(start: Start) -> None:
                 (b"content-length: 2001\r\n\r\n", b"413"),
                 (b"transfer-encoding: chunked\r\n\r\n7d1\r\n" + b"x" * 2001 + b"\r\n", b"413"),
             ):
-                assert await said(port, head + body) == status
+                assert await status_of(port, head + body) == status
         assert station.count("predictions") == 0
 
 
-async def said(port: int, text: bytes) -> bytes:
+async def status_of(port: int, text: bytes) -> bytes:
     """Send bytes, and return the status of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text)
@@ -314,21 +321,25 @@ async def test_slow_plugin_body_returns_408(start: Start, monkeypatch: pytest.Mo
     monkeypatch.setattr("receiver.http.body._GRACE", 0.05)
     async with start(shop) as station, served(station) as port:
         text = b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
-        assert await said(port, text) == b"408"
+        assert await status_of(port, text) == b"408"
 
 
-async def test_disconnect_during_a_plugin_body_is_counted_as_rejected(start: Start) -> None:
-    async with start(shop) as station, served(station) as port:
+async def test_disconnect_during_a_plugin_body_is_counted_as_rejected_and_rate_limited(
+    start: Start,
+) -> None:
+    limit = {"RECEIVER_LIMIT_UNPROVED_PER_MINUTE": "1"}
+    async with start(shop, **limit) as station, served(station) as port:
+        head = b"POST /in/shop HTTP/1.1\r\n" + HOST
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(
-                b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
-            )
+            connection.sendall(head + b"content-length: 50\r\n\r\n{")
         await eventually(
             lambda: discarded(station), lambda found: ("/in/shop", "disconnected") in found
         )
+        # It has used up the client's only failure of this minute.
+        assert await status_of(port, head + b"content-length: 0\r\n\r\n") == b"429"
 
 
-def strangers() -> st.SearchStrategy[dict[str, Any]]:
+def unsigned_requests() -> st.SearchStrategy[dict[str, Any]]:
     """Generate unsigned requests; some have a body that the plugin could read."""
     text = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
     names = ("x-shop-signature", "content-type", "content-encoding", "cookie", "x-%")
@@ -349,7 +360,7 @@ async def test_random_unsigned_requests_are_rejected_and_store_nothing(start: St
     async with start(shop, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="none") as station:
 
         @hypothesis(max_examples=75)
-        @given(strangers())
+        @given(unsigned_requests())
         def check(request: dict[str, Any]) -> None:
             sending = station.world.request(**request)
             answer = asyncio.run_coroutine_threadsafe(sending, loop).result(PATIENCE)
@@ -378,9 +389,10 @@ async def test_call_returns_503_without_the_store_and_a_retry_succeeds(
 async def test_slow_route_returns_503_and_a_retry_finds_the_prediction(
     start: Start, network: Network
 ) -> None:
+    loop_clock = LoopClock()
     waits = [True, False]
 
-    @route("slow", proof=prove, timeout=0.3)
+    @route("slow", proof=prove, timeout=20)
     async def slow(_: Call, door: Door) -> Reply:
         prediction = await door.submit("fal", "fal-ai/nano-banana", {"prompt": "a"}, key="1")
         while waits.pop(0):
@@ -391,13 +403,17 @@ async def test_slow_route_returns_503_and_a_retry_finds_the_prediction(
         return Reply.json(prediction.id)
 
     async with start(slow) as station:
-        late = await call(station, order(), "/in/slow")
+        calling = asyncio.create_task(call(station, order(), "/in/slow"))
+        await eventually(lambda: network.sent)
+        await eventually(lambda: len(waits) == 1)
+        loop_clock.ahead += 20
+        late = await calling
         assert (late.status_code, late.headers["retry-after"]) == (503, "5")
         assert late.json()["type"] == "urn:receiver:problem:route-too-slow"
         again = await call(station, order(), "/in/slow")
         assert again.status_code == 200
         assert station.one("SELECT id FROM predictions") == again.json()
-        await eventually(lambda: network.count("fal.submit") == 1)
+    assert network.count("fal.submit") == 1
 
 
 async def test_call_in_progress_at_shutdown_returns_503(
@@ -414,14 +430,14 @@ async def test_call_in_progress_at_shutdown_returns_503(
 
     async with start(long) as station, running(station) as server:
         signed = b"x-shop-signature: %s\r\n" % sign(b"{}").encode()
-        said = asyncio.create_task(talk(port_of(server), whole(post("/in/long", signed), b"{}")))
+        talking = asyncio.create_task(talk(port_of(server), whole(post("/in/long", signed), b"{}")))
         await begun.wait()
         server.should_exit = True
-        assert (await said).startswith(b"HTTP/1.1 503 ")
+        assert (await talking).startswith(b"HTTP/1.1 503 ")
     assert "Exception in ASGI application" not in str(logged)
 
 
-class Odd(BaseException):
+class Unprintable(BaseException):
     """An error that is no Exception, and whose `str` raises."""
 
     def __str__(self) -> str:
@@ -443,7 +459,7 @@ class Unchecked(Reply):
     def __post_init__(self) -> None: ...
 
 
-NONSENSE: dict[str, Callable[[], Any]] = {
+BAD_REPLIES: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
     "a text": lambda: "ok",
     "no status": lambda: Reply(99),
@@ -457,7 +473,7 @@ NONSENSE: dict[str, Callable[[], Any]] = {
     "no JSON": lambda: Reply.json(object()),
     "an error": lambda: 1 / 0,
     "an exit": lambda: sys.exit(3),
-    "what is no Exception": lambda: fail(Odd()),
+    "what is no Exception": lambda: fail(Unprintable()),
 }
 
 
@@ -466,10 +482,10 @@ async def test_failing_plugin_returns_500_and_only_the_log_has_the_reason(
 ) -> None:
     @route("bad", proof=prove)
     async def bad(call: Call, _: Door) -> Any:
-        return NONSENSE[call.body.decode()]()
+        return BAD_REPLIES[call.body.decode()]()
 
     async with start(bad) as station:
-        for number, name in enumerate(NONSENSE, 1):
+        for number, name in enumerate(BAD_REPLIES, 1):
             found = await call(station, name.encode(), "/in/bad")
             assert found.status_code == 500, name
             assert found.json()["type"] == "urn:receiver:problem:route-failed"
@@ -478,7 +494,7 @@ async def test_failing_plugin_returns_500_and_only_the_log_has_the_reason(
             assert failed == ["bad"] * number, name
 
 
-MISREAD = {
+BAD_BODIES = {
     b"{": (400, "invalid-json"),
     b"[" * 1900: (400, "invalid-json"),
     order(prompt="x" * 10).replace(b"xxx", b"\xff"): (400, "invalid-json"),
@@ -488,9 +504,9 @@ MISREAD = {
 
 async def test_verified_malformed_json_returns_400_and_a_missing_field_500(start: Start) -> None:
     async with start(shop) as station:
-        for body, told in MISREAD.items():
+        for body, expected in BAD_BODIES.items():
             answer = await call(station, body)
-            assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == told, body
+            assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == expected, body
 
 
 async def test_plugin_routes_return_503_before_startup(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import pytest
 from receiver import Call, Door, Reply, Unproved, route, source
 from receiver.deliveries.importing import register
 from receiver.settings import Settings
+from receiver.store.leases import LeaseRequest, LeaseStore
 from tests.conftest import Disk, Logged, Start
 from tests.receiving import ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio
 
 
-def nobody(_: Call) -> None:
+def refuse(_: Call) -> None:
     raise Unproved
 
 
@@ -32,14 +33,14 @@ class Updates:
         self.offset = 0
         self.pollers = 0
         self.most = 0
-        self.asked: list[int] = []
+        self.requested: list[int] = []
 
-    def say(self, text: str) -> None:
+    def add(self, text: str) -> None:
         self.texts.append(text)
         self._news.set()
 
     async def next(self) -> str:
-        self.asked.append(self.offset)
+        self.requested.append(self.offset)
         while self.offset >= len(self.texts):
             self._news.clear()
             await self._news.wait()
@@ -47,7 +48,7 @@ class Updates:
 
 
 def plugin(updates: Updates) -> list[Any]:
-    @route("chat", proof=nobody)
+    @route("chat", proof=refuse)
     async def chat(call: Call, door: Door) -> Reply:
         text = call.body.decode()
         if text == "breaks":
@@ -92,8 +93,8 @@ async def test_failed_update_is_polled_again_after_the_store_recovers(
     updates = Updates()
     async with start(*plugin(updates)) as station:
         disk.full = True
-        updates.say("a lighthouse")
-        await eventually(lambda: len(updates.asked) >= 3)
+        updates.add("a lighthouse")
+        await eventually(lambda: len(updates.requested) >= 3)
         disk.full = False
         await eventually(lambda: [sent.prompt for sent in network.sent] == ["a lighthouse"])
         assert station.count("predictions") == 1
@@ -105,7 +106,7 @@ async def test_failing_source_is_restarted_and_logged(
     monkeypatch.setattr("receiver.http.polled._REST", 0.0)
     updates = Updates("breaks")
     async with start(*plugin(updates)) as station:
-        await eventually(lambda: len(updates.asked) >= 2)
+        await eventually(lambda: len(updates.requested) >= 2)
         updates.texts[0] = "a lighthouse"
         await eventually(lambda: station.count("predictions") == 1)
     failed = [line for line in logged if line["event"] == "source.failed"]
@@ -151,18 +152,32 @@ async def test_sources_do_not_run_in_serverless_mode(start: Start) -> None:
     updates = Updates("a lighthouse")
     async with start(*plugin(updates), RECEIVER_MODE="serverless") as station:
         await station.http.post("/v1/drain?seconds=1")
-        assert updates.asked == []
+        for _ in range(100):  # a source that ran would poll within fewer turns of the loop
+            await asyncio.sleep(0)
+        assert updates.requested == []
 
 
 @pytest.mark.parametrize("start", ["postgres"], indirect=True)
-async def test_one_of_two_processes_polls_and_the_other_takes_over(start: Start) -> None:
+async def test_one_of_two_processes_polls_and_the_other_takes_over(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bool] = []
+    hold = LeaseStore.hold
+
+    async def recorded(leases: LeaseStore, request: LeaseRequest) -> bool:
+        is_held = await hold(leases, request)
+        if request.name == "source chat":
+            answers.append(is_held)
+        return is_held
+
+    monkeypatch.setattr(LeaseStore, "hold", recorded)
     updates = Updates()
     async with AsyncExitStack() as first, AsyncExitStack() as second:
-        one = await first.enter_async_context(start(*plugin(updates)))
-        await second.enter_async_context(start(*plugin(updates)))
+        await first.enter_async_context(start(*plugin(updates)))
         await eventually(lambda: updates.pollers)
-        held = one.rows("SELECT name FROM leases WHERE name = 'source chat'")
-        assert len(held) == 1
-        await first.aclose()  # whichever process had the lease, one has it now
+        await second.enter_async_context(start(*plugin(updates)))
+        await eventually(lambda: False in answers)  # the second was refused the lease
+        assert updates.pollers == 1
+        await first.aclose()
         await eventually(lambda: updates.pollers)
         assert updates.most == 1

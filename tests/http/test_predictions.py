@@ -36,6 +36,7 @@ from tests.receiving import (
     Station,
     breaks,
     eventually,
+    hangs,
     reply,
     write,
 )
@@ -475,23 +476,20 @@ async def test_sync_submit_returns_202_when_its_wait_ends(
 @pytest.mark.parametrize("mode", ["queue", "sync"])
 @pytest.mark.usefixtures("stops_soon")
 async def test_waiting_request_is_answered_at_shutdown(
-    start: Start, network: Network, mode: str
+    start: Start, network: Network, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    async def never(_: httpx.Request) -> httpx.Response:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    network.always("eachlabs.run", never)
-    network.always("eachlabs.submit", never)
+    monkeypatch.setattr("receiver.http.body._LONGEST_WAIT", 2 * PATIENCE)
+    network.always("eachlabs.run", hangs)
+    network.always("eachlabs.submit", hangs)
     async with start() as station:
         waiting = asyncio.create_task(
             station.http.post(
-                "/v1/predictions", json={**GOOD, "mode": mode}, headers={"prefer": "wait=60"}
+                "/v1/predictions", json={**GOOD, "mode": mode}, headers={"prefer": "wait=120"}
             )
         )
         await eventually(lambda: network.count("eachlabs.submit") + network.count("eachlabs.run"))
         station.app.state.release()
-        async with asyncio.timeout(55):  # before the caller's own wait ends
+        async with asyncio.timeout(PATIENCE):  # the caller would wait for twice as long
             answer = await waiting
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
 

@@ -15,7 +15,8 @@ import pytest
 
 from receiver import Event, on
 from tests.conftest import Disk, Start
-from tests.receiving import Clock, Json, Station, eventually, hangs
+from tests.postgres import Database
+from tests.receiving import Clock, Json, Network, Station, eventually, hangs, receiving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -112,7 +113,7 @@ async def both(start: Start, **env: str) -> AsyncIterator[tuple[Station, Station
             yield one, two
 
 
-def told(answer: httpx.Response) -> tuple[int, str]:
+def problem_of(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["type"].rpartition(":")[2]
 
 
@@ -158,7 +159,7 @@ async def test_control_characters_in_person_or_place_return_422(
 ) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
         answer = await order(station, **{"person": "ada", "place": "club/1", **bad})
-        assert told(answer) == (422, "invalid-request")
+        assert problem_of(answer) == (422, "invalid-request")
         assert station.count("predictions") == 0
 
 
@@ -178,10 +179,10 @@ async def test_idempotency_key_of_an_order_never_expires(start: Start, recipes: 
         again = await order(station, key="order-1")
         assert again.json()["id"] == first["id"]
         assert again.json()["input"] == first["input"]
-        assert told(await order(station, key="order-3")) == (404, "unknown-recipe")
+        assert problem_of(await order(station, key="order-3")) == (404, "unknown-recipe")
         # if its prediction was deleted, the key orders nothing in its place
         station.edit(f"DELETE FROM predictions WHERE id = '{other['id']}'")
-        assert told(await order(station, key="order-2")) == (409, "too-late")
+        assert problem_of(await order(station, key="order-2")) == (409, "too-late")
         assert station.count("predictions") == 1
 
 
@@ -205,7 +206,7 @@ async def test_rejected_order_makes_no_prediction_and_is_counted_as_discarded(
         for name, body, status, code, words in REFUSED:
             for _ in range(2):
                 answer = await order(station, name, **body)
-                assert told(answer) == (status, code), words
+                assert problem_of(answer) == (status, code), words
                 assert words in answer.json()["detail"]
             counted[code] += 2
             assert station.count("predictions") == station.count("orders") == 0, words
@@ -241,7 +242,7 @@ async def test_fifty_concurrent_orders_at_two_servers_stay_within_limits(
         assert results == {202: 20, 429: 30}
         assert one.count("predictions") == one.count("orders") == 20
         refused = next(answer for answer in answers if answer.status_code == 429)
-        assert told(refused) == (429, "over-limit")
+        assert problem_of(refused) == (429, "over-limit")
         assert 0 < int(refused.headers["retry-after"]) <= 31 * 86400
         assert "try again in" in refused.json()["detail"]
         # a new month starts at zero; here only the limit of a person applies
@@ -281,9 +282,9 @@ async def test_order_over_budget_or_of_unknown_price_returns_402(
         answers = await asyncio.gather(*(order(station, place="club/1") for _ in range(5)))
         assert Counter(answer.status_code for answer in answers) == {202: 2, 402: 3}
         over = next(answer for answer in answers if answer.status_code == 402)
-        assert told(over) == (402, "over-budget")
+        assert problem_of(over) == (402, "over-budget")
         assert "$1 a month in each place" in over.json()["detail"]
-        assert told(await order(station, "soon", place="club/1")) == (402, "price-unknown")
+        assert problem_of(await order(station, "soon", place="club/1")) == (402, "price-unknown")
         # The limit is only for orders with a place.
         assert (await order(station, "soon")).status_code == 202
         assert (await order(station, place="club/2")).status_code == 202
@@ -324,15 +325,19 @@ async def test_queued_order_expires_even_if_its_provider_is_disabled(
         ended = await station.until(late["id"], "failed")
         assert ended["error"]["code"] == "expired"
         assert "too late" in ended["error"]["message"]
-        assert told(await order(station, "soon")) == (422, "provider-off")
+        assert problem_of(await order(station, "soon")) == (422, "provider-off")
 
 
 async def test_same_idempotency_key_at_two_servers_is_one_order(
-    start: Start, recipes: Path
+    database: Database, network: Network, recipes: Path
 ) -> None:
-    async with both(start, RECEIVER_RECIPES=str(recipes)) as servers:
-        asked = [order(servers[n % 2], key=f"k{n // 10}") for n in range(40)]
-        answers = await asyncio.gather(*asked)
+    async with (
+        receiving(database, network, RECEIVER_RECIPES=str(recipes)) as one,
+        receiving(database, network, RECEIVER_RECIPES=str(recipes)) as two,
+    ):
+        servers = (one, two)
+        ordering = [order(servers[n % 2], key=f"k{n // 10}") for n in range(40)]
+        answers = await asyncio.gather(*ordering)
         assert len({answer.json()["id"] for answer in answers}) == 4
         assert servers[0].count("predictions") == servers[0].count("orders") == 4
 
@@ -349,7 +354,7 @@ async def test_order_is_answered_without_waiting_for_the_provider(
 
 async def test_order_with_prefer_wait_waits_for_the_outcome(start: Start, recipes: Path) -> None:
     async with start(RECEIVER_RECIPES=str(recipes)) as station:
-        asked = asyncio.create_task(
+        ordering = asyncio.create_task(
             station.http.post(
                 "/v1/recipes/imagine",
                 json={"options": {"prompt": "a fox"}},
@@ -358,7 +363,7 @@ async def test_order_with_prefer_wait_waits_for_the_outcome(start: Start, recipe
         )
         await eventually(lambda: station.network.sent)
         await station.push(station.network.of("a fox"))
-        answer = await asked
+        answer = await ordering
         assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
         assert answer.headers["preference-applied"] == "wait=60"
 

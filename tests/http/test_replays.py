@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from receiver import Context, Dead, Event, on
 from tests.conftest import Start
+from tests.patience import PATIENCE
 from tests.receiving import Json, Station, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -61,15 +61,19 @@ async def count(station: Station, **wanted: Any) -> Json:
     return replay
 
 
-async def done(station: Station, replay: Json) -> Json:
-    path = f"/v1/replays/{replay['id']}"
-    answer = await station.http.post(f"{path}/start")
+async def start_replay(station: Station, replay: Json) -> None:
+    answer = await station.http.post(f"/v1/replays/{replay['id']}/start")
     assert answer.status_code == 202, answer.text
 
-    async def read() -> Json:
-        return dict((await station.http.get(path)).json())
 
-    return await eventually(read, lambda found: found["state"] == "done")
+async def read(station: Station, replay: Json) -> Json:
+    return dict((await station.http.get(f"/v1/replays/{replay['id']}")).json())
+
+
+async def done(station: Station, replay: Json) -> Json:
+    """Start a replay, and return it when it is done."""
+    await start_replay(station, replay)
+    return await eventually(lambda: read(station, replay), lambda found: found["state"] == "done")
 
 
 async def test_replay_counts_its_matches_and_then_replays_exactly_those(start: Start) -> None:
@@ -160,31 +164,53 @@ async def test_counted_replay_can_be_canceled_and_then_not_started(start: Start)
             assert answer.status_code == 404
 
 
+async def count_dead_deliveries(station: Station, times: int) -> list[Json]:
+    """Make three deliveries dead, and count a replay of them so many times."""
+    for number in range(3):
+        await station.push(await station.submitted("eachlabs", f"{number}"))
+    station.edit("UPDATE deliveries SET state = 'dead', due_at = NULL, ended_at = 1, reason = 'x'")
+    return [await count(station, state="dead") for _ in range(times)]
+
+
 async def test_running_replay_continues_after_a_restart(start: Start) -> None:
-    waits = asyncio.Event()
-
-    @on("succeeded", name="replays.slow", concurrency=1)
-    async def slow(_: Event) -> None:
-        await waits.wait()
-
-    async with start(slow, dispatch=False) as station:
-        for number in range(3):
-            await station.push(await station.submitted("eachlabs", f"{number}"))
-        station.edit(
-            "UPDATE deliveries SET state = 'dead', due_at = NULL, ended_at = 1, reason = 'x'"
-        )
-        first, second = [await count(station, state="dead") for _ in range(2)]
+    async with start(save, dispatch=False) as station:
+        first, second = await count_dead_deliveries(station, 2)
         # As if it had been started just before the process stopped.
         station.edit(f"UPDATE replays SET state = 'running' WHERE id = '{first['id']}'")
-    async with start(slow, dispatch=False) as station:
-        found = await done(station, first)
+    async with start(save, dispatch=False) as station:
+        found = await eventually(
+            lambda: read(station, first), lambda found: found["state"] == "done"
+        )
         assert found["replayed"] == 3
         # Deliveries that are pending already are not replayed again.
         assert (await done(station, second))["replayed"] == 0
         assert station.rows("SELECT DISTINCT round, replay_id FROM deliveries") == [
             (1, first["id"])
         ]
-        waits.set()
+
+
+async def test_canceled_replay_replays_no_further_deliveries(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It replays one delivery, then waits for handlers.
+    monkeypatch.setattr("receiver.deliveries.replay._STEP", 1)
+    monkeypatch.setattr("receiver.deliveries.replay._LONGEST_WAIT", 2 * PATIENCE)
+    async with start(save, dispatch=False) as station:
+        first, second = await count_dead_deliveries(station, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr("receiver.deliveries.replay._MOST_DUE", 1)
+            await start_replay(station, first)
+            await eventually(lambda: read(station, first), lambda found: found["replayed"] == 1)
+            answer = await station.http.post(f"/v1/replays/{first['id']}/cancel")
+            assert (answer.status_code, answer.json()["state"]) == (200, "canceled")
+        # The same task runs the other replay, and so has had time to go on with the canceled one.
+        assert (await done(station, second))["replayed"] == 2
+        found = await read(station, first)
+        assert (found["state"], found["replayed"]) == ("canceled", 1)
+        assert station.rows("SELECT count(*), replay_id FROM deliveries GROUP BY 2 ORDER BY 1") == [
+            (1, first["id"]),
+            (2, second["id"]),
+        ]
 
 
 BAD: list[tuple[bytes, int]] = [
@@ -211,7 +237,7 @@ BAD: list[tuple[bytes, int]] = [
     (b"[" * 100_000, 422),
     (b'{"metadata":' * 100_000, 422),
 ]
-ODD: list[Json] = [
+UNUSUAL: list[Json] = [
     {"handler": "a\0b", "state": "dead"},
     {"model": "[!z-a]*[[\\?"},
     {"model": "*a" * 100 + "b"},
@@ -230,10 +256,10 @@ async def test_invalid_replay_filter_returns_4xx_and_an_unusual_one_works(start:
             assert answer.status_code == status, (body[:50], answer.text)
             assert answer.headers["content-type"] == "application/problem+json"
         assert station.count("replays") == 0
-        for wanted in ODD:
+        for wanted in UNUSUAL:
             await done(station, await count(station, **wanted))
         assert (await station.http.post("/v1/replays", content=b"{}")).status_code == 415
         answer = await station.http.get("/v1/replays?limit=2")
         assert len(answer.json()["data"]) == 2
         rest = await station.http.get(f"/v1/replays?cursor={answer.json()['next_cursor']}")
-        assert len(rest.json()["data"]) == len(ODD) - 2
+        assert len(rest.json()["data"]) == len(UNUSUAL) - 2

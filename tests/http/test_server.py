@@ -67,7 +67,7 @@ def port_of(server: Server) -> int:
 
 
 async def talk(
-    port: int, said: bytes, drip: bytes = b"", every: float = 0.01, *, then_eof: bool = False
+    port: int, data: bytes, drip: bytes = b"", every: float = 0.01, *, then_eof: bool = False
 ) -> bytes:
     """Send bytes, and perhaps `drip` at intervals; return what comes until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -79,17 +79,17 @@ async def talk(
                 writer.write(drip)
                 await writer.drain()
 
-    heard = b""
+    received = b""
     drips = asyncio.create_task(dripping())
     try:
-        writer.write(said)
+        writer.write(data)
         if then_eof:
             writer.write_eof()
         async with asyncio.timeout(PATIENCE):
             with suppress(ConnectionError):  # a reset is a close too
                 while chunk := await reader.read(65536):
-                    heard += chunk
-        return heard
+                    received += chunk
+        return received
     finally:
         drips.cancel()
         writer.close()
@@ -134,35 +134,35 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_oversized_or_malformed_request_head_is_rejected(start: Start) -> None:
     async with start() as station, served(station) as port:
-        for said, code, kind in (
+        for data, code, kind in (
             (b"GET /%b HTTP/1.1\r\n" % (b"a" * 9000) + HOST, 414, "uri-too-long"),
             (b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 150, 431, "headers-too-large"),
             (b"\x16\x03\x01\x02\x00\x01\x00" * 9, 400, "invalid-request"),
             (b"GET /\xff HTTP/1.1\r\n" + HOST, 400, "invalid-request"),
         ):
-            answer = await talk(port, said + b"\r\n")
+            answer = await talk(port, data + b"\r\n")
             assert status(answer) == code
             head, _, body = answer.partition(b"\r\n\r\n")
             assert b"connection: close" in head.lower()
             assert json.loads(body)["type"] == f"urn:receiver:problem:{kind}"
         # Sizes just below the limits are accepted.
-        said = b"GET /nowhere/%b HTTP/1.1\r\n" % (b"a" * 7000) + HOST
-        said += b"a: %b\r\n" % (b"b" * 500) * 90 + b"connection: close\r\n\r\n"
-        assert status(await talk(port, said)) == 404
+        data = b"GET /nowhere/%b HTTP/1.1\r\n" % (b"a" * 7000) + HOST
+        data += b"a: %b\r\n" % (b"b" * 500) * 90 + b"connection: close\r\n\r\n"
+        assert status(await talk(port, data)) == 404
 
 
 async def test_endless_headers_trailers_or_chunk_extensions_are_cut_off(start: Start) -> None:
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         chunked = post(sent.path, b"transfer-encoding: chunked\r\n\r\n")
-        for said, more in (
+        for data, more in (
             (b"GET / HTTP/1.1\r\n" + HOST + b"x-a: ", b"b"),
             (chunked + b"1\r\nx\r\n0\r\nx-a: ", b"b"),
             (chunked + b"1\r\nx\r\n0\r\n", b"x-a: b\r\n"),
             (chunked + b"1;", b"b"),
         ):
-            answer = await talk(port, said + more * 80_000)
-            assert status(answer) == 431 if said.startswith(b"GET") else not answer, said
+            answer = await talk(port, data + more * 80_000)
+            assert status(answer) == 431 if data.startswith(b"GET") else not answer, data
         assert (await station.push(sent)).status_code == 200
 
 
@@ -172,8 +172,8 @@ async def test_body_of_many_small_chunks_is_accepted(start: Start) -> None:
         letter = write(station.network, sent, body=b" " * 300_000 + b"{}")
         chunks = [b"8\r\n%b\r\n" % letter.body[at : at + 8] for at in range(0, 300_000, 8)]
         head = post(sent.path, b"x-webhook-secret: " + sent.secret.encode() + b"\r\n")
-        said = head + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + b"".join(chunks)
-        assert status(await talk(port, said + b"2\r\n{}\r\n0\r\n\r\n")) == 200
+        data = head + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + b"".join(chunks)
+        assert status(await talk(port, data + b"2\r\n{}\r\n0\r\n\r\n")) == 200
 
 
 # --- message framing, request smuggling ---
@@ -191,14 +191,14 @@ OFFERS: Final = (
 async def test_offer_to_upgrade_is_ignored(start: Start) -> None:
     async with start() as station, served(station) as port:
         for number, offer in enumerate(OFFERS, 1):
-            said = (
+            data = (
                 SUBMIT + offer + b"content-length: %d\r\n\r\n" % len(GOOD) + GOOD,
                 SUBMIT + offer + b"transfer-encoding: chunked\r\n\r\n" + chunked(GOOD, 7),
                 post("/webhooks/fal/x", offer, b"content-length: %d\r\n\r\n" % len(LIST), LIST),
                 LIST.replace(b"\r\n\r\n", b"\r\n" + offer + b"\r\n"),
                 LAST,
             )
-            answers = await talk(port, b"".join(said))
+            answers = await talk(port, b"".join(data))
             assert statuses(answers) == [202, 202, 401, 200, 200], offer
             assert station.count("predictions") == 2 * number
 
@@ -253,8 +253,8 @@ NO_REQUESTS: Final = {
 @pytest.mark.usefixtures("cut")
 async def test_malformed_or_smuggled_request_returns_400_in_its_turn(start: Start) -> None:
     async with start() as station, served(station) as port:
-        for name, said in NO_REQUESTS.items():
-            answers = await talk(port, LIST + said + LIST)
+        for name, data in NO_REQUESTS.items():
+            answers = await talk(port, LIST + data + LIST)
             assert statuses(answers) == [200, 400], name  # the request after it is not run
             refusal = answers.rpartition(b"HTTP/1.1 400")[2]
             assert b"connection: close" in refusal
@@ -262,18 +262,18 @@ async def test_malformed_or_smuggled_request_returns_400_in_its_turn(start: Star
 
 
 async def test_trailers_cannot_authenticate_a_request(start: Start) -> None:
-    said = post("/v1/predictions", JSON, b"transfer-encoding: chunked\r\n\r\n")
-    said += chunked(GOOD)[:-2] + BEARER + b"x-forwarded-for: 192.0.2.9\r\n\r\n"
+    data = post("/v1/predictions", JSON, b"transfer-encoding: chunked\r\n\r\n")
+    data += chunked(GOOD)[:-2] + BEARER + b"x-forwarded-for: 192.0.2.9\r\n\r\n"
     async with start() as station, served(station) as port:
-        assert statuses(await talk(port, said + LAST)) == [401, 200]
+        assert statuses(await talk(port, data + LAST)) == [401, 200]
         assert station.count("predictions") == 0
 
 
 async def test_connection_close_in_a_trailer_closes_the_connection(start: Start) -> None:
     async with start() as station, served(station) as port:
         for path, answer in (("/v1/predictions", 401), ("/healthz", 405)):
-            said = post(path, b"transfer-encoding: chunked\r\n\r\n") + chunked(GOOD)[:-2]
-            answers = await talk(port, LIST + said + b"connection: close\r\n\r\n" + LIST)
+            data = post(path, b"transfer-encoding: chunked\r\n\r\n") + chunked(GOOD)[:-2]
+            answers = await talk(port, LIST + data + b"connection: close\r\n\r\n" + LIST)
             assert statuses(answers) == [200, answer]  # the last request is not answered
 
 
@@ -302,7 +302,7 @@ async def test_half_closed_client_gets_all_answers(start: Start, logged: Logged)
     async with start() as station, served(station) as port:
         submit = SUBMIT + b"content-length: %d\r\n\r\n" % len(GOOD) + GOOD
         waiting = submit.replace(JSON, JSON + b"prefer: wait=1\r\n")
-        for said, answers in (
+        for data, answers in (
             (submit, [202]),
             (waiting, [202]),
             (LIST * 3, [200, 200, 200]),
@@ -311,7 +311,7 @@ async def test_half_closed_client_gets_all_answers(start: Start, logged: Logged)
             (submit[:-9], []),
             (b"", []),
         ):
-            assert statuses(await talk(port, said, then_eof=True)) == answers
+            assert statuses(await talk(port, data, then_eof=True)) == answers
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
         hook = post(sent.path, b"x-webhook-secret: %b\r\n" % sent.secret.encode())
@@ -339,11 +339,11 @@ async def test_disconnected_stream_client_is_noticed(
 ) -> None:
     monkeypatch.setattr(connection, "_PEER_CHECK", 0.01)
     monkeypatch.setattr(feed, "KEEP_ALIVE", 0.05)
-    said = b"GET /v1/events/stream HTTP/1.1\r\n" + HOST + BEARER + b"\r\n"
+    data = b"GET /v1/events/stream HTTP/1.1\r\n" + HOST + BEARER + b"\r\n"
     async with start() as station, running(station) as server:
         for more in (b"", LIST):
             reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
-            writer.write(said + more)
+            writer.write(data + more)
             await reader.readuntil(b": live\n")
             writer.close()
             await eventually(lambda: not server.server_state.tasks)
@@ -360,10 +360,10 @@ async def test_answer_on_a_reset_connection_is_logged_as_499(
     ends_first: bool,
 ) -> None:
     monkeypatch.setattr(connection, "_PEER_CHECK", 0.01)
-    asked, answered = asyncio.Event(), asyncio.Event()
+    requested, answered = asyncio.Event(), asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
-        asked.set()
+        requested.set()
         await answered.wait()
         return await network.by_emulator(request)
 
@@ -372,7 +372,7 @@ async def test_answer_on_a_reset_connection_is_logged_as_499(
         connections = server.server_state.connections
         with socket.create_connection(("127.0.0.1", port_of(server))) as client:
             client.sendall(b"GET /v1/models/oxen/x HTTP/1.1\r\n" + HOST + BEARER + b"\r\n")
-            await asked.wait()
+            await requested.wait()
             if ends_first:
                 client.shutdown(socket.SHUT_WR)
                 [served] = connections
@@ -405,10 +405,10 @@ EARLY: Final = (
 
 @on_both_loops
 async def test_client_still_sending_its_body_gets_the_early_answer(start: Start) -> None:
-    def sends(port: int, said: bytes) -> bytes:
+    def sends(port: int, data: bytes) -> bytes:
         """Send all before reading anything, as many clients do."""
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(said)
+            connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -430,10 +430,10 @@ async def test_bytes_discarded_after_an_early_answer_are_bounded(
                     writer.write(MANY[:1_000_000])
                     await writer.drain()
                 pytest.fail(f"it took all: {head!r}")
-            heard = b""
+            received = b""
             with suppress(ConnectionError):
-                heard = await reader.read()
-            assert statuses(heard) in ([code], []), head
+                received = await reader.read()
+            assert statuses(received) in ([code], []), head
             writer.close()
 
 
@@ -463,19 +463,42 @@ async def test_100_continue_is_sent_only_if_the_body_is_wanted(
 # --- slow clients ---
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the timeouts to 0.2 seconds."""
-    monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.2)
-    monkeypatch.setattr(connection, "_SLOWEST_REST", 0.2)
-    monkeypatch.setattr(reading, "_GRACE", 0.2)
+SLOW_HEADS: Final = (
+    (b"", b""),
+    (b"GET / HTTP/1.1\r\nx-a: ", b"b"),
+    (b"\r\n", b"\r\n"),
+)
+"""The bytes sent first, and those repeated slowly."""
 
 
-TRICKLES: Final = (
-    (b"", b"", None),
-    (b"GET / HTTP/1.1\r\nx-a: ", b"b", None),
-    (b"\r\n", b"\r\n", None),
-    (b"GET /nowhere HTTP/1.1\r\n" + HOST + b"\r\n", b"\r\n", 404),
+async def test_connection_without_a_request_times_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.1)
+    async with start() as station, served(station) as port:
+        answers = await asyncio.gather(*(talk(port, first, drip) for first, drip in SLOW_HEADS))
+        assert answers == [b""] * len(SLOW_HEADS)
+
+
+async def test_line_breaks_after_an_answered_request_time_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start() as station, served(station) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /nowhere HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert status(await reader.readuntil(b"}")) == 404
+        monkeypatch.setattr(connection, "_SLOWEST_HEAD", 0.1)
+        closed = asyncio.create_task(reader.read())
+        async with asyncio.timeout(PATIENCE):
+            while not closed.done():
+                writer.write(b"\r\n")
+                await asyncio.wait({closed}, timeout=0.01)
+            with suppress(ConnectionError):
+                assert await closed == b""
+        writer.close()
+
+
+SLOW_BODIES: Final = (
     (post("/webhooks/fal/x", b"content-length: 90000\r\n\r\n"), b"x", 408),
     (post("/webhooks/fal/x", b"transfer-encoding: chunked\r\n\r\n"), b"1\r\nx\r\n", 408),
     (SUBMIT + b"content-length: 90000\r\n\r\n", b"x", 408),
@@ -483,39 +506,45 @@ TRICKLES: Final = (
     (post("/v1/predictions", b"content-length: 90000\r\n\r\n"), b"x", 401),
     (post("/nowhere", b"content-length: 90000\r\n\r\n"), b"x", 404),
 )
-"""The bytes sent first, those repeated slowly, and the status before the connection ends."""
+"""The head, the bytes repeated slowly, and the status before the connection ends."""
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_slow_request_times_out(start: Start) -> None:
+async def test_slow_body_times_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_SLOWEST_HEAD", PATIENCE)
+    monkeypatch.setattr(connection, "_SLOWEST_REST", 0.2)
+    monkeypatch.setattr(reading, "_GRACE", 0.1)
     async with start() as station, served(station) as port:
-        answers = await asyncio.gather(*(talk(port, said, drip) for said, drip, _ in TRICKLES))
-        assert [status(answer) if answer else None for answer in answers] == [
-            code for _, _, code in TRICKLES
-        ]
-        late = [answer for answer in answers if b" 408 " in answer[:20]]
+        answers = await asyncio.gather(*(talk(port, head, drip) for head, drip, _ in SLOW_BODIES))
+        assert [status(answer) for answer in answers] == [code for _, _, code in SLOW_BODIES]
+        late = [answer for answer in answers if status(answer) == 408]
         assert all(b"connection: close" in answer.lower() for answer in late)
         assert all(b"too-slow" in answer for answer in late)
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_body_above_the_minimum_rate_is_received_in_full(start: Start) -> None:
+async def test_body_above_the_minimum_rate_is_received_in_full(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_GRACE", 0.05)
+    monkeypatch.setattr(reading, "_PACE", 16)  # each KiB adds a minute
     async with start() as station, served(station) as port:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
-        body = letter.body + b" " * (4096 - len(letter.body))  # each KiB adds a second
+        body = letter.body + b" " * (4096 - len(letter.body))
         head = post(sent.path, b"x-webhook-secret: " + sent.secret.encode() + b"\r\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head + b"content-length: 4096\r\n\r\n")
-        for at in range(0, 4096, 1024):
+        writer.write(head + b"content-length: 4096\r\n\r\n" + body[:1024])
+        for at in range(1024, 4096, 1024):
+            await asyncio.sleep(0.1)
             writer.write(body[at : at + 1024])
             await writer.drain()
-            await asyncio.sleep(0.1)
         assert status(await reader.readuntil(b"\r\n\r\n")) == 200
         writer.close()
 
 
-async def test_early_answer_keeps_the_connection_open(start: Start) -> None:
+async def test_early_answer_keeps_the_connection_open(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_SLOWEST_REST", PATIENCE)
     async with start() as station, served(station) as port:
         head = post("/v1/predictions", b"content-length: 100000\r\n\r\n")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -531,7 +560,7 @@ async def test_early_answer_keeps_the_connection_open(start: Start) -> None:
 # --- many connections ---
 
 
-class Line:
+class FakeConnection:
     """A fake connection with what WaitingConnections uses."""
 
     def __init__(self, waiting: WaitingConnections) -> None:
@@ -543,29 +572,29 @@ class Line:
         self.waiting.drop(self)  # type: ignore[arg-type] # only its identity matters
 
 
-def crowd(most: int, moments: list[float]) -> list[bool]:
+def open_after(most: int, moments: list[float]) -> list[bool]:
     now = 0.0
     waiting = WaitingConnections(most, lambda: now)
     lines = []
     for moment in moments:
         now = moment
-        lines.append(Line(waiting))
+        lines.append(FakeConnection(waiting))
         waiting.add(lines[-1])  # type: ignore[arg-type]
     return [line.open for line in lines]
 
 
 def test_oldest_waiting_connection_is_closed_over_the_limit() -> None:
-    assert crowd(3, [0.0, 2.0, 2.1, 2.2, 4.0]) == [False, False, True, True, True]
+    assert open_after(3, [0.0, 2.0, 2.1, 2.2, 4.0]) == [False, False, True, True, True]
 
 
 def test_burst_of_connections_may_reach_twice_the_limit() -> None:
-    assert crowd(3, [0.0] * 6) == [True] * 6
-    assert crowd(3, [0.0] * 8) == [False, False, *[True] * 6]
+    assert open_after(3, [0.0] * 6) == [True] * 6
+    assert open_after(3, [0.0] * 8) == [False, False, *[True] * 6]
 
 
-@pytest.mark.parametrize("said", [b"", LIST], ids=["new", "used"])
+@pytest.mark.parametrize("data", [b"", LIST], ids=["new", "used"])
 async def test_silent_connections_do_not_block_other_clients(
-    start: Start, monkeypatch: pytest.MonkeyPatch, said: bytes
+    start: Start, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     monkeypatch.setattr(connection, "_most_waiting", lambda: 20)
     async with start() as station, running(station) as server:
@@ -573,8 +602,8 @@ async def test_silent_connections_do_not_block_other_clients(
         assert server.config.timeout_keep_alive > 600
         port = port_of(server)
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
-        for reader, writer in silent if said else ():
-            writer.write(said)
+        for reader, writer in silent if data else ():
+            writer.write(data)
             with suppress(asyncio.IncompleteReadError, ConnectionError):  # the first are closed
                 await reader.readuntil(b"}")
         assert status(await talk(port, LAST)) == 200
@@ -590,7 +619,7 @@ async def test_silent_connections_do_not_block_other_clients(
 
 DEEP: Final = b"[" * 100_000 + b"]" * 100_000
 DEEPEST: Final = b"[" * (2 * 1024 * 1024 - 40) + b"]" * (2 * 1024 * 1024 - 40)
-ODD: Final = {
+EXTREME_JSON: Final = {
     "deep": DEEP,
     "as deep as fits": DEEPEST,
     "unclosed": b"[" * 4_000_000,
@@ -603,7 +632,7 @@ ODD: Final = {
 }
 
 
-_FAIR: Final = {"integer within reach", "long fraction"}
+_ACCEPTED: Final = {"integer within reach", "long fraction"}
 """Unusual JSON that can still be passed on unchanged."""
 
 
@@ -611,18 +640,18 @@ async def test_extreme_json_in_a_verified_callback_is_stored_and_polled(
     start: Start, logged: Logged
 ) -> None:
     async with start() as station, served(station) as port:
-        for name, body in ODD.items():
+        for name, body in EXTREME_JSON.items():
             sent = await station.submitted("eachlabs", name)
-            kept, asked = station.count("callbacks"), station.network.count("eachlabs.poll")
+            stored, polls = station.count("callbacks"), station.network.count("eachlabs.poll")
             forged = whole(post(sent.path, b"x-webhook-secret: wrong\r\n"), body)
             assert status(await talk(port, forged)) == 401
-            assert station.count("callbacks") == kept
+            assert station.count("callbacks") == stored
             proved = post(sent.path, b"x-webhook-secret: " + sent.secret.encode() + b"\r\n")
             assert status(await talk(port, whole(proved, body))) == 200
-            assert station.count("callbacks") == kept + 1, name
+            assert station.count("callbacks") == stored + 1, name
             sizes = station.rows("SELECT length(body) FROM callbacks")
             assert (len(body),) in map(tuple, sizes), name
-            await eventually(lambda asked=asked: station.network.count("eachlabs.poll") > asked)  # type: ignore[misc]
+            await eventually(lambda polls=polls: station.network.count("eachlabs.poll") > polls)  # type: ignore[misc]
         found = (await station.http.get("/v1/predictions")).json()["data"]
         assert {each["status"] for each in found} == {"processing"}
     assert not [line for line in logged if line["log_level"] == "error"]
@@ -632,11 +661,13 @@ async def test_extreme_json_in_a_submit_is_accepted_or_returns_4xx(
     start: Start, logged: Logged
 ) -> None:
     async with start() as station, served(station) as port:
-        for name, body in ODD.items():
+        for name, body in EXTREME_JSON.items():
             given = b'{"provider":"fal","model":"a/b","input":%b}' % body
-            for said in (body, given):
-                code = status(await talk(port, whole(SUBMIT, said)))
-                assert code in ({202} if said == given and name in _FAIR else {400, 413, 422}), name
-        assert station.count("predictions") == len(_FAIR)
+            for data in (body, given):
+                code = status(await talk(port, whole(SUBMIT, data)))
+                assert code in (
+                    {202} if data == given and name in _ACCEPTED else {400, 413, 422}
+                ), name
+        assert station.count("predictions") == len(_ACCEPTED)
         assert (await station.http.get("/v1/predictions")).status_code == 200
     assert not [line for line in logged if line["log_level"] == "error"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,19 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from receiver import Call, Context, Door, Event, Reply, Retry, on, route
+from receiver.deliveries.handler_worker import HandlerWorker
+from receiver.deliveries.replay import Replayer
 from receiver.model.errors import SettingsError
+from receiver.predictions.poller import Poller
+from receiver.predictions.stream import Listener
+from receiver.predictions.submitter import Submitter
 from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
+from receiver.store.leases import Leader
+from receiver.store.retention import Retention
 from tests.cli.running import receiver
 from tests.conftest import Logged, Start
+from tests.loop_clock import LoopClock
 from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -158,19 +167,35 @@ def clock() -> Clock:
     return Clock()
 
 
+BACKGROUND: Final = {
+    one.run.__qualname__
+    for one in (Submitter, Poller, Listener, Leader, HandlerWorker, Replayer, Retention)
+}
+
+
+def running() -> set[str]:
+    """Return the names of the functions that run as tasks."""
+    return {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
+
+
 async def test_serverless_process_does_no_background_work(start: Start, network: Network) -> None:
     """Until there is a drain, there is no write, no poll and no handler."""
+    async with start(fine):  # a server has such tasks
+        assert {"Submitter.run", "Poller.run", "HandlerWorker.run"} <= running() & BACKGROUND
     async with start(fine, RECEIVER_POLL_AFTER="0.001", **SERVERLESS) as station:
-        sent = await station.submitted("fal")
-        await station.push(await station.submitted("eachlabs"))
-        before = station.rows("SELECT * FROM predictions ORDER BY id")
-        names = {str(task.get_coro()) for task in asyncio.all_tasks()}
-        for resident in ("Submitter", "Poller", "Leader", "Listener", "Replayer", "Retention"):
-            assert not [name for name in names if f"{resident}." in name], names
+        sent = await station.submitted("fal", "polled")
+        await station.push(await station.submitted("eachlabs", "pushed"))
+        assert not running() & BACKGROUND
         assert network.count("fal.poll") == 0
-        assert station.rows("SELECT * FROM predictions ORDER BY id") == before
         network.always("fal.poll", network.ends)
-        await drain(station)
+        await eventually(
+            lambda: (
+                station.one("SELECT due_at FROM predictions WHERE provider = 'fal'") < time.time()
+            )
+        )
+        found = await drain(station)
+        assert (found["polls"], found["deliveries"]) == (1, 2)
+        assert network.count("fal.poll") == 1
         assert (await station.read(sent.prediction_id))["status"] == "succeeded"
 
 
@@ -216,10 +241,19 @@ async def test_serverless_order_is_submitted_before_the_answer(
 
 
 async def test_serverless_submit_does_not_wait_for_an_event_stream(
-    start: Start, network: Network
+    start: Start, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with start(**SERVERLESS) as station, asyncio.timeout(4):
+    waits: list[object] = []
+
+    async def ready(stream: object) -> bool:
+        waits.append(stream)
+        return False
+
+    for kind in (Listener, Leader):
+        monkeypatch.setattr(kind, "ready", ready)
+    async with start(**SERVERLESS) as station:
         assert (await station.submit("oxen"))["status"] == "processing"
+    assert not waits
     assert network.count("oxen.stream") == 0
 
 
@@ -268,8 +302,11 @@ async def test_inline_dispatch_runs_handlers_before_the_answer(start: Start) -> 
 
 @pytest.mark.parametrize("plain", [False, True])
 async def test_inline_dispatch_releases_slow_handlers_and_runs_only_its_event(
-    start: Start, *, plain: bool
+    start: Start, monkeypatch: pytest.MonkeyPatch, *, plain: bool
 ) -> None:
+    # A slow machine may release an attempt late.
+    monkeypatch.setattr("receiver.deliveries.handler_worker._TO_GIVE_BACK", PATIENCE)
+    loop_clock = LoopClock()
     entered: list[str] = []
     may_end = threading.Event()
 
@@ -287,12 +324,16 @@ async def test_inline_dispatch_releases_slow_handlers_and_runs_only_its_event(
     handler = blocking if plain else slow
     async with start(handler, RECEIVER_AFTER="drain", **SERVERLESS) as station:
         await station.push(await station.submitted("eachlabs", "before"))
-    async with start(handler, RECEIVER_AFTER="inline=0.3", **SERVERLESS) as station:
+    async with start(handler, RECEIVER_AFTER="inline=20", **SERVERLESS) as station:
         sent = await station.submitted("eachlabs", "now")
-        answer = await station.push(sent)
-        assert answer.json() == {"status": "accepted"}
-        assert entered == [sent.prediction_id]
+        pushing = asyncio.create_task(station.push(sent))
+        await eventually(lambda: entered)
+        assert not pushing.done()
+        loop_clock.ahead += 20
         await eventually(lambda: deliveries(station) == [("slow", "pending", 0)] * 2)
+        loop_clock.ahead += PATIENCE  # the callback is answered, although the thread runs on
+        assert (await pushing).json() == {"status": "accepted"}
+        assert entered == [sent.prediction_id]
         assert station.count("attempts") == 0
         may_end.set()
         assert (await drain(station))["deliveries"] == 2
@@ -304,7 +345,7 @@ async def test_inline_dispatch_can_be_set_by_an_argument(start: Start) -> None:
         assert deliveries(station) == [("fine", "done", 1)]
 
 
-async def test_handler_that_fails_inline_is_pending_and_a_duplicate_runs_nothing(
+async def test_handler_that_fails_inline_is_retried_by_a_drain_not_by_a_duplicate(
     start: Start, clock: Clock
 ) -> None:
     @on(name="fails", retry=Retry(base=10, cap=10))
@@ -319,6 +360,11 @@ async def test_handler_that_fails_inline_is_pending_and_a_duplicate_runs_nothing
         # A repeated callback is a duplicate, and runs no handler.
         assert (await station.push(sent)).json() == {"status": "duplicate"}
         assert deliveries(station) == [("fails", "pending", 1)]
+        clock.ahead = 20
+        if isinstance(station.database, Database):  # PgQueuer uses the server's clock
+            station.edit("UPDATE pgqueuer SET execute_after = now()")
+        assert (await drain(station))["deliveries"] == 1
+        assert deliveries(station) == [("fails", "done", 2)]
 
 
 async def test_after_dispatch_runs_handlers_once_the_answer_is_sent(start: Start) -> None:
@@ -356,9 +402,15 @@ class Endless(httpx.AsyncByteStream):
             await asyncio.sleep(0)
 
 
-async def unsent(_: httpx.Request) -> httpx.Response:
-    await asyncio.Event().wait()
-    raise AssertionError
+class StoppedClock(Clock):
+    """A clock that moves only by `ahead`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = time.time()
+
+    def __call__(self) -> float:
+        return self._now + self.ahead
 
 
 async def unanswered(request: httpx.Request) -> httpx.Response:
@@ -366,42 +418,64 @@ async def unanswered(request: httpx.Request) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("answer", "seconds", "reason"),
     [
-        (unanswered, None),
-        (lambda _: httpx.Response(200, stream=Endless()), None),
-        (unsent, "TimeoutError: it could not be sent within 0.2 s"),
-        (lambda _: httpx.Response(302, headers={"location": "/"}), "hooks.test answered 302"),
+        (unanswered, PATIENCE, None),
+        (lambda _: httpx.Response(200, stream=Endless()), PATIENCE, None),
+        (hangs, 0.05, "TimeoutError: it could not be sent within 0.05 s"),
+        (
+            lambda _: httpx.Response(302, headers={"location": "/"}),
+            *(PATIENCE, "hooks.test answered 302"),
+        ),
     ],
+    ids=["unanswered", "endless", "unsent", "redirected"],
 )
 async def test_wake_dispatch_requests_a_drain_without_waiting_for_it(
-    start: Start, logged: Logged, there: Any, told: str | None
+    start: Start,
+    logged: Logged,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Any,
+    seconds: float,
+    reason: str | None,
 ) -> None:
-    asked: list[str] = []
+    monkeypatch.setattr("receiver.http.after._SEND_TIMEOUT", seconds)
+    clock = StoppedClock()
+    requested: list[str] = []
 
     async def world(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
-        answer = there(request)
-        found: httpx.Response = await answer if inspect.isawaitable(answer) else answer
+        requested.append(str(request.url))
+        answered = answer(request)
+        found: httpx.Response = await answered if inspect.isawaitable(answered) else answered
         return found
 
     async with start(
-        fine, others=httpx.MockTransport(world), RECEIVER_AFTER="wake", **SERVERLESS
+        fine, others=httpx.MockTransport(world), clock=clock, RECEIVER_AFTER="wake", **SERVERLESS
     ) as station:
-        for number in range(3):
-            answer = await station.push(await station.submitted("eachlabs", f"prompt {number}"))
-            assert answer.json() == {"status": "accepted"}
-        assert set(asked) == {f"https://hooks.test{WAKE}?again=1"}
-        assert (await station.world.post(WAKE, timeout=PATIENCE)).json()["deliveries"] == 3
-    found = {line["reason"] for line in logged if line["event"] == "wake.failed"}
-    assert found == ({told} if told else set())
+        sent = [await station.submitted("eachlabs", f"prompt {number}") for number in range(4)]
+        for one in sent[:3]:
+            assert (await station.push(one)).json() == {"status": "accepted"}
+        url = f"https://hooks.test{WAKE}?again=1"
+        assert requested == [url]  # at most one in each second
+        clock.ahead = 1
+        assert (await station.push(sent[3])).json() == {"status": "accepted"}
+        assert requested == [url] * 2
+        assert (await station.world.post(WAKE, timeout=PATIENCE)).json()["deliveries"] == 4
+    found = [line["reason"] for line in logged if line["event"] == "wake.failed"]
+    assert found == ([reason] * 2 if reason else [])
 
 
 async def test_wake_with_again_also_runs_events_of_the_next_seconds(start: Start) -> None:
+    loop_clock = LoopClock()
     async with start(fine, **SERVERLESS) as station:
         sent = await station.submitted("eachlabs")
-        waking = asyncio.create_task(station.world.post(f"{WAKE}?again=2", timeout=PATIENCE))
+        path = f"{WAKE}?seconds=900&again=5"
+        waking = asyncio.create_task(station.world.post(path, timeout=PATIENCE))
+        # It does the housekeeping after it has looked for work.
+        held = "SELECT 1 FROM leases WHERE name = 'housekeeping'"
+        await eventually(lambda: station.rows(held))
         await station.push(sent)
+        assert deliveries(station) == [("fine", "pending", 0)]
+        loop_clock.ahead += 5
         assert (await waking).json()["deliveries"] == 1
         assert deliveries(station) == [("fine", "done", 1)]
 
