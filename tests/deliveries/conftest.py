@@ -1,5 +1,3 @@
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,15 +24,3 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Database:
 @pytest.fixture(autouse=True)
 def _quiet(logged: object) -> None:
     """Collect log lines instead of printing them, which would take longer than the tests."""
-
-
-@pytest.fixture
-def skip_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return a function that moves the event loop's clock ahead, so that its timers end now."""
-
-    def skip(seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        time = loop.time
-        monkeypatch.setattr(loop, "time", lambda: time() + seconds)
-
-    return skip

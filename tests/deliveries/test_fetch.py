@@ -26,6 +26,7 @@ from receiver.deliveries.guard import (
     guarded_client,
     is_public,
 )
+from tests.clocks import LoopClock
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -909,23 +910,23 @@ async def test_body_shorter_than_content_length_is_found_without_transport_check
 
 
 class Dripping(httpx.AsyncByteStream):
-    """A body that never ends, but sends a byte in each turn of the event loop."""
+    """A body that never ends; after ten bytes the timeout is over."""
 
-    def __init__(self, after_ten: Callable[[], None]) -> None:
-        self._after_ten = after_ten
+    def __init__(self, loop_clock: LoopClock) -> None:
+        self._loop_clock = loop_clock
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for number in itertools.count(1):
             yield b"x"
             await asyncio.sleep(0)
             if number == 10:
-                self._after_ten()
+                self._loop_clock.ahead = PATIENCE
 
 
 async def test_dripping_body_is_cut_off_by_the_timeout(
-    tmp_path: Path, skip_time: Callable[[float], None]
+    tmp_path: Path,
 ) -> None:
-    body = Dripping(lambda: skip_time(PATIENCE))
+    body = Dripping(LoopClock())
     async with guarded(httpx.Response(200, stream=body), allow_private=True) as (client, _):
         with pytest.raises(TimeoutError):
             await download(client, "http://127.0.0.1/", tmp_path, seconds=PATIENCE)

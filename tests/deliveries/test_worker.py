@@ -23,6 +23,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
 from receiver.observability.runtime import new_owner
 from receiver.store.deliveries import ClaimRequest, Claims, Settlement
+from tests.clocks import LoopClock
 from tests.conftest import Disk, Start
 from tests.deliveries.parts import POLICY, FailingStore, dispatching, eventually
 from tests.forked import run_to_end
@@ -869,11 +870,11 @@ async def test_handler_waits_while_the_disk_is_full_and_uses_up_no_attempt(
     start: Start,
     disk: Disk,
     logged: Logged,
-    skip_time: Callable[[float], None],
     is_async: bool,
     too_long: bool,
     steps: int,
 ) -> None:
+    loop_clock = LoopClock()
     taken: list[int] = []
     begun: list[Context] = []
 
@@ -898,7 +899,7 @@ async def test_handler_waits_while_the_disk_is_full_and_uses_up_no_attempt(
         await station.push(await station.submitted("eachlabs"))
         await eventually(lambda: begun and begun[0].store_is_away)
         if too_long:
-            skip_time(PATIENCE)
+            loop_clock.ahead = PATIENCE
             await eventually(lambda: named(logged, "handler.interrupted"))
         disk.full = False
         await eventually(lambda: named(logged, "handler.attempt"))

@@ -28,9 +28,9 @@ from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
 from tests.cli.running import environment, inside, receiver, running
+from tests.clocks import LoopClock
 from tests.conftest import Logged, Start
 from tests.forked import Forked
-from tests.loop_clock import LoopClock
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import (

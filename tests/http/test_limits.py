@@ -20,6 +20,7 @@ from receiver.model.errors import Limited
 from receiver.providers.fal import read_meta
 from receiver.settings import LOOPBACK, Settings
 from receiver.settings import Network as Addresses
+from tests.clocks import ManualClock
 from tests.conftest import Logged, Start
 from tests.receiving import (
     API_KEY,
@@ -38,21 +39,11 @@ anyio = pytest.mark.anyio
 LIMITED: Final = "urn:receiver:problem:rate-limited"
 
 
-class Hands:
-    """A clock that moves only when a test changes `now`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 # --- rate limit budgets ---
 
 
 def test_rate_limit_allows_a_burst_and_then_an_even_rate() -> None:
-    clock = Hands()
+    clock = ManualClock()
     budgets = Budgets(6, clock)
     for _ in range(6):
         assert budgets.wait(b"a") == 0
@@ -68,14 +59,14 @@ def test_rate_limit_allows_a_burst_and_then_an_even_rate() -> None:
 
 
 def test_overdrawn_rate_limit_has_a_bounded_wait() -> None:
-    budgets = Budgets(60, Hands())
+    budgets = Budgets(60, ManualClock())
     for _ in range(10_000):
         budgets.spend(b"a")
     assert budgets.wait(b"a") == pytest.approx(61)
 
 
 def test_without_a_rate_limit_nothing_is_charged() -> None:
-    budgets = Budgets(None, Hands())
+    budgets = Budgets(None, ManualClock())
     for _ in range(1000):
         budgets.spend(b"a")
     assert budgets.wait(b"a") == 0
@@ -87,7 +78,7 @@ def test_without_a_rate_limit_nothing_is_charged() -> None:
     moves=st.lists(st.tuples(st.integers(0, 20), st.floats(0, 30)), max_size=80),
 )
 def test_no_client_exceeds_its_rate_limit(rate: int, moves: list[tuple[int, float]]) -> None:
-    clock = Hands()
+    clock = ManualClock()
     budgets = Budgets(rate, clock)
     served: dict[int, list[float]] = {}
     for name, seconds in moves:
@@ -102,7 +93,7 @@ def test_no_client_exceeds_its_rate_limit(rate: int, moves: list[tuple[int, floa
 
 
 def test_request_is_allowed_after_the_announced_wait() -> None:
-    clock = Hands()
+    clock = ManualClock()
     budgets = Budgets(7, clock)
     while not (wait := budgets.wait(b"a")):
         budgets.spend(b"a")
@@ -111,7 +102,7 @@ def test_request_is_allowed_after_the_announced_wait() -> None:
 
 
 def test_flood_of_addresses_uses_bounded_memory_and_keeps_active_limits() -> None:
-    budgets = Budgets(60, Hands(), most=1000)
+    budgets = Budgets(60, ManualClock(), most=1000)
     for _ in range(60):
         budgets.spend(b"the flooder")
     for number in range(3000):
@@ -144,7 +135,7 @@ def test_ipv4_address_or_ipv6_64_prefix_shares_one_rate_limit(
 
 
 def test_flood_of_limited_requests_writes_few_log_lines(logged: Logged) -> None:
-    clock = Hands()
+    clock = ManualClock()
     limits = Limits(Settings.read({**ENV, "RECEIVER_LIMIT_UNPROVED_PER_MINUTE": "60"}), clock)
     for _ in range(1060):
         try:

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from receiver import Call, Door, Reply, Unproved, create_app, route
 from receiver.model.errors import KeysUnavailable, Problem
 from receiver.settings import Settings
+from tests.clocks import LoopClock
 from tests.conftest import Disk, Logged, Start
 from tests.http.test_server import HOST, port_of, post, running, served, talk, whole
-from tests.loop_clock import LoopClock
 from tests.patience import PATIENCE
 from tests.receiving import ENV, Clock, Network, Station, eventually, hangs
 

@@ -26,8 +26,8 @@ from receiver.settings import Settings
 from receiver.store.leases import Leader
 from receiver.store.retention import Retention
 from tests.cli.running import receiver
+from tests.clocks import LoopClock, StoppedClock
 from tests.conftest import Logged, Start
-from tests.loop_clock import LoopClock
 from tests.loopback import free_port
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -400,17 +400,6 @@ class Endless(httpx.AsyncByteStream):
         while True:
             yield b"x"
             await asyncio.sleep(0)
-
-
-class StoppedClock(Clock):
-    """A clock that moves only by `ahead`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = time.time()
-
-    def __call__(self) -> float:
-        return self._now + self.ahead
 
 
 async def unanswered(request: httpx.Request) -> httpx.Response:

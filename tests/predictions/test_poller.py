@@ -18,9 +18,9 @@ from receiver.settings import Settings
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, PredictionStore
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.clocks import ManualClock
 from tests.conftest import Start
 from tests.patience import PATIENCE
-from tests.predictions.clocks import ManualClock
 from tests.receiving import ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio

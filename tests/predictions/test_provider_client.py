@@ -11,8 +11,8 @@ from receiver.model.errors import StoreUnavailable, Unreadable
 from receiver.observability.runtime import Runtime
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.store.limits import LimitStore, RequestPermit
+from tests.clocks import ManualClock, StoppedClock
 from tests.conftest import Start
-from tests.predictions.clocks import ManualClock, StoppedClock
 from tests.receiving import Network, eventually, reply
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]

@@ -10,8 +10,8 @@ import pytest
 from receiver.emulator.faults import Rule
 from receiver.emulator.inprocess import EmulatedProviders
 from receiver.predictions.room import LEARNT_FOR, LOCKED, QUIET, Room
+from tests.clocks import ManualClock
 from tests.conftest import Start
-from tests.predictions.clocks import ManualClock
 from tests.receiving import OPTIONS, Clock, Network, Station, eventually
 
 pytestmark = pytest.mark.anyio

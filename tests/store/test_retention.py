@@ -14,6 +14,7 @@ from receiver.store.disposal import Disposal
 from receiver.store.inbox import accept_outcome
 from receiver.store.retention import UNNEEDED_KEPT, Retention, RetentionPace
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.clocks import StoppedClock
 from tests.conftest import Logged, Start
 from tests.receiving import Clock, Network, Station, eventually, write
 from tests.store.parts import NOW, SQLite, arrival, ended
@@ -112,19 +113,8 @@ async def test_retention_turn_is_bounded_and_the_next_one_continues(engine: SQLi
     assert all(before - after <= 5 for before, after in pairwise(left))
 
 
-class Still(Clock):
-    """A clock that moves only with `ahead`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._began = super().__call__()
-
-    def __call__(self) -> float:
-        return self._began + self.ahead
-
-
 async def test_full_retention_walk_runs_once_an_hour_across_processes(engine: SQLite) -> None:
-    clock = Still()  # the stored time is rounded by at most a second
+    clock = StoppedClock()  # the stored time is rounded by at most a second
     await retention(engine, clock).take_turn()
     await fill(engine, 3)
     await retention(engine, clock).take_turn()  # another process
