@@ -601,7 +601,7 @@ async def test_other_server_at_the_default_url_is_only_a_warning(
     env: Env, monkeypatch: pytest.MonkeyPatch, proxy: Callable[[Passing], str]
 ) -> None:
     caller = Caller(url=proxy(_says(Response("hello"))))
-    monkeypatch.setattr(Caller, "look", lambda _env: (caller, []))
+    monkeypatch.setattr(Caller, "parse", lambda _env: (caller, []))
     del env["RECEIVER_URL"]
     assert says(
         await found(env, "receiver"), "warn", "no receiver of ours answers", "is not a receiver"
