@@ -188,6 +188,12 @@ async def test_requests_during_shutdown_get_503(tmp_path: Path) -> None:
 # --- repeated starts ---
 
 
+@pytest.fixture(autouse=True)
+def _small_heap() -> None:
+    """Exclude what earlier tests left from collections, which then take milliseconds."""
+    gc.freeze()
+
+
 def left_over() -> tuple[list[str], int]:
     """Return what still runs in this process: the receiver's threads, and the number of tasks."""
     threads = sorted(one.name for one in threading.enumerate() if one.name.startswith("receiver"))
