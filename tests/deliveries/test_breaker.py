@@ -95,7 +95,6 @@ async def test_breaker_opens_after_a_run_of_failures_and_probes_one_delivery(
         breaker = (await station.breakers.all())["post"]
         assert breaker.state(station.clock()) == "open"
         calls = await rest()
-        assert calls < 12
         move(0.7)
         assert await rest() == calls  # too early for a probe
         move(0.2)
