@@ -116,13 +116,13 @@ class Drain:
                 due = await self._due()
             elif not _is_work(due):
                 break
-            started = self._done()
+            started, before = self._done(), _work(due)
             await wait_for_all(
                 self._predictions.drain(until, last_start),
                 self._worker.drain(due.handlers, until, seconds),
             )
             due = await self._due()  # the work may have made more work due
-            if self._done() == started and not replayed:
+            if self._done() == started and _work(due) == before and not replayed:
                 # Nothing could start: claims are lost, or there is no room, or others are at it.
                 await self._worker.reclaim()
                 break
@@ -165,4 +165,8 @@ class Drain:
 
 
 def _is_work(due: Due) -> bool:
-    return bool(due.handlers or due.submits or due.polls)
+    return any(_work(due))
+
+
+def _work(due: Due) -> tuple[list[str], list[str], list[str]]:
+    return due.handlers, due.submits, due.polls

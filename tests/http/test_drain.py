@@ -26,6 +26,7 @@ from receiver.deliveries.heartbeat import TIMING
 from receiver.deliveries.worker import Worker
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
+from receiver.model.tasks import wait_for_all
 from receiver.settings import Settings
 from tests.cli.running import environment, inside, receiver, running
 from tests.clocks import LoopClock
@@ -42,6 +43,7 @@ from tests.receiving import (
     breaks,
     eventually,
     receiving,
+    reply,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -198,6 +200,33 @@ async def test_drain_does_not_repeat_the_polls_that_the_poller_has_begun(
         for sent in network.sent:
             await station.until(sent.prediction_id, "succeeded")
         assert network.count("fal.poll") == 3
+
+
+async def test_drain_runs_handlers_of_an_outcome_that_the_poller_gets_meanwhile(
+    start: Start, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_answer = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await may_answer.wait()
+        return await network.ends(request)
+
+    async def answer_and_wait(*work: Any) -> Any:
+        may_answer.set()
+        return await wait_for_all(*work)
+
+    network.always("fal.poll", slowly)
+    network.always("eachlabs.poll", reply({}, 429, retry_after="3600"))
+    monkeypatch.setattr("receiver.http.drain.wait_for_all", answer_and_wait)
+    limits = {"RECEIVER_POLL_AFTER": "0.001", "EACHLABS_MAX_IN_FLIGHT": "1"}
+    async with start(fine, dispatch=False, **limits) as station:
+        await station.submitted("eachlabs", "in flight")
+        await station.submit("eachlabs", "queued")  # due, but there is no room
+        await eventually(lambda: network.count("eachlabs.poll") == 1)
+        await station.submitted("fal")
+        await eventually(lambda: network.count("fal.poll") == 1)
+        assert (await drained(station, 20))["deliveries"] == 1
+        assert states(station) == [("fine", "done")]
 
 
 @pytest.mark.parametrize("plain", [False, True])
