@@ -160,6 +160,7 @@ class Kit:
             raise AssertionError("the provider took nothing, so there is no callback to lose")
         self._end_at_provider(emulated, event)
         await self._poll(delivered.prediction_id)
+        await self._drain()  # the receiver may have polled outside the drain
         return delivered
 
     @blocking
