@@ -335,16 +335,22 @@ async def test_inconclusive_probe_is_followed_by_another(
             await station.dispatch.stop()
 
 
+async def probing(station: Dispatching) -> HandlerBreaker:
+    """Return an open breaker whose probe is the delivery `dlv_1`."""
+    now = station.clock()
+    await station.breakers.trip("post", now - 1, now, "it was down")
+    known = BreakerCache(station.breakers, station.clock)
+    breaker = HandlerBreaker("post", 60.0, station.breakers, known, BREAKER, station.clock)
+    assert (await breaker.ask(4, 1.0)).is_probe
+    breaker.began("dlv_1")
+    return breaker
+
+
 async def test_asking_the_breaker_during_a_probe_does_not_end_the_probe(
     place: Path | Database,
 ) -> None:
     async with dispatching(place, start=False) as station:
-        now = station.clock()
-        await station.breakers.trip("post", now - 1, now, "it was down")
-        known = BreakerCache(station.breakers, station.clock)
-        breaker = HandlerBreaker("post", 60.0, station.breakers, known, BREAKER, station.clock)
-        assert (await breaker.ask(4, 1.0)).is_probe
-        breaker.began("dlv_1")
+        breaker = await probing(station)
         assert (await breaker.ask(3, 1.0)).most == 0
         await breaker.record("dlv_1", Failure(kind="dead"))
         assert (await breaker.ask(4, 1.0)).is_probe
@@ -352,12 +358,7 @@ async def test_asking_the_breaker_during_a_probe_does_not_end_the_probe(
 
 async def test_only_the_probe_opens_an_open_breaker_again(place: Path | Database) -> None:
     async with dispatching(place, start=False) as station:
-        now = station.clock()
-        await station.breakers.trip("post", now - 1, now, "it was down")
-        known = BreakerCache(station.breakers, station.clock)
-        breaker = HandlerBreaker("post", 60.0, station.breakers, known, BREAKER, station.clock)
-        assert (await breaker.ask(4, 1.0)).is_probe
-        breaker.began("dlv_1")
+        breaker = await probing(station)
         failure = Failure(kind="error", reason="refused")
         await breaker.record("dlv_2", failure)  # its attempt began before the breaker opened
         assert (await station.breakers.all())["post"].failures == 1
