@@ -55,7 +55,11 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """Claimed deliveries, and when the handler's next one falls due (None: none, or not read)."""
+    """Claimed deliveries, and when to claim more.
+
+    That is when the handler's next delivery falls due (None: there is none, or it was not read), or
+    at once if it was not read because these must not wait for it.
+    """
 
     claims: list[Claim]
     next_due: float | None

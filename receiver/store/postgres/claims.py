@@ -151,22 +151,20 @@ class DeliveryQueue:
                 untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
         claims = await self._take(cx, wanted, untaken) if untaken else []
         lost: list[LostAttempt] = []
-        try:
-            if untaken:
+        if untaken:
+            try:
                 lost = await self._put_back(cx, untaken, wanted.now + self._clock.skew)
-            next_due = None
-            if len(claims) < wanted.most and not wanted.only:
-                seconds = await self._jobs.next_due(cx, wanted.handler)
-                if seconds is not None and seconds < _SOON:
-                    seconds = _SOON + time.monotonic() - began
-                next_due = None if seconds is None else wanted.now + seconds
-        except Exception as error:
-            if not claims:
-                raise
-            if not is_trouble(error):
-                log.exception("task.failed", handler=wanted.handler)
-            next_due = wanted.now + _SOON  # the claimed ones must run; the rest is tried then
-        return Claims(claims, next_due, lost)
+            except Exception as error:
+                if not claims:
+                    raise
+                if not is_trouble(error):  # the claimed ones must run; the next claim tries again
+                    log.exception("task.failed", handler=wanted.handler)
+        if claims:  # the next claim, which follows at once, reads it: these must not wait for it
+            return Claims(claims, wanted.now, lost)
+        seconds = None if wanted.only else await self._jobs.next_due(cx, wanted.handler)
+        if seconds is not None and seconds < _SOON:
+            seconds = _SOON + time.monotonic() - began
+        return Claims([], None if seconds is None else wanted.now + seconds, lost)
 
     async def _take(
         self, cx: Connection, wanted: ClaimRequest, untaken: dict[str, Job]
