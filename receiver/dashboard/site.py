@@ -31,7 +31,7 @@ from receiver.dashboard.rendering import TYPES, Static, render
 from receiver.dashboard.replays import ReplayPages
 from receiver.dashboard.sign_in import SignInPages
 from receiver.http.proxies import client_of
-from receiver.model.errors import Limited, Problem, StoreUnavailable
+from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.store.audit import AuditEntry
 
@@ -98,7 +98,7 @@ class Site:
         try:
             # A copy of the scope: the request's log line names the one route of all pages.
             await self._router(inside, receive, guarded)
-        except (Problem, Limited, StoreUnavailable, HTTPException) as error:
+        except (Problem, StoreUnavailable, HTTPException) as error:
             await self._problem(request, error)(inside, receive, guarded)
 
     def _answering(self, declared: Declared, method: Callable[..., Awaitable[Any]]) -> Answer:
@@ -116,7 +116,7 @@ class Site:
                 if not (declared.is_open or declared.is_part):
                     context.place = await self._live.now()
                 found = await method(**given)
-            except (Problem, Limited, StoreUnavailable) as error:
+            except (Problem, StoreUnavailable) as error:
                 return self._problem(request, error, context)
             if isinstance(found, Response):
                 return found
@@ -231,8 +231,6 @@ def _describe(error: Exception) -> tuple[int, str, int | None]:
     match error:
         case Problem():
             return error.status, error.args[0], error.retry_after
-        case Limited():
-            return 429, str(error), error.seconds
         case StoreUnavailable():
             return 503, "the database does not answer, or takes no writes", 5
         case HTTPException():

@@ -22,7 +22,7 @@ from receiver.deliveries.ways_in import Call, PluginRoute, Reply
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
 from receiver.http.door import Door, Parts
 from receiver.http.limits import Limits
-from receiver.http.problems import problem_body
+from receiver.http.problems import problem_answer
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about
 from receiver.http.webhooks import LATER
@@ -37,11 +37,10 @@ T = TypeVar("T")
 PATH: Final = "/in/{name:path}"
 _UNKNOWN: Final = "unknown"
 """The name of any unknown route, in counts."""
-_CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
-"""The header that a 401 must have; each route has its own kind of proof."""
+_CHALLENGE: Final = "Proof"
+"""What a 401 must name; each route has its own kind of proof."""
 _FRAMING: Final = {"content-length", "transfer-encoding"}
 _BODILESS: Final = {204, 304}
-_CLOSE: Final = {"Connection": "close"}
 _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _MOST_REASONS: Final = 100
@@ -52,7 +51,7 @@ _MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Pro
 """Errors of a proof that cannot parse a call, as in `call.json()`: the call is not proved."""
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
 """Errors of a proof that are not the sender's fault."""
-_ANSWERED_ERRORS: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
+_ANSWERED_ERRORS: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved)
 """Errors of a route that have their own answers."""
 _UNPROVED: Final = Problem(401, "unproved", "this call could not be proved")
 _OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; why is in the log")
@@ -159,10 +158,10 @@ class PluginRoutes:
             body = await read_body(scope, receive, route.longest)
         except TooSlow:
             problem = Problem(408, "too-slow", "the body came too slowly")
-            raise Refused(problem, "too_slow", _CLOSE) from None
+            raise Refused(problem, "too_slow") from None
         except TooLarge:
             problem = Problem(413, "too-large", f"more than {route.longest} bytes")
-            raise Refused(problem, "too_large", _CLOSE) from None
+            raise Refused(problem, "too_large", {"Connection": "close"}) from None
         headers: dict[str, str] = {}
         for raw, value in scope["headers"]:
             name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
@@ -196,7 +195,7 @@ class PluginRoutes:
             # Whether it means yes or no is not defined.
             log.error("route.failed", plugin=route.name, reason="its proof returned something")
             reason = "proof_failed"
-        raise Refused(_UNPROVED, reason, _CHALLENGE)
+        raise Refused(_UNPROVED, reason)
 
     async def answer(self, name: str, call: Call) -> Reply:
         """Return the answer of the route `name` to a call that was proved elsewhere."""
@@ -297,10 +296,7 @@ def _failed(error: Exception) -> Reply:
         case Problem():
             return _problem(error)
         case Unproved():
-            return _problem(_UNPROVED, _CHALLENGE)
-        case Limited():
-            message = str(error)
-            return _problem(Problem(429, "rate-limited", message, retry_after=error.seconds))
+            return _problem(_UNPROVED)
         case TimeoutError():
             message = "this took too long: say it again"
             return _problem(Problem(503, "route-too-slow", message, retry_after=_SOON))
@@ -308,9 +304,5 @@ def _failed(error: Exception) -> Reply:
 
 
 def _problem(problem: Problem, headers: Mapping[str, str] | None = None) -> Reply:
-    body = problem_body(
-        problem.status, problem.type, problem.detail, problem.retry_after, problem.prediction_id
-    )
-    later = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    kind = {"Content-Type": "application/problem+json"}
-    return Reply(problem.status, body, {**kind, **later, **(headers or {})})
+    body, own = problem_answer(problem, _CHALLENGE)
+    return Reply(problem.status, body, {**own, **(headers or {})})
