@@ -15,7 +15,7 @@ from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.registry import Registry
 from receiver.http.after import AfterCallback
 from receiver.http.auth import Guard
-from receiver.http.declare import open_routes, routes
+from receiver.http.declare import routes
 from receiver.http.door import Parts
 from receiver.http.drain import Drain
 from receiver.http.limits import Limits
@@ -51,7 +51,7 @@ from receiver.providers.published import fixed
 from receiver.settings import After, Settings
 from receiver.store.facade import Housekeeping, Store
 
-ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
+ALWAYS: Final = routes([AliveRoutes(), DocsRoutes()])
 """The routes that also work while the receiver does not run."""
 GROUPS: Final = (
     PredictionRoutes,
@@ -165,7 +165,7 @@ class Http:
         )
         self._sources = PluginSources(deliveries.registry, self._plugins, parts, runtime)
         self.routes = [
-            *routes(Guard(settings, self.limits), groups),
+            *routes(groups, Guard(settings, self.limits)),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
             Route(PLUGIN_PATH, self._plugins),
         ]
