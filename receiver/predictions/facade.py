@@ -70,15 +70,14 @@ class Predictions:
         self.limits = Limits(settings)
         self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, self.limits, runtime)
         clients = {
-            name: self._provider_client(name, given.requests_per_minute)
-            for name, given in settings.providers.items()
+            name: self._provider_client(name, settings.providers[name].requests_per_minute)
+            for name in self.on
         }
         schedule = Schedule(settings, runtime)
         self._poller = Poller(
             store,
             self.inbox,
             providers,
-            self.on,
             clients,
             schedule,
             runtime,
@@ -93,7 +92,6 @@ class Predictions:
         self._submitters = {
             name: Submitter(
                 providers[name],
-                settings.providers[name],
                 clients[name],
                 store,
                 self.inbox,
@@ -109,9 +107,7 @@ class Predictions:
         self.service = PredictionService(
             store,
             self.inbox,
-            providers,
             self._submitters,
-            clients,
             self._poller,
             self.limits,
             runtime,
@@ -121,8 +117,8 @@ class Predictions:
         # Bills are not urgent: they leave a quarter of a provider's requests per minute to others.
         unhurried = {
             name: self._provider_client(name, limit and max(limit * 3 // 4, 1))
-            for name, given in settings.providers.items()
-            for limit in [given.requests_per_minute]
+            for name in self.on
+            for limit in [settings.providers[name].requests_per_minute]
         }
         self.bills = Bills(store, {name: providers[name] for name in self.on}, unhurried, runtime)
 

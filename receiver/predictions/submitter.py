@@ -42,7 +42,7 @@ from receiver.providers.adapter import (
     can_prove,
 )
 from receiver.providers.transport import BROKEN
-from receiver.settings import ProviderSettings, Settings
+from receiver.settings import Settings
 from receiver.store.costs import Figure
 from receiver.store.facade import Store
 from receiver.store.predictions import (
@@ -148,7 +148,6 @@ class Submitter:
     def __init__(
         self,
         provider: Provider,
-        limits: ProviderSettings,
         client: ProviderClient,
         store: Store,
         inbox: Inbox,
@@ -173,8 +172,8 @@ class Submitter:
         """Upper bound of predictions in flight, as counting is slow; None if it is not known."""
         self._ready = ready
         self._due = due
-        self._limits = limits
-        self._client = client
+        self._limits = settings.providers[provider.name]
+        self.client = client
         self._store = store
         self._inbox = inbox
         self._tokens = tokens
@@ -266,7 +265,7 @@ class Submitter:
             return await self._begin()
 
     async def _begin(self) -> float:
-        wait = max(self._client.paused(), self.room.wait())
+        wait = max(self.client.paused(), self.room.wait())
         now = self._clock()
         room = self.room.at_once(AT_ONCE) - len(self.under_way)
         if self._stopping:
@@ -377,7 +376,7 @@ class Submitter:
     async def _hold(self, job: Job, receipt: Postponed, began: float) -> float:
         """Hold other submits back if the refusal concerns them too; return when this one is due."""
         if receipt.whole_provider:
-            self._client.pause(receipt.after)
+            self.client.pause(receipt.after)
         due_at = self._schedule.next_submit(job, receipt.after)
         if receipt.holds == "full":
             in_flight = await self._retry_until_stored(
@@ -421,7 +420,7 @@ class Submitter:
         try:
             # The request that was counted when the submit began is enough: a permit for each would
             # never be had, as the submits have taken them all.
-            answer = await self._client.ask(self.provider.details(ticket.model), is_counted=True)
+            answer = await self.client.ask(self.provider.details(ticket.model), is_counted=True)
             return self.provider.addressed(ticket, answer)
         except Problem as error:
             return Refused(str(error))
@@ -439,7 +438,7 @@ class Submitter:
         sending = Sending(request, lambda: self._mark_sent(job, seconds))
         answer = None
         try:
-            answer = await self._client.send(sending.request, seconds)
+            answer = await self.client.send(sending.request, seconds)
             return self.provider.accepted(job.ticket, answer), answer.body
         except _UNSENT as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
@@ -482,7 +481,7 @@ class Submitter:
             ticket = msgspec.structs.replace(
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
-            await send_cancel(self.provider, self._client, ticket)
+            await send_cancel(self.provider, self.client, ticket)
             await self._progress(job, "polled", self._clock())
 
     async def _progress(
