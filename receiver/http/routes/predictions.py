@@ -159,29 +159,22 @@ class PredictionRoutes:
         read at any time.
         """
         with self._runtime.tracing.request(request, "/v1/predictions") as span:
-            reply = await self._submit(request, body, headers, span)
-            span.answered(reply.status)
-            return reply
-
-    async def _submit(
-        self, request: Request, body: Submission, headers: Submitting, span: Span
-    ) -> Reply[Prediction]:
-        check(body)
-        if body.reply_to is not None:
-            await self._deliveries.check_reply_to(body.reply_to)
-        wait = prefer_wait(headers.prefer or "")
-        prediction = await self._service.submit(
-            SubmitRequest(
-                **msgspec.structs.asdict(body),
-                key=key_of(headers.key),
-                caller=caller_of(request),
+            check(body)
+            if body.reply_to is not None:
+                await self._deliveries.check_reply_to(body.reply_to)
+            wait = prefer_wait(headers.prefer or "")
+            prediction = await self._service.submit(
+                SubmitRequest(
+                    **msgspec.structs.asdict(body),
+                    key=key_of(headers.key),
+                    caller=caller_of(request),
+                )
             )
-        )
-        # If nothing continues after the answer, the answer would cut off a blocking call.
-        is_async = self._service.begins and _ASYNC.search(headers.prefer or "")
-        if wait is None and body.mode == "sync" and not is_async:
-            wait = _SYNC_WAIT
-        return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
+            # If nothing continues after the answer, the answer would cut off a blocking call.
+            is_async = self._service.begins and _ASYNC.search(headers.prefer or "")
+            if wait is None and body.mode == "sync" and not is_async:
+                wait = _SYNC_WAIT
+            return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
 
     async def reply(
         self,
@@ -194,7 +187,9 @@ class PredictionRoutes:
         """Return the reply to a submit or an order, when it has ended or after `seconds`."""
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
-        return reply_with(await self._wait(prediction, seconds), seconds, location)
+        reply = reply_with(await self._wait(prediction, seconds), seconds, location)
+        span.answered(reply.status)
+        return reply
 
     @get(
         "/v1/predictions",
@@ -224,7 +219,7 @@ class PredictionRoutes:
 
         With `Prefer: wait=30` the answer waits for the outcome, 30 seconds at most.
         """
-        prediction = await self._prediction(id)
+        prediction = await self._service.read(id)
         return await self._wait(prediction, prefer_wait(headers.prefer or ""))
 
     @post(
@@ -252,7 +247,7 @@ class PredictionRoutes:
 
         Every handler that matches the event now runs again, including those registered since.
         """
-        await self._prediction(id)
+        await self._service.read(id)
         replayed = await self._deliveries.replay(id)
         if replayed.pending is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
@@ -277,7 +272,7 @@ class PredictionRoutes:
             raise Problem(*REFUSALS[erased])
         if erased == "erased":
             log.info("prediction.erased", prediction=id)
-        return await self._prediction(id)
+        return await self._service.read(id)
 
     @get(
         "/v1/predictions/{id}/explain",
@@ -339,12 +334,6 @@ class PredictionRoutes:
         the model's name may be sent as they are, or as %2F.
         """
         return await self._service.details(provider, model)
-
-    async def _prediction(self, prediction_id: str) -> Prediction:
-        prediction = await self._store.predictions.get(prediction_id)
-        if prediction is None:
-            raise Problem(404, "not-found", _MISSING)
-        return prediction
 
     async def _wait(self, prediction: Prediction, seconds: float | None) -> Prediction:
         """Return a prediction when it has ended, or after `seconds`, or when we stop."""

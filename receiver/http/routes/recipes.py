@@ -22,7 +22,6 @@ from receiver.model.answers import OfferedRecipe, Page
 from receiver.model.requests import OrderRequest, ReplyTo
 from receiver.model.values import Prediction
 from receiver.observability.runtime import Runtime
-from receiver.observability.tracing import Span
 from receiver.predictions.orders import Orders
 
 RecipeName = Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]*$", max_length=32, examples=["imagine"])]
@@ -97,23 +96,16 @@ class RecipeRoutes:
         a person and a place is the caller's own, and no allow list applies to it.
         """
         with self._runtime.tracing.request(request, "/v1/recipes/{name}") as span:
-            reply = await self._order(request, name, body, headers, span)
-            span.answered(reply.status)
-            return reply
-
-    async def _order(
-        self, request: Request, name: str, body: OrderBody, headers: Submitting, span: Span
-    ) -> Reply[Prediction]:
-        if body.reply_to is not None:
-            await self._deliveries.check_reply_to(body.reply_to)
-        prediction = await self._orders.order(
-            OrderRequest(
-                recipe=name,
-                **msgspec.structs.asdict(body),
-                key=key_of(headers.key),
-                caller=caller_of(request),
+            if body.reply_to is not None:
+                await self._deliveries.check_reply_to(body.reply_to)
+            prediction = await self._orders.order(
+                OrderRequest(
+                    recipe=name,
+                    **msgspec.structs.asdict(body),
+                    key=key_of(headers.key),
+                    caller=caller_of(request),
+                )
             )
-        )
-        wait = prefer_wait(headers.prefer or "")
-        location = f"../predictions/{prediction.id}"
-        return await self._predictions.reply(request, span, prediction, wait, location)
+            wait = prefer_wait(headers.prefer or "")
+            location = f"../predictions/{prediction.id}"
+            return await self._predictions.reply(request, span, prediction, wait, location)
