@@ -122,9 +122,7 @@ class Deliveries:
 
     def http_client(self, *, guarded: bool = False) -> httpx.AsyncClient:
         """Return a client that uses the handlers' connections; guarded: public addresses only."""
-        client = client_over(self._results if guarded else self._http)
-        client.follow_redirects = client.follow_redirects and not guarded
-        return client
+        return client_over(self._results if guarded else self._http)
 
     async def fetch(
         self, output: Output, folder: Path, *, max_bytes: int, seconds: float

@@ -11,8 +11,7 @@ import asyncio
 import base64
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -56,31 +55,14 @@ class NotThere(Dead):
     """The result is gone, or is so new that its server does not have it yet."""
 
 
-async def fetch_soon(
-    client: httpx.AsyncClient,
-    output: Output | str,
-    folder: Path,
-    *,
-    max_bytes: int,
-    seconds: float,
-    authorization: str | None = None,
-) -> Fetched:
-    """Fetch as `fetch` does; if the result is not there yet, try again after each pause."""
-    try_it = partial(
-        fetch,
-        client,
-        output,
-        folder,
-        max_bytes=max_bytes,
-        seconds=seconds,
-        authorization=authorization,
-    )
+async def soon(fetch_it: Callable[[], Awaitable[Fetched]]) -> Fetched:
+    """Fetch; if the result is not there yet, try again after each pause."""
     for pause in _PAUSES:
         try:
-            return await try_it()
+            return await fetch_it()
         except NotThere:
             await asyncio.sleep(pause)
-    return await try_it()
+    return await fetch_it()
 
 
 async def fetch(
