@@ -16,6 +16,7 @@ import msgspec
 
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.ways_in import LISTED, PluginRoute, PluginSource
+from receiver.model.answers import ExplainedHandler
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.text import did_you_mean
@@ -32,18 +33,6 @@ ENTRY_POINTS: Final = "receiver.handlers"
 def installed_names() -> frozenset[str]:
     """Return the entry point names of installed handlers, used by this app or not."""
     return frozenset(point.name for point in entry_points(group=ENTRY_POINTS))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """Whether one handler runs for an event, and if not, why."""
-
-    handler: str
-    runs: bool
-    reason: str | None
-    """Why it does not run; None if it runs."""
-    after: tuple[str, ...]
-    """The handlers it waits for."""
 
 
 Registered: TypeAlias = Handler | PluginRoute | PluginSource
@@ -116,7 +105,7 @@ class Registry:
         model: str,
         metadata: Mapping[str, Any],
         reply_to: str | None,
-    ) -> list[Explained]:
+    ) -> list[ExplainedHandler]:
         """Return for every handler whether it wants such an event, and if not, why."""
         refusals = {
             name: handler.refuses(event_type, provider, model, metadata, reply_to)
@@ -124,8 +113,12 @@ class Registry:
         }
         waiting = self.waiting([name for name, refusal in refusals.items() if refusal is None])
         return [
-            Explained(
-                handler=name, runs=refusal is None, reason=refusal, after=waiting.get(name, ())
+            ExplainedHandler(
+                handler=name,
+                runs=refusal is None,
+                reason=refusal,
+                after=waiting.get(name, ()),
+                delivery=None,
             )
             for name, refusal in refusals.items()
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -297,8 +296,8 @@ class PredictionRoutes:
         deliveries = {delivery.handler: delivery for delivery in found.data}
         breakers = await self._store.breakers.all()
         handlers = [
-            ExplainedHandler(
-                **asdict(explained),
+            msgspec.structs.replace(
+                explained,
                 held=breakers.get(explained.handler, BreakerState(explained.handler)).held,
                 delivery=deliveries.pop(explained.handler, None),
             )
