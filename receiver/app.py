@@ -152,7 +152,8 @@ async def _running(
     after = After() if role.handlers else settings.after
     of_drains = {} if role.housekeeping else due
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
-    surface.add(Dashboard(Facades(settings, store, predictions, deliveries, runtime, surface)))
+    pages = Dashboard(Facades(settings, store, predictions, deliveries, runtime, surface))
+    surface.add(pages.routes, pages.run)
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -40,14 +40,13 @@ from receiver.http.routes.predictions import PredictionRoutes
 from receiver.http.routes.recipes import RecipeRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.signals import Ending
-from receiver.http.sources import Ranges, Sources, keep_fresh, published_ranges
+from receiver.http.sources import Sources
 from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.predictions.costs import SpendingReader
 from receiver.predictions.facade import Predictions
-from receiver.providers import DECLARED, NAMES
-from receiver.providers.published import fixed
+from receiver.providers import NAMES
 from receiver.settings import After, Settings
 from receiver.store.facade import Housekeeping, Store
 
@@ -70,16 +69,6 @@ GROUPS: Final = (
 """The classes that declare the other routes."""
 
 
-class Pages(Protocol):
-    """Pages for people, made by a package that imports this one."""
-
-    @property
-    def routes(self) -> Sequence[Route]: ...
-
-    async def run(self) -> NoReturn:
-        """Do the background work of the pages."""
-
-
 class Http:
     """The routes of one run of the receiver."""
 
@@ -95,7 +84,6 @@ class Http:
     ) -> None:
         """Make one; `after` and `housekeeping` are for work that no process does by itself."""
         self._settings = settings
-        self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
@@ -108,16 +96,7 @@ class Http:
         self.limits = Limits(settings)
         self.live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
-        self._published = {
-            name: published_ranges(
-                predictions.client,
-                settings.providers[name].urls["meta"],
-                declared.read_sources,
-                runtime.monotonic,
-            )
-            for name, declared in DECLARED.items()
-            if declared.read_sources is not None and self._allowed[name] == "meta"
-        }
+        self._callback_sources = Sources(settings, predictions.client, runtime.monotonic)
         self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
         groups = [
             self._predictions,
@@ -135,8 +114,7 @@ class Http:
                 runtime.telemetry,
                 store.backlog,
                 SpendingReader(store, predictions.limits, runtime.clock).read,
-                providers=NAMES,
-                handlers=list(deliveries.registry.handlers),
+                deliveries.registry,
                 locked=predictions.locked,
                 streams={name: each.any_at_work for name, each in predictions.streams.items()},
                 clock=runtime.clock,
@@ -153,7 +131,7 @@ class Http:
             NAMES,
             settings.max_body_bytes,
             self.limits,
-            Sources(self._ranges()),
+            self._callback_sources,
             runtime.telemetry,
             runtime.clock,
             self._rejections.count,
@@ -170,18 +148,12 @@ class Http:
             Route(PLUGIN_PATH, self._plugins),
         ]
 
-    def add(self, pages: Pages) -> None:
-        """Serve pages beside these routes, and run their background work."""
-        self.routes += pages.routes
-        self._background_work.append(pages.run)
-
-    def _ranges(self) -> Mapping[str, Ranges]:
-        """Return the allowed sources of callbacks, for providers whose settings restrict them."""
-        return {
-            name: self._published[name] if allowed == "meta" else fixed(allowed)
-            for name, allowed in self._allowed.items()
-            if allowed is not None
-        }
+    def add(
+        self, pages: Sequence[Route], work: Callable[[], Coroutine[Any, Any, NoReturn]]
+    ) -> None:
+        """Serve pages beside these routes, and do their background work."""
+        self.routes += pages
+        self._background_work.append(work)
 
     def with_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return the app inside the middleware that every request passes."""
@@ -204,13 +176,12 @@ class Http:
             if accepts:
                 tasks.start(self.live.run())
                 tasks.start(self._rejections.run())
-                for run in self._background_work:
-                    tasks.start(run())
+                for work in self._background_work:
+                    tasks.start(work())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()
-                for ranges in self._published.values() if looks_ahead else ():
-                    tasks.start(keep_fresh(ranges))
+                    tasks.start(self._callback_sources.keep_fresh())
             yield
         finally:
             self.release()

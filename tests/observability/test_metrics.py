@@ -19,6 +19,8 @@ import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from receiver import Dead, Event, on
+from receiver.deliveries.importing import register
+from receiver.deliveries.registry import Registry
 from receiver.http.routes.metrics import MetricsPage
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
@@ -291,6 +293,21 @@ async def test_full_disk_is_reported_as_database_unavailable(start: Start, disk:
         assert of(await page(station), "receiver_database_available") == 1
 
 
+@pytest.mark.usefixtures("on_sqlite")
+async def test_handlers_that_were_loaded_again_are_on_the_page() -> None:
+    class Idle(BacklogReader):
+        def __init__(self) -> None: ...
+
+        async def depth(self, *_: object) -> Backlog:
+            return Backlog()
+
+    registry = Registry()
+    metrics = make_page(Idle(), registry)
+    registry.become(register([greet]))
+    found = read(bytes((await metrics.answer()).body).decode())
+    assert of(found, "receiver_deliveries_pending", handler="greets") == 0
+
+
 class Away(BacklogReader):
     """A database that is unavailable, or hangs."""
 
@@ -306,7 +323,7 @@ class Away(BacklogReader):
         raise StoreUnavailable("away")
 
 
-def make_page(backlog: Away) -> MetricsPage:
+def make_page(backlog: BacklogReader, registry: Registry | None = None) -> MetricsPage:
     async def connected() -> bool:
         return True
 
@@ -314,8 +331,7 @@ def make_page(backlog: Away) -> MetricsPage:
         Telemetry(),
         backlog,
         nothing_spent,
-        providers=["oxen"],
-        handlers=[],
+        registry or Registry(),
         locked=list,
         streams={"oxen": connected},
     )

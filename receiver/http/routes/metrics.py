@@ -11,11 +11,13 @@ from typing import Final
 from prometheus_client.metrics_core import GaugeMetricFamily
 from starlette.responses import Response
 
+from receiver.deliveries.registry import Registry
 from receiver.http.declare import get
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
 from receiver.observability.metrics import CONTENT_TYPE, gauge
 from receiver.predictions.costs import Spending
+from receiver.providers import NAMES
 from receiver.store.backlog import Backlog, BacklogReader
 
 _FRESH: Final = 1.0
@@ -34,9 +36,8 @@ class MetricsPage:
         telemetry: Telemetry,
         backlog: BacklogReader,
         spending: Callable[[], Awaitable[Spending]],
+        registry: Registry,
         *,
-        providers: Sequence[str],
-        handlers: Sequence[str],
         locked: Callable[[], Sequence[str]],
         streams: Mapping[str, Callable[[], Awaitable[bool]]],
         clock: Callable[[], float] = time.time,
@@ -44,8 +45,7 @@ class MetricsPage:
         self._telemetry = telemetry
         self._backlog = backlog
         self._spending = spending
-        self._providers = providers
-        self._handlers = handlers
+        self._registry = registry
         self._locked = locked
         self._streams = streams
         self._clock = clock
@@ -73,7 +73,7 @@ class MetricsPage:
         depth, connected, spending = None, None, None
         try:
             async with asyncio.timeout(_PATIENCE):
-                depth = await self._backlog.depth(self._providers)
+                depth = await self._backlog.depth(NAMES)
                 spending = await self._spending()
                 connected = {name: await look() for name, look in self._streams.items()}
         except (StoreUnavailable, TimeoutError):
@@ -104,7 +104,7 @@ class MetricsPage:
             "receiver_provider_locked",
             "Whether a provider has locked our account, so that its submits wait.",
             ("provider",),
-            {(name,): name in locked for name in self._providers},
+            {(name,): name in locked for name in NAMES},
         )
         if connected is not None:
             yield gauge(
@@ -123,13 +123,13 @@ class MetricsPage:
             "receiver_cost_today_dollars",
             "What predictions cost that have ended today (UTC), as far as it is known.",
             ("provider",),
-            {(name,): spending.today.get(name, 0.0) for name in self._providers},
+            {(name,): spending.today.get(name, 0.0) for name in NAMES},
         )
         yield gauge(
             "receiver_cost_unknown_today",
             "Predictions that have ended today, whose cost is not known.",
             ("provider",),
-            {(name,): spending.unknown.get(name, 0) for name in self._providers},
+            {(name,): spending.unknown.get(name, 0) for name in NAMES},
         )
         yield gauge(
             "receiver_budget_used_ratio",
@@ -139,7 +139,9 @@ class MetricsPage:
         )
 
     def _depths(self, depth: Backlog) -> Iterator[GaugeMetricFamily]:
-        handlers = sorted({*self._handlers, *(name for name, _ in depth.pending), *depth.held})
+        handlers = sorted(
+            {*self._registry.handlers, *(name for name, _ in depth.pending), *depth.held}
+        )
         pending = {(name, state): 0 for name in handlers for state in ("pending", "running")}
         yield gauge(
             "receiver_deliveries_pending",
