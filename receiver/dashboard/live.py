@@ -33,6 +33,7 @@ class LivePage:
 
     def __init__(self, facades: Facades, guard: Guard) -> None:
         self._live = facades.http.live
+        self._changes = facades.store.changes
         self._guard = guard
         self._clock = facades.runtime.clock
 
@@ -47,7 +48,7 @@ class LivePage:
         if context.request.method == "HEAD":  # a stream would not end
             return Response(headers=_HEADERS, media_type=MEDIA_TYPE)
         after = context.request.headers.get("last-event-id") or context.query.get("after", "")
-        begins = int(after) if _PLACE.fullmatch(after) else await self._live.now()
+        begins = int(after) if _PLACE.fullmatch(after) else await self._changes.end()
         frames = self._live.read(begins, wanted)
         first = await anext(frames, b"")  # errors come before the response begins
         began = context.session.at if context.session else 0

@@ -58,7 +58,7 @@ class Site:
     def __init__(self, facades: Facades, cache: PictureCache) -> None:
         self._clock = facades.runtime.clock
         self._audit = facades.store.audit
-        self._live = facades.http.live
+        self._changes = facades.store.changes
         self._static = Static()
         self._guard = Guard(facades.settings, facades.http.limits, self._clock)
         groups = [
@@ -114,7 +114,7 @@ class Site:
                 if declared.action:
                     return await self._act(context, declared, method, given)
                 if not (declared.is_open or declared.is_part):
-                    context.place = await self._live.now()
+                    context.place = await self._changes.end()
                 found = await method(**given)
             except (Problem, StoreUnavailable) as error:
                 return self._problem(request, error, context)

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,14 +54,11 @@ class Door:
         self._via = via
         self._parts = parts
         self._about = about
-        self._http: httpx.AsyncClient | None = None
 
-    @property
+    @cached_property
     def http(self) -> httpx.AsyncClient:
         """An httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
-        if self._http is None:
-            self._http = self._parts.deliveries.http_client()
-        return self._http
+        return self._parts.deliveries.http_client()
 
     @property
     def guarded(self) -> httpx.AsyncClient:

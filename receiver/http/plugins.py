@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl
 import msgspec
 import structlog
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from receiver.deliveries.attempt import plain_error
 from receiver.deliveries.containment import Charge, charged, contain, contained
@@ -40,6 +41,7 @@ _UNKNOWN: Final = "unknown"
 _CHALLENGE: Final = "Proof"
 """What a 401 must name; each route has its own kind of proof."""
 _FRAMING: Final = {"content-length", "transfer-encoding"}
+"""Headers of an answer that are ours to set."""
 _BODILESS: Final = {204, 304}
 _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
@@ -113,8 +115,11 @@ class PluginRoutes:
             reply = await self._take(scope, receive)
         except Disconnected:
             return
-        for message in _messages(reply):
-            await send(message)
+        headers = {
+            name: value for name, value in reply.headers.items() if name.lower() not in _FRAMING
+        }
+        body = b"" if reply.status in _BODILESS else reply.body
+        await Response(body, reply.status, headers)(scope, receive, send)
 
     async def _take(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to a call; a refused one is charged to its sender."""
@@ -268,20 +273,6 @@ class PluginRoutes:
                 return "unproved"
             self._reasons.add(reason)
         return reason
-
-
-def _messages(reply: Reply) -> Iterator[Message]:
-    """Yield an answer as ASGI messages; its framing headers are replaced by ours."""
-    headers = [
-        (name.lower().encode(), value.encode())
-        for name, value in reply.headers.items()
-        if name.lower() not in _FRAMING
-    ]
-    body = b"" if reply.status in _BODILESS else reply.body
-    if reply.status not in _BODILESS:
-        headers.append((b"content-length", b"%d" % len(body)))
-    yield {"type": "http.response.start", "status": reply.status, "headers": headers}
-    yield {"type": "http.response.body", "body": body}
 
 
 async def _proved(route: PluginRoute, call: Call, door: Door) -> Any:

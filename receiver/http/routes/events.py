@@ -119,7 +119,7 @@ class EventRoutes:
             prediction=query.prediction,
             deliveries=query.deliveries == "true",
         )
-        begins = int(headers.last) if headers.last else await self._live.now()
+        begins = int(headers.last) if headers.last else await self._changes.end()
         sent = {**_HEADERS, "Last-Event-ID": str(begins)}
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=sent)
