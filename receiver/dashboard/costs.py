@@ -18,7 +18,7 @@ class CostPages:
 
     def __init__(self, facades: Facades) -> None:
         self._by = facades.settings.costs_by
-        self._routes = CostRoutes(facades.store.costs, self._by, facades.runtime.clock)
+        self._routes = CostRoutes(facades.http.parts)
 
     @page("/costs")
     async def costs(self, context: PageContext) -> View:

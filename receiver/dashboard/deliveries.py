@@ -41,7 +41,7 @@ class DeliveryPages:
     """The pages about deliveries."""
 
     def __init__(self, facades: Facades) -> None:
-        self._routes = DeliveryRoutes(facades.store.deliveries, facades.runtime)
+        self._routes = DeliveryRoutes(facades.http.parts)
         self._search = facades.store.search
         self._discarded = facades.store.discarded
 

@@ -12,9 +12,7 @@ class HandlerPages:
     """The pages about handlers."""
 
     def __init__(self, facades: Facades) -> None:
-        self._routes = HandlerRoutes(
-            facades.store, facades.deliveries, facades.runtime, counts_few=True
-        )
+        self._routes = HandlerRoutes(facades.http.parts, counts_few=True)
         self._registry = facades.deliveries.registry
 
     @page("/handlers")

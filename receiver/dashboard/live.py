@@ -32,7 +32,7 @@ class LivePage:
     """The stream that pages listen to."""
 
     def __init__(self, facades: Facades, guard: Guard) -> None:
-        self._live = facades.http.live
+        self._live = facades.http.parts.live
         self._changes = facades.store.changes
         self._guard = guard
         self._clock = facades.runtime.clock

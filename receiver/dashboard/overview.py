@@ -34,9 +34,7 @@ class OverviewPage:
 
     def __init__(self, facades: Facades) -> None:
         self._store = facades.store
-        self._costs = CostRoutes(
-            facades.store.costs, facades.settings.costs_by, facades.runtime.clock
-        )
+        self._costs = CostRoutes(facades.http.parts)
 
     @page("/")
     async def overview(self, context: PageContext) -> View:

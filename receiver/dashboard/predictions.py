@@ -29,9 +29,7 @@ class PredictionPages:
         self._search = facades.store.search
         self._service = facades.predictions.service
         self._orders = facades.predictions.orders
-        self._routes = PredictionRoutes(
-            facades.store, self._service, facades.deliveries, facades.runtime
-        )
+        self._routes = PredictionRoutes(facades.http.parts)
 
     @page("/predictions")
     async def predictions(self, context: PageContext) -> View:

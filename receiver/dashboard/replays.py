@@ -22,7 +22,7 @@ class ReplayPages:
     """The pages about replays."""
 
     def __init__(self, facades: Facades) -> None:
-        self._routes = ReplayRoutes(facades.store.replays, facades.deliveries.replayer)
+        self._routes = ReplayRoutes(facades.http.parts)
         self._registry = facades.deliveries.registry
 
     @page("/replays")

@@ -60,7 +60,7 @@ class Site:
         self._audit = facades.store.audit
         self._changes = facades.store.changes
         self._static = Static()
-        self._guard = Guard(facades.settings, facades.http.limits, self._clock)
+        self._guard = Guard(facades.settings, facades.http.parts.limits, self._clock)
         groups = [
             SignInPages(self._guard),
             OverviewPage(facades),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
@@ -17,31 +16,18 @@ import structlog
 from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
 from receiver.model.requests import OrderRequest, SubmitRequest
-from receiver.model.tasks import TaskSet
 from receiver.model.values import LARGEST_METADATA, Mode, Prediction
 from receiver.store.predictions import Annotation
 
 if TYPE_CHECKING:  # a plugin imports this module only for its annotations
-    from receiver.deliveries.facade import Deliveries
+    from receiver.http.parts import Parts
     from receiver.model.answers import OfferedRecipe
     from receiver.predictions.commands import Command
-    from receiver.predictions.facade import Predictions
-    from receiver.store.facade import Store
 
 _LONGEST_KEY: Final = 255
 _ID: Final = re.compile("pred_[0-9a-f]{32}", re.ASCII)
 MOST_LATER: Final = 1000
 """Coroutines of all plugins that may wait or run at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The parts of one run that its doors use."""
-
-    predictions: Predictions
-    deliveries: Deliveries
-    store: Store
-    later: TaskSet
 
 
 class Door:

@@ -16,10 +16,10 @@ from receiver.deliveries.registry import Registry
 from receiver.http.after import AfterCallback
 from receiver.http.auth import Guard
 from receiver.http.declare import routes
-from receiver.http.door import Parts
 from receiver.http.drain import Drain
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
+from receiver.http.parts import Parts
 from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.plugins import PluginRoutes
 from receiver.http.polled import PluginSources
@@ -44,7 +44,6 @@ from receiver.http.sources import Sources
 from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
-from receiver.predictions.costs import SpendingReader
 from receiver.predictions.facade import Predictions
 from receiver.providers import NAMES
 from receiver.settings import After, Settings
@@ -52,7 +51,7 @@ from receiver.store.facade import Housekeeping, Store
 
 ALWAYS: Final = routes([AliveRoutes(), DocsRoutes()])
 """The routes that also work while the receiver does not run."""
-GROUPS: Final = (
+GROUPS: Final[Sequence[type[Any]]] = (
     PredictionRoutes,
     RecipeRoutes,
     DeliveryRoutes,
@@ -66,7 +65,7 @@ GROUPS: Final = (
     ReadyRoutes,
     MetricsPage,
 )
-"""The classes that declare the other routes."""
+"""The classes that declare the other routes; each is made from the parts of a run."""
 
 
 class Http:
@@ -83,43 +82,23 @@ class Http:
         housekeeping: Housekeeping,
     ) -> None:
         """Make one; `after` and `housekeeping` are for work that no process does by itself."""
-        self._settings = settings
-        self._telemetry = runtime.telemetry
-        self._wakeups = runtime.wakeups
-        self._deliveries = deliveries
-        self._exchange_recipes = predictions.exchange
         self._background_work: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
         """The background work of pages."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
-        self.limits = Limits(settings)
-        self.live = LiveStream(store.changes, store.attempts, runtime.wakeups)
+        self.parts = parts = Parts(
+            settings=settings,
+            store=store,
+            predictions=predictions,
+            deliveries=deliveries,
+            runtime=runtime,
+            drain=self.drain,
+            limits=Limits(settings),
+            live=LiveStream(store.changes, store.attempts, runtime.wakeups),
+        )
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         self._callback_sources = Sources(settings, predictions.client, runtime.monotonic)
-        self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
-        groups = [
-            self._predictions,
-            RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
-            DeliveryRoutes(store.deliveries, runtime),
-            DrainRoutes(self.drain, predictions.tokens, settings.max_body_bytes),
-            EventRoutes(store.changes, self.live),
-            HandlerRoutes(store, deliveries, runtime),
-            ReplayRoutes(store.replays, deliveries.replayer),
-            DiscardedRoutes(store.discarded),
-            CostRoutes(store.costs, settings.costs_by, runtime.clock),
-            EchoRoutes(predictions.tokens, settings.max_body_bytes, runtime.clock),
-            ReadyRoutes(store, predictions.locked, runtime.clock),
-            MetricsPage(
-                runtime.telemetry,
-                store.backlog,
-                SpendingReader(store, predictions.limits, runtime.clock).read,
-                deliveries.registry,
-                locked=predictions.locked,
-                streams={name: each.any_at_work for name, each in predictions.streams.items()},
-                clock=runtime.clock,
-            ),
-        ]
         self._after = AfterCallback(
             after,
             deliveries,
@@ -130,20 +109,17 @@ class Http:
             predictions.inbox,
             NAMES,
             settings.max_body_bytes,
-            self.limits,
+            parts.limits,
             self._callback_sources,
             runtime.telemetry,
             runtime.clock,
             self._rejections.count,
             self._after,
         )
-        parts = Parts(predictions=predictions, deliveries=deliveries, store=store, later=TaskSet())
-        self._plugins = PluginRoutes(
-            deliveries.registry, parts, self.limits, runtime, self._rejections.count
-        )
-        self._sources = PluginSources(deliveries.registry, self._plugins, parts, runtime)
+        self._plugins = PluginRoutes(parts, self._rejections.count)
+        self._sources = PluginSources(self._plugins, parts)
         self.routes = [
-            *routes(groups, Guard(settings, self.limits)),
+            *routes([group(parts) for group in GROUPS], Guard(settings, parts.limits)),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
             Route(PLUGIN_PATH, self._plugins),
         ]
@@ -157,8 +133,8 @@ class Http:
 
     def with_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return the app inside the middleware that every request passes."""
-        requests = Requests(app, self._telemetry, [*self.routes, *ALWAYS])
-        return Proxied(requests, self._settings.trusted_proxies)
+        requests = Requests(app, self.parts.runtime.telemetry, [*self.routes, *ALWAYS])
+        return Proxied(requests, self.parts.settings.trusted_proxies)
 
     @asynccontextmanager
     async def running(self, *, accepts: bool, looks_ahead: bool) -> AsyncIterator[None]:
@@ -174,7 +150,7 @@ class Http:
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
-                tasks.start(self.live.run())
+                tasks.start(self.parts.live.run())
                 tasks.start(self._rejections.run())
                 for work in self._background_work:
                     tasks.start(work())
@@ -195,8 +171,8 @@ class Http:
     async def exchange(self, registry: Registry, settings: Settings) -> None:
         """Replace the handlers, routes, sources, and the recipes of orders, from now on."""
         await self._sources.stop()
-        self._exchange_recipes(settings)
-        await self._deliveries.replace_handlers(registry)
+        self.parts.predictions.exchange(settings)
+        await self.parts.deliveries.replace_handlers(registry)
         if self._runs_sources:
             self._sources.start()
 
@@ -205,6 +181,6 @@ class Http:
         self.drain.cancel()
         self._plugins.release()
         self._after.release()
-        self._predictions.stopping = True
-        self.live.close()
-        self._wakeups.wake_all("prediction")
+        self.parts.stopping.set()
+        self.parts.live.close()
+        self.parts.runtime.wakeups.wake_all("prediction")

@@ -18,18 +18,16 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.deliveries.attempt import plain_error
 from receiver.deliveries.containment import Charge, charged, contain, contained
-from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginRoute, Reply
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
-from receiver.http.door import Door, Parts
-from receiver.http.limits import Limits
+from receiver.http.door import Door
+from receiver.http.parts import Parts
 from receiver.http.problems import problem_answer
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about
 from receiver.http.webhooks import LATER
 from receiver.model.errors import Limited, Problem, Unproved
 from receiver.model.tasks import TaskSet
-from receiver.observability.runtime import Runtime
 
 log = structlog.get_logger("receiver")
 
@@ -74,18 +72,11 @@ class Refused(Exception):
 class PluginRoutes:
     """The routes of plugins as one plain ASGI app, in which nothing precedes the proof."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        parts: Parts,
-        limits: Limits,
-        runtime: Runtime,
-        on_rejected: Callable[[str, str, str], None],
-    ) -> None:
-        self._registry = registry
+    def __init__(self, parts: Parts, on_rejected: Callable[[str, str, str], None]) -> None:
+        self._registry = parts.deliveries.registry
         self._parts = parts
-        self._limits = limits
-        self._runtime = runtime
+        self._limits = parts.limits
+        self._runtime = parts.runtime
         self._on_rejected = on_rejected
         self._reasons: set[str] = set()
         self._running = TaskSet(is_awaited=True)

@@ -41,31 +41,22 @@ class Spending(NamedTuple):
     """The used part (1.0: all) of the fullest budget of each kind, as `person/day`."""
 
 
-class SpendingReader:
-    """Reads the spending from the database, so that it is the same in every process."""
-
-    def __init__(self, store: Store, limits: Limits, clock: Callable[[], float]) -> None:
-        self._costs = store.costs
-        self._budgets = store.budgets
-        self._limits = limits
-        self._clock = clock
-
-    async def read(self) -> Spending:
-        now = self._clock()
-        day = day_of(today(now))
-        amounts: Counter[str] = Counter()
-        unknown: Counter[str] = Counter()
-        for row in await self._costs.sums(day, day + 1, MOST_SUMS):
-            amounts[row.provider] += row.amount
-            unknown[row.provider] += row.unknown
-        limits = [(kind_of(each), each.cost) for each in self._limits.all if each.cost is not None]
-        ends = [end_of(per, now) for per in get_args(Per)]
-        fullest = await self._budgets.fullest(*ends) if limits else {}
-        used: dict[str, float] = {}
-        for kind, most in limits:
-            part = fullest.get(kind, 0) / most if most else 1.0
-            used[kind] = max(part, used.get(kind, 0.0))
-        return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)
+async def read_spending(store: Store, limits: Limits, now: float) -> Spending:
+    """Read the spending from the database, so that it is the same in every process."""
+    day = day_of(today(now))
+    amounts: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for row in await store.costs.sums(day, day + 1, MOST_SUMS):
+        amounts[row.provider] += row.amount
+        unknown[row.provider] += row.unknown
+    costs = [(kind_of(each), each.cost) for each in limits.all if each.cost is not None]
+    ends = [end_of(per, now) for per in get_args(Per)]
+    fullest = await store.budgets.fullest(*ends) if costs else {}
+    used: dict[str, float] = {}
+    for kind, most in costs:
+        part = fullest.get(kind, 0) / most if most else 1.0
+        used[kind] = max(part, used.get(kind, 0.0))
+    return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)
 
 
 Part = Callable[[DaySum, Account], str | None]

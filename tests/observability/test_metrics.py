@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import httpx
@@ -24,12 +25,13 @@ from receiver.deliveries.registry import Registry
 from receiver.http.routes.metrics import MetricsPage
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
-from receiver.predictions.costs import Spending
+from receiver.observability.runtime import Runtime
+from receiver.settings import Settings
 from receiver.store.backlog import Backlog, BacklogReader
 from tests.conftest import Disk, Start
 from tests.forked import run_to_end
 from tests.patience import PATIENCE
-from tests.receiving import Clock, Station, breaks, eventually, write
+from tests.receiving import ENV, Clock, Station, breaks, eventually, write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -294,18 +296,10 @@ async def test_full_disk_is_reported_as_database_unavailable(start: Start, disk:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_handlers_that_were_loaded_again_are_on_the_page() -> None:
-    class Idle(BacklogReader):
-        def __init__(self) -> None: ...
-
-        async def depth(self, *_: object) -> Backlog:
-            return Backlog()
-
-    registry = Registry()
-    metrics = make_page(Idle(), registry)
-    registry.become(register([greet]))
-    found = read(bytes((await metrics.answer()).body).decode())
-    assert of(found, "receiver_deliveries_pending", handler="greets") == 0
+async def test_handlers_that_were_loaded_again_are_on_the_page(start: Start) -> None:
+    async with start(refuse) as station:
+        await station.app.state.exchange(register([greet]), Settings.read(ENV))
+        assert of(await page(station), "receiver_deliveries_pending", handler="greets") == 0
 
 
 class Away(BacklogReader):
@@ -323,22 +317,14 @@ class Away(BacklogReader):
         raise StoreUnavailable("away")
 
 
-def make_page(backlog: BacklogReader, registry: Registry | None = None) -> MetricsPage:
-    async def connected() -> bool:
-        return True
-
-    return MetricsPage(
-        Telemetry(),
-        backlog,
-        nothing_spent,
-        registry or Registry(),
-        locked=list,
-        streams={"oxen": connected},
+def make_page(backlog: Away) -> MetricsPage:
+    parts: Any = SimpleNamespace(
+        store=SimpleNamespace(backlog=backlog),
+        predictions=SimpleNamespace(locked=list),
+        deliveries=SimpleNamespace(registry=Registry()),
+        runtime=Runtime(),
     )
-
-
-async def nothing_spent() -> Spending:
-    return Spending({}, {}, {})
+    return MetricsPage(parts)
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from datetime import date
 from typing import Annotated, Final
 
@@ -10,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from receiver.http.declare import get
+from receiver.http.parts import Parts
 from receiver.model.answers import CostReport
 from receiver.predictions.costs import (
     MOST_SUMS,
@@ -21,7 +21,6 @@ from receiver.predictions.costs import (
     report,
     too_many,
 )
-from receiver.store.costs import CostStore
 
 _GROUP: Final = r"(day|provider|model|recipe|key|metadata\.[!-+\--~]+)"
 
@@ -44,12 +43,10 @@ class CostsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CostRoutes:
     """The routes about costs."""
 
-    def __init__(
-        self, store: CostStore, metadata: Collection[str], clock: Callable[[], float]
-    ) -> None:
-        self._store = store
-        self._metadata = metadata
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store.costs
+        self._metadata = parts.settings.costs_by
+        self._clock = parts.runtime.clock
 
     @get("/v1/costs", "costs by group", problems=["invalid-request"], csv=as_csv)
     async def costs(self, query: CostsAsked) -> CostReport:

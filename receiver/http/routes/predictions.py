@@ -11,7 +11,6 @@ import msgspec
 import structlog
 from starlette.requests import Request
 
-from receiver.deliveries.facade import Deliveries
 from receiver.http.body import prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
@@ -23,6 +22,7 @@ from receiver.http.declare import (
     get,
     post,
 )
+from receiver.http.parts import Parts
 from receiver.http.request_log import about
 from receiver.http.selfstarting import CUT_OFF
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
@@ -30,12 +30,9 @@ from receiver.model.errors import Problem
 from receiver.model.requests import ModelName, SubmitFields, SubmitRequest
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Prediction, Status
-from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
-from receiver.predictions.service import PredictionService
 from receiver.store.breakers import BreakerState
 from receiver.store.erasure import Erased
-from receiver.store.facade import Store
 from receiver.store.predictions import PredictionFilter
 
 log = structlog.get_logger("receiver")
@@ -121,15 +118,12 @@ class ExplanationAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PredictionRoutes:
     """The routes about predictions."""
 
-    def __init__(
-        self, store: Store, service: PredictionService, deliveries: Deliveries, runtime: Runtime
-    ) -> None:
-        self._store = store
-        self._service = service
-        self._deliveries = deliveries
-        self._runtime = runtime
-        self.stopping = False
-        """Whether callers that wait for an outcome are answered at once, as we stop."""
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._service = parts.predictions.service
+        self._deliveries = parts.deliveries
+        self._runtime = parts.runtime
+        self._stopping = parts.stopping
 
     @post(
         "/v1/predictions",
@@ -344,7 +338,7 @@ class PredictionRoutes:
             while True:
                 news.clear()
                 found = await self._store.predictions.get(prediction.id) or prediction
-                if found.status in TERMINAL or self.stopping or loop.time() >= until:
+                if found.status in TERMINAL or self._stopping.is_set() or loop.time() >= until:
                     return found
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(until):

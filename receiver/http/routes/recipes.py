@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from receiver.deliveries.facade import Deliveries
 from receiver.http.body import prefer_wait
 from receiver.http.declare import BODY_PROBLEMS, Reply, get, post
+from receiver.http.parts import Parts
 from receiver.http.routes.predictions import (
     SENT,
     PredictionRoutes,
@@ -21,8 +21,6 @@ from receiver.http.routes.predictions import (
 from receiver.model.answers import OfferedRecipe, Page
 from receiver.model.requests import OrderRequest, ReplyTo
 from receiver.model.values import Prediction
-from receiver.observability.runtime import Runtime
-from receiver.predictions.orders import Orders
 
 RecipeName = Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]*$", max_length=32, examples=["imagine"])]
 Who = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -46,17 +44,11 @@ class OrderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RecipeRoutes:
     """The routes about recipes."""
 
-    def __init__(
-        self,
-        orders: Orders,
-        predictions: PredictionRoutes,
-        deliveries: Deliveries,
-        runtime: Runtime,
-    ) -> None:
-        self._orders = orders
-        self._predictions = predictions
-        self._deliveries = deliveries
-        self._runtime = runtime
+    def __init__(self, parts: Parts) -> None:
+        self._orders = parts.predictions.orders
+        self._predictions = PredictionRoutes(parts)
+        self._deliveries = parts.deliveries
+        self._runtime = parts.runtime
 
     @get("/v1/recipes", "all of them")
     async def list_recipes(self) -> Page[OfferedRecipe]:
