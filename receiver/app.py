@@ -16,7 +16,6 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.dashboard.facade import Dashboard
-from receiver.dashboard.facades import Facades
 from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.importing import register
 from receiver.deliveries.registry import Registered, Registry
@@ -152,7 +151,7 @@ async def _running(
     after = After() if role.handlers else settings.after
     of_drains = {} if role.housekeeping else due
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
-    pages = Dashboard(Facades(settings, store, predictions, deliveries, runtime, surface))
+    pages = Dashboard(surface.parts)
     surface.add(pages.routes, pages.run)
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):

@@ -19,7 +19,6 @@ from receiver.dashboard.context import UI, PageContext
 from receiver.dashboard.costs import CostPages
 from receiver.dashboard.declare import Declared, View, in_path, pages, wants_context
 from receiver.dashboard.deliveries import DeliveryPages
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import Guard, SignedOut
 from receiver.dashboard.handlers import HandlerPages
 from receiver.dashboard.live import LivePage
@@ -30,6 +29,7 @@ from receiver.dashboard.recipes import RecipePages
 from receiver.dashboard.rendering import TYPES, Static, render
 from receiver.dashboard.replays import ReplayPages
 from receiver.dashboard.sign_in import SignInPages
+from receiver.http.parts import Parts
 from receiver.http.proxies import client_of
 from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.ids import new_id
@@ -55,23 +55,23 @@ Answer = Callable[[Request], Awaitable[Response]]
 class Site:
     """The ASGI app of all pages."""
 
-    def __init__(self, facades: Facades, cache: PictureCache) -> None:
-        self._clock = facades.runtime.clock
-        self._audit = facades.store.audit
-        self._changes = facades.store.changes
+    def __init__(self, parts: Parts, cache: PictureCache) -> None:
+        self._clock = parts.runtime.clock
+        self._audit = parts.store.audit
+        self._changes = parts.store.changes
         self._static = Static()
-        self._guard = Guard(facades.settings, facades.http.parts.limits, self._clock)
+        self._guard = Guard(parts.settings, parts.limits, self._clock)
         groups = [
             SignInPages(self._guard),
-            OverviewPage(facades),
-            PredictionPages(facades, cache),
-            DeliveryPages(facades),
-            HandlerPages(facades),
-            ReplayPages(facades),
-            RecipePages(facades),
-            CostPages(facades),
-            LivePage(facades, self._guard),
-            PicturePages(facades, cache, self._static),
+            OverviewPage(parts),
+            PredictionPages(parts, cache),
+            DeliveryPages(parts),
+            HandlerPages(parts),
+            ReplayPages(parts),
+            RecipePages(parts),
+            CostPages(parts),
+            LivePage(parts, self._guard),
+            PicturePages(parts, cache, self._static),
         ]
         routes = [
             Route(
