@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from receiver.deliveries.loading import short_name
 from receiver.deliveries.ways_in import (
@@ -87,6 +87,16 @@ def _check_number(name: str, value: object, *, least: float, whole: bool = False
         raise ValueError(f"{name} must be {least} or more, not {value!r}")
 
 
+class Facts(NamedTuple):
+    """The facts of an event that handlers choose it by."""
+
+    type: str
+    provider: str
+    model: str
+    metadata: Mapping[str, Any]
+    reply_to: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Handler:
     """One registered function, the events it wants, and how it is run."""
@@ -125,26 +135,20 @@ class Handler:
             return self.inline
         return self.timeout <= seconds or self.timeout == TIMEOUT
 
-    def refuses(
-        self,
-        event_type: str,
-        provider: str,
-        model: str,
-        metadata: Mapping[str, Any],
-        reply_to: str | None = None,
-    ) -> str | None:
+    def refuses(self, event: Facts) -> str | None:
         """Return why this handler does not want an event; None if it does."""
-        if event_type not in self.types:
-            return f"type is {event_type}"
-        if not self.provider.match(provider):
-            return f"provider is {provider}"
-        if not self.model.match(model):
-            return f"model is {model}"
+        if event.type not in self.types:
+            return f"type is {event.type}"
+        if not self.provider.match(event.provider):
+            return f"provider is {event.provider}"
+        if not self.model.match(event.model):
+            return f"model is {event.model}"
         for key, pattern in self.metadata.items():
-            if key not in metadata or not pattern.match(plain(metadata[key])):
-                return f"metadata {key} is {repr(metadata[key]) if key in metadata else 'missing'}"
-        if self.reply_to and not (reply_to and self.reply_to.match(reply_to)):
-            return f"reply_to is {reply_to!r}"
+            has_it = key in event.metadata
+            if not has_it or not pattern.match(plain(event.metadata[key])):
+                return f"metadata {key} is {repr(event.metadata[key]) if has_it else 'missing'}"
+        if self.reply_to and not (event.reply_to and self.reply_to.match(event.reply_to)):
+            return f"reply_to is {event.reply_to!r}"
         return None
 
 

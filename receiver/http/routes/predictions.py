@@ -11,6 +11,7 @@ import msgspec
 import structlog
 from starlette.requests import Request
 
+from receiver.deliveries.handlers import Facts
 from receiver.http.body import prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
@@ -286,6 +287,13 @@ class PredictionRoutes:
         has_ended = prediction.status in TERMINAL
         kind = query.type or (prediction.status if has_ended else "succeeded")
         event_type = msgspec.convert(f"prediction.{kind}", EventType)
+        event = Facts(
+            event_type,
+            prediction.provider,
+            prediction.model,
+            prediction.metadata,
+            prediction.reply_to,
+        )
         found = await self._store.deliveries.page(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
         breakers = await self._store.breakers.all()
@@ -295,13 +303,7 @@ class PredictionRoutes:
                 held=breakers.get(explained.handler, BreakerState(explained.handler)).held,
                 delivery=deliveries.pop(explained.handler, None),
             )
-            for explained in self._deliveries.registry.explain(
-                event_type,
-                prediction.provider,
-                prediction.model,
-                prediction.metadata,
-                prediction.reply_to,
-            )
+            for explained in self._deliveries.registry.explain(event)
         ]
         gone = [
             ExplainedHandler(handler=name, runs=False, reason=GONE, after=(), delivery=delivery)
