@@ -40,6 +40,7 @@ from receiver.http.body import (
 )
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
+from receiver.model.recipes import METADATA
 from receiver.providers import NAMES
 
 _ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
@@ -65,8 +66,6 @@ BODY_PROBLEMS: Final = (
 )
 """The problems of any JSON body."""
 _JSON: Final = "application/json"
-METADATA: Final = "metadata."
-"""The prefix of query parameters that filter by metadata."""
 
 Value = TypeVar("Value")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])

@@ -12,12 +12,11 @@ from typing import Any, Final, NamedTuple, get_args
 from receiver.model.answers import CostReport, CostRow
 from receiver.model.costs import MICRO, Account
 from receiver.model.errors import Problem
-from receiver.model.recipes import Per
+from receiver.model.recipes import METADATA, Per
 from receiver.predictions.limits import Limits, end_of, kind_of
 from receiver.store.costs import DaySum
 from receiver.store.facade import Store
 
-METADATA: Final = "metadata."
 _MOST_ROWS: Final = 10_000
 MOST_SUMS: Final = 100_000
 """The most daily sums that one report reads."""

@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 
 import httpx
 
-from receiver.model.ids import new_id
 from receiver.model.sealing import Seals
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
@@ -33,7 +32,7 @@ from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
 from receiver.store.facade import Housekeeping, Store
-from receiver.store.leases import Leader, LeaderTask, LeaseRequest
+from receiver.store.leases import Leader, LeaderTask
 
 Work = TypeVar("Work", bound=LeaderTask)
 
@@ -172,17 +171,12 @@ class Predictions:
 
     async def _catch_up(self) -> None:
         """Make all predictions at providers due for a poll: their outcomes may have been missed."""
-        if self._runtime.single_process or await self._is_first():
+        now = self._runtime.clock()
+        if self._runtime.single_process or await self._store.leases.take_turn(
+            "catch-up", now, _CAUGHT_UP
+        ):
             for name in self._submitters:
                 await self._store.predictions.hasten(name, self._runtime.clock())
-
-    async def _is_first(self) -> bool:
-        """Return whether no other process caught up in the last minute: ten may start at once."""
-        now = self._runtime.clock()
-        role = LeaseRequest(
-            name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP
-        )
-        return await self._store.leases.hold(role)
 
     def housekeeping(self) -> Housekeeping:
         """Return the steps that only one process runs every few seconds, by name."""

@@ -291,11 +291,12 @@ class Submitter:
         for job in begun.jobs:
             self.under_way.start(self._submit_safely(job), job.ticket.id)
             self.submits += 1
-        nap = begun.wait
-        if nap <= 0 and (begun.next_due is None or begun.next_due <= now):
-            nap = self._longest_nap  # none is queued, or none has room: an end wakes us
-        elif nap <= 0 and begun.next_due is not None:
+        if begun.wait > 0:
+            nap = begun.wait
+        elif begun.next_due is not None and begun.next_due > now:
             nap = max(begun.next_due - self._clock(), _SHORTEST_NAP)
+        else:
+            nap = self._longest_nap  # none is queued, or none has room: an end wakes us
         return await self._end_late(begun.latest, nap)
 
     async def _end_late(self, latest: float | None, nap: float) -> float:
