@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -21,27 +22,12 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-_TITLES: Final = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    402: "Payment Required",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    409: "Conflict",
+_TITLES: Final = {status.value: status.phrase for status in HTTPStatus} | {
+    # RFC 9110's names: older Pythons have others.
     413: "Content Too Large",
     414: "URI Too Long",
-    415: "Unsupported Media Type",
     422: "Unprocessable Content",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
 }
-
-
 PROBLEMS: Final = {
     "invalid-json": (400, "the body is not JSON"),
     "invalid-body": (400, "the body is not what the plugin's route reads"),
