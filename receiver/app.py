@@ -152,7 +152,7 @@ async def _running(
     of_drains = {} if role.housekeeping else due
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     pages = Dashboard(surface.parts)
-    surface.add(pages.routes, pages.run)
+    surface.routes += pages.routes
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)
@@ -165,6 +165,8 @@ async def _running(
         await stack.enter_async_context(deliveries.running(handlers=role.handlers))
         tasks = TaskSet()
         stack.push_async_callback(tasks.cancel)
+        if role.accepts:
+            tasks.start(pages.run())
         if steady is not None and role.housekeeping:
             tasks.start(Watch(steady, store, runtime.owner, wakeups).run())
         if role.housekeeping:

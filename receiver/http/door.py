@@ -70,8 +70,7 @@ class Door:
         `at` is when the order was made, in unix seconds, if that was earlier than now.
         Raises Problem with a message for the person who orders.
         """
-        if reply_to is not None:
-            await self._parts.deliveries.check_reply_to(reply_to)
+        await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.orders.order(
             OrderRequest(
                 recipe=recipe,
@@ -149,8 +148,7 @@ class Door:
         except (TypeError, ValueError, RecursionError) as error:
             raise Problem(422, "invalid-request", str(error)) from None
         check(wanted)
-        if reply_to is not None:
-            await self._parts.deliveries.check_reply_to(reply_to)
+        await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.service.place(
             SubmitRequest(
                 **msgspec.structs.asdict(wanted),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -82,8 +82,6 @@ class Http:
         housekeeping: Housekeeping,
     ) -> None:
         """Make one; `after` and `housekeeping` are for work that no process does by itself."""
-        self._background_work: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
-        """The background work of pages."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
@@ -118,18 +116,11 @@ class Http:
         )
         self._plugins = PluginRoutes(parts, self._rejections.count)
         self._sources = PluginSources(self._plugins, parts)
-        self.routes = [
+        self.routes: list[Route] = [
             *routes([group(parts) for group in GROUPS], Guard(settings, parts.limits)),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
             Route(PLUGIN_PATH, self._plugins),
         ]
-
-    def add(
-        self, pages: Sequence[Route], work: Callable[[], Coroutine[Any, Any, NoReturn]]
-    ) -> None:
-        """Serve pages beside these routes, and do their background work."""
-        self.routes += pages
-        self._background_work.append(work)
 
     def with_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return the app inside the middleware that every request passes."""
@@ -152,8 +143,6 @@ class Http:
             if accepts:
                 tasks.start(self.parts.live.run())
                 tasks.start(self._rejections.run())
-                for work in self._background_work:
-                    tasks.start(work())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()

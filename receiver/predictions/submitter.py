@@ -339,7 +339,8 @@ class Submitter:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)
             return
-        listening = await self._listened(job)
+        # If the provider has a stream, its connection is waited for.
+        listening = self._ready is not None and job.ticket.mode != "sync" and await self._ready()
         began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
@@ -390,10 +391,6 @@ class Submitter:
             self.room.note_lock(receipt.message)
             due_at += self.room.wait()  # after the next one that tries, which may be taken
         return due_at
-
-    async def _listened(self, job: Job) -> bool:
-        """Wait for the provider's stream, if it has one; return whether it is connected."""
-        return self._ready is not None and job.ticket.mode != "sync" and await self._ready()
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
         """Record the answer to a blocking call; if it does not end the prediction, poll it."""

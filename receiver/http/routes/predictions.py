@@ -154,8 +154,7 @@ class PredictionRoutes:
         """
         with self._runtime.tracing.request(request, "/v1/predictions") as span:
             check(body)
-            if body.reply_to is not None:
-                await self._deliveries.check_reply_to(body.reply_to)
+            await self._deliveries.check_reply_to(body.reply_to)
             wait = prefer_wait(headers.prefer or "")
             prediction = await self._service.submit(
                 SubmitRequest(

@@ -88,8 +88,7 @@ class RecipeRoutes:
         a person and a place is the caller's own, and no allow list applies to it.
         """
         with self._runtime.tracing.request(request, "/v1/recipes/{name}") as span:
-            if body.reply_to is not None:
-                await self._deliveries.check_reply_to(body.reply_to)
+            await self._deliveries.check_reply_to(body.reply_to)
             prediction = await self._orders.order(
                 OrderRequest(
                     recipe=name,
