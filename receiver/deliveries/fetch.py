@@ -13,7 +13,7 @@ import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
@@ -157,13 +157,9 @@ async def _save(
                 raise Dead(f"the result is larger than {max_bytes} bytes")
             head += chunk[: HEAD - len(head)]
             digest.update(chunk)
-            await _write(file, chunk)
+            await asyncio.to_thread(file.write, chunk)
     kind = kind_of(head, [promise.partition(";")[0].strip().lower() for promise in promises])
     return Fetched(path=Path(file.name), size=size, sha256=digest.hexdigest(), content_type=kind)
-
-
-async def _write(file: BinaryIO | Any, chunk: bytes) -> None:
-    await asyncio.to_thread(file.write, chunk)
 
 
 async def _from_data_uri(url: str) -> AsyncIterator[bytes]:

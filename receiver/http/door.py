@@ -17,12 +17,12 @@ from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
 from receiver.model.requests import OrderRequest, SubmitRequest
 from receiver.model.values import LARGEST_METADATA, Mode, Prediction
+from receiver.predictions.commands import Command, parse
 from receiver.store.predictions import Annotation
 
 if TYPE_CHECKING:  # a plugin imports this module only for its annotations
     from receiver.http.parts import Parts
     from receiver.model.answers import OfferedRecipe
-    from receiver.predictions.commands import Command
 
 _LONGEST_KEY: Final = 255
 _ID: Final = re.compile("pred_[0-9a-f]{32}", re.ASCII)
@@ -161,7 +161,7 @@ class Door:
 
     def command(self, text: str) -> Command:
         """Parse a command that a person typed; raise Problem with a message for that person."""
-        return self._parts.predictions.orders.command(text)
+        return parse(self._parts.predictions.orders.book, text)
 
     def recipes(self) -> list[OfferedRecipe]:
         """Return the recipes that can be ordered."""

@@ -215,7 +215,7 @@ class PluginRoutes:
         try:
             return await self._bounded(route.timeout, route.function(call, door))
         except _ANSWERED_ERRORS as error:
-            return _failed(error)
+            return _failed(error)  # may fail itself: a plugin can put anything into a Problem
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run a plugin's code, contained as a handler's is; raise TimeoutError after `seconds`.
