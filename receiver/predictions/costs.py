@@ -18,7 +18,7 @@ from receiver.store.costs import DaySum
 from receiver.store.facade import Store
 
 _MOST_ROWS: Final = 10_000
-MOST_SUMS: Final = 100_000
+_MOST_SUMS: Final = 100_000
 """The most daily sums that one report reads."""
 _USUAL: Final = 30
 """Days of a report whose first day is not given."""
@@ -42,10 +42,10 @@ class Spending(NamedTuple):
 
 async def read_spending(store: Store, limits: Limits, now: float) -> Spending:
     """Read the spending from the database, so that it is the same in every process."""
-    day = day_of(today(now))
+    day = _day_of(_today(now))
     amounts: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
-    for row in await store.costs.sums(day, day + 1, MOST_SUMS):
+    for row in await store.costs.sums(day, day + 1, _MOST_SUMS):
         amounts[row.provider] += row.amount
         unknown[row.provider] += row.unknown
     costs = [(kind_of(each), each.cost) for each in limits.all if each.cost is not None]
@@ -68,23 +68,37 @@ _PARTS: Final[Mapping[str, Part]] = {
 }
 
 
-def day_of(when: date) -> int:
+def _day_of(when: date) -> int:
     """Return the number of days from 1970-01-01 to a date."""
     return when.toordinal() - _EPOCH
 
 
-def today(now: float) -> date:
+def _today(now: float) -> date:
     return datetime.fromtimestamp(now, UTC).date()
 
 
-def parts_of(by: str, metadata: Collection[str]) -> dict[str, Part]:
-    """Return the parts that costs are grouped by; raise Problem for an unknown name."""
-    return {name: _part(name, metadata) for name in by.split(",")}
+async def read_report(
+    store: Store,
+    by: str,
+    metadata: Collection[str],
+    since: date | None,
+    until: date | None,
+    now: float,
+) -> CostReport:
+    """Return the costs from one day to before another, by groups; by default of thirty days.
 
-
-def by_account(parts: Mapping[str, Part]) -> bool:
-    """Return whether the grouping needs the accounts of sums."""
-    return not parts.keys() <= _OF_DAYS
+    Raises Problem for an unknown group, or if there are too many sums or groups.
+    """
+    parts = {name: _part(name, metadata) for name in by.split(",")}
+    end = until or date.fromordinal(_today(now).toordinal() + 1)
+    begin = since or date.fromordinal(max(end.toordinal() - _USUAL, 1))
+    by_account = not parts.keys() <= _OF_DAYS
+    rows = await store.costs.sums(
+        _day_of(begin), _day_of(end), _MOST_SUMS + 1, by_account=by_account
+    )
+    if len(rows) > _MOST_SUMS:
+        raise _too_many()
+    return _report(rows, parts, begin, end)
 
 
 def _part(name: str, metadata: Collection[str]) -> Part:
@@ -100,7 +114,7 @@ def _part(name: str, metadata: Collection[str]) -> Part:
     return lambda _, account: account.metadata.get(label)
 
 
-def report(
+def _report(
     rows: Iterable[DaySum], parts: Mapping[str, Part], since: date, until: date
 ) -> CostReport:
     """Return daily sums grouped by these parts; raise Problem if there are too many groups."""
@@ -114,7 +128,7 @@ def report(
         for place, more in enumerate((row.amount, row.predictions, row.unknown)):
             of[place] += more
     if len(sums) > _MOST_ROWS:
-        raise too_many()
+        raise _too_many()
     names = list(parts)
     ordered = sorted(sums, key=lambda of: [value or "" for value in of])
     return CostReport(
@@ -125,7 +139,7 @@ def report(
     )
 
 
-def too_many() -> Problem:
+def _too_many() -> Problem:
     return Problem(422, "invalid-request", "that is too much at once: ask for fewer days or groups")
 
 
@@ -150,9 +164,3 @@ def as_csv(found: CostReport) -> str:
 def _cell(value: Any) -> str:
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def days(since: date | None, until: date | None, now: float) -> tuple[date, date]:
-    """Return the first day and the day after the last; by default the last thirty days."""
-    end = until or date.fromordinal(today(now).toordinal() + 1)
-    return since or date.fromordinal(max(end.toordinal() - _USUAL, 1)), end

@@ -11,16 +11,7 @@ from msgspec import Meta
 from receiver.http.declare import get
 from receiver.http.parts import Parts
 from receiver.model.answers import CostReport
-from receiver.predictions.costs import (
-    MOST_SUMS,
-    as_csv,
-    by_account,
-    day_of,
-    days,
-    parts_of,
-    report,
-    too_many,
-)
+from receiver.predictions.costs import as_csv, read_report
 
 _GROUP: Final = r"(day|provider|model|recipe|key|metadata\.[!-+\--~]+)"
 
@@ -44,7 +35,7 @@ class CostRoutes:
     """The routes about costs."""
 
     def __init__(self, parts: Parts) -> None:
-        self._store = parts.store.costs
+        self._store = parts.store
         self._metadata = parts.settings.costs_by
         self._clock = parts.runtime.clock
 
@@ -55,11 +46,6 @@ class CostRoutes:
         The costs of predictions that ended on these days (UTC), including those erased or deleted
         since. `Accept: text/csv` returns the groups as a table.
         """
-        parts = parts_of(query.by, self._metadata)
-        since, until = days(query.since, query.until, self._clock())
-        rows = await self._store.sums(
-            day_of(since), day_of(until), MOST_SUMS + 1, by_account=by_account(parts)
+        return await read_report(
+            self._store, query.by, self._metadata, query.since, query.until, self._clock()
         )
-        if len(rows) > MOST_SUMS:
-            raise too_many()
-        return report(rows, parts, since, until)
