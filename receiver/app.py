@@ -16,7 +16,6 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.dashboard.facade import Dashboard
-from receiver.dashboard.facades import Facades
 from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.importing import register
 from receiver.deliveries.registry import Registered, Registry
@@ -152,7 +151,8 @@ async def _running(
     after = After() if role.handlers else settings.after
     of_drains = {} if role.housekeeping else due
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
-    surface.add(Dashboard(Facades(settings, store, predictions, deliveries, runtime, surface)))
+    pages = Dashboard(surface.parts)
+    surface.routes += pages.routes
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)
@@ -165,6 +165,8 @@ async def _running(
         await stack.enter_async_context(deliveries.running(handlers=role.handlers))
         tasks = TaskSet()
         stack.push_async_callback(tasks.cancel)
+        if role.accepts:
+            tasks.start(pages.run())
         if steady is not None and role.housekeeping:
             tasks.start(Watch(steady, store, runtime.owner, wakeups).run())
         if role.housekeeping:

@@ -6,8 +6,8 @@ from typing import Final
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import read_query
+from receiver.http.parts import Parts
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 
 GROUPS: Final = ("day", "provider", "model", "recipe", "key")
@@ -16,9 +16,9 @@ GROUPS: Final = ("day", "provider", "model", "recipe", "key")
 class CostPages:
     """The page about costs."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._by = facades.settings.costs_by
-        self._routes = CostRoutes(facades.store.costs, self._by, facades.runtime.clock)
+    def __init__(self, parts: Parts) -> None:
+        self._by = parts.settings.costs_by
+        self._routes = CostRoutes(parts)
 
     @page("/costs")
     async def costs(self, context: PageContext) -> View:

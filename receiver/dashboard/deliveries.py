@@ -9,9 +9,9 @@ from msgspec import Meta
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import PAGE, read_query
 from receiver.http.declare import DeliveryId, HandlerName
+from receiver.http.parts import Parts
 from receiver.http.routes.deliveries import DeliveriesAsked, DeliveryRoutes
 from receiver.model.answers import Kind
 from receiver.store.discarded import CURSOR, KINDS
@@ -40,10 +40,10 @@ class DiscardedQuery(msgspec.Struct, frozen=True):
 class DeliveryPages:
     """The pages about deliveries."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._routes = DeliveryRoutes(facades.store.deliveries, facades.runtime)
-        self._search = facades.store.search
-        self._discarded = facades.store.discarded
+    def __init__(self, parts: Parts) -> None:
+        self._routes = DeliveryRoutes(parts)
+        self._search = parts.store.search
+        self._discarded = parts.store.discarded
 
     @page("/deliveries")
     async def deliveries(self, context: PageContext) -> View:

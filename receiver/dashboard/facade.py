@@ -12,8 +12,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.dashboard.cache import PictureCache, folder_of
-from receiver.dashboard.facades import Facades
 from receiver.http.front import DASHBOARD_PATHS
+from receiver.http.parts import Parts
 from receiver.model.tasks import repeat
 
 if TYPE_CHECKING:
@@ -28,18 +28,18 @@ _TIDY: Final = 20.0
 class Dashboard:
     """The dashboard of one run of the receiver."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._facades = facades
-        self._cache = PictureCache(folder_of(facades.settings))
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._cache = PictureCache(folder_of(parts.settings))
         self._site: Site | None = None
         self._making = asyncio.Lock()
-        is_on = facades.settings.shows_dashboard
+        is_on = parts.settings.shows_dashboard
         self.routes = [Route(path, self) for path in DASHBOARD_PATHS if is_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._making:
             if self._site is None:
-                self._site = await asyncio.to_thread(_make_site, self._facades, self._cache)
+                self._site = await asyncio.to_thread(_make_site, self._parts, self._cache)
         await self._site(scope, receive, send)
 
     async def run(self) -> NoReturn:
@@ -50,13 +50,13 @@ class Dashboard:
         held = await asyncio.to_thread(self._cache.predictions)
         for at in range(0, len(held), _PAGE):
             some = held[at : at + _PAGE]
-            kept = await self._facades.store.search.with_content(some)
+            kept = await self._parts.store.search.with_content(some)
             await asyncio.to_thread(self._cache.drop, {*some} - kept)
         await asyncio.to_thread(self._cache.shrink)
 
 
-def _make_site(facades: Facades, cache: PictureCache) -> Site:
+def _make_site(parts: Parts, cache: PictureCache) -> Site:
     from receiver.dashboard.site import Site  # noqa: PLC0415 - at the first page, and not before
 
     cache.open()
-    return Site(facades, cache)
+    return Site(parts, cache)

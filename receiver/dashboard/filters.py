@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
-from receiver.http.declare import METADATA, PredictionId
+from receiver.http.declare import PredictionId
 from receiver.model.errors import Problem
+from receiver.model.recipes import METADATA
 from receiver.model.values import Status
 from receiver.store.search import Wanted
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.facades import Facades
+from receiver.http.parts import Parts
 from receiver.http.routes.handlers import HandlerRoutes
 
 
 class HandlerPages:
     """The pages about handlers."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._routes = HandlerRoutes(
-            facades.store, facades.deliveries, facades.runtime, counts_few=True
-        )
-        self._registry = facades.deliveries.registry
+    def __init__(self, parts: Parts) -> None:
+        self._routes = HandlerRoutes(parts, counts_few=True)
+        self._registry = parts.deliveries.registry
 
     @page("/handlers")
     async def handlers(self) -> View:

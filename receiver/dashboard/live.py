@@ -13,10 +13,10 @@ from starlette.responses import Response, StreamingResponse
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import LONGEST, Guard
 from receiver.http.declare import PredictionId
 from receiver.http.live import StreamFilter
+from receiver.http.parts import Parts
 from receiver.http.routes.events import MEDIA_TYPE
 from receiver.model.errors import Problem, StoreUnavailable
 
@@ -31,10 +31,11 @@ _HEADERS: Final = {"X-Accel-Buffering": "no"}
 class LivePage:
     """The stream that pages listen to."""
 
-    def __init__(self, facades: Facades, guard: Guard) -> None:
-        self._live = facades.http.live
+    def __init__(self, parts: Parts, guard: Guard) -> None:
+        self._live = parts.live
+        self._changes = parts.store.changes
         self._guard = guard
-        self._clock = facades.runtime.clock
+        self._clock = parts.runtime.clock
 
     @page("/live", is_part=True)
     async def live(self, context: PageContext) -> Response:
@@ -47,7 +48,7 @@ class LivePage:
         if context.request.method == "HEAD":  # a stream would not end
             return Response(headers=_HEADERS, media_type=MEDIA_TYPE)
         after = context.request.headers.get("last-event-id") or context.query.get("after", "")
-        begins = int(after) if _PLACE.fullmatch(after) else await self._live.now()
+        begins = int(after) if _PLACE.fullmatch(after) else await self._changes.end()
         frames = self._live.read(begins, wanted)
         first = await anext(frames, b"")  # errors come before the response begins
         began = context.session.at if context.session else 0

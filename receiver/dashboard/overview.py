@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import PAGE, read_query
+from receiver.http.parts import Parts
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 from receiver.model.values import Status, utc
 from receiver.providers import NAMES
@@ -32,11 +32,9 @@ class AuditQuery(msgspec.Struct, frozen=True):
 class OverviewPage:
     """The first page, and the list of all manual actions."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._store = facades.store
-        self._costs = CostRoutes(
-            facades.store.costs, facades.settings.costs_by, facades.runtime.clock
-        )
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._costs = CostRoutes(parts)
 
     @page("/")
     async def overview(self, context: PageContext) -> View:

@@ -23,12 +23,12 @@ from starlette.responses import FileResponse, Response
 from receiver.dashboard.cache import PictureCache
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.media import BY_ENDING, SHOWN
 from receiver.dashboard.rendering import Static
 from receiver.dashboard.thumbnails import Unshowable, thumbnail
 from receiver.deliveries.handlers import Dead
 from receiver.http.declare import PredictionId
+from receiver.http.parts import Parts
 from receiver.model.errors import Problem
 from receiver.model.values import Output, Prediction, Stored
 
@@ -64,10 +64,10 @@ class Later(Exception):
 class PicturePages:
     """The routes of outputs."""
 
-    def __init__(self, facades: Facades, cache: PictureCache, static: Static) -> None:
+    def __init__(self, parts: Parts, cache: PictureCache, static: Static) -> None:
         self._static = static
-        self._predictions = facades.store.predictions
-        self._deliveries = facades.deliveries
+        self._predictions = parts.store.predictions
+        self._deliveries = parts.deliveries
         self._cache = cache
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._room = asyncio.Semaphore(_AT_ONCE)

@@ -8,11 +8,11 @@ import secrets
 from receiver.dashboard.cache import PictureCache
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import chips, wanted
 from receiver.dashboard.media import kind_of
 from receiver.dashboard.timeline import timeline
 from receiver.http.declare import PredictionId
+from receiver.http.parts import Parts
 from receiver.http.routes.predictions import ExplanationAsked, PredictionRoutes, Waiting
 from receiver.model.errors import Problem
 from receiver.model.requests import OrderRequest, SubmitRequest
@@ -24,14 +24,12 @@ from receiver.providers import NAMES
 class PredictionPages:
     """The pages about predictions."""
 
-    def __init__(self, facades: Facades, cache: PictureCache) -> None:
+    def __init__(self, parts: Parts, cache: PictureCache) -> None:
         self._cache = cache
-        self._search = facades.store.search
-        self._service = facades.predictions.service
-        self._orders = facades.predictions.orders
-        self._routes = PredictionRoutes(
-            facades.store, self._service, facades.deliveries, facades.runtime
-        )
+        self._search = parts.store.search
+        self._service = parts.predictions.service
+        self._orders = parts.predictions.orders
+        self._routes = PredictionRoutes(parts)
 
     @page("/predictions")
     async def predictions(self, context: PageContext) -> View:

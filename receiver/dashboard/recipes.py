@@ -6,7 +6,7 @@ import secrets
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.facades import Facades
+from receiver.http.parts import Parts
 from receiver.http.routes.recipes import RecipeName
 from receiver.model.errors import Problem
 from receiver.model.recipes import Recipe
@@ -20,8 +20,8 @@ _OPTION = "option."
 class RecipePages:
     """The pages about recipes."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._orders = facades.predictions.orders
+    def __init__(self, parts: Parts) -> None:
+        self._orders = parts.predictions.orders
 
     @page("/recipes")
     async def recipes(self) -> View:

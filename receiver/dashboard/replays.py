@@ -9,9 +9,9 @@ import msgspec
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import PAGE, metadata, read_query
 from receiver.http.declare import ReplayId
+from receiver.http.parts import Parts
 from receiver.http.routes.replays import ReplayRoutes, ReplaysAsked
 from receiver.model.answers import Selection
 from receiver.model.errors import Problem
@@ -21,9 +21,9 @@ from receiver.providers import NAMES
 class ReplayPages:
     """The pages about replays."""
 
-    def __init__(self, facades: Facades) -> None:
-        self._routes = ReplayRoutes(facades.store.replays, facades.deliveries.replayer)
-        self._registry = facades.deliveries.registry
+    def __init__(self, parts: Parts) -> None:
+        self._routes = ReplayRoutes(parts)
+        self._registry = parts.deliveries.registry
 
     @page("/replays")
     async def replays(self, context: PageContext) -> View:

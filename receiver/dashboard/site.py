@@ -19,7 +19,6 @@ from receiver.dashboard.context import UI, PageContext
 from receiver.dashboard.costs import CostPages
 from receiver.dashboard.declare import Declared, View, in_path, pages, wants_context
 from receiver.dashboard.deliveries import DeliveryPages
-from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import Guard, SignedOut
 from receiver.dashboard.handlers import HandlerPages
 from receiver.dashboard.live import LivePage
@@ -30,8 +29,9 @@ from receiver.dashboard.recipes import RecipePages
 from receiver.dashboard.rendering import TYPES, Static, render
 from receiver.dashboard.replays import ReplayPages
 from receiver.dashboard.sign_in import SignInPages
+from receiver.http.parts import Parts
 from receiver.http.proxies import client_of
-from receiver.model.errors import Limited, Problem, StoreUnavailable
+from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.store.audit import AuditEntry
 
@@ -55,23 +55,23 @@ Answer = Callable[[Request], Awaitable[Response]]
 class Site:
     """The ASGI app of all pages."""
 
-    def __init__(self, facades: Facades, cache: PictureCache) -> None:
-        self._clock = facades.runtime.clock
-        self._audit = facades.store.audit
-        self._live = facades.http.live
+    def __init__(self, parts: Parts, cache: PictureCache) -> None:
+        self._clock = parts.runtime.clock
+        self._audit = parts.store.audit
+        self._changes = parts.store.changes
         self._static = Static()
-        self._guard = Guard(facades.settings, facades.http.limits, self._clock)
+        self._guard = Guard(parts.settings, parts.limits, self._clock)
         groups = [
             SignInPages(self._guard),
-            OverviewPage(facades),
-            PredictionPages(facades, cache),
-            DeliveryPages(facades),
-            HandlerPages(facades),
-            ReplayPages(facades),
-            RecipePages(facades),
-            CostPages(facades),
-            LivePage(facades, self._guard),
-            PicturePages(facades, cache, self._static),
+            OverviewPage(parts),
+            PredictionPages(parts, cache),
+            DeliveryPages(parts),
+            HandlerPages(parts),
+            ReplayPages(parts),
+            RecipePages(parts),
+            CostPages(parts),
+            LivePage(parts, self._guard),
+            PicturePages(parts, cache, self._static),
         ]
         routes = [
             Route(
@@ -98,7 +98,7 @@ class Site:
         try:
             # A copy of the scope: the request's log line names the one route of all pages.
             await self._router(inside, receive, guarded)
-        except (Problem, Limited, StoreUnavailable, HTTPException) as error:
+        except (Problem, StoreUnavailable, HTTPException) as error:
             await self._problem(request, error)(inside, receive, guarded)
 
     def _answering(self, declared: Declared, method: Callable[..., Awaitable[Any]]) -> Answer:
@@ -114,9 +114,9 @@ class Site:
                 if declared.action:
                     return await self._act(context, declared, method, given)
                 if not (declared.is_open or declared.is_part):
-                    context.place = await self._live.now()
+                    context.place = await self._changes.end()
                 found = await method(**given)
-            except (Problem, Limited, StoreUnavailable) as error:
+            except (Problem, StoreUnavailable) as error:
                 return self._problem(request, error, context)
             if isinstance(found, Response):
                 return found
@@ -231,8 +231,6 @@ def _describe(error: Exception) -> tuple[int, str, int | None]:
     match error:
         case Problem():
             return error.status, error.args[0], error.retry_after
-        case Limited():
-            return 429, str(error), error.seconds
         case StoreUnavailable():
             return 503, "the database does not answer, or takes no writes", 5
         case HTTPException():

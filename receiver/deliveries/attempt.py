@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import (
     AsyncGeneratorType,
@@ -29,29 +29,20 @@ _GRACE: Final = 1.0
 """Seconds a handler has to end after it was cancelled."""
 
 
-_ENDINGS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
-    (Dead, "dead"),
-    (Retry, "retry"),
-    (BaseException, "error"),
-    (Skip, "skip"),
-)
-"""The order of precedence if several errors are raised together."""
+_KINDS: Final[Mapping[type[Exception], FailureKind]] = {Dead: "dead", Retry: "retry", Skip: "skip"}
+_PRECEDENCE: Final = ("dead", "retry", "error", "skip")
+"""Which of several errors that are raised together decides."""
 
 
 def _kind_of(error: BaseException) -> FailureKind:
-    if isinstance(error, Skip) and not isinstance(error, Dead | Retry):
-        return "skip"
-    return next(kind for base, kind in _ENDINGS if isinstance(error, base))
-
-
-_ORDER: Final = [kind for _, kind in _ENDINGS]
+    return next((kind for base, kind in _KINDS.items() if isinstance(error, base)), "error")
 
 
 def _decisive(error: BaseException) -> BaseException:
     """Return the error of a group (as a TaskGroup raises) that decides the delivery's state."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    found = sorted(_leaves(error), key=lambda leaf: _ORDER.index(_kind_of(leaf)))
+    found = sorted(_leaves(error), key=lambda leaf: _PRECEDENCE.index(_kind_of(leaf)))
     if _kind_of(found[0]) == "error":
         return error  # the whole group is reported
     if isinstance(found[0], Retry):

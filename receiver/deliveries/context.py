@@ -10,10 +10,9 @@ import inspect
 import os
 import shutil
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import CORO_CREATED
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
@@ -23,11 +22,12 @@ import msgspec
 import structlog
 
 from receiver.deliveries.containment import contained, take_back
-from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
+from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch, soon
 from receiver.deliveries.handlers import Dead
 from receiver.model.errors import StoreUnavailable
 from receiver.model.requests import SubmitRequest
 from receiver.model.sealing import Seals
+from receiver.model.tasks import start_thread
 from receiver.model.values import Mode, Output, Prediction, Stored
 from receiver.providers.adapter import Guarding
 from receiver.store.deliveries import Claim
@@ -114,13 +114,15 @@ class _Shared(httpx.AsyncBaseTransport):
 
 
 def client_over(client: httpx.AsyncClient) -> httpx.AsyncClient:
-    """Return a client over another's connections that may be changed and closed freely."""
+    """Return a client over another's connections that may be changed and closed freely.
+
+    It follows no redirects unless it is told to.
+    """
     return httpx.AsyncClient(
         transport=_Shared(client),
         headers=client.headers,
         timeout=client.timeout,
         base_url=client.base_url,
-        follow_redirects=client.follow_redirects,
     )
 
 
@@ -181,9 +183,7 @@ class Context:
     @cached_property
     def guarded(self) -> httpx.AsyncClient:
         """The same for untrusted addresses: it connects to public addresses only."""
-        made = client_over(self._tools.results)
-        made.follow_redirects = False
-        return made
+        return client_over(self._tools.results)
 
     def fetch(
         self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT
@@ -193,13 +193,16 @@ class Context:
         url = output if isinstance(output, str) else output.url
         fetched: _Fetched = self._call(
             "fetch",
-            lambda: fetch_soon(
-                self._tools.results,
-                output,
-                self._own_folder(),
-                max_bytes=max_bytes,
-                seconds=seconds,
-                authorization=guarding.authorization(url) if guarding and url else None,
+            lambda: soon(
+                partial(
+                    fetch,
+                    self._tools.results,
+                    output,
+                    self._own_folder(),
+                    max_bytes=max_bytes,
+                    seconds=seconds,
+                    authorization=guarding.authorization(url) if guarding and url else None,
+                )
             ),
         )
         return fetched
@@ -429,7 +432,7 @@ async def in_thread(
         if ended is not None:
             ended.set()
 
-    threading.Thread(target=run, name="receiver-handler", daemon=True).start()
+    start_thread("receiver-handler", run)
     return await future
 
 

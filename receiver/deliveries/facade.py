@@ -122,9 +122,7 @@ class Deliveries:
 
     def http_client(self, *, guarded: bool = False) -> httpx.AsyncClient:
         """Return a client that uses the handlers' connections; guarded: public addresses only."""
-        client = client_over(self._results if guarded else self._http)
-        client.follow_redirects = client.follow_redirects and not guarded
-        return client
+        return client_over(self._results if guarded else self._http)
 
     async def fetch(
         self, output: Output, folder: Path, *, max_bytes: int, seconds: float
@@ -163,8 +161,10 @@ class Deliveries:
         for client in (self._results, self._http):
             await client.aclose()
 
-    async def check_reply_to(self, url: str) -> None:
-        """Raise a Problem unless a handler sends events to `reply_to`, and this URL is allowed."""
+    async def check_reply_to(self, url: str | None) -> None:
+        """Raise a Problem for a URL, unless it is allowed and a handler sends events there."""
+        if url is None:
+            return
         if not any(handler.reply_to for handler in self.registry.handlers.values()):
             raise Problem(403, "reply-to-refused", "reply_to: no handler here takes it")
         await check_reply_to(url, self._hosts, allow_private=self._allow_private)

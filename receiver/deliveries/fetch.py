@@ -11,10 +11,9 @@ import asyncio
 import base64
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
@@ -56,31 +55,14 @@ class NotThere(Dead):
     """The result is gone, or is so new that its server does not have it yet."""
 
 
-async def fetch_soon(
-    client: httpx.AsyncClient,
-    output: Output | str,
-    folder: Path,
-    *,
-    max_bytes: int,
-    seconds: float,
-    authorization: str | None = None,
-) -> Fetched:
-    """Fetch as `fetch` does; if the result is not there yet, try again after each pause."""
-    try_it = partial(
-        fetch,
-        client,
-        output,
-        folder,
-        max_bytes=max_bytes,
-        seconds=seconds,
-        authorization=authorization,
-    )
+async def soon(fetch_it: Callable[[], Awaitable[Fetched]]) -> Fetched:
+    """Fetch; if the result is not there yet, try again after each pause."""
     for pause in _PAUSES:
         try:
-            return await try_it()
+            return await fetch_it()
         except NotThere:
             await asyncio.sleep(pause)
-    return await try_it()
+    return await fetch_it()
 
 
 async def fetch(
@@ -175,13 +157,9 @@ async def _save(
                 raise Dead(f"the result is larger than {max_bytes} bytes")
             head += chunk[: HEAD - len(head)]
             digest.update(chunk)
-            await _write(file, chunk)
+            await asyncio.to_thread(file.write, chunk)
     kind = kind_of(head, [promise.partition(";")[0].strip().lower() for promise in promises])
     return Fetched(path=Path(file.name), size=size, sha256=digest.hexdigest(), content_type=kind)
-
-
-async def _write(file: BinaryIO | Any, chunk: bytes) -> None:
-    await asyncio.to_thread(file.write, chunk)
 
 
 async def _from_data_uri(url: str) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from receiver.deliveries.template import Template
 from receiver.model.errors import HandlerError
+from receiver.model.recipes import TRUTHS
 from receiver.settings import Reader, Secret
 from receiver.settings import seconds as parse_seconds
 from receiver.settings.proxies import is_loopback
@@ -106,7 +107,7 @@ class read_settings:  # noqa: N801 - used like a function
         return self.parsed(name, says, parse_seconds, default=default)
 
     def switch(self, name: str, says: str, *, default: str = "0") -> bool:
-        return is_on(self.choice(name, says, *_SWITCHES, default=default))
+        return TRUTHS[self.choice(name, says, *TRUTHS, default=default)]
 
     def choice(self, name: str, says: str, *words: str, default: str | None = None) -> str:
         return self.parsed(name, says, lambda text: _choice(text, words), default=default)
@@ -128,10 +129,9 @@ class read_settings:  # noqa: N801 - used like a function
 
 def is_on(text: str) -> bool:
     """Return whether the text of a switch means yes."""
-    return text.strip().lower() in {"1", "true", "yes", "on"}
+    return TRUTHS.get(text.strip().lower(), False)
 
 
-_SWITCHES: Final = ("1", "0", "true", "false", "yes", "no", "on", "off")
 _UNITS: Final = {
     "": 1,
     "b": 1,

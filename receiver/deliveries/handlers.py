@@ -6,13 +6,19 @@ import fnmatch
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from receiver.deliveries.loading import short_name
-from receiver.deliveries.ways_in import LISTED, called, check_bound, refuse_bare, takes
+from receiver.deliveries.ways_in import (
+    begin_registering,
+    called,
+    check_bound,
+    check_unknown,
+    flag,
+    takes,
+)
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Policy
 from receiver.model.text import did_you_mean
@@ -81,6 +87,16 @@ def _check_number(name: str, value: object, *, least: float, whole: bool = False
         raise ValueError(f"{name} must be {least} or more, not {value!r}")
 
 
+class Facts(NamedTuple):
+    """The facts of an event that handlers choose it by."""
+
+    type: str
+    provider: str
+    model: str
+    metadata: Mapping[str, Any]
+    reply_to: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Handler:
     """One registered function, the events it wants, and how it is run."""
@@ -119,26 +135,20 @@ class Handler:
             return self.inline
         return self.timeout <= seconds or self.timeout == TIMEOUT
 
-    def refuses(
-        self,
-        event_type: str,
-        provider: str,
-        model: str,
-        metadata: Mapping[str, Any],
-        reply_to: str | None = None,
-    ) -> str | None:
+    def refuses(self, event: Facts) -> str | None:
         """Return why this handler does not want an event; None if it does."""
-        if event_type not in self.types:
-            return f"type is {event_type}"
-        if not self.provider.match(provider):
-            return f"provider is {provider}"
-        if not self.model.match(model):
-            return f"model is {model}"
+        if event.type not in self.types:
+            return f"type is {event.type}"
+        if not self.provider.match(event.provider):
+            return f"provider is {event.provider}"
+        if not self.model.match(event.model):
+            return f"model is {event.model}"
         for key, pattern in self.metadata.items():
-            if key not in metadata or not pattern.match(plain(metadata[key])):
-                return f"metadata {key} is {repr(metadata[key]) if key in metadata else 'missing'}"
-        if self.reply_to and not (reply_to and self.reply_to.match(reply_to)):
-            return f"reply_to is {reply_to!r}"
+            has_it = key in event.metadata
+            if not has_it or not pattern.match(plain(event.metadata[key])):
+                return f"metadata {key} is {repr(event.metadata[key]) if has_it else 'missing'}"
+        if self.reply_to and not (event.reply_to and self.reply_to.match(event.reply_to)):
+            return f"reply_to is {event.reply_to!r}"
         return None
 
 
@@ -168,14 +178,11 @@ def on(
     The function takes the event, or the event and a Context, and stays callable as it was.
     Raises HandlerError with file and line for an unknown parameter or an invalid value.
     """
-    frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    refuse_bare(place, '@on("succeeded")', types[0] if types else None)
-    listed: list[object] = frame.f_globals.setdefault(LISTED, [])
+    place, listed = begin_registering('@on("succeeded")', types[0] if types else None)
 
     def register(function: F) -> F:
         try:
-            _check_unknown(unknown)
+            check_unknown(on, unknown)
             _check_number("timeout", timeout, least=0.001)
             _check_number("concurrency", concurrency, least=1, whole=True)
             handler = Handler(
@@ -192,7 +199,7 @@ def on(
                 place=place,
                 is_async=_is_async(function),
                 after=_after(after),
-                inline=_flag(inline),
+                inline=None if inline is None else flag("inline", inline),
                 provider_glob=provider,
                 reply_to=None if reply_to is None else _glob("reply_to", reply_to),
             )
@@ -202,19 +209,6 @@ def on(
         return function
 
     return register
-
-
-def _check_unknown(unknown: Mapping[str, object]) -> None:
-    if unknown:
-        known = inspect.signature(on).parameters.keys() - {"types", "unknown"}
-        names = sorted(unknown)
-        raise TypeError(f"on() has no parameter {', '.join(names)}{did_you_mean(names[0], known)}")
-
-
-def _flag(given: object) -> bool | None:
-    if not isinstance(given, bool | None):
-        raise TypeError(f"inline must be True or False, not {given!r}")
-    return given
 
 
 def _retry(given: object) -> Retry:

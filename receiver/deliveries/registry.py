@@ -6,7 +6,7 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
-from receiver.deliveries.handlers import Handler
+from receiver.deliveries.handlers import Facts, Handler
 from receiver.deliveries.ways_in import LISTED, PluginRoute, PluginSource
+from receiver.model.answers import ExplainedHandler
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.text import did_you_mean
@@ -32,18 +33,6 @@ ENTRY_POINTS: Final = "receiver.handlers"
 def installed_names() -> frozenset[str]:
     """Return the entry point names of installed handlers, used by this app or not."""
     return frozenset(point.name for point in entry_points(group=ENTRY_POINTS))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """Whether one handler runs for an event, and if not, why."""
-
-    handler: str
-    runs: bool
-    reason: str | None
-    """Why it does not run; None if it runs."""
-    after: tuple[str, ...]
-    """The handlers it waits for."""
 
 
 Registered: TypeAlias = Handler | PluginRoute | PluginSource
@@ -109,23 +98,17 @@ class Registry:
                 found[name] = awaited
         return found
 
-    def explain(
-        self,
-        event_type: str,
-        provider: str,
-        model: str,
-        metadata: Mapping[str, Any],
-        reply_to: str | None,
-    ) -> list[Explained]:
+    def explain(self, event: Facts) -> list[ExplainedHandler]:
         """Return for every handler whether it wants such an event, and if not, why."""
-        refusals = {
-            name: handler.refuses(event_type, provider, model, metadata, reply_to)
-            for name, handler in self.handlers.items()
-        }
+        refusals = {name: handler.refuses(event) for name, handler in self.handlers.items()}
         waiting = self.waiting([name for name, refusal in refusals.items() if refusal is None])
         return [
-            Explained(
-                handler=name, runs=refusal is None, reason=refusal, after=waiting.get(name, ())
+            ExplainedHandler(
+                handler=name,
+                runs=refusal is None,
+                reason=refusal,
+                after=waiting.get(name, ()),
+                delivery=None,
             )
             for name, refusal in refusals.items()
         ]
@@ -161,23 +144,13 @@ class Registry:
         metadata: dict[str, Any] = {}
         if any(handler.metadata for handler in self.handlers.values()):
             metadata = msgspec.json.decode(known.metadata)
-        names = self.matching(event_type, known.provider, known.model, metadata, known.reply_to)
+        event = Facts(event_type, known.provider, known.model, metadata, known.reply_to)
+        names = self.matching(event)
         return Recipients(tuple(names), self.waiting(names))
 
-    def matching(
-        self,
-        event_type: str,
-        provider: str,
-        model: str,
-        metadata: Mapping[str, Any],
-        reply_to: str | None = None,
-    ) -> list[str]:
+    def matching(self, event: Facts) -> list[str]:
         """Return the handlers that want such an event, in the order of their registration."""
-        return [
-            name
-            for name, handler in self.handlers.items()
-            if handler.refuses(event_type, provider, model, metadata, reply_to) is None
-        ]
+        return [name for name, handler in self.handlers.items() if handler.refuses(event) is None]
 
 
 W = TypeVar("W", PluginRoute, PluginSource)

@@ -22,7 +22,6 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Final, Self, TypeAlias, TypeVar, overload
 from urllib.parse import parse_qsl
 
@@ -37,6 +36,7 @@ T = TypeVar("T")
 LISTED: Final = "__receiver_handlers__"
 """The global of a module that lists what `on`, `route` and `source` registered in it."""
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?", re.ASCII)
+_KEYWORD: Final = inspect.Parameter.KEYWORD_ONLY
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _VALUE: Final = re.compile(r"[\t -~]*", re.ASCII)
@@ -196,14 +196,12 @@ def route(
     that takes longer than `timeout` seconds is answered 503, so that the caller repeats it.
     Raises HandlerError with file and line for an unknown parameter or an invalid value.
     """
-    frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
-    place, listed = _caller(frame)
-    refuse_bare(place, '@route("name", proof=…)', name)
+    place, listed = begin_registering('@route("name", proof=…)', name)
 
     def register(function: A) -> A:
         try:
             _check_name(name)
-            _check_unknown("route", unknown, ("proof", "longest", "methods", "rest", "timeout"))
+            check_unknown(route, unknown)
             listed.append(
                 PluginRoute(
                     name=name,
@@ -212,7 +210,7 @@ def route(
                     proof_takes_door=not takes(proved, 1),
                     longest=_number("longest", longest, most=_LARGEST, whole=True),
                     methods=_checked_methods(methods),
-                    rest=_flag("rest", rest),
+                    rest=flag("rest", rest),
                     timeout=float(_number("timeout", timeout, most=60)),
                     place=place,
                 )
@@ -232,14 +230,12 @@ def source(name: str, **unknown: object) -> Callable[[G], G]:
     It runs in one process at a time, as long as the receiver runs; after an error, or its end, it
     is started again. Raises HandlerError with file and line.
     """
-    frame = sys._getframe(1)  # noqa: SLF001 - see above
-    place, listed = _caller(frame)
-    refuse_bare(place, '@source("name")', name)
+    place, listed = begin_registering('@source("name")', name)
 
     def register(function: G) -> G:
         try:
             _check_name(name)
-            _check_unknown("source", unknown, ())
+            check_unknown(source, unknown)
             _check_generates(function)
             listed.append(PluginSource(name=name, function=function, place=place))
         except (TypeError, ValueError) as error:
@@ -249,15 +245,15 @@ def source(name: str, **unknown: object) -> Callable[[G], G]:
     return register
 
 
-def refuse_bare(place: str, decorator: str, given: object) -> None:
-    """Raise HandlerError if a decorator was written without its parentheses."""
+def begin_registering(decorator: str, given: object) -> tuple[str, list[Any]]:
+    """Return the file and line of a decorator, and the list of its module's registrations.
+
+    Raises HandlerError if the decorator was written without its parentheses.
+    """
+    frame = sys._getframe(2)  # noqa: SLF001 - the one cheap way to name the caller's caller
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     if callable(given):
         raise HandlerError(f"{place}: a decorator needs its parentheses: {decorator}")
-
-
-def _caller(frame: FrameType) -> tuple[str, list[Any]]:
-    """Return the file and line of a decorator, and the list of its module's registrations."""
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return place, frame.f_globals.setdefault(LISTED, [])
 
 
@@ -267,9 +263,13 @@ def _check_name(name: object) -> None:
         raise ValueError(f"name must be {shape}, not {name!r}")
 
 
-def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str]) -> None:
-    for name in sorted(unknown):
-        raise TypeError(f"{what}() has no parameter {name}{did_you_mean(name, known)}")
+def check_unknown(decorator: Callable[..., Any], unknown: Collection[str]) -> None:
+    """Raise TypeError if a decorator was given parameters that it does not have."""
+    if unknown:
+        names = sorted(unknown)
+        given = inspect.signature(decorator).parameters.values()
+        near = did_you_mean(names[0], [each.name for each in given if each.kind == _KEYWORD])
+        raise TypeError(f"{decorator.__name__}() has no parameter {', '.join(names)}{near}")
 
 
 def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
@@ -342,7 +342,8 @@ def _number(name: str, value: Any, *, most: int, whole: bool = False) -> Any:
     return value
 
 
-def _flag(name: str, value: object) -> bool:
+def flag(name: str, value: object) -> bool:
+    """Return a switch; raise TypeError for another value."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return value

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from hmac import compare_digest
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from receiver.http.body import whole_body
 from receiver.http.limits import Limits
@@ -18,6 +17,8 @@ from receiver.http.request_log import about
 from receiver.model.errors import Problem, Unproved
 from receiver.model.requests import refuse_coding
 from receiver.settings import Settings
+
+Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _UNGUESSABLE: Final = 20
 """Characters from which on a key cannot be guessed by any number of tries."""
@@ -69,36 +70,24 @@ class Guard:
         self._limits = limits
         self._keys = Keys(settings)
 
-    def route(
-        self,
-        path: str,
-        methods: Mapping[str, Callable[[Request], Awaitable[Response]]],
-        *,
-        is_open: bool = False,
-        is_for_cron: bool = False,
-        proof: Callable[[Request], None] | None = None,
-    ) -> Route:
-        """Return the route of a path; one that `is_open` needs no key, but may have a `proof`.
+    def guarded(
+        self, answer: Answer, uses: Collection[str], proof: Callable[[Request], None] | None
+    ) -> Answer:
+        """Return an answer that needs a key for one of `uses`, if there are any, and a `proof`."""
 
-        One that `is_for_cron` also accepts the keys that only drain. Its GET acts as its POST does,
-        so a key that only reads is refused.
-        """
-
-        async def answer(request: Request) -> Response:
-            method = "GET" if request.method == "HEAD" else request.method
-            if not is_open:
-                extra = "drain" if is_for_cron else "read" if method == "GET" else "all"
-                self._authorize(request, {"all", extra})
+        async def admitted(request: Request) -> Response:
+            if uses:
+                self._authorize(request, uses)
             try:
                 if proof is not None:
                     proof(request)
-                return await methods[method](request)
+                return await answer(request)
             except Unproved as error:
                 about(request.scope, verdict="rejected", reason=error.reason)
                 self._limits.unauthorized(client_of(request.scope))
                 raise Problem(401, "unproved", "this call could not be proved") from None
 
-        return Route(path, answer, methods=list(methods))
+        return admitted
 
     def _authorize(self, request: Request, uses: Collection[str]) -> None:
         """Raise Problem or Limited unless the caller's key is for one of `uses`."""

@@ -19,7 +19,7 @@ before the package is built (`make docs`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
 
@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.http.auth import Guard
+from receiver.http.auth import Answer, Guard
 from receiver.http.body import (
     Nothing,
     header_parameters,
@@ -40,6 +40,7 @@ from receiver.http.body import (
 )
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
+from receiver.model.recipes import METADATA
 from receiver.providers import NAMES
 
 _ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
@@ -65,8 +66,6 @@ BODY_PROBLEMS: Final = (
 )
 """The problems of any JSON body."""
 _JSON: Final = "application/json"
-METADATA: Final = "metadata."
-"""The prefix of query parameters that filter by metadata."""
 
 Value = TypeVar("Value")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
@@ -103,6 +102,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """It accepts a key of RECEIVER_CRON_SECRET too."""
     csv: Callable[[Any], str] | None = None
     """Returns its value as CSV, for callers that accept text/csv."""
+
+    @property
+    def uses(self) -> Collection[str]:
+        """The uses of the keys that it accepts; empty: it needs none.
+
+        If it is for cron, its GET acts as its POST does, so a key that only reads is refused.
+        """
+        if self.is_open:
+            return ()
+        return {"all", "drain" if self.is_for_cron else "read" if self.method == "GET" else "all"}
 
 
 def endpoint(
@@ -145,44 +154,37 @@ def endpoints(group: type) -> list[tuple[Endpoint, Callable[..., Awaitable[Any]]
     ]
 
 
-def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
-    """Return the routes that objects declare, one for each path."""
-    by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
-    makes: dict[str, Callable[..., Route]] = {}
+def routes(groups: Iterable[object], guard: Guard | None = None) -> list[Route]:
+    """Return the routes that objects declare, one for each path.
+
+    Without a guard, none of them may need a key or have a body.
+    """
+    by_path: dict[str, dict[str, Answer]] = {}
     for group in groups:
         for declared, function in endpoints(type(group)):
-            by_path.setdefault(declared.path, {})[declared.method] = _answering(
-                declared, function, group, guard
-            )
-            makes[declared.path] = partial(
-                guard.route,
-                declared.path,
-                is_open=declared.is_open,
-                is_for_cron=declared.is_for_cron,
-                proof=declared.proof and partial(declared.proof, group),
-            )
-    return [makes[path](methods) for path, methods in by_path.items()]
-
-
-def open_routes(groups: Iterable[object]) -> list[Route]:
-    """Return the routes that objects declare, none of which needs a key or has a body."""
+            answer = _answering(declared, function, group, guard)
+            if guard is not None:
+                proof = declared.proof and partial(declared.proof, group)
+                answer = guard.guarded(answer, declared.uses, proof)
+            by_path.setdefault(declared.path, {})[declared.method] = answer
     return [
-        Route(
-            declared.path,
-            _answering(declared, function, group),
-            methods=[declared.method],
-        )
-        for group in groups
-        for declared, function in endpoints(type(group))
+        Route(path, _by_method(answers), methods=list(answers)) for path, answers in by_path.items()
     ]
+
+
+def _by_method(answers: Mapping[str, Answer]) -> Answer:
+    async def answer(request: Request) -> Response:
+        return await answers["GET" if request.method == "HEAD" else request.method](request)
+
+    return answer
 
 
 def _answering(
     declared: Endpoint,
     function: Callable[..., Awaitable[Any]],
     group: object,
-    guard: Guard | None = None,
-) -> Callable[[Request], Awaitable[Response]]:
+    guard: Guard | None,
+) -> Answer:
     method = getattr(group, function.__name__)
     kinds = dict(parameters_of(function))
     body = kinds.pop("body", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,31 +16,18 @@ import structlog
 from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
 from receiver.model.requests import OrderRequest, SubmitRequest
-from receiver.model.tasks import TaskSet
 from receiver.model.values import LARGEST_METADATA, Mode, Prediction
+from receiver.predictions.commands import Command, parse
 from receiver.store.predictions import Annotation
 
 if TYPE_CHECKING:  # a plugin imports this module only for its annotations
-    from receiver.deliveries.facade import Deliveries
+    from receiver.http.parts import Parts
     from receiver.model.answers import OfferedRecipe
-    from receiver.predictions.commands import Command
-    from receiver.predictions.facade import Predictions
-    from receiver.store.facade import Store
 
 _LONGEST_KEY: Final = 255
 _ID: Final = re.compile("pred_[0-9a-f]{32}", re.ASCII)
 MOST_LATER: Final = 1000
 """Coroutines of all plugins that may wait or run at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The parts of one run that its doors use."""
-
-    predictions: Predictions
-    deliveries: Deliveries
-    store: Store
-    later: TaskSet
 
 
 class Door:
@@ -53,14 +40,11 @@ class Door:
         self._via = via
         self._parts = parts
         self._about = about
-        self._http: httpx.AsyncClient | None = None
 
-    @property
+    @cached_property
     def http(self) -> httpx.AsyncClient:
         """An httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
-        if self._http is None:
-            self._http = self._parts.deliveries.http_client()
-        return self._http
+        return self._parts.deliveries.http_client()
 
     @property
     def guarded(self) -> httpx.AsyncClient:
@@ -86,8 +70,7 @@ class Door:
         `at` is when the order was made, in unix seconds, if that was earlier than now.
         Raises Problem with a message for the person who orders.
         """
-        if reply_to is not None:
-            await self._parts.deliveries.check_reply_to(reply_to)
+        await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.orders.order(
             OrderRequest(
                 recipe=recipe,
@@ -165,8 +148,7 @@ class Door:
         except (TypeError, ValueError, RecursionError) as error:
             raise Problem(422, "invalid-request", str(error)) from None
         check(wanted)
-        if reply_to is not None:
-            await self._parts.deliveries.check_reply_to(reply_to)
+        await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.service.place(
             SubmitRequest(
                 **msgspec.structs.asdict(wanted),
@@ -179,7 +161,7 @@ class Door:
 
     def command(self, text: str) -> Command:
         """Parse a command that a person typed; raise Problem with a message for that person."""
-        return self._parts.predictions.orders.command(text)
+        return parse(self._parts.predictions.orders.book, text)
 
     def recipes(self) -> list[OfferedRecipe]:
         """Return the recipes that can be ordered."""

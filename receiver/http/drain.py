@@ -7,13 +7,11 @@ from typing import Final, NamedTuple
 
 from receiver.deliveries.facade import Deliveries
 from receiver.model.answers import Drained
-from receiver.model.ids import new_id
 from receiver.model.tasks import wait_for_all
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.store.due import Due
 from receiver.store.facade import Housekeeping, Store
-from receiver.store.leases import LeaseRequest
 
 _OVERTIME: Final = 5.0
 """Seconds after a drain's time in which its last attempts are cancelled and settled."""
@@ -150,10 +148,7 @@ class Drain:
             return
         self._next_housekeeping = clock() + _HOUSEKEEPING_RETRY
         now = self._runtime.clock()
-        role = LeaseRequest(
-            name="housekeeping", owner=new_id("drain", now), now=now, until=now + _PERIOD
-        )
-        if not await self._store.leases.hold(role):
+        if not await self._store.leases.take_turn("housekeeping", now, _PERIOD):
             return
         for work in self._housekeeping.values():
             if clock() < last_start:

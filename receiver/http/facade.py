@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final
 
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -15,11 +15,11 @@ from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.registry import Registry
 from receiver.http.after import AfterCallback
 from receiver.http.auth import Guard
-from receiver.http.declare import open_routes, routes
-from receiver.http.door import Parts
+from receiver.http.declare import routes
 from receiver.http.drain import Drain
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
+from receiver.http.parts import Parts
 from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.plugins import PluginRoutes
 from receiver.http.polled import PluginSources
@@ -40,20 +40,18 @@ from receiver.http.routes.predictions import PredictionRoutes
 from receiver.http.routes.recipes import RecipeRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.signals import Ending
-from receiver.http.sources import Ranges, Sources, keep_fresh, published_ranges
+from receiver.http.sources import Sources
 from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
-from receiver.predictions.costs import SpendingReader
 from receiver.predictions.facade import Predictions
-from receiver.providers import DECLARED, NAMES
-from receiver.providers.published import fixed
+from receiver.providers import NAMES
 from receiver.settings import After, Settings
 from receiver.store.facade import Housekeeping, Store
 
-ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
+ALWAYS: Final = routes([AliveRoutes(), DocsRoutes()])
 """The routes that also work while the receiver does not run."""
-GROUPS: Final = (
+GROUPS: Final[Sequence[type[Any]]] = (
     PredictionRoutes,
     RecipeRoutes,
     DeliveryRoutes,
@@ -67,17 +65,7 @@ GROUPS: Final = (
     ReadyRoutes,
     MetricsPage,
 )
-"""The classes that declare the other routes."""
-
-
-class Pages(Protocol):
-    """Pages for people, made by a package that imports this one."""
-
-    @property
-    def routes(self) -> Sequence[Route]: ...
-
-    async def run(self) -> NoReturn:
-        """Do the background work of the pages."""
+"""The classes that declare the other routes; each is made from the parts of a run."""
 
 
 class Http:
@@ -94,54 +82,21 @@ class Http:
         housekeeping: Housekeeping,
     ) -> None:
         """Make one; `after` and `housekeeping` are for work that no process does by itself."""
-        self._settings = settings
-        self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
-        self._telemetry = runtime.telemetry
-        self._wakeups = runtime.wakeups
-        self._deliveries = deliveries
-        self._exchange_recipes = predictions.exchange
-        self._background_work: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
-        """The background work of pages."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
-        self.limits = Limits(settings)
-        self.live = LiveStream(store.changes, store.attempts, runtime.wakeups)
+        self.parts = parts = Parts(
+            settings=settings,
+            store=store,
+            predictions=predictions,
+            deliveries=deliveries,
+            runtime=runtime,
+            drain=self.drain,
+            limits=Limits(settings),
+            live=LiveStream(store.changes, store.attempts, runtime.wakeups),
+        )
         self._rejections = Rejections(store.discarded.count, runtime.clock)
-        self._published = {
-            name: published_ranges(
-                predictions.client,
-                settings.providers[name].urls["meta"],
-                declared.read_sources,
-                runtime.monotonic,
-            )
-            for name, declared in DECLARED.items()
-            if declared.read_sources is not None and self._allowed[name] == "meta"
-        }
-        self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
-        groups = [
-            self._predictions,
-            RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
-            DeliveryRoutes(store.deliveries, runtime),
-            DrainRoutes(self.drain, predictions.tokens, settings.max_body_bytes),
-            EventRoutes(store.changes, self.live),
-            HandlerRoutes(store, deliveries, runtime),
-            ReplayRoutes(store.replays, deliveries.replayer),
-            DiscardedRoutes(store.discarded),
-            CostRoutes(store.costs, settings.costs_by, runtime.clock),
-            EchoRoutes(predictions.tokens, settings.max_body_bytes, runtime.clock),
-            ReadyRoutes(store, predictions.locked, runtime.clock),
-            MetricsPage(
-                runtime.telemetry,
-                store.backlog,
-                SpendingReader(store, predictions.limits, runtime.clock).read,
-                providers=NAMES,
-                handlers=list(deliveries.registry.handlers),
-                locked=predictions.locked,
-                streams={name: each.any_at_work for name, each in predictions.streams.items()},
-                clock=runtime.clock,
-            ),
-        ]
+        self._callback_sources = Sources(settings, predictions.client, runtime.monotonic)
         self._after = AfterCallback(
             after,
             deliveries,
@@ -152,41 +107,25 @@ class Http:
             predictions.inbox,
             NAMES,
             settings.max_body_bytes,
-            self.limits,
-            Sources(self._ranges()),
+            parts.limits,
+            self._callback_sources,
             runtime.telemetry,
             runtime.clock,
             self._rejections.count,
             self._after,
         )
-        parts = Parts(predictions=predictions, deliveries=deliveries, store=store, later=TaskSet())
-        self._plugins = PluginRoutes(
-            deliveries.registry, parts, self.limits, runtime, self._rejections.count
-        )
-        self._sources = PluginSources(deliveries.registry, self._plugins, parts, runtime)
-        self.routes = [
-            *routes(Guard(settings, self.limits), groups),
+        self._plugins = PluginRoutes(parts, self._rejections.count)
+        self._sources = PluginSources(self._plugins, parts)
+        self.routes: list[Route] = [
+            *routes([group(parts) for group in GROUPS], Guard(settings, parts.limits)),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
             Route(PLUGIN_PATH, self._plugins),
         ]
 
-    def add(self, pages: Pages) -> None:
-        """Serve pages beside these routes, and run their background work."""
-        self.routes += pages.routes
-        self._background_work.append(pages.run)
-
-    def _ranges(self) -> Mapping[str, Ranges]:
-        """Return the allowed sources of callbacks, for providers whose settings restrict them."""
-        return {
-            name: self._published[name] if allowed == "meta" else fixed(allowed)
-            for name, allowed in self._allowed.items()
-            if allowed is not None
-        }
-
     def with_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return the app inside the middleware that every request passes."""
-        requests = Requests(app, self._telemetry, [*self.routes, *ALWAYS])
-        return Proxied(requests, self._settings.trusted_proxies)
+        requests = Requests(app, self.parts.runtime.telemetry, [*self.routes, *ALWAYS])
+        return Proxied(requests, self.parts.settings.trusted_proxies)
 
     @asynccontextmanager
     async def running(self, *, accepts: bool, looks_ahead: bool) -> AsyncIterator[None]:
@@ -202,15 +141,12 @@ class Http:
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
-                tasks.start(self.live.run())
+                tasks.start(self.parts.live.run())
                 tasks.start(self._rejections.run())
-                for run in self._background_work:
-                    tasks.start(run())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()
-                for ranges in self._published.values() if looks_ahead else ():
-                    tasks.start(keep_fresh(ranges))
+                    tasks.start(self._callback_sources.keep_fresh())
             yield
         finally:
             self.release()
@@ -224,8 +160,8 @@ class Http:
     async def exchange(self, registry: Registry, settings: Settings) -> None:
         """Replace the handlers, routes, sources, and the recipes of orders, from now on."""
         await self._sources.stop()
-        self._exchange_recipes(settings)
-        await self._deliveries.replace_handlers(registry)
+        self.parts.predictions.exchange(settings)
+        await self.parts.deliveries.replace_handlers(registry)
         if self._runs_sources:
             self._sources.start()
 
@@ -234,6 +170,6 @@ class Http:
         self.drain.cancel()
         self._plugins.release()
         self._after.release()
-        self._predictions.stopping = True
-        self.live.close()
-        self._wakeups.wake_all("prediction")
+        self.parts.stopping.set()
+        self.parts.live.close()
+        self.parts.runtime.wakeups.wake_all("prediction")

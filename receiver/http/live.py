@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 import msgspec
 import structlog
@@ -19,9 +19,9 @@ from receiver.model.answers import Attempted, Change, DeliveryChange, Gap, Moved
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import Wakeups, repeat
-from receiver.model.values import Announcement, Status, plain, utc
+from receiver.model.values import Status, plain, utc
 from receiver.store.attempts import AttemptEnd, AttemptNews
-from receiver.store.changes import StatusChange
+from receiver.store.changes import ChangeLog, StatusChange
 
 log = structlog.get_logger("receiver")
 
@@ -76,15 +76,6 @@ class Message(msgspec.Struct, frozen=True):
     frame: bytes
 
 
-class Source(Protocol):
-    """The part of the change log that the live stream needs."""
-
-    async def end(self) -> int: ...
-    async def cut(self) -> int: ...
-    async def page(self, after: int, end: int) -> tuple[list[StatusChange], int]: ...
-    async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]: ...
-
-
 class _Reader:
     """The messages that wait for one reader."""
 
@@ -125,7 +116,7 @@ class _Reader:
 class LiveStream:
     """A follower of the change log, while there are readers."""
 
-    def __init__(self, changes: Source, attempts: AttemptNews, wakeups: Wakeups) -> None:
+    def __init__(self, changes: ChangeLog, attempts: AttemptNews, wakeups: Wakeups) -> None:
         self._changes = changes
         self._attempts = attempts
         self._wakeups = wakeups
@@ -185,10 +176,6 @@ class LiveStream:
             raise
         for reader in readers:
             reader.put(messages)
-
-    async def now(self) -> int:
-        """Return the place to begin at for a reader that wants only changes from now on."""
-        return await self._changes.end()
 
     async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:
         """Yield frames of server-sent events after a place of the change log.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -13,22 +13,21 @@ from urllib.parse import parse_qsl
 import msgspec
 import structlog
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from receiver.deliveries.attempt import plain_error
 from receiver.deliveries.containment import Charge, charged, contain, contained
-from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginRoute, Reply
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
-from receiver.http.door import Door, Parts
-from receiver.http.limits import Limits
-from receiver.http.problems import problem_body
+from receiver.http.door import Door
+from receiver.http.parts import Parts
+from receiver.http.problems import problem_answer
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about
 from receiver.http.webhooks import LATER
 from receiver.model.errors import Limited, Problem, Unproved
 from receiver.model.tasks import TaskSet
-from receiver.observability.runtime import Runtime
 
 log = structlog.get_logger("receiver")
 
@@ -37,11 +36,11 @@ T = TypeVar("T")
 PATH: Final = "/in/{name:path}"
 _UNKNOWN: Final = "unknown"
 """The name of any unknown route, in counts."""
-_CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
-"""The header that a 401 must have; each route has its own kind of proof."""
+_CHALLENGE: Final = "Proof"
+"""What a 401 must name; each route has its own kind of proof."""
 _FRAMING: Final = {"content-length", "transfer-encoding"}
+"""Headers of an answer that are ours to set."""
 _BODILESS: Final = {204, 304}
-_CLOSE: Final = {"Connection": "close"}
 _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _MOST_REASONS: Final = 100
@@ -52,7 +51,7 @@ _MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Pro
 """Errors of a proof that cannot parse a call, as in `call.json()`: the call is not proved."""
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
 """Errors of a proof that are not the sender's fault."""
-_ANSWERED_ERRORS: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
+_ANSWERED_ERRORS: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved)
 """Errors of a route that have their own answers."""
 _UNPROVED: Final = Problem(401, "unproved", "this call could not be proved")
 _OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; why is in the log")
@@ -73,18 +72,11 @@ class Refused(Exception):
 class PluginRoutes:
     """The routes of plugins as one plain ASGI app, in which nothing precedes the proof."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        parts: Parts,
-        limits: Limits,
-        runtime: Runtime,
-        on_rejected: Callable[[str, str, str], None],
-    ) -> None:
-        self._registry = registry
+    def __init__(self, parts: Parts, on_rejected: Callable[[str, str, str], None]) -> None:
+        self._registry = parts.deliveries.registry
         self._parts = parts
-        self._limits = limits
-        self._runtime = runtime
+        self._limits = parts.limits
+        self._runtime = parts.runtime
         self._on_rejected = on_rejected
         self._reasons: set[str] = set()
         self._running = TaskSet(is_awaited=True)
@@ -114,8 +106,11 @@ class PluginRoutes:
             reply = await self._take(scope, receive)
         except Disconnected:
             return
-        for message in _messages(reply):
-            await send(message)
+        headers = {
+            name: value for name, value in reply.headers.items() if name.lower() not in _FRAMING
+        }
+        body = b"" if reply.status in _BODILESS else reply.body
+        await Response(body, reply.status, headers)(scope, receive, send)
 
     async def _take(self, scope: Scope, receive: Receive) -> Reply:
         """Return the answer to a call; a refused one is charged to its sender."""
@@ -159,10 +154,10 @@ class PluginRoutes:
             body = await read_body(scope, receive, route.longest)
         except TooSlow:
             problem = Problem(408, "too-slow", "the body came too slowly")
-            raise Refused(problem, "too_slow", _CLOSE) from None
+            raise Refused(problem, "too_slow") from None
         except TooLarge:
             problem = Problem(413, "too-large", f"more than {route.longest} bytes")
-            raise Refused(problem, "too_large", _CLOSE) from None
+            raise Refused(problem, "too_large", {"Connection": "close"}) from None
         headers: dict[str, str] = {}
         for raw, value in scope["headers"]:
             name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
@@ -196,7 +191,7 @@ class PluginRoutes:
             # Whether it means yes or no is not defined.
             log.error("route.failed", plugin=route.name, reason="its proof returned something")
             reason = "proof_failed"
-        raise Refused(_UNPROVED, reason, _CHALLENGE)
+        raise Refused(_UNPROVED, reason)
 
     async def answer(self, name: str, call: Call) -> Reply:
         """Return the answer of the route `name` to a call that was proved elsewhere."""
@@ -220,7 +215,7 @@ class PluginRoutes:
         try:
             return await self._bounded(route.timeout, route.function(call, door))
         except _ANSWERED_ERRORS as error:
-            return _failed(error)
+            return _failed(error)  # may fail itself: a plugin can put anything into a Problem
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run a plugin's code, contained as a handler's is; raise TimeoutError after `seconds`.
@@ -271,20 +266,6 @@ class PluginRoutes:
         return reason
 
 
-def _messages(reply: Reply) -> Iterator[Message]:
-    """Yield an answer as ASGI messages; its framing headers are replaced by ours."""
-    headers = [
-        (name.lower().encode(), value.encode())
-        for name, value in reply.headers.items()
-        if name.lower() not in _FRAMING
-    ]
-    body = b"" if reply.status in _BODILESS else reply.body
-    if reply.status not in _BODILESS:
-        headers.append((b"content-length", b"%d" % len(body)))
-    yield {"type": "http.response.start", "status": reply.status, "headers": headers}
-    yield {"type": "http.response.body", "body": body}
-
-
 async def _proved(route: PluginRoute, call: Call, door: Door) -> Any:
     """Call a proof, which may be plain or async, and return its result."""
     found = route.proof(call, door) if route.proof_takes_door else route.proof(call)
@@ -297,10 +278,7 @@ def _failed(error: Exception) -> Reply:
         case Problem():
             return _problem(error)
         case Unproved():
-            return _problem(_UNPROVED, _CHALLENGE)
-        case Limited():
-            message = str(error)
-            return _problem(Problem(429, "rate-limited", message, retry_after=error.seconds))
+            return _problem(_UNPROVED)
         case TimeoutError():
             message = "this took too long: say it again"
             return _problem(Problem(503, "route-too-slow", message, retry_after=_SOON))
@@ -308,9 +286,5 @@ def _failed(error: Exception) -> Reply:
 
 
 def _problem(problem: Problem, headers: Mapping[str, str] | None = None) -> Reply:
-    body = problem_body(
-        problem.status, problem.type, problem.detail, problem.retry_after, problem.prediction_id
-    )
-    later = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    kind = {"Content-Type": "application/problem+json"}
-    return Reply(problem.status, body, {**kind, **later, **(headers or {})})
+    body, own = problem_answer(problem, _CHALLENGE)
+    return Reply(problem.status, body, {**own, **(headers or {})})

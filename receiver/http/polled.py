@@ -11,14 +11,13 @@ import structlog
 
 from receiver.deliveries.attempt import plain_error
 from receiver.deliveries.containment import Charge, charged, contain
-from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginSource, Reply
-from receiver.http.door import Door, Parts
+from receiver.http.door import Door
+from receiver.http.parts import Parts
 from receiver.http.plugins import PluginRoutes
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import backoff
 from receiver.model.tasks import TaskSet, repeat
-from receiver.observability.runtime import Runtime
 
 log = structlog.get_logger("receiver")
 
@@ -33,22 +32,18 @@ _GRACE: Final = 1.0
 class PluginSources:
     """The sources of one run."""
 
-    def __init__(
-        self, registry: Registry, routes: PluginRoutes, parts: Parts, runtime: Runtime
-    ) -> None:
-        self._registry = registry
+    def __init__(self, routes: PluginRoutes, parts: Parts) -> None:
         self._routes = routes
         self._parts = parts
-        self._runtime = runtime
         self._tasks = TaskSet()
 
     def start(self) -> None:
         """Start all registered sources; with other processes, each source runs in one of all."""
-        for source in self._registry.sources.values():
-            work = SourceTask(source, self._routes, self._parts, self._runtime)
-            leases = self._parts.store.leases
-            alone = self._runtime.single_process
-            self._tasks.start((work if alone else self._runtime.leader(work, leases)).run())
+        runtime = self._parts.runtime
+        for source in self._parts.deliveries.registry.sources.values():
+            work = SourceTask(source, self._routes, self._parts)
+            leader = runtime.leader(work, self._parts.store.leases)
+            self._tasks.start((work if runtime.single_process else leader).run())
 
     async def stop(self) -> None:
         await self._tasks.cancel()
@@ -57,16 +52,14 @@ class PluginSources:
 class SourceTask:
     """One source: its generator is run again and again, in one of all processes."""
 
-    def __init__(
-        self, source: PluginSource, routes: PluginRoutes, parts: Parts, runtime: Runtime
-    ) -> None:
+    def __init__(self, source: PluginSource, routes: PluginRoutes, parts: Parts) -> None:
         self.name = f"source {source.name}"
         self.at_work = True
         """Always true: only the source itself knows whether it can do its work."""
         self._source = source
         self._routes = routes
         self._parts = parts
-        self._random = runtime.random
+        self._random = parts.runtime.random
         self._failures = 0
 
     async def run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.http.request_log import request_id
-from receiver.model.errors import Limited, Problem, StoreUnavailable
+from receiver.model.errors import Problem, StoreUnavailable
 
 log = structlog.get_logger("receiver")
 
@@ -21,27 +22,12 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-_TITLES: Final = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    402: "Payment Required",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    409: "Conflict",
+_TITLES: Final = {status.value: status.phrase for status in HTTPStatus} | {
+    # RFC 9110's names: older Pythons have others.
     413: "Content Too Large",
     414: "URI Too Long",
-    415: "Unsupported Media Type",
     422: "Unprocessable Content",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
 }
-
-
 PROBLEMS: Final = {
     "invalid-json": (400, "the body is not JSON"),
     "invalid-body": (400, "the body is not what the plugin's route reads"),
@@ -127,58 +113,51 @@ def problem_body(
     )
 
 
-def _problem(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(body, status, headers=headers, media_type="application/problem+json")
-
-
-async def _on_problem(_: Request, error: Exception) -> Response:
-    if not isinstance(error, Problem):
-        raise error
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
-    if error.status == 408:  # noqa: PLR2004 - the rest of the body is not waited for
+def problem_answer(problem: Problem, challenge: str = "Bearer") -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of a problem; `challenge` is that of a 401."""
+    headers = {"Content-Type": "application/problem+json"}
+    if problem.status == 401:  # noqa: PLR2004
+        headers["WWW-Authenticate"] = challenge
+    if problem.status == 408:  # noqa: PLR2004 - the rest of the body is not waited for
         headers["Connection"] = "close"
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
     body = problem_body(
-        error.status, error.type, error.detail, error.retry_after, error.prediction_id
+        problem.status, problem.type, problem.detail, problem.retry_after, problem.prediction_id
     )
-    return _problem(error.status, body, headers)
+    return body, headers
 
 
-async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's form
-    body = problem_body(503, "unavailable", "the database does not answer, or takes no writes")
-    return _problem(503, body, {"Retry-After": "5"})
+def _response(problem: Problem, more: Mapping[str, str] | None = None) -> Response:
+    body, headers = problem_answer(problem)
+    return Response(body, problem.status, {**headers, **(more or {})})
 
 
-async def _on_limited(_: Request, error: Exception) -> Response:
-    if not isinstance(error, Limited):
-        raise error
-    body = problem_body(429, "rate-limited", str(error))
-    return _problem(429, body, {"Retry-After": str(error.seconds)})
-
-
-async def _on_http(_: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
-    return _problem(
-        error.status_code, problem_body(error.status_code, kind, error.detail), error.headers
-    )
+async def _on_error(_: Request, error: Exception) -> Response:
+    match error:
+        case Problem():
+            return _response(error)
+        case StoreUnavailable():
+            detail = "the database does not answer, or takes no writes"
+            return _response(Problem(503, "unavailable", detail, retry_after=5))
+        case HTTPException(status_code=status):
+            kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "http-error")
+            return _response(Problem(status, kind, error.detail), error.headers)
+    raise error
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     name = request_id(request.scope)
     log.error("request.failed", request=name, exc_info=error)
-    body = problem_body(500, "internal-error", "a fault of ours; it is in the log")
+    problem = Problem(500, "internal-error", "a fault of ours; it is in the log")
     # Only this answer is made outside of the middleware that adds the id. The error goes on to the
     # server, which closes the connection.
-    return _problem(500, body, {"X-Request-Id": name, "Connection": "close"})
+    return _response(problem, {"X-Request-Id": name, "Connection": "close"})
 
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {
-    Problem: _on_problem,
-    Limited: _on_limited,
-    StoreUnavailable: _on_unavailable,
-    HTTPException: _on_http,
+    Problem: _on_error,
+    StoreUnavailable: _on_error,
+    HTTPException: _on_error,
     Exception: _on_fault,
 }

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 
 from receiver.deliveries import containment
+from receiver.model.tasks import start_thread
 from receiver.observability import logging as logs
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class _Limit:
         if not self._watches:
             self._watches = True
             self._armed.acquire()
-            threading.Thread(target=self._end, name="receiver-limit", daemon=True).start()
+            start_thread("receiver-limit", self._end)
 
     def arm(self) -> None:
         """Start the time limit; by the system too, as code in C may let no thread of ours run."""

@@ -7,11 +7,11 @@ ReceiverError
 ├── StoreUnavailable      come back later: nothing was written (503)
 ├── KeysUnavailable       come back later: a provider's public keys cannot be fetched (503)
 ├── SourcesUnavailable    come back later: its address ranges cannot be fetched (503)
-├── Limited               come back later: too many requests (429)
 ├── Unproved              refuse: not shown to come from the provider (401)
 ├── Unreadable            proved, but not understood: keep it and ask the provider
 │   └── TooLarge          over the limit: another request would get the same
 └── Problem               the caller of /v1 fixes the request (RFC 9457)
+    └── Limited           come back later: too many requests (429)
 """
 
 from __future__ import annotations
@@ -50,14 +50,6 @@ class KeysUnavailable(ReceiverError):
 
 class SourcesUnavailable(ReceiverError):
     """The addresses of a provider's callbacks could not be fetched, so none is accepted yet."""
-
-
-class Limited(ReceiverError):
-    """There were too many requests: try again after `seconds`, a whole number."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = math.ceil(seconds)
-        super().__init__(f"too many requests; try again in {self.seconds} s")
 
 
 class Unproved(ReceiverError):
@@ -103,3 +95,12 @@ class Problem(ReceiverError):
         self.retry_after = retry_after
         """Seconds."""
         self.prediction_id = prediction_id
+
+
+class Limited(Problem):
+    """There were too many requests: try again after `seconds`, a whole number."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = math.ceil(seconds)
+        detail = f"too many requests; try again in {self.seconds} s"
+        super().__init__(429, "rate-limited", detail, retry_after=self.seconds)

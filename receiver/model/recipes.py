@@ -22,6 +22,8 @@ _LARGEST: Final = 2**53
 _PICTURE: Final = re.compile(
     r"https?://[!-~]{1,2000}|data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]+"
 )
+METADATA: Final = "metadata."
+"""What a name of metadata has before it: in limits, groups of costs and query parameters."""
 TRUTHS: Final[Mapping[str, bool]] = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),

@@ -12,14 +12,13 @@ from typing import Any, Final, NamedTuple, get_args
 from receiver.model.answers import CostReport, CostRow
 from receiver.model.costs import MICRO, Account
 from receiver.model.errors import Problem
-from receiver.model.recipes import Per
+from receiver.model.recipes import METADATA, Per
 from receiver.predictions.limits import Limits, end_of, kind_of
 from receiver.store.costs import DaySum
 from receiver.store.facade import Store
 
-METADATA: Final = "metadata."
 _MOST_ROWS: Final = 10_000
-MOST_SUMS: Final = 100_000
+_MOST_SUMS: Final = 100_000
 """The most daily sums that one report reads."""
 _USUAL: Final = 30
 """Days of a report whose first day is not given."""
@@ -41,31 +40,22 @@ class Spending(NamedTuple):
     """The used part (1.0: all) of the fullest budget of each kind, as `person/day`."""
 
 
-class SpendingReader:
-    """Reads the spending from the database, so that it is the same in every process."""
-
-    def __init__(self, store: Store, limits: Limits, clock: Callable[[], float]) -> None:
-        self._costs = store.costs
-        self._budgets = store.budgets
-        self._limits = limits
-        self._clock = clock
-
-    async def read(self) -> Spending:
-        now = self._clock()
-        day = day_of(today(now))
-        amounts: Counter[str] = Counter()
-        unknown: Counter[str] = Counter()
-        for row in await self._costs.sums(day, day + 1, MOST_SUMS):
-            amounts[row.provider] += row.amount
-            unknown[row.provider] += row.unknown
-        limits = [(kind_of(each), each.cost) for each in self._limits.all if each.cost is not None]
-        ends = [end_of(per, now) for per in get_args(Per)]
-        fullest = await self._budgets.fullest(*ends) if limits else {}
-        used: dict[str, float] = {}
-        for kind, most in limits:
-            part = fullest.get(kind, 0) / most if most else 1.0
-            used[kind] = max(part, used.get(kind, 0.0))
-        return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)
+async def read_spending(store: Store, limits: Limits, now: float) -> Spending:
+    """Read the spending from the database, so that it is the same in every process."""
+    day = _day_of(_today(now))
+    amounts: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for row in await store.costs.sums(day, day + 1, _MOST_SUMS):
+        amounts[row.provider] += row.amount
+        unknown[row.provider] += row.unknown
+    costs = [(kind_of(each), each.cost) for each in limits.all if each.cost is not None]
+    ends = [end_of(per, now) for per in get_args(Per)]
+    fullest = await store.budgets.fullest(*ends) if costs else {}
+    used: dict[str, float] = {}
+    for kind, most in costs:
+        part = fullest.get(kind, 0) / most if most else 1.0
+        used[kind] = max(part, used.get(kind, 0.0))
+    return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)
 
 
 Part = Callable[[DaySum, Account], str | None]
@@ -78,23 +68,37 @@ _PARTS: Final[Mapping[str, Part]] = {
 }
 
 
-def day_of(when: date) -> int:
+def _day_of(when: date) -> int:
     """Return the number of days from 1970-01-01 to a date."""
     return when.toordinal() - _EPOCH
 
 
-def today(now: float) -> date:
+def _today(now: float) -> date:
     return datetime.fromtimestamp(now, UTC).date()
 
 
-def parts_of(by: str, metadata: Collection[str]) -> dict[str, Part]:
-    """Return the parts that costs are grouped by; raise Problem for an unknown name."""
-    return {name: _part(name, metadata) for name in by.split(",")}
+async def read_report(
+    store: Store,
+    by: str,
+    metadata: Collection[str],
+    since: date | None,
+    until: date | None,
+    now: float,
+) -> CostReport:
+    """Return the costs from one day to before another, by groups; by default of thirty days.
 
-
-def by_account(parts: Mapping[str, Part]) -> bool:
-    """Return whether the grouping needs the accounts of sums."""
-    return not parts.keys() <= _OF_DAYS
+    Raises Problem for an unknown group, or if there are too many sums or groups.
+    """
+    parts = {name: _part(name, metadata) for name in by.split(",")}
+    end = until or date.fromordinal(_today(now).toordinal() + 1)
+    begin = since or date.fromordinal(max(end.toordinal() - _USUAL, 1))
+    by_account = not parts.keys() <= _OF_DAYS
+    rows = await store.costs.sums(
+        _day_of(begin), _day_of(end), _MOST_SUMS + 1, by_account=by_account
+    )
+    if len(rows) > _MOST_SUMS:
+        raise _too_many()
+    return _report(rows, parts, begin, end)
 
 
 def _part(name: str, metadata: Collection[str]) -> Part:
@@ -110,7 +114,7 @@ def _part(name: str, metadata: Collection[str]) -> Part:
     return lambda _, account: account.metadata.get(label)
 
 
-def report(
+def _report(
     rows: Iterable[DaySum], parts: Mapping[str, Part], since: date, until: date
 ) -> CostReport:
     """Return daily sums grouped by these parts; raise Problem if there are too many groups."""
@@ -124,7 +128,7 @@ def report(
         for place, more in enumerate((row.amount, row.predictions, row.unknown)):
             of[place] += more
     if len(sums) > _MOST_ROWS:
-        raise too_many()
+        raise _too_many()
     names = list(parts)
     ordered = sorted(sums, key=lambda of: [value or "" for value in of])
     return CostReport(
@@ -135,7 +139,7 @@ def report(
     )
 
 
-def too_many() -> Problem:
+def _too_many() -> Problem:
     return Problem(422, "invalid-request", "that is too much at once: ask for fewer days or groups")
 
 
@@ -160,9 +164,3 @@ def as_csv(found: CostReport) -> str:
 def _cell(value: Any) -> str:
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def days(since: date | None, until: date | None, now: float) -> tuple[date, date]:
-    """Return the first day and the day after the last; by default the last thirty days."""
-    end = until or date.fromordinal(today(now).toordinal() + 1)
-    return since or date.fromordinal(max(end.toordinal() - _USUAL, 1)), end

@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 
 import httpx
 
-from receiver.model.ids import new_id
 from receiver.model.sealing import Seals
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
@@ -33,7 +32,7 @@ from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
 from receiver.store.facade import Housekeeping, Store
-from receiver.store.leases import Leader, LeaderTask, LeaseRequest
+from receiver.store.leases import Leader, LeaderTask
 
 Work = TypeVar("Work", bound=LeaderTask)
 
@@ -70,15 +69,14 @@ class Predictions:
         self.limits = Limits(settings)
         self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, self.limits, runtime)
         clients = {
-            name: self._provider_client(name, given.requests_per_minute)
-            for name, given in settings.providers.items()
+            name: self._provider_client(name, settings.providers[name].requests_per_minute)
+            for name in self.on
         }
         schedule = Schedule(settings, runtime)
         self._poller = Poller(
             store,
             self.inbox,
             providers,
-            self.on,
             clients,
             schedule,
             runtime,
@@ -93,7 +91,6 @@ class Predictions:
         self._submitters = {
             name: Submitter(
                 providers[name],
-                settings.providers[name],
                 clients[name],
                 store,
                 self.inbox,
@@ -109,9 +106,7 @@ class Predictions:
         self.service = PredictionService(
             store,
             self.inbox,
-            providers,
             self._submitters,
-            clients,
             self._poller,
             self.limits,
             runtime,
@@ -121,8 +116,8 @@ class Predictions:
         # Bills are not urgent: they leave a quarter of a provider's requests per minute to others.
         unhurried = {
             name: self._provider_client(name, limit and max(limit * 3 // 4, 1))
-            for name, given in settings.providers.items()
-            for limit in [given.requests_per_minute]
+            for name in self.on
+            for limit in [settings.providers[name].requests_per_minute]
         }
         self.bills = Bills(store, {name: providers[name] for name in self.on}, unhurried, runtime)
 
@@ -176,17 +171,12 @@ class Predictions:
 
     async def _catch_up(self) -> None:
         """Make all predictions at providers due for a poll: their outcomes may have been missed."""
-        if self._runtime.single_process or await self._is_first():
+        now = self._runtime.clock()
+        if self._runtime.single_process or await self._store.leases.take_turn(
+            "catch-up", now, _CAUGHT_UP
+        ):
             for name in self._submitters:
                 await self._store.predictions.hasten(name, self._runtime.clock())
-
-    async def _is_first(self) -> bool:
-        """Return whether no other process caught up in the last minute: ten may start at once."""
-        now = self._runtime.clock()
-        role = LeaseRequest(
-            name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP
-        )
-        return await self._store.leases.hold(role)
 
     def housekeeping(self) -> Housekeeping:
         """Return the steps that only one process runs every few seconds, by name."""

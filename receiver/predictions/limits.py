@@ -16,14 +16,13 @@ import msgspec
 
 from receiver.model.costs import MICRO, Account, Price
 from receiver.model.errors import Problem
-from receiver.model.recipes import Allow, Limit, Per
+from receiver.model.recipes import METADATA, Allow, Limit, Per
 from receiver.model.requests import SubmitRequest
 from receiver.model.values import Order, plain
 from receiver.settings import Settings
 from receiver.store.budgets import Bound, Excess
 
 _SECONDS: Final = {"hour": 3600.0, "day": 86400.0}
-_METADATA: Final = "metadata."
 _EACH: Final = {
     "person": " for each person",
     "place": " in each place",
@@ -122,8 +121,8 @@ def _value(limit: Limit, request: SubmitRequest, order: Order | None) -> Any:
             return request.caller
         case "provider" | "model":
             return getattr(request, limit.by)
-        case by if by.startswith(_METADATA):
-            return request.metadata.get(by.removeprefix(_METADATA))
+        case by if by.startswith(METADATA):
+            return request.metadata.get(by.removeprefix(METADATA))
     return getattr(order, limit.by, None)
 
 
@@ -168,7 +167,7 @@ def _unknown(request: SubmitRequest, order: Order | None) -> Problem:
 def refusal(limit: Limit, excess: Excess, now: float) -> Problem:
     """Return the Problem of a prediction that would exceed a limit."""
     wait = max(math.ceil(excess.until - now), 1)
-    each = _EACH.get(limit.by, f" for each {limit.by.removeprefix(_METADATA)}")
+    each = _EACH.get(limit.by, f" for each {limit.by.removeprefix(METADATA)}")
     again = f"try again in {_duration(wait)}"
     every = f"{'an' if limit.per == 'hour' else 'a'} {limit.per}"
     if excess.over == "count":

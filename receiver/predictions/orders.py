@@ -22,7 +22,6 @@ from receiver.model.recipes import Button, Recipe, RecipeBook
 from receiver.model.requests import OrderRequest, SubmitRequest, check_json
 from receiver.model.values import Order, Prediction
 from receiver.observability.runtime import Runtime
-from receiver.predictions.commands import Command, parse
 from receiver.predictions.limits import check_allowed
 from receiver.predictions.recipes import fill, find, offered, read_options
 from receiver.predictions.service import PredictionService
@@ -60,10 +59,6 @@ class Orders:
     def offered(self) -> list[OfferedRecipe]:
         """Return all recipes as the API shows them."""
         return [offered(recipe) for recipe in self.book.recipes.values()]
-
-    def command(self, text: str) -> Command:
-        """Parse a command that a person typed; raise Problem with a text for the person."""
-        return parse(self.book, text)
 
     async def order(self, request: OrderRequest) -> Prediction:
         """Order by a recipe; return the prediction when it is committed, before it is submitted.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Final, NoReturn
 
 import msgspec
@@ -42,14 +42,13 @@ _LAST_WRITE: Final = 1.0
 
 
 class Poller:
-    """Polls due predictions, within the providers' limits; `on` names the providers with a key."""
+    """Polls due predictions, within the limits of `clients`: those of providers with a key."""
 
     def __init__(
         self,
         store: Store,
         inbox: Inbox,
         providers: Mapping[str, Provider],
-        on: Collection[str],
         clients: Mapping[str, ProviderClient],
         schedule: Schedule,
         runtime: Runtime,
@@ -65,7 +64,6 @@ class Poller:
         self._store = store
         self._inbox = inbox
         self._providers = providers
-        self._on = frozenset(on)
         self._clients = clients
         self._schedule = schedule
         self._timeout = timeout
@@ -120,7 +118,7 @@ class Poller:
     async def start_due_polls(self) -> float:
         """Start a poll of every due prediction; return the seconds until the next is due."""
         now = self._clock()
-        for provider in self._providers.keys() - self._on:
+        for provider in self._providers.keys() - self._clients.keys():
             before = now - self._timeout
             for prediction_id in await self._store.predictions.stale(provider, before, _MOST_POLLS):
                 await self._expire_unsent(provider, prediction_id)
@@ -202,7 +200,7 @@ class Poller:
 
     async def _ask(self, job: Job) -> bool:
         """Ask the provider; return whether that ended the prediction, or raise Unreadable."""
-        if job.provider not in self._on:
+        if job.provider not in self._clients:
             return False
         with self._runtime.tracing.poll(job) as span:
             return await self._learn(job, span)

@@ -29,10 +29,10 @@ from receiver.observability.runtime import Runtime
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.limits import Limits, refusal
 from receiver.predictions.poller import Poller
-from receiver.predictions.provider_client import Busy, ProviderClient
+from receiver.predictions.provider_client import Busy
 from receiver.predictions.submitter import Submitter
 from receiver.providers import DECLARED
-from receiver.providers.adapter import Describing, Provider, ProviderResponse, Stopping
+from receiver.providers.adapter import Describing, ProviderResponse, Stopping
 from receiver.providers.parsing import decode
 from receiver.store.budgets import Excess
 from receiver.store.facade import Store
@@ -67,9 +67,7 @@ class PredictionService:
         self,
         store: Store,
         inbox: Inbox,
-        providers: Mapping[str, Provider],
         submitters: Mapping[str, Submitter],
-        clients: Mapping[str, ProviderClient],
         poller: Poller,
         limits: Limits,
         runtime: Runtime,
@@ -81,9 +79,7 @@ class PredictionService:
         self._limits = limits
         self._store = store
         self._inbox = inbox
-        self._providers = providers
         self._submitters = submitters
-        self._clients = clients
         self._poller = poller
         self._tracing = runtime.tracing
         self._clock = runtime.clock
@@ -113,7 +109,10 @@ class PredictionService:
         if created.is_new:
             # The row is stored and will be submitted: a store that fails now is no refusal.
             with contextlib.suppress(StoreUnavailable):
-                await self._begin(prepared.submitter, created.prediction_id, request.mode)
+                if request.mode == "queue":
+                    await prepared.submitter.send_now(created.prediction_id)
+                else:  # a blocking call may take minutes
+                    await prepared.submitter.begin()
         return await self.read(created.prediction_id)
 
     async def place(self, request: SubmitRequest) -> Prediction:
@@ -183,13 +182,6 @@ class PredictionService:
             raise prepared.refusal(created.excess)
         return created
 
-    async def _begin(self, submitter: Submitter, prediction_id: str, mode: Mode) -> None:
-        """Begin a submit; in mode `queue` wait for its end. A blocking call may take minutes."""
-        if mode == "queue":
-            await submitter.send_now(prediction_id)
-        else:
-            await submitter.begin()
-
     async def cancel(self, prediction_id: str) -> Prediction:
         """Cancel at the provider, then poll: the answer to the poll decides."""
         job = await self._job(prediction_id)
@@ -206,9 +198,8 @@ class PredictionService:
         if job.status in TERMINAL:
             raise Problem(409, "already-ended", f"the prediction has already {job.status}")
         if job.status is Status.SUBMITTING:
-            await self._store.predictions.mark_cancel(
-                prediction_id
-            )  # the submitter cancels once it has the id
+            # The submitter cancels once it has the id.
+            await self._store.predictions.mark_cancel(prediction_id)
             job = await self._job(prediction_id)
             if job.status is Status.PROCESSING and job.ticket.provider_id is not None:
                 await self._cancel_at_provider(job)  # the id was stored before the mark
@@ -230,7 +221,7 @@ class PredictionService:
         if request is None:
             raise Problem(404, "no-model-details", f"{provider} does not describe single models")
         try:
-            answer = await self._ask(provider, request)
+            answer = await _ask(submitter, request)
             body = decode(answer.body)
         except Unreadable as error:
             raise Problem(502, "provider-unavailable", f"{provider} did not answer") from error
@@ -241,12 +232,13 @@ class PredictionService:
         return body
 
     async def _cancel_at_provider(self, job: Job) -> None:
-        adapter = self.submitter(job.provider).provider
+        submitter = self.submitter(job.provider)
+        adapter = submitter.provider
         if not isinstance(adapter, Stopping):
             detail = f"{job.provider} has no way to cancel what it has taken"
             raise Problem(409, "cannot-cancel", detail)
         try:
-            answer = await self._ask(job.provider, adapter.cancel(job.ticket))
+            answer = await _ask(submitter, adapter.cancel(job.ticket))
         except Unreadable as error:
             log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             raise Problem(
@@ -256,19 +248,10 @@ class PredictionService:
             await self._store.predictions.mark_cancel(job.ticket.id)
         await self._poller.poll(await self._job(job.ticket.id))
 
-    async def _ask(self, provider: str, request: httpx.Request) -> ProviderResponse:
-        """Send a request for a waiting caller; raise Problem if the limits leave no room now."""
-        try:
-            return await self._clients[provider].ask(request)
-        except Busy as busy:
-            wait = math.ceil(busy.seconds)
-            detail = f"{provider} takes no more requests for {wait} s; try again then"
-            raise Problem(429, "provider-busy", detail, retry_after=wait) from busy
-
     def submitter(self, provider: str) -> Submitter:
         """Return the submitter of a provider, or raise Problem if there is none."""
-        if provider not in self._providers:
-            known, near = _list(self._providers), did_you_mean(provider, self._providers)
+        if provider not in DECLARED:
+            known, near = ", ".join(sorted(DECLARED)), did_you_mean(provider, DECLARED)
             raise Problem(422, "unknown-provider", f"provider must be one of {known}{near}")
         if provider not in self._submitters:
             cure = f"set {DECLARED[provider].key} and start again"
@@ -289,8 +272,14 @@ class PredictionService:
         return prediction
 
 
-def _list(names: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(names))
+async def _ask(submitter: Submitter, request: httpx.Request) -> ProviderResponse:
+    """Send a request for a waiting caller; raise Problem if the limits leave no room now."""
+    try:
+        return await submitter.client.ask(request)
+    except Busy as busy:
+        wait = math.ceil(busy.seconds)
+        detail = f"{submitter.provider.name} takes no more requests for {wait} s; try again then"
+        raise Problem(429, "provider-busy", detail, retry_after=wait) from busy
 
 
 def fingerprint(request: SubmitRequest) -> str:

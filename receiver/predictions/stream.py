@@ -124,7 +124,8 @@ class Listener:
         self._silence = silence
         self.name = f"stream {name}"
         """The name of its lease, if several processes could listen."""
-        self._connected = False
+        self.at_work = False
+        """Whether it is connected."""
         self._failures = 0
         self._last_id = b""
         """Sent with the next connection; Oxen.ai documents no resuming, so nothing relies on it."""
@@ -137,15 +138,11 @@ class Listener:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_READY_TIMEOUT):
                 await self._known.wait()
-        return self._connected
-
-    @property
-    def at_work(self) -> bool:
-        return self._connected
+        return self.at_work
 
     async def any_at_work(self) -> bool:
         """Return whether any process is connected; without a leader there is only this one."""
-        return self._connected
+        return self.at_work
 
     async def run(self) -> None:
         self._known.clear()
@@ -162,7 +159,7 @@ class Listener:
                 log.exception("task.failed", provider=self._name)
                 reason = "a fault of ours"
             finally:
-                self._connected = False
+                self.at_work = False
                 self._runtime.wakeups.wake("role", self.name)
             long_lived = time.monotonic() - began > self._silence
             self._failures = 1 if long_lived else self._failures + 1
@@ -188,7 +185,7 @@ class Listener:
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "text/event-stream":
                 raise Unreadable(f"no event stream, but {kind[:100]!r}")
-            self._connected = True
+            self.at_work = True
             self._known.set()
             self._runtime.wakeups.wake("role", self.name)
             log.info("stream.connected", provider=self._name)

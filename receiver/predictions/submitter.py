@@ -42,7 +42,7 @@ from receiver.providers.adapter import (
     can_prove,
 )
 from receiver.providers.transport import BROKEN
-from receiver.settings import ProviderSettings, Settings
+from receiver.settings import Settings
 from receiver.store.costs import Figure
 from receiver.store.facade import Store
 from receiver.store.predictions import (
@@ -148,7 +148,6 @@ class Submitter:
     def __init__(
         self,
         provider: Provider,
-        limits: ProviderSettings,
         client: ProviderClient,
         store: Store,
         inbox: Inbox,
@@ -173,8 +172,8 @@ class Submitter:
         """Upper bound of predictions in flight, as counting is slow; None if it is not known."""
         self._ready = ready
         self._due = due
-        self._limits = limits
-        self._client = client
+        self._limits = settings.providers[provider.name]
+        self.client = client
         self._store = store
         self._inbox = inbox
         self._tokens = tokens
@@ -266,7 +265,7 @@ class Submitter:
             return await self._begin()
 
     async def _begin(self) -> float:
-        wait = max(self._client.paused(), self.room.wait())
+        wait = max(self.client.paused(), self.room.wait())
         now = self._clock()
         room = self.room.at_once(AT_ONCE) - len(self.under_way)
         if self._stopping:
@@ -292,11 +291,12 @@ class Submitter:
         for job in begun.jobs:
             self.under_way.start(self._submit_safely(job), job.ticket.id)
             self.submits += 1
-        nap = begun.wait
-        if nap <= 0 and (begun.next_due is None or begun.next_due <= now):
-            nap = self._longest_nap  # none is queued, or none has room: an end wakes us
-        elif nap <= 0 and begun.next_due is not None:
+        if begun.wait > 0:
+            nap = begun.wait
+        elif begun.next_due is not None and begun.next_due > now:
             nap = max(begun.next_due - self._clock(), _SHORTEST_NAP)
+        else:
+            nap = self._longest_nap  # none is queued, or none has room: an end wakes us
         return await self._end_late(begun.latest, nap)
 
     async def _end_late(self, latest: float | None, nap: float) -> float:
@@ -339,7 +339,8 @@ class Submitter:
             error = Error(code="canceled", message="canceled before the provider took it")
             await self._ended_unsent(job, error)
             return
-        listening = await self._listened(job)
+        # If the provider has a stream, its connection is waited for.
+        listening = self._ready is not None and job.ticket.mode != "sync" and await self._ready()
         began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
@@ -377,7 +378,7 @@ class Submitter:
     async def _hold(self, job: Job, receipt: Postponed, began: float) -> float:
         """Hold other submits back if the refusal concerns them too; return when this one is due."""
         if receipt.whole_provider:
-            self._client.pause(receipt.after)
+            self.client.pause(receipt.after)
         due_at = self._schedule.next_submit(job, receipt.after)
         if receipt.holds == "full":
             in_flight = await self._retry_until_stored(
@@ -390,10 +391,6 @@ class Submitter:
             self.room.note_lock(receipt.message)
             due_at += self.room.wait()  # after the next one that tries, which may be taken
         return due_at
-
-    async def _listened(self, job: Job) -> bool:
-        """Wait for the provider's stream, if it has one; return whether it is connected."""
-        return self._ready is not None and job.ticket.mode != "sync" and await self._ready()
 
     async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
         """Record the answer to a blocking call; if it does not end the prediction, poll it."""
@@ -421,7 +418,7 @@ class Submitter:
         try:
             # The request that was counted when the submit began is enough: a permit for each would
             # never be had, as the submits have taken them all.
-            answer = await self._client.ask(self.provider.details(ticket.model), is_counted=True)
+            answer = await self.client.ask(self.provider.details(ticket.model), is_counted=True)
             return self.provider.addressed(ticket, answer)
         except Problem as error:
             return Refused(str(error))
@@ -439,7 +436,7 @@ class Submitter:
         sending = Sending(request, lambda: self._mark_sent(job, seconds))
         answer = None
         try:
-            answer = await self._client.send(sending.request, seconds)
+            answer = await self.client.send(sending.request, seconds)
             return self.provider.accepted(job.ticket, answer), answer.body
         except _UNSENT as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
@@ -482,7 +479,7 @@ class Submitter:
             ticket = msgspec.structs.replace(
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
-            await send_cancel(self.provider, self._client, ticket)
+            await send_cancel(self.provider, self.client, ticket)
             await self._progress(job, "polled", self._clock())
 
     async def _progress(

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import new_id
 from receiver.model.tasks import Wakeups
 from receiver.store.engine import Engine
 from receiver.store.statement import Run, Statements, Steps, in_order, run_each
@@ -57,6 +58,11 @@ class LeaseStore:
     async def hold(self, request: LeaseRequest) -> bool:
         """Take a lease, or renew it; False while another process has it."""
         return await self._store.write(hold, request)
+
+    async def take_turn(self, name: str, now: float, seconds: float) -> bool:
+        """Take a lease that is not renewed; False if anyone took it less than `seconds` ago."""
+        owner = new_id("turn", now)
+        return await self.hold(LeaseRequest(name=name, owner=owner, now=now, until=now + seconds))
 
     async def report(self, name: str, owner: str, *, at_work: bool) -> None:
         """Record whether the holder of a lease is able to do its task."""

@@ -11,7 +11,7 @@ import httpx
 
 from receiver.deliveries.attempt import Attempt
 from receiver.deliveries.context import Tools
-from receiver.deliveries.handlers import Handler
+from receiver.deliveries.handlers import Facts, Handler
 from receiver.deliveries.registry import handlers_of
 from receiver.model.errors import HandlerError
 from receiver.model.ids import delivery_id, new_id
@@ -67,7 +67,7 @@ def run(
     if found is None:
         raise HandlerError(f"{handler!r} is a way in: have a receiver_kit call it")
     one = event.prediction
-    refusal = found.refuses(event.type, one.provider, one.model, one.metadata, one.reply_to)
+    refusal = found.refuses(Facts(event.type, one.provider, one.model, one.metadata, one.reply_to))
     if refusal is not None:
         raise HandlerError(f"{found.name} does not take this event: {refusal}")
     stand_in = _StandIn(files or {}, http, dict(steps or {}))

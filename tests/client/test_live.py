@@ -24,7 +24,7 @@ def within(station: Station, key: str = API_KEY) -> AsyncReceiver:
 
 def readers(station: Station) -> int:
     """Return the number of readers of the live stream."""
-    return int(station.app.state.release.__self__._http.live._count)  # noqa: SLF001 - no public name
+    return int(station.app.state.release.__self__._http.parts.live._count)  # noqa: SLF001 - no public name
 
 
 @on("*", name="tests.handles")

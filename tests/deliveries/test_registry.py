@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from receiver import Context, Event, Retry, on, route, source
+from receiver.deliveries.handlers import Facts
 from receiver.deliveries.importing import load
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.model.errors import HandlerError
@@ -71,7 +72,7 @@ def test_event_types_select_events(types: tuple[str, ...], wanted: set[str]) -> 
     matching = {
         kind
         for kind in ("succeeded", "failed", "canceled")
-        if found.matching(f"prediction.{kind}", "fal", "m", {})
+        if found.matching(Facts(f"prediction.{kind}", "fal", "m", {}))
     }
     assert matching == wanted
 
@@ -94,7 +95,7 @@ def test_event_types_select_events(types: tuple[str, ...], wanted: set[str]) -> 
 def test_glob_patterns_select_providers_and_models(
     given: dict[str, str], provider: str, model: str, *, matches: bool
 ) -> None:
-    found = registry(**given).matching("prediction.succeeded", provider, model, {})
+    found = registry(**given).matching(Facts("prediction.succeeded", provider, model, {}))
     assert found == (["wanted"] if matches else [])
 
 
@@ -126,13 +127,15 @@ def test_glob_patterns_match_metadata_values_as_json(
     pattern: str, value: Any, *, matches: bool
 ) -> None:
     found = registry(metadata={"key": pattern})
-    assert bool(found.matching("prediction.failed", "fal", "m", {"key": value})) == matches
+    assert bool(found.matching(Facts("prediction.failed", "fal", "m", {"key": value}))) == matches
 
 
 def test_missing_metadata_key_does_not_match() -> None:
     found = registry(metadata={"a": "*", "b": "*"})
-    assert found.matching("prediction.failed", "fal", "m", {"a": 1}) == []
-    assert found.matching("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
+    assert found.matching(Facts("prediction.failed", "fal", "m", {"a": 1})) == []
+    assert found.matching(Facts("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3})) == [
+        "wanted"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_handler_explains_why_an_event_does_not_match(
     event: tuple[str, str, str, dict[str, Any]], reason: str | None
 ) -> None:
     found = registry(types=["succeeded"], provider="fal", model="m", metadata={"k": "v"})
-    assert found.handlers["wanted"].refuses(*event) == reason
+    assert found.handlers["wanted"].refuses(Facts(*event)) == reason
 
 
 def test_handler_with_reply_to_gets_only_events_with_a_matching_reply_url() -> None:
@@ -160,9 +163,9 @@ def test_handler_with_reply_to_gets_only_events_with_a_matching_reply_url() -> N
         ("https://other.example/", False),
         (None, False),
     ):
-        wanted = found.matching("prediction.failed", "fal", "m", {}, url)
+        wanted = found.matching(Facts("prediction.failed", "fal", "m", {}, url))
         assert bool(wanted) == wants
-    assert "reply_to is None" in str(found.explain("prediction.failed", "fal", "m", {}, None)[0])
+    assert "reply_to is None" in str(found.explain(Facts("prediction.failed", "fal", "m", {}))[0])
 
 
 class Instance:

@@ -342,7 +342,7 @@ async def test_invalid_cost_report_query_returns_422(start: Start, asked: dict[s
 async def test_cost_report_with_too_many_rows_returns_422(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.http.routes.costs.MOST_SUMS", 1)
+    monkeypatch.setattr("receiver.predictions.costs._MOST_SUMS", 1)
     async with start() as station:
         for model in ("a", "b"):
             sent = await station.submitted("fal", model, model=f"fal-ai/{model}")

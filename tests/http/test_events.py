@@ -472,7 +472,7 @@ async def test_stream_sends_delivery_attempts_of_another_process(
         await eventually(lambda: len(worker.rows(rows)) == 2)
         assert sent == {}  # without readers, the end of an attempt notifies no process
         async with listening(front, "deliveries=true") as ear:
-            news = worker.app.state.release.__self__._http.live._attempts  # noqa: SLF001 - nothing public shows it
+            news = worker.app.state.release.__self__._http.parts.live._attempts  # noqa: SLF001 - nothing public shows it
             await eventually(lambda: news._followed_elsewhere)  # noqa: SLF001 - likewise
             await whole(front, "while somebody does")
             assert attempts(await ear.until(8)) == ATTEMPTS

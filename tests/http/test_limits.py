@@ -380,8 +380,11 @@ async def test_guessing_api_keys_is_limited_but_a_strong_key_still_passes(start:
 @anyio
 async def test_authorized_requests_are_rate_limited_only_if_configured(start: Start) -> None:
     async with start(RECEIVER_LIMIT_API_PER_MINUTE="3") as station:
-        codes = [(await station.http.get("/v1/predictions")).status_code for _ in range(4)]
-        assert codes == [200, 200, 200, 429]
+        answers = [await station.http.get("/v1/predictions") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        refused = answers[-1]
+        assert refused.json()["type"] == LIMITED
+        assert str(refused.json()["retry_after"]) == refused.headers["retry-after"]
         key = {"authorization": f"Bearer {API_KEY}"}
         async with behind(station, "192.0.2.9") as other:
             assert (await other.get("/v1/predictions", headers=key)).status_code == 200

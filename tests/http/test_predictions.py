@@ -98,6 +98,7 @@ def problem(answer: httpx.Response, status: int, kind: str, case: object = "") -
     assert said["type"] == f"urn:receiver:problem:{kind}", case
     assert said["status"] == status
     assert said.keys() >= {"type", "title", "status", "detail"}
+    assert str(said.get("retry_after", "")) == answer.headers.get("retry-after", ""), case
     return said
 
 

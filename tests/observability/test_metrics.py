@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import httpx
@@ -19,15 +20,18 @@ import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from receiver import Dead, Event, on
+from receiver.deliveries.importing import register
+from receiver.deliveries.registry import Registry
 from receiver.http.routes.metrics import MetricsPage
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
-from receiver.predictions.costs import Spending
+from receiver.observability.runtime import Runtime
+from receiver.settings import Settings
 from receiver.store.backlog import Backlog, BacklogReader
 from tests.conftest import Disk, Start
 from tests.forked import run_to_end
 from tests.patience import PATIENCE
-from tests.receiving import Clock, Station, breaks, eventually, write
+from tests.receiving import ENV, Clock, Station, breaks, eventually, write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -291,6 +295,13 @@ async def test_full_disk_is_reported_as_database_unavailable(start: Start, disk:
         assert of(await page(station), "receiver_database_available") == 1
 
 
+@pytest.mark.usefixtures("on_sqlite")
+async def test_handlers_that_were_loaded_again_are_on_the_page(start: Start) -> None:
+    async with start(refuse) as station:
+        await station.app.state.exchange(register([greet]), Settings.read(ENV))
+        assert of(await page(station), "receiver_deliveries_pending", handler="greets") == 0
+
+
 class Away(BacklogReader):
     """A database that is unavailable, or hangs."""
 
@@ -307,22 +318,13 @@ class Away(BacklogReader):
 
 
 def make_page(backlog: Away) -> MetricsPage:
-    async def connected() -> bool:
-        return True
-
-    return MetricsPage(
-        Telemetry(),
-        backlog,
-        nothing_spent,
-        providers=["oxen"],
-        handlers=[],
-        locked=list,
-        streams={"oxen": connected},
+    parts: Any = SimpleNamespace(
+        store=SimpleNamespace(backlog=backlog),
+        predictions=SimpleNamespace(locked=list),
+        deliveries=SimpleNamespace(registry=Registry()),
+        runtime=Runtime(),
     )
-
-
-async def nothing_spent() -> Spending:
-    return Spending({}, {}, {})
+    return MetricsPage(parts)
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -16,15 +16,10 @@ import msgspec
 from starlette.responses import Response
 
 from receiver.http.body import schema_of
-from receiver.http.declare import (
-    METADATA,
-    Endpoint,
-    Reply,
-    endpoints,
-    parameters_of,
-)
+from receiver.http.declare import Endpoint, Reply, endpoints, parameters_of
 from receiver.http.problems import PREFIX, PROBLEMS, ProblemDetails
 from receiver.model.answers import Page
+from receiver.model.recipes import METADATA
 
 Json: TypeAlias = dict[str, Any]
 Groups: TypeAlias = Mapping[str, Sequence["Row"]]

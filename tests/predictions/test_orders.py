@@ -16,7 +16,7 @@ from receiver.model.tasks import Wakeups
 from receiver.model.values import Outcome, Output, Prediction, Recipients
 from receiver.observability.events import Telemetry
 from receiver.observability.runtime import Runtime
-from receiver.predictions.commands import Command
+from receiver.predictions.commands import Command, parse
 from receiver.predictions.facade import Predictions
 from receiver.settings import Settings
 from receiver.store.opening import store_maker
@@ -74,7 +74,7 @@ async def test_typed_command_is_ordered_and_submitted_without_background_loops(
     predictions: Predictions, network: Network
 ) -> None:
     network.script("fal.submit", hangs)  # an order waits only for its commit
-    command = predictions.orders.command("/imagine “a fox” —ratio 16:9")
+    command = parse(predictions.orders.book, "/imagine “a fox” —ratio 16:9")
     made = await predictions.orders.order(asked(command, key="t:1"))
     assert made.status in {"queued", "submitting"}
     assert made.input == {"prompt": "a fox", "aspect_ratio": "16:9", "num_images": 1}

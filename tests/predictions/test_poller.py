@@ -55,6 +55,7 @@ async def polling(path: Path) -> AsyncIterator[tuple[ManualClock, RecordedClaims
     claims = store.predictions = RecordedClaims(store, clock)
     provider: Any = object()
     inbox: Any = object()
+    client: Any = object()
     runtime = Runtime(single_process=False, clock=clock, monotonic=clock, random=lambda: 0.5)
     schedule = Schedule(Settings.read(ENV), runtime)
     await store.start()
@@ -65,8 +66,7 @@ async def polling(path: Path) -> AsyncIterator[tuple[ManualClock, RecordedClaims
             store,
             inbox,
             {"fal": provider},
-            {"fal"},
-            {},
+            {"fal": client},
             schedule,
             runtime,
             timeout=3600.0,

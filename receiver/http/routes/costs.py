@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from datetime import date
 from typing import Annotated, Final
 
@@ -10,18 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from receiver.http.declare import get
+from receiver.http.parts import Parts
 from receiver.model.answers import CostReport
-from receiver.predictions.costs import (
-    MOST_SUMS,
-    as_csv,
-    by_account,
-    day_of,
-    days,
-    parts_of,
-    report,
-    too_many,
-)
-from receiver.store.costs import CostStore
+from receiver.predictions.costs import as_csv, read_report
 
 _GROUP: Final = r"(day|provider|model|recipe|key|metadata\.[!-+\--~]+)"
 
@@ -44,12 +34,10 @@ class CostsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CostRoutes:
     """The routes about costs."""
 
-    def __init__(
-        self, store: CostStore, metadata: Collection[str], clock: Callable[[], float]
-    ) -> None:
-        self._store = store
-        self._metadata = metadata
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._metadata = parts.settings.costs_by
+        self._clock = parts.runtime.clock
 
     @get("/v1/costs", "costs by group", problems=["invalid-request"], csv=as_csv)
     async def costs(self, query: CostsAsked) -> CostReport:
@@ -58,11 +46,6 @@ class CostRoutes:
         The costs of predictions that ended on these days (UTC), including those erased or deleted
         since. `Accept: text/csv` returns the groups as a table.
         """
-        parts = parts_of(query.by, self._metadata)
-        since, until = days(query.since, query.until, self._clock())
-        rows = await self._store.sums(
-            day_of(since), day_of(until), MOST_SUMS + 1, by_account=by_account(parts)
+        return await read_report(
+            self._store, query.by, self._metadata, query.since, query.until, self._clock()
         )
-        if len(rows) > MOST_SUMS:
-            raise too_many()
-        return report(rows, parts, since, until)

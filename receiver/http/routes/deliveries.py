@@ -12,10 +12,9 @@ from receiver.http.declare import (
     get,
     post,
 )
+from receiver.http.parts import Parts
 from receiver.model.answers import Delivery, DeliveryState, Page
 from receiver.model.errors import Problem
-from receiver.observability.runtime import Runtime
-from receiver.store.deliveries import DeliveryStore
 
 
 class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,13 +31,9 @@ class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeliveryRoutes:
     """The routes about deliveries."""
 
-    def __init__(
-        self,
-        store: DeliveryStore,
-        runtime: Runtime,
-    ) -> None:
-        self._store = store
-        self._runtime = runtime
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store.deliveries
+        self._runtime = parts.runtime
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]:

@@ -7,8 +7,9 @@ from typing import Annotated
 import msgspec
 
 from receiver.http.declare import PageSize, PredictionId, ProviderName, get
+from receiver.http.parts import Parts
 from receiver.model.answers import DiscardedItem, Kind, Page
-from receiver.store.discarded import CURSOR, DiscardedItems
+from receiver.store.discarded import CURSOR
 
 
 class DiscardedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,8 +26,8 @@ class DiscardedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DiscardedRoutes:
     """The route about discarded items."""
 
-    def __init__(self, store: DiscardedItems) -> None:
-        self._store = store
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store.discarded
 
     @get("/v1/discarded", "a page of them", problems=["invalid-request"])
     async def list_discarded(self, query: DiscardedQuery) -> Page[DiscardedItem]:

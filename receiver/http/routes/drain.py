@@ -11,10 +11,9 @@ from starlette.requests import Request
 
 from receiver.http.body import whole_body
 from receiver.http.declare import get, post
-from receiver.http.drain import Drain
+from receiver.http.parts import Parts
 from receiver.model.answers import Drained
 from receiver.model.errors import Unproved
-from receiver.predictions.tokens import Tokens
 
 _LONGEST: Final = 900
 """Seconds after which serverless platforms end a request at the latest."""
@@ -39,10 +38,10 @@ class WakeAsked(DrainAsked, frozen=True, forbid_unknown_fields=True):
 class DrainRoutes:
     """The routes that schedulers call."""
 
-    def __init__(self, drain: Drain, tokens: Tokens, most: int) -> None:
-        self._drain = drain
-        self._tokens = tokens
-        self._most = most
+    def __init__(self, parts: Parts) -> None:
+        self._drain = parts.drain
+        self._tokens = parts.predictions.tokens
+        self._most = parts.settings.max_body_bytes
 
     @post("/v1/drain", "what was done", problems=["invalid-request"], is_for_cron=True)
     async def drain(self, query: DrainAsked) -> Drained:

@@ -8,15 +8,14 @@ Nothing is stored, and only the digest of the body is returned.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import msgspec
 from starlette.requests import Request
 
 from receiver.http.body import whole_body
 from receiver.http.declare import post
+from receiver.http.parts import Parts
 from receiver.http.request_log import about
-from receiver.predictions.tokens import Tokens
 
 
 class Echo(msgspec.Struct, frozen=True):
@@ -31,10 +30,10 @@ class Echo(msgspec.Struct, frozen=True):
 class EchoRoutes:
     """The route that echoes."""
 
-    def __init__(self, tokens: Tokens, most: int, clock: Callable[[], float]) -> None:
-        self._tokens = tokens
-        self._most = most
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._tokens = parts.predictions.tokens
+        self._most = parts.settings.max_body_bytes
+        self._clock = parts.runtime.clock
 
     def _prove(self, request: Request) -> None:
         about(request.scope, provider="echo")

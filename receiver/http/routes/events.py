@@ -11,13 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from receiver.http.declare import PageSize, Position, PredictionId, get
-from receiver.http.live import PREFIX, LiveStream, StreamFilter
+from receiver.http.live import PREFIX, StreamFilter
+from receiver.http.parts import Parts
 from receiver.model.answers import Page
 from receiver.model.errors import StoreUnavailable
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Status
 from receiver.providers import NAMES
-from receiver.store.changes import ChangeLog, StatusChange
+from receiver.store.changes import StatusChange
 
 _MOST_LOOKED_AT: Final = 2000
 """Events that one request looks through; a page may hold fewer than its limit."""
@@ -77,9 +78,9 @@ class EventRoutes:
     `metadata.NAME=VALUE` selects predictions whose metadata has this text, or value as JSON.
     """
 
-    def __init__(self, changes: ChangeLog, live: LiveStream) -> None:
-        self._changes = changes
-        self._live = live
+    def __init__(self, parts: Parts) -> None:
+        self._changes = parts.store.changes
+        self._live = parts.live
 
     @get(
         "/v1/events",
@@ -119,7 +120,7 @@ class EventRoutes:
             prediction=query.prediction,
             deliveries=query.deliveries == "true",
         )
-        begins = int(headers.last) if headers.last else await self._live.now()
+        begins = int(headers.last) if headers.last else await self._changes.end()
         sent = {**_HEADERS, "Last-Event-ID": str(begins)}
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=sent)

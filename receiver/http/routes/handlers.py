@@ -6,14 +6,12 @@ from typing import Final
 
 import structlog
 
-from receiver.deliveries.facade import Deliveries
 from receiver.http.declare import HandlerName, get, post
+from receiver.http.parts import Parts
 from receiver.model.answers import HandlerState, Page
 from receiver.model.errors import Problem
 from receiver.model.values import utc
-from receiver.observability.runtime import Runtime
 from receiver.store.breakers import BreakerState
-from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
 
@@ -23,15 +21,13 @@ _MISSING: Final = "no such handler; `receiver handlers` names them"
 class HandlerRoutes:
     """The routes about handlers."""
 
-    def __init__(
-        self, store: Store, deliveries: Deliveries, runtime: Runtime, *, counts_few: bool = False
-    ) -> None:
+    def __init__(self, parts: Parts, *, counts_few: bool = False) -> None:
         self._counts_few = counts_few
-        self._breakers = store.breakers
-        self._store = store.deliveries
-        self._registry = deliveries.registry
-        self._worker = deliveries.worker
-        self._clock = runtime.clock
+        self._breakers = parts.store.breakers
+        self._store = parts.store.deliveries
+        self._registry = parts.deliveries.registry
+        self._worker = parts.deliveries.worker
+        self._clock = parts.runtime.clock
 
     @get("/v1/handlers", "all handlers there are")
     async def list_handlers(self) -> Page[HandlerState]:

@@ -5,11 +5,9 @@ Google's Cloud Run reserves paths that end in z.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from receiver.http.declare import get
+from receiver.http.parts import Parts
 from receiver.model.answers import Health, Readiness
-from receiver.store.facade import Store
 
 
 class AliveRoutes:
@@ -35,15 +33,8 @@ class AliveRoutes:
 class ReadyRoutes:
     """The readiness route: whether the receiver can do its work."""
 
-    def __init__(
-        self,
-        store: Store,
-        locked: Callable[[], list[str]],
-        clock: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._locked = locked
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     @get("/readyz", "it does", problems=["unavailable"], is_open=True)
     async def ready(self) -> Readiness:
@@ -52,8 +43,8 @@ class ReadyRoutes:
         503 while it does not: then callbacks are answered 503 too, and providers repeat them.
         Providers that have locked our account are named; the answer is still 200.
         """
-        await self._store.try_write(self._clock())
-        return Readiness(locked=self._locked())
+        await self._parts.store.try_write(self._parts.runtime.clock())
+        return Readiness(locked=self._parts.predictions.locked())
 
     @get("/ready", "it does", problems=["unavailable"], is_open=True)
     async def ready_too(self) -> Readiness:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Final
 
@@ -12,11 +11,12 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from starlette.responses import Response
 
 from receiver.http.declare import get
+from receiver.http.parts import Parts
 from receiver.model.errors import StoreUnavailable
-from receiver.observability.events import Telemetry
 from receiver.observability.metrics import CONTENT_TYPE, gauge
-from receiver.predictions.costs import Spending
-from receiver.store.backlog import Backlog, BacklogReader
+from receiver.predictions.costs import Spending, read_spending
+from receiver.providers import NAMES
+from receiver.store.backlog import Backlog
 
 _FRESH: Final = 1.0
 """Seconds for which one page is returned to all callers, as the route needs no key."""
@@ -29,26 +29,12 @@ _PATIENCE: Final = 3.0
 class MetricsPage:
     """The page of metrics, made once a second at most, for all callers."""
 
-    def __init__(
-        self,
-        telemetry: Telemetry,
-        backlog: BacklogReader,
-        spending: Callable[[], Awaitable[Spending]],
-        *,
-        providers: Sequence[str],
-        handlers: Sequence[str],
-        locked: Callable[[], Sequence[str]],
-        streams: Mapping[str, Callable[[], Awaitable[bool]]],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._telemetry = telemetry
-        self._backlog = backlog
-        self._spending = spending
-        self._providers = providers
-        self._handlers = handlers
-        self._locked = locked
-        self._streams = streams
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._predictions = parts.predictions
+        self._registry = parts.deliveries.registry
+        self._telemetry = parts.runtime.telemetry
+        self._clock = parts.runtime.clock
         self._made: asyncio.Task[bytes] | None = None
         self._stale_at = 0.0
 
@@ -73,9 +59,10 @@ class MetricsPage:
         depth, connected, spending = None, None, None
         try:
             async with asyncio.timeout(_PATIENCE):
-                depth = await self._backlog.depth(self._providers)
-                spending = await self._spending()
-                connected = {name: await look() for name, look in self._streams.items()}
+                depth = await self._store.backlog.depth(NAMES)
+                spending = await read_spending(self._store, self._predictions.limits, self._clock())
+                streams = self._predictions.streams.items()
+                connected = {name: await each.any_at_work() for name, each in streams}
         except (StoreUnavailable, TimeoutError):
             pass  # the page reports this, and has the metrics of this process
         gauges = list(self._gauges(depth, connected, spending))
@@ -99,12 +86,12 @@ class MetricsPage:
             (),
             {(): available},
         )
-        locked = self._locked()
+        locked = self._predictions.locked()
         yield gauge(
             "receiver_provider_locked",
             "Whether a provider has locked our account, so that its submits wait.",
             ("provider",),
-            {(name,): name in locked for name in self._providers},
+            {(name,): name in locked for name in NAMES},
         )
         if connected is not None:
             yield gauge(
@@ -123,13 +110,13 @@ class MetricsPage:
             "receiver_cost_today_dollars",
             "What predictions cost that have ended today (UTC), as far as it is known.",
             ("provider",),
-            {(name,): spending.today.get(name, 0.0) for name in self._providers},
+            {(name,): spending.today.get(name, 0.0) for name in NAMES},
         )
         yield gauge(
             "receiver_cost_unknown_today",
             "Predictions that have ended today, whose cost is not known.",
             ("provider",),
-            {(name,): spending.unknown.get(name, 0) for name in self._providers},
+            {(name,): spending.unknown.get(name, 0) for name in NAMES},
         )
         yield gauge(
             "receiver_budget_used_ratio",
@@ -139,7 +126,9 @@ class MetricsPage:
         )
 
     def _depths(self, depth: Backlog) -> Iterator[GaugeMetricFamily]:
-        handlers = sorted({*self._handlers, *(name for name, _ in depth.pending), *depth.held})
+        handlers = sorted(
+            {*self._registry.handlers, *(name for name, _ in depth.pending), *depth.held}
+        )
         pending = {(name, state): 0 for name in handlers for state in ("pending", "running")}
         yield gauge(
             "receiver_deliveries_pending",

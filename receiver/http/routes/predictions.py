@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import structlog
 from starlette.requests import Request
 
-from receiver.deliveries.facade import Deliveries
+from receiver.deliveries.handlers import Facts
 from receiver.http.body import prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
@@ -24,6 +23,7 @@ from receiver.http.declare import (
     get,
     post,
 )
+from receiver.http.parts import Parts
 from receiver.http.request_log import about
 from receiver.http.selfstarting import CUT_OFF
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
@@ -31,12 +31,9 @@ from receiver.model.errors import Problem
 from receiver.model.requests import ModelName, SubmitFields, SubmitRequest
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Prediction, Status
-from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
-from receiver.predictions.service import PredictionService
 from receiver.store.breakers import BreakerState
 from receiver.store.erasure import Erased
-from receiver.store.facade import Store
 from receiver.store.predictions import PredictionFilter
 
 log = structlog.get_logger("receiver")
@@ -122,15 +119,12 @@ class ExplanationAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PredictionRoutes:
     """The routes about predictions."""
 
-    def __init__(
-        self, store: Store, service: PredictionService, deliveries: Deliveries, runtime: Runtime
-    ) -> None:
-        self._store = store
-        self._service = service
-        self._deliveries = deliveries
-        self._runtime = runtime
-        self.stopping = False
-        """Whether callers that wait for an outcome are answered at once, as we stop."""
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._service = parts.predictions.service
+        self._deliveries = parts.deliveries
+        self._runtime = parts.runtime
+        self._stopping = parts.stopping
 
     @post(
         "/v1/predictions",
@@ -159,29 +153,21 @@ class PredictionRoutes:
         read at any time.
         """
         with self._runtime.tracing.request(request, "/v1/predictions") as span:
-            reply = await self._submit(request, body, headers, span)
-            span.answered(reply.status)
-            return reply
-
-    async def _submit(
-        self, request: Request, body: Submission, headers: Submitting, span: Span
-    ) -> Reply[Prediction]:
-        check(body)
-        if body.reply_to is not None:
+            check(body)
             await self._deliveries.check_reply_to(body.reply_to)
-        wait = prefer_wait(headers.prefer or "")
-        prediction = await self._service.submit(
-            SubmitRequest(
-                **msgspec.structs.asdict(body),
-                key=key_of(headers.key),
-                caller=caller_of(request),
+            wait = prefer_wait(headers.prefer or "")
+            prediction = await self._service.submit(
+                SubmitRequest(
+                    **msgspec.structs.asdict(body),
+                    key=key_of(headers.key),
+                    caller=caller_of(request),
+                )
             )
-        )
-        # If nothing continues after the answer, the answer would cut off a blocking call.
-        is_async = self._service.begins and _ASYNC.search(headers.prefer or "")
-        if wait is None and body.mode == "sync" and not is_async:
-            wait = _SYNC_WAIT
-        return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
+            # If nothing continues after the answer, the answer would cut off a blocking call.
+            is_async = self._service.begins and _ASYNC.search(headers.prefer or "")
+            if wait is None and body.mode == "sync" and not is_async:
+                wait = _SYNC_WAIT
+            return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
 
     async def reply(
         self,
@@ -194,7 +180,9 @@ class PredictionRoutes:
         """Return the reply to a submit or an order, when it has ended or after `seconds`."""
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
-        return reply_with(await self._wait(prediction, seconds), seconds, location)
+        reply = reply_with(await self._wait(prediction, seconds), seconds, location)
+        span.answered(reply.status)
+        return reply
 
     @get(
         "/v1/predictions",
@@ -224,7 +212,7 @@ class PredictionRoutes:
 
         With `Prefer: wait=30` the answer waits for the outcome, 30 seconds at most.
         """
-        prediction = await self._prediction(id)
+        prediction = await self._service.read(id)
         return await self._wait(prediction, prefer_wait(headers.prefer or ""))
 
     @post(
@@ -252,7 +240,7 @@ class PredictionRoutes:
 
         Every handler that matches the event now runs again, including those registered since.
         """
-        await self._prediction(id)
+        await self._service.read(id)
         replayed = await self._deliveries.replay(id)
         if replayed.pending is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
@@ -277,7 +265,7 @@ class PredictionRoutes:
             raise Problem(*REFUSALS[erased])
         if erased == "erased":
             log.info("prediction.erased", prediction=id)
-        return await self._prediction(id)
+        return await self._service.read(id)
 
     @get(
         "/v1/predictions/{id}/explain",
@@ -298,22 +286,23 @@ class PredictionRoutes:
         has_ended = prediction.status in TERMINAL
         kind = query.type or (prediction.status if has_ended else "succeeded")
         event_type = msgspec.convert(f"prediction.{kind}", EventType)
+        event = Facts(
+            event_type,
+            prediction.provider,
+            prediction.model,
+            prediction.metadata,
+            prediction.reply_to,
+        )
         found = await self._store.deliveries.page(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
         breakers = await self._store.breakers.all()
         handlers = [
-            ExplainedHandler(
-                **asdict(explained),
+            msgspec.structs.replace(
+                explained,
                 held=breakers.get(explained.handler, BreakerState(explained.handler)).held,
                 delivery=deliveries.pop(explained.handler, None),
             )
-            for explained in self._deliveries.registry.explain(
-                event_type,
-                prediction.provider,
-                prediction.model,
-                prediction.metadata,
-                prediction.reply_to,
-            )
+            for explained in self._deliveries.registry.explain(event)
         ]
         gone = [
             ExplainedHandler(handler=name, runs=False, reason=GONE, after=(), delivery=delivery)
@@ -340,12 +329,6 @@ class PredictionRoutes:
         """
         return await self._service.details(provider, model)
 
-    async def _prediction(self, prediction_id: str) -> Prediction:
-        prediction = await self._store.predictions.get(prediction_id)
-        if prediction is None:
-            raise Problem(404, "not-found", _MISSING)
-        return prediction
-
     async def _wait(self, prediction: Prediction, seconds: float | None) -> Prediction:
         """Return a prediction when it has ended, or after `seconds`, or when we stop."""
         if seconds is None or prediction.status in TERMINAL:
@@ -356,7 +339,7 @@ class PredictionRoutes:
             while True:
                 news.clear()
                 found = await self._store.predictions.get(prediction.id) or prediction
-                if found.status in TERMINAL or self.stopping or loop.time() >= until:
+                if found.status in TERMINAL or self._stopping.is_set() or loop.time() >= until:
                     return found
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(until):

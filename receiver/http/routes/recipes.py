@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from receiver.deliveries.facade import Deliveries
 from receiver.http.body import prefer_wait
 from receiver.http.declare import BODY_PROBLEMS, Reply, get, post
+from receiver.http.parts import Parts
 from receiver.http.routes.predictions import (
     SENT,
     PredictionRoutes,
@@ -21,9 +21,6 @@ from receiver.http.routes.predictions import (
 from receiver.model.answers import OfferedRecipe, Page
 from receiver.model.requests import OrderRequest, ReplyTo
 from receiver.model.values import Prediction
-from receiver.observability.runtime import Runtime
-from receiver.observability.tracing import Span
-from receiver.predictions.orders import Orders
 
 RecipeName = Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]*$", max_length=32, examples=["imagine"])]
 Who = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -47,17 +44,11 @@ class OrderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RecipeRoutes:
     """The routes about recipes."""
 
-    def __init__(
-        self,
-        orders: Orders,
-        predictions: PredictionRoutes,
-        deliveries: Deliveries,
-        runtime: Runtime,
-    ) -> None:
-        self._orders = orders
-        self._predictions = predictions
-        self._deliveries = deliveries
-        self._runtime = runtime
+    def __init__(self, parts: Parts) -> None:
+        self._orders = parts.predictions.orders
+        self._predictions = PredictionRoutes(parts)
+        self._deliveries = parts.deliveries
+        self._runtime = parts.runtime
 
     @get("/v1/recipes", "all of them")
     async def list_recipes(self) -> Page[OfferedRecipe]:
@@ -97,23 +88,15 @@ class RecipeRoutes:
         a person and a place is the caller's own, and no allow list applies to it.
         """
         with self._runtime.tracing.request(request, "/v1/recipes/{name}") as span:
-            reply = await self._order(request, name, body, headers, span)
-            span.answered(reply.status)
-            return reply
-
-    async def _order(
-        self, request: Request, name: str, body: OrderBody, headers: Submitting, span: Span
-    ) -> Reply[Prediction]:
-        if body.reply_to is not None:
             await self._deliveries.check_reply_to(body.reply_to)
-        prediction = await self._orders.order(
-            OrderRequest(
-                recipe=name,
-                **msgspec.structs.asdict(body),
-                key=key_of(headers.key),
-                caller=caller_of(request),
+            prediction = await self._orders.order(
+                OrderRequest(
+                    recipe=name,
+                    **msgspec.structs.asdict(body),
+                    key=key_of(headers.key),
+                    caller=caller_of(request),
+                )
             )
-        )
-        wait = prefer_wait(headers.prefer or "")
-        location = f"../predictions/{prediction.id}"
-        return await self._predictions.reply(request, span, prediction, wait, location)
+            wait = prefer_wait(headers.prefer or "")
+            location = f"../predictions/{prediction.id}"
+            return await self._predictions.reply(request, span, prediction, wait, location)

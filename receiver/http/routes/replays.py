@@ -6,12 +6,11 @@ from typing import Final
 
 import msgspec
 
-from receiver.deliveries.replay import Replayer
 from receiver.http.declare import BODY_PROBLEMS, PageSize, ReplayId, Reply, get, post
+from receiver.http.parts import Parts
 from receiver.model.answers import Page, Replay, Selection
 from receiver.model.errors import Problem
 from receiver.providers import NAMES
-from receiver.store.replays import Replays
 
 _MISSING: Final = "no such replay"
 
@@ -27,9 +26,9 @@ class ReplaysAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ReplayRoutes:
     """The routes about replays in bulk."""
 
-    def __init__(self, store: Replays, replayer: Replayer) -> None:
-        self._store = store
-        self._replayer = replayer
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store.replays
+        self._replayer = parts.deliveries.replayer
 
     @post(
         "/v1/replays",
