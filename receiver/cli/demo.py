@@ -134,7 +134,7 @@ class _Stage:
     def submit(self) -> None:
         for provider, model, given, note in SEEDS:
             body = {"provider": provider, "model": model, "input": given}
-            self.notes[self.client.post("/v1/predictions", body)["id"]] = note
+            self.notes[self.client.send("predictions", body=body)["id"]] = note
 
     def chat(self) -> None:
         """Type a command in Slack."""
@@ -154,7 +154,7 @@ class _Stage:
         self.refused_forgery = answer.status_code == httpx.codes.UNAUTHORIZED
 
     def count_duplicates(self) -> None:
-        found = self.client.get("/v1/discarded?kind=duplicate&limit=100")["data"]
+        found = self.client.fetch("discarded", kind="duplicate", limit=100)["data"]
         self.duplicates = sum(row["times"] for row in found)
 
     def came_by(self) -> Counter[str]:
@@ -164,8 +164,8 @@ class _Stage:
 
     def look(self) -> bool:
         """Read predictions and deliveries from the API; return whether all have ended."""
-        self.predictions = self.client.get("/v1/predictions?limit=50")["data"][::-1]
-        rows = self.client.get("/v1/deliveries?limit=100")["data"]
+        self.predictions = self.client.fetch("predictions", limit=50)["data"][::-1]
+        rows = self.client.fetch("deliveries", limit=100)["data"]
         self.deliveries = {}
         for row in rows:
             self.deliveries.setdefault(row["prediction_id"], []).append(row)
@@ -347,6 +347,5 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
         )
         handlers = [*["save"] * _can_save(), "forward", "slack-in"]
         stack.enter_context(served(create_app(settings, handlers), sockets))
-        client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
-        stack.callback(client.close)
+        client = stack.enter_context(Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key}))
         yield _Stage(client, url, emulator, feed, sink)

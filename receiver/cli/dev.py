@@ -204,17 +204,14 @@ def _print_banner(lines: Sequence[tuple[str, str]]) -> None:
 def _try(settings: Settings, url: str) -> None:
     """Submit a first prediction to each provider that has a key."""
     key = development.with_secrets(settings).api_keys[0].reveal()
-    client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
     try:
-        for provider, declared in DECLARED.items():
-            if settings.providers[provider].key is not None:
-                given = {"prompt": f"a lighthouse, by {provider}"}
-                body = {"provider": provider, "model": declared.example, "input": given}
-                client.post("/v1/predictions", body)
+        with Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key}) as client:
+            for provider, declared in DECLARED.items():
+                if settings.providers[provider].key is not None:
+                    given = {"prompt": f"a lighthouse, by {provider}"}
+                    client.submit(provider, declared.example, given)
     except ReceiverError as error:
         log.warning("settings.warning", problem=f"nothing could be submitted: {error}")
-    finally:
-        client.close()
 
 
 # --- reloading ---

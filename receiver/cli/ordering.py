@@ -17,13 +17,13 @@ from receiver.predictions.recipes import find, recipe_of
 
 def book_of(client: Client) -> RecipeBook:
     """Return the recipes of a running receiver."""
-    page = msgspec.convert(client.get("/v1/recipes"), Page[OfferedRecipe])
+    page = msgspec.convert(client.fetch("recipes"), Page[OfferedRecipe])
     return RecipeBook(recipes={shown.name: recipe_of(shown) for shown in page.data})
 
 
 def listed(client: Client) -> Iterator[dict[str, Any]]:
     """Yield the recipes as rows of a table."""
-    for row in client.get("/v1/recipes")["data"]:
+    for row in client.fetch("recipes")["data"]:
         price = None if row["price"] is None else f"${row['price']:g}"
         yield {**row, "price": price, "options": " ".join(row["options"]["properties"])}
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 import typer
 
 from receiver.cli.client import Client
-from receiver.cli.lists import at
 from receiver.cli.output import print_line
 from receiver.cli.show import addresses
 from receiver.model.errors import ReceiverError
@@ -50,8 +49,8 @@ def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | No
         if status == first or status not in passed:
             passed.clear()  # the stream has reached the answer to the submit
 
-    client.wait(name, after, changed)
-    return client.get(at("predictions", name))
+    client.wait(name, after=after, changed=changed)
+    return client.fetch("predictions", name)
 
 
 def print_addresses(prediction: dict[str, Any]) -> None:
