@@ -55,11 +55,6 @@ class PageContext:
         return self.key is not None and self.key.use == "all"
 
     @property
-    def who(self) -> str:
-        """The name of the key, for the audit trail."""
-        return self.caller or "a key without a name"
-
-    @property
     def query(self) -> Mapping[str, str]:
         return self.request.query_params
 

@@ -57,16 +57,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {
-        "moment": moment,
-        "ago": ago,
-        "duration": duration,
-        "pretty": pretty,
-        "short": short,
-        "size": size,
-        "dollars": dollars,
-        "seconds_between": seconds_between,
-    }
+    for each in (moment, ago, duration, pretty, short, size, dollars, seconds_between):
+        made.filters[each.__name__] = each
     made.tests |= {"ended": lambda status: status in TERMINAL}
     return made
 

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from receiver.dashboard.cache import PictureCache
 from receiver.dashboard.context import UI, PageContext
 from receiver.dashboard.costs import CostPages
-from receiver.dashboard.declare import Declared, View, in_path, pages, wants_context
+from receiver.dashboard.declare import Declared, View, arguments, pages
 from receiver.dashboard.deliveries import DeliveryPages
 from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import Guard, SignedOut
@@ -107,20 +107,17 @@ class Site:
                 context = await self._context(request, declared)
             except SignedOut:
                 return _sign_in_first(request)
-            given: dict[str, Any] = in_path(request, method)
-            if wants_context(method):
-                given["context"] = context
             try:
+                given = arguments(method, context)
                 if declared.action:
-                    return await self._act(context, declared, method, given)
-                if not (declared.is_open or declared.is_part):
-                    context.place = await self._live.now()
-                found = await method(**given)
+                    found = await self._act(context, declared, method, given)
+                else:
+                    if not (declared.is_open or declared.is_part):
+                        context.place = await self._live.now()
+                    found = await method(**given)
             except (Problem, Limited, StoreUnavailable) as error:
                 return self._problem(request, error, context)
-            if isinstance(found, Response):
-                return found
-            return self._page(context, found)
+            return found if isinstance(found, Response) else self._page(context, found)
 
         return answer
 
@@ -140,8 +137,8 @@ class Site:
         declared: Declared,
         method: Callable[..., Awaitable[Any]],
         given: Mapping[str, Any],
-    ) -> Response:
-        """Run the action of a form, and redirect back."""
+    ) -> Response | View:
+        """Run the action of a form, and redirect back unless it returns an answer."""
         context.form = await self._guard.form(context.request)
         if declared.is_open:
             found = await method(**given)
@@ -150,10 +147,8 @@ class Site:
             found = await self._recorded(context, declared.action, target, partial(method, **given))
         else:
             raise Problem(403, "read-only", "this key may look, and nothing else")
-        if isinstance(found, Response):
+        if isinstance(found, Response | View):
             return found
-        if isinstance(found, View):
-            return self._page(context, found)
         path = found if isinstance(found, str) else context.form.get("back", "/")
         return RedirectResponse(context.back_to(path, declared.action), 303)
 
@@ -165,7 +160,7 @@ class Site:
         entry = AuditEntry(
             id=new_id("act", now),
             at=now,
-            who=context.who,
+            who=context.caller or "a key without a name",
             client=client_of(context.request.scope),
             action=action,
             target=target[:_LONGEST_TARGET],
