@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 
 from receiver.app import create_app, migrate
 from receiver.cli.client import Client
-from receiver.cli.emulating import EMULATOR, chats_of, emulated, environment
+from receiver.cli.emulating import EMULATOR, RECEIVER, chats_of, emulated, environment
 from receiver.cli.output import program
 from receiver.deliveries.importing import load, loaded_files, reload
 from receiver.deliveries.registry import Registry
@@ -45,7 +45,6 @@ _SETTLE: Final = 0.2
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
 _RECIPES: Final = Path(__file__).with_name("project") / "recipes.toml.txt"
 """The recipes for emulated providers if RECEIVER_RECIPES is not set."""
-_CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
 
 
 def serve(
@@ -184,7 +183,7 @@ def _submit(settings: Settings, url: str) -> str:
     on = [name for name in DECLARED if settings.providers[name].key is not None]
     if not on:
         return f"--emulate; or set one of {', '.join(each.key for each in DECLARED.values())}"
-    where = "" if url == _CLIENTS_DEFAULT else f"RECEIVER_URL={url} "
+    where = "" if url == RECEIVER else f"RECEIVER_URL={url} "
     what = f'{on[0]} {DECLARED[on[0]].example} prompt="a lighthouse"'
     return f"{where}{program()} submit {what} --wait"
 

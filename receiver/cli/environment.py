@@ -17,10 +17,9 @@ def read_env_file(*, dev: bool) -> None:
         os.environ.update(env_file.merged(os.environ))
 
 
-def environment(handlers: Sequence[str] | None = None, *, dev: bool) -> dict[str, str]:
-    """Return the environment, changed by the arguments."""
-    env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
-    return env | ({"RECEIVER_HANDLERS": ",".join(handlers)} if handlers else {})
+def environment(*, dev: bool) -> dict[str, str]:
+    """Return the environment, with RECEIVER_DEV if a command has --dev."""
+    return dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
 
 
 def settings(handlers: Sequence[str] | None = None, *, dev: bool) -> Settings:

@@ -11,7 +11,7 @@ from receiver.cli.client import Client
 from receiver.client import file
 from receiver.model.answers import OfferedRecipe, Page
 from receiver.model.recipes import Recipe, RecipeBook
-from receiver.predictions.commands import help_text, read_words, words_of
+from receiver.predictions.commands import read_words, words_of
 from receiver.predictions.recipes import find, recipe_of
 
 
@@ -26,11 +26,6 @@ def listed(client: Client) -> Iterator[dict[str, Any]]:
     for row in client.fetch("recipes")["data"]:
         price = None if row["price"] is None else f"${row['price']:g}"
         yield {**row, "price": price, "options": " ".join(row["options"]["properties"])}
-
-
-def explained(client: Client, name: str) -> str:
-    """Return a text that explains how to order by a recipe."""
-    return help_text(book_of(client), name)
 
 
 def options_of(client: Client, name: str, words: Sequence[str]) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def _submit(
 ) -> NoReturn:
     """Submit, print the prediction (with `wait` at its end), and exit: 1 if failed or canceled."""
     from receiver.cli import waiting
+    from receiver.cli.show import addresses
 
     place = None
     if wait:
@@ -134,8 +135,8 @@ def _submit(
     if wait:
         prediction = waiting.wait(client, prediction, place)
     print_value(prediction)
-    if wait:
-        waiting.print_addresses(prediction)
+    for address in addresses(prediction) if wait else ():
+        print_line(address, err=True)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 
@@ -147,10 +148,11 @@ def recipes(
 ) -> None:
     """List the recipes, or explain how to order by one."""
     from receiver.cli import ordering
+    from receiver.predictions.commands import help_text
 
     with connected() as client:
         if name is not None:
-            print_line(ordering.explained(client, name), lines=True)
+            print_line(help_text(ordering.book_of(client), name), lines=True)
         elif as_json:
             show_rows(client.fetch("recipes")["data"], as_json=True)
         else:

@@ -942,13 +942,13 @@ def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def test_doctor_command_prints_text_or_json_and_sets_the_exit_code(
     env: Env, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "a,b.py").write_text(
         "from receiver import on\nprint('loud')\n@on('*', name='mine')\ndef f(event): ...\n"
     )
     weak = {**env, "RECEIVER_SECRET_KEY": "a" * 32}
     with ThreadPoolExecutor() as threads:
-        plain = threads.submit(doctor, env, tmp_path, "mine.py")
-        strict = threads.submit(doctor, env, tmp_path, "mine.py", "--strict", "--json")
+        plain = threads.submit(doctor, env, tmp_path, "a,b.py")
+        strict = threads.submit(doctor, env, tmp_path, "a,b.py", "--strict", "--json")
         failed = threads.submit(doctor, weak, tmp_path, "--dev")
     ran = plain.result()
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -12,6 +12,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from typing import Final, TypeAlias
@@ -59,10 +60,17 @@ Check: TypeAlias = Callable[[], Findings | Awaitable[Findings]]
 
 
 async def examine(
-    env: Mapping[str, str], *, clock: Callable[[], float] = time.time
+    env: Mapping[str, str],
+    handlers: Sequence[str] | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """Run every check; return the findings in the order in which to fix them."""
+    """Run every check; return the findings in the order in which to fix them.
+
+    `handlers` are those given to the command, instead of RECEIVER_HANDLERS.
+    """
     settings, problems = Settings.parse(env)
+    settings = replace(settings, handlers=tuple(handlers) if handlers else settings.handlers)
     caller, more = Caller.parse(env)
     problems = list(dict.fromkeys([*problems, *more, *Listening.problems(env)]))
     verify = certifi_context() if check_tls(env) else None
@@ -143,13 +151,12 @@ async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]
     fix = "fix it: `receiver serve` would not start"
     # Only the first line, which names the place in the source; the next lines quote it.
     findings = [fail(text.partition("\n")[0], fix) for text in problems]
-    findings += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
-    findings += [
-        warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)
-    ]
-    findings += [
-        warn(problem, _ORDER) for problem in advice.nothing_to_order(settings, registry.handlers)
-    ]
+    for fix, found in (
+        (_CORRECT, registry.warnings(NAMES)),
+        (_KEEP, advice.short_lived(settings, registry.handlers)),
+        (_ORDER, advice.nothing_to_order(settings, registry.handlers)),
+    ):
+        findings += [warn(problem, fix) for problem in found]
     findings += check_pending(await database, registry)
     if not findings:
         findings = [ok(f"{', '.join(registry.handlers)}: loaded")]

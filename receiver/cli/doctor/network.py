@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.client.steps import PREFIX
 from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.tokens import Tokens
@@ -32,7 +33,6 @@ from receiver.settings import Caller, Settings, advice
 _PATIENCE: Final = 5.0
 """Time limit of one request, in seconds."""
 _LARGEST_ANSWER: Final = 1024 * 1024
-_PROBLEM: Final = "urn:receiver:problem:"
 _SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
 """A proxy that parses JSON and writes it again changes these bytes."""
 _LARGE: Final = 1536 * 1024
@@ -184,7 +184,7 @@ _REFUSALS: Final = {
 def _refused(answer: ProviderResponse) -> Trouble:
     """Return the trouble that an answer other than an echo shows."""
     kind = error_body(answer.body).get("type")
-    ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
+    ours = isinstance(kind, str) and kind.startswith(PREFIX)
     text = f"HTTP {answer.status}"
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
         where = answer.headers.get("location", "nowhere")[:200]
