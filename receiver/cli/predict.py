@@ -99,12 +99,12 @@ def order(
     headers = _keyed(key)
     from receiver.cli.ordering import options_of
 
-    about = {"person": person, "place": place}
     with connected() as client:
         body = {
             "options": options_of(client, recipe, words or ()),
             "metadata": metadata(of),
-            **{name: text for name, text in about.items() if text is not None},
+            "person": person,
+            "place": place,
         }
         _submit(client, ("recipes", recipe), body, headers, wait=wait)
 

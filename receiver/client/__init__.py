@@ -77,8 +77,6 @@ class Receiver(Operations):
     def close(self) -> None:
         self._http.close()
 
-    verify = staticmethod(verify)
-
     def run(self, steps: Steps[T]) -> T:
         """Execute the steps of one call, and return its result."""
         with closing(_Driver(self._http, self._sleep)) as driver:
@@ -133,8 +131,6 @@ class AsyncReceiver(Operations):
 
     async def close(self) -> None:
         await self._http.aclose()
-
-    verify = staticmethod(verify)
 
     async def run(self, steps: Steps[T]) -> T:
         """Execute the steps of one call, and return its result."""

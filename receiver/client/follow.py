@@ -90,6 +90,14 @@ class Frames:
                     yield Message(seq, kind, fields[b"data"])
 
 
+def open_stream(params: Mapping[str, str], after: int | str | None, silence: float) -> OpenStream:
+    """Return the step that opens the stream after a place; None: from now on."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    return OpenStream(
+        Request(method="GET", path=PATH, params=params, headers=headers, silence=silence)
+    )
+
+
 def follow(
     params: Mapping[str, str], after: int | None, told: Callable[[str], None], url: str
 ) -> Steps[NoReturn]:
@@ -99,22 +107,19 @@ def follow(
     408 and 429.
     """
     pause = pauses()
-    last = "" if after is None else str(after)
+    last: int | str | None = after
     while True:
-        headers = {"Last-Event-ID": last} if last else {}
         retry_after = 0
         try:
-            answer = yield OpenStream(
-                Request(method="GET", path=PATH, params=params, headers=headers, silence=SILENCE)
-            )
+            answer = yield open_stream(params, last, SILENCE)
             if answer.status == OK:
-                last = last or answer.headers.get("last-event-id", "")
+                last = answer.headers.get("last-event-id") if last is None else last
                 reason = "the receiver ended the stream"
                 frames = Frames()
                 while chunk := (yield ReadChunk()):
                     for message in frames.feed(chunk):
                         pause = pauses()
-                        last = str(message.seq)
+                        last = message.seq
                         if message.type != OPEN:
                             yield Emit(message)
             else:

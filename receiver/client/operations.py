@@ -17,10 +17,20 @@ import httpx
 import msgspec
 
 from receiver.client.declared import operation, stream
-from receiver.client.follow import ENDS, LONGEST_PLACE, OK, OPEN, PATH, Frames, Message, follow
+from receiver.client.follow import (
+    ENDS,
+    LONGEST_PLACE,
+    OK,
+    OPEN,
+    PATH,
+    Frames,
+    Message,
+    follow,
+    open_stream,
+)
+from receiver.client.signatures import verify
 from receiver.client.steps import (
     ClientError,
-    OpenStream,
     ReadChunk,
     Request,
     Steps,
@@ -69,6 +79,8 @@ class Operations:
 
     url: str
     _patience: float
+
+    verify = staticmethod(verify)
 
     # --- predictions ---
 
@@ -485,15 +497,7 @@ class Operations:
         """Watch the stream for the end of a prediction; return also whether there is a stream."""
         is_open = False
         try:
-            answer = yield OpenStream(
-                Request(
-                    method="GET",
-                    path=PATH,
-                    params={"prediction": prediction_id},
-                    headers={} if watch.after is None else {"Last-Event-ID": str(watch.after)},
-                    silence=_KEPT_ALIVE,
-                )
-            )
+            answer = yield open_stream({"prediction": prediction_id}, watch.after, _KEPT_ALIVE)
             frames = Frames()
             while answer.status == OK and (chunk := (yield ReadChunk())):
                 for message in frames.feed(chunk):
