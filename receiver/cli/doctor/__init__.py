@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 import httpx
@@ -26,7 +27,6 @@ from receiver.cli.doctor.database import (
     DatabaseState,
     check_backlog,
     check_clocks,
-    check_database,
     check_pending,
     inspect_database,
 )
@@ -90,7 +90,7 @@ async def examine(
         checks: list[tuple[str, Check]] = [
             ("settings", partial(check_settings, env, settings, problems)),
             ("secrets", partial(check_secrets, caller, settings)),
-            ("database", partial(_with_database, database, check_database, settings)),
+            ("database", partial(_with_database, database, attrgetter("findings"))),
             ("backlog", partial(_with_database, database, check_backlog)),
             ("receiver", partial(check_receiver, local_echoes, caller, settings, prober)),
             ("public url", partial(check_public_url, settings, broken, echoes, local_echoes)),
@@ -132,7 +132,9 @@ async def _bounded(name: str, check: Check) -> Findings:
 
 
 async def _inspect(settings: Settings, broken: Collection[str]) -> DatabaseState:
-    return None if "RECEIVER_DATABASE_URL" in broken else await inspect_database(settings)
+    if "RECEIVER_DATABASE_URL" in broken:  # as the settings' check reports
+        return DatabaseState()
+    return await inspect_database(settings)
 
 
 async def _echo_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | None] | None:
