@@ -38,10 +38,10 @@ log = structlog.get_logger("receiver")
 
 _PICTURE: Final = 0.8
 """Seconds that an emulated picture takes."""
-_CHECK_INTERVAL_MS: Final = 1000
-"""Milliseconds between two checks of the files; mostly the system reports a change earlier."""
+_CHECK_INTERVAL: Final = 0.5
+"""Seconds between two checks of the files."""
 _SETTLE: Final = 0.2
-"""Seconds to wait for a missing file, which an editor may be replacing."""
+"""Seconds from a change to the reload, as an editor may still be writing or replacing files."""
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
 _RECIPES: Final = Path(__file__).with_name("project") / "recipes.toml.txt"
 """The recipes for emulated providers if RECEIVER_RECIPES is not set."""
@@ -77,8 +77,7 @@ def serve(
             os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
             settings = _among_emulated(settings, url, emulator)
         logs.configure(settings.log_format, settings.log_level)
-        for name in ("uvicorn", "watchfiles"):  # our log and the banner contain it
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our log and the banner contain it
         registry = load(settings.handlers)  # first, so that a wrong name creates no database
         app = create_app(settings, registry.all(), dispatch=dispatch)
         asyncio.run(migrate(settings))
@@ -233,36 +232,15 @@ class _Watch:
 
     async def run(self) -> None:
         while True:
-            try:
-                await self._changed()
-            except (OSError, RuntimeError):  # for example, too many watched folders
-                await asyncio.sleep(_CHECK_INTERVAL_MS / 1000)
-            if None in self._stamps().values():
-                await asyncio.sleep(_SETTLE)
+            await asyncio.sleep(_CHECK_INTERVAL)
+            if self._stamps() == self._seen:
+                continue
+            await asyncio.sleep(_SETTLE)
             before = self._stamps()
-            if before != self._seen:
-                await self._reload()
-                # A file that changed during the reload is reloaded in the next round.
-                after = self._stamps()
-                self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
-
-    async def _changed(self) -> None:
-        """Wait until a file differs from its entry in `_seen`."""
-        from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
-
-        folders = {place.parent for file in self._seen for place in (file, file.resolve())}
-        async for _ in awatch(
-            *(folder for folder in folders if folder.is_dir()),
-            watch_filter=lambda _, path: path.endswith(".py") or Path(path) in files_read,
-            recursive=False,
-            step=50,
-            debounce=200,
-            rust_timeout=_CHECK_INTERVAL_MS,
-            yield_on_timeout=True,
-            raise_interrupt=False,
-        ):
-            if self._stamps() != self._seen:
-                return
+            await self._reload()
+            # A file that changed during the reload is reloaded in the next round.
+            after = self._stamps()
+            self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
 
     async def _reload(self) -> None:
         try:
