@@ -20,7 +20,7 @@ from receiver.dashboard.costs import CostPages
 from receiver.dashboard.declare import Declared, View, arguments, pages
 from receiver.dashboard.deliveries import DeliveryPages
 from receiver.dashboard.facades import Facades
-from receiver.dashboard.guard import Guard, SignedOut
+from receiver.dashboard.guard import Guard, Session, SignedOut
 from receiver.dashboard.handlers import HandlerPages
 from receiver.dashboard.live import LivePage
 from receiver.dashboard.overview import OverviewPage
@@ -103,13 +103,15 @@ class Site:
 
     def _answering(self, declared: Declared, method: Callable[..., Awaitable[Any]]) -> Answer:
         async def answer(request: Request) -> Response:
+            session = self._guard.session(request)
             try:
-                context = await self._context(request, declared)
+                context = self._context(request, session, declared)
             except SignedOut:
                 return _sign_in_first(request)
             try:
                 given = arguments(method, context)
                 if declared.action:
+                    context.form = await self._guard.form(request, session)
                     found = await self._act(context, declared, method, given)
                 else:
                     if not (declared.is_open or declared.is_part):
@@ -121,12 +123,11 @@ class Site:
 
         return answer
 
-    async def _context(self, request: Request, declared: Declared) -> PageContext:
-        session = self._guard.begin(request)
+    def _context(self, request: Request, session: Session, declared: Declared) -> PageContext:
         token = self._guard.token(session)
         key = None
         if not declared.is_open:
-            key = self._guard.key(request)
+            key = self._guard.key(session)
             if not declared.is_part:
                 self._guard.charge(request)
         return PageContext(request, self._clock(), key, session, token)
@@ -139,7 +140,6 @@ class Site:
         given: Mapping[str, Any],
     ) -> Response | View:
         """Run the action of a form, and redirect back unless it returns an answer."""
-        context.form = await self._guard.form(context.request)
         if declared.is_open:
             found = await method(**given)
         elif context.may_act:
