@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from receiver.app import create_app, migrate
 from receiver.cli.client import Client
 from receiver.cli.emulating import EMULATOR, RECEIVER, chats_of, emulated, environment
+from receiver.cli.environment import settings as read_settings
 from receiver.cli.output import program
 from receiver.deliveries.importing import load, loaded_files, reload
 from receiver.deliveries.registry import Registry
@@ -64,20 +65,18 @@ def serve(
     """
     if dev or emulate:
         os.environ["RECEIVER_DEV"] = "1"
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our log and the banner contain it
     sys.dont_write_bytecode = True  # stale for a file that is edited twice in a second
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(host, port))
         url, emulator = url_of(sockets[0]), ""
-        settings = Settings.read(os.environ)
-        settings = replace(settings, handlers=tuple(handlers) or settings.handlers)
+        settings = read_settings(handlers, dev=dev or emulate)
         if emulate:
             if not os.environ.get("RECEIVER_RECIPES", "").strip():
                 os.environ["RECEIVER_RECIPES"] = str(_RECIPES)
             emulator = stack.enter_context(emulated(_PICTURE, url))
             os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
             settings = _among_emulated(settings, url, emulator)
-        logs.configure(settings.log_format, settings.log_level)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our log and the banner contain it
         registry = load(settings.handlers)  # first, so that a wrong name creates no database
         app = create_app(settings, registry.all(), dispatch=dispatch)
         asyncio.run(migrate(settings))

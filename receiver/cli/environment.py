@@ -34,8 +34,7 @@ def settings(handlers: Sequence[str] | None = None, *, dev: bool) -> Settings:
 
 def chat_settings(*, dev: bool) -> Settings:
     """Read the settings to set up chat platforms; raise ReceiverError without recipes."""
-    read_env_file(dev=dev)
-    settings = development.with_secrets(Settings.read(environment(dev=dev)))
-    if not settings.recipes.recipes:
+    found = development.with_secrets(settings(dev=dev))
+    if not found.recipes.recipes:
         raise ReceiverError("there are no recipes: RECEIVER_RECIPES names their file")
-    return settings
+    return found

@@ -111,7 +111,7 @@ def tail(
             help="Show attempts of handlers too; of these only new ones.",
         ),
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show live changes of predictions, events, and attempts of handlers.
 
