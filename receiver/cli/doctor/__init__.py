@@ -35,7 +35,6 @@ from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn, wors
 from receiver.cli.doctor.network import (
     Echoes,
     Prober,
-    Trouble,
     check_any_key,
     check_provider,
     check_public_url,
@@ -82,11 +81,10 @@ async def examine(
     ) as client:
         prober = Prober(client, clock)
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
-        keys = _secret_keys(settings)
-        echoes = Echoes(prober, Tokens(keys)) if keys else None
+        echoes = Echoes(prober, Tokens(_secret_keys(settings)))
         # Each is run once; several checks await its result.
         database = asyncio.create_task(_inspect(settings, broken))
-        local_echoes = asyncio.create_task(_echo_here(echoes, caller))
+        local_echoes = asyncio.create_task(echoes.by_each_key(caller.url))
         checks: list[tuple[str, Check]] = [
             ("settings", partial(check_settings, env, settings, problems)),
             ("secrets", partial(check_secrets, caller, settings)),
@@ -135,10 +133,6 @@ async def _inspect(settings: Settings, broken: Collection[str]) -> DatabaseState
     if "RECEIVER_DATABASE_URL" in broken:  # as the settings' check reports
         return DatabaseState()
     return await inspect_database(settings)
-
-
-async def _echo_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | None] | None:
-    return await echoes.by_each_key(caller.url) if echoes else None
 
 
 async def _with_database(

@@ -205,8 +205,8 @@ def _refused(answer: ProviderResponse) -> Trouble:
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
 
 
-EchoResults: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
-"""The result for each secret key, newest first; None if there is no key."""
+EchoResults: TypeAlias = Awaitable[Sequence[Trouble | None]]
+"""The result for each secret key, newest first."""
 
 
 async def check_receiver(
@@ -214,7 +214,7 @@ async def check_receiver(
 ) -> Findings:
     """Check the receiver at RECEIVER_URL; `here` is the result of its echoes."""
     troubles = await here
-    if troubles is None:
+    if not troubles:
         text = "not checked: without a secret key it cannot be recognised"
         return [warn(text, "set RECEIVER_SECRET_KEY")]
     findings = _troubles_of(troubles, settings)
@@ -290,7 +290,7 @@ def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Find
 
 
 async def check_public_url(
-    settings: Settings, broken: Collection[str], echoes: Echoes | None, here: EchoResults
+    settings: Settings, broken: Collection[str], echoes: Echoes, here: EchoResults
 ) -> Findings:
     """Check the URL of callbacks; `here` is the result at RECEIVER_URL."""
     if "RECEIVER_PUBLIC_URL" in broken:
@@ -305,10 +305,10 @@ async def check_public_url(
             )
         ]
     findings = [*_scheme(url, settings), *await _addresses(url, settings)]
-    if echoes is None:
-        return [*findings, warn("not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
-    if _is_absent(troubles) and all(await here or [None]):
+    if not troubles:
+        return [*findings, warn("not tried without a secret key", "set one first")]
+    if _is_absent(troubles) and all(await here):
         trouble = next(filter(None, troubles))
         text = f"{url} cannot be checked while no receiver runs: {trouble.says}"
         return [*findings, warn(text, "start it, then run the doctor again")]
