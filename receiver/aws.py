@@ -229,9 +229,10 @@ def _query(event: Event) -> str:
     return urlencode(many, doseq=True)
 
 
-_FUNCTION: Final = Function(
+handler: Final = Function(
     SelfStarting(create_app(Settings.read({"RECEIVER_MODE": "serverless", **os.environ})))
 )
+"""The entry point, which AWS calls with each event."""
 
 try:
     from snapshot_restore_py import (  # type: ignore[import-untyped]
@@ -241,10 +242,5 @@ try:
 except ModuleNotFoundError:  # AWS's own package, installed only where snapshots are taken
     pass
 else:
-    register_before_snapshot(_FUNCTION.close)
+    register_before_snapshot(handler.close)
     register_after_restore(random.seed)  # else copies of a snapshot would have equal backoffs
-
-
-def handler(event: Any, context: Any) -> Answer:
-    """Answer one invocation."""
-    return _FUNCTION(event, context)

@@ -279,6 +279,7 @@ def test_receiver_url_is_accepted_in_many_forms(text: str, url: str) -> None:
     [
         *(("RECEIVER_URL", text) for text in ("a.test:8000", "ftp://a.test", "http://", "hush")),
         *(("RECEIVER_URL", f"http://{rest}") for rest in ("me:hush@a.test", "a.test:x", "a b")),
+        *(("RECEIVER_URL", f"http://{host}") for host in ("999.1.1.1", "xn--a")),
         *(("RECEIVER_API_KEY", f"hush{end}") for end in ("\u00fc", "\n hush", "\x00", ",hush")),
         ("RECEIVER_API_KEY", "hush\udcff"),
     ],

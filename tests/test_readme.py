@@ -244,7 +244,7 @@ def test_block_languages_and_skipped_commands_are_known() -> None:
 
 @pytest.fixture(scope="module")
 def providers() -> Iterator[str]:
-    with emulated(0.1) as url:
+    with emulated(0.1, "http://localhost:8000") as url:
         yield url
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli.lists import at, change, connected, delivery_to_retry, show_list, whole_id
+from receiver.cli.lists import change, connected, delivery_to_retry, show_list, whole_id
 from receiver.cli.output import print_line, print_value
 from receiver.cli.program import panel
 from receiver.cli.replay import is_interactive, moment, replay_all
@@ -38,7 +38,7 @@ def retry(
     """Retry a dead or skipped delivery, or a pending one at once."""
     with connected() as client:
         name = delivery_to_retry(client, delivery_id, handler)
-        print_value(client.post(at("deliveries", name, "retry")))
+        print_value(client.send("deliveries", name, "retry"))
 
 
 @command()
@@ -93,21 +93,21 @@ def replays(
         show_list("replays", {}, limit, columns, as_json=as_json, wide=wide)
         return
     with connected() as client:
-        print_value(client.post(at("replays", whole_id(client, cancel, "rep"), "cancel")))
+        print_value(client.send("replays", whole_id(client, cancel, "rep"), "cancel"))
 
 
 @command()
 def pause(name: _HandlerName) -> None:
     """Pause a handler: no new attempt starts; its deliveries stay pending until `resume`."""
     with connected() as client:
-        print_value(client.post(at("handlers", name, "pause")))
+        print_value(client.send("handlers", name, "pause"))
 
 
 @command()
 def resume(name: _HandlerName) -> None:
     """Run a handler's deliveries again, after `pause` or after failures."""
     with connected() as client:
-        print_value(client.post(at("handlers", name, "resume")))
+        print_value(client.send("handlers", name, "resume"))
 
 
 @command()
@@ -119,8 +119,8 @@ def erase(prediction_id: Id, yes: Yes = False) -> None:
     with connected() as client:
         name = whole_id(client, prediction_id)
         if not yes and is_interactive():
-            prediction = client.get(at("predictions", name))
+            prediction = client.fetch("predictions", name)
             about = " ".join(str(prediction[word]) for word in ("id", "model", "status"))
             print_line(f"{about}: input, metadata and outputs will be gone for ever.", err=True)
             typer.confirm("Erase it?", abort=True)
-        print_value(client.post(at("predictions", name, "erase")))
+        print_value(client.send("predictions", name, "erase"))

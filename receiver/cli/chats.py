@@ -52,6 +52,17 @@ def of(env: Mapping[str, str], name: str) -> str:
     return found.rstrip("/")
 
 
+def discord_application(env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the URL of our application in Discord's API, and the headers of its bot."""
+    url = f"{of(env, 'DISCORD_URL')}/applications/{of(env, 'DISCORD_APPLICATION')}"
+    return url, AGENT | {"authorization": f"Bot {of(env, 'DISCORD_TOKEN')}"}
+
+
+def telegram_bot(env: Mapping[str, str]) -> str:
+    """Return the URL of our bot in Telegram's API."""
+    return f"{of(env, 'TELEGRAM_URL')}/bot{of(env, 'TELEGRAM_TOKEN')}"
+
+
 def address(settings: Settings, platform: str) -> str:
     """Return the URL at which a platform calls us; raise ReceiverError without a public URL."""
     if not settings.public_url:
@@ -157,24 +168,18 @@ def show_manifest(name: str, *, dev: bool) -> str:
 
 def register_in_discord(guild: str, *, dev: bool) -> str:
     """Replace the commands of one server (`guild`) or of all; return a summary."""
-    settings, env = chat_settings(dev=dev), os.environ
-    application, url = of(env, "DISCORD_APPLICATION"), address(settings, "discord")
+    settings = chat_settings(dev=dev)
+    url, (application, bot) = address(settings, "discord"), discord_application(os.environ)
     where = f"/guilds/{guild}" if guild else ""
-    _send(
-        "PUT",
-        f"{of(env, 'DISCORD_URL')}/applications/{application}{where}/commands",
-        discord_commands(settings.recipes),
-        AGENT | {"authorization": f"Bot {of(env, 'DISCORD_TOKEN')}"},
-    )
+    _send("PUT", f"{application}{where}/commands", discord_commands(settings.recipes), bot)
     names = ", ".join(f"/{name}" for name in settings.recipes.recipes) or "none"
     return f"commands: {names}\nInteractions Endpoint URL: {url}"
 
 
 def set_telegram_up(*, poll: bool, dev: bool) -> str:
     """Set the menu of commands, and set or (`poll`) remove the webhook; return a summary."""
-    settings, env = chat_settings(dev=dev), os.environ
-    token = of(env, "TELEGRAM_TOKEN")
-    bot = f"{of(env, 'TELEGRAM_URL')}/bot{token}"
+    settings, bot = chat_settings(dev=dev), telegram_bot(os.environ)
+    token = of(os.environ, "TELEGRAM_TOKEN")
     url = "" if poll else address(settings, "telegram")
     commands = telegram_commands(settings.recipes)
     _send("POST", f"{bot}/setMyCommands", {"commands": commands}, token=token)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
-from receiver.client import ClientError, Message, Receiver
+from receiver.client import ClientError, Receiver
+from receiver.client.steps import Steps
 from receiver.model.errors import SettingsError
-from receiver.model.values import Status
 from receiver.settings import Caller
 from receiver.settings.development import find_api_key
 from receiver.settings.proxies import is_loopback
@@ -19,12 +20,14 @@ from receiver.settings.tls import trusted
 
 __all__ = ["Client", "ClientError"]
 
+T = TypeVar("T")
+
 _NO_RETRIES: Final = 0.0
 """Seconds for retries: none, so that a command reports a missing receiver at once."""
 
 
-class Client:
-    """A client of a running receiver: `get` and `post` return decoded JSON or raise ClientError.
+class Client(Receiver):
+    """A client of a running receiver, whose errors have hints for users of the command line.
 
     Creating one may raise SettingsError.
     """
@@ -37,53 +40,42 @@ class Client:
     ) -> None:
         caller = Caller.read(env)
         self._way = caller.way
-        try:
-            host = httpx.URL(caller.url).host
-        except httpx.InvalidURL as error:
-            raise SettingsError([f"RECEIVER_URL: {error}"]) from error
         key = caller.key.reveal() if caller.key else None
         self._hint = "RECEIVER_API_KEY is not one of its RECEIVER_API_KEYS"
         if not key:
             self._hint = "set RECEIVER_API_KEY; for a receiver with --dev, run this in its folder"
-        if not key and is_loopback(host):
+        if not key and is_loopback(urlsplit(caller.url).hostname or ""):
             key = find_api_key(env)
-        self._receiver = Receiver(
-            caller.url,
-            key,
-            patience=_NO_RETRIES,
-            transport=transport,
-            sleep=sleep,
-            verify=trusted(),
-            proxy=caller.proxy,
-            trust_env=False,
-        )
+        try:
+            super().__init__(
+                caller.url,
+                key,
+                patience=_NO_RETRIES,
+                transport=transport,
+                sleep=sleep,
+                verify=trusted(),
+                proxy=caller.proxy,
+                trust_env=False,
+            )
+        except ClientError as error:
+            raise SettingsError([f"RECEIVER_URL: {error}"]) from error
 
-    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
+    def fetch(self, *parts: str, **params: Any) -> Any:
+        """Return the JSON at a path of /v1; parameters that are None are left out."""
+        given = urlencode({name: value for name, value in params.items() if value is not None})
+        return self.call("GET", _path(parts) + (given and f"?{given}"))
+
+    def send(self, *parts: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        """Post to a path of /v1; return the JSON of the answer."""
+        return self.call("POST", _path(parts), body, headers)
+
+    def run(self, steps: Steps[T]) -> T:
         with self._hinting():
-            return self._receiver.call("GET", path, headers=headers)
+            return super().run(steps)
 
-    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def iterate(self, steps: Steps[Any]) -> Iterator[Any]:
         with self._hinting():
-            return self._receiver.call("POST", path, body, headers)
-
-    def follow(self, after: int | None, **wanted: Any) -> Iterator[Message]:
-        """Yield every message of the live stream, as `Receiver.changes` does."""
-        with self._hinting():
-            yield from self._receiver.changes(after, **wanted)
-
-    def place(self) -> int | None:
-        """Return the current place of the live stream, or None if the stream is not available."""
-        with suppress(ClientError):
-            return self._receiver.place()
-        return None
-
-    def wait(self, name: str, after: int | None, changed: Callable[[Status], None]) -> None:
-        """Wait until a prediction ends; call `changed` with each status after the place `after`."""
-        with self._hinting():
-            self._receiver.wait(name, after=after, changed=changed)
-
-    def close(self) -> None:
-        self._receiver.close()
+            yield from super().iterate(steps)
 
     @contextmanager
     def _hinting(self) -> Iterator[None]:
@@ -105,3 +97,7 @@ class Client:
         if error.type == "no-receiver" and " redirects to " in error.detail:
             return f"{error.detail}, so set RECEIVER_URL"
         return None
+
+
+def _path(parts: tuple[str, ...]) -> str:
+    return "/".join(("/v1", *(quote(part, safe="") for part in parts)))

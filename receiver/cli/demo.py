@@ -16,8 +16,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +40,7 @@ from receiver.cli.client import Client
 from receiver.cli.emulating import emulated, environment, served
 from receiver.cli.init import next_commands
 from receiver.cli.output import program
+from receiver.cli.show import since
 from receiver.cli.tables import STATES
 from receiver.emulator import chat_settings_for
 from receiver.http.listening import listening, url_of
@@ -107,16 +108,15 @@ def run(folder: str | None, seconds: float, console: Console | None = None) -> i
     """Run the demo; return the exit code: 0 if every prediction and delivery ended in time."""
     console = console or Console()
     home = Path(folder or tempfile.mkdtemp(prefix="receiver-demo-"))
-    with ExitStack() as stack:
-        stage = stack.enter_context(_stage(home, seconds))
+    with _stage(home, seconds) as stage:
         with Live(console=console, refresh_per_second=10, transient=False) as screen:
             done = _play(stage, screen)
-    _print_summary(console, home, stage, done=done)
+        _print_summary(console, home, stage, done=done)
     return 0 if done else 1
 
 
 class _Stage:
-    """The state that the screen shows: predictions, their deliveries, the feed and counts."""
+    """The state that the screen shows: predictions, their deliveries and the feed."""
 
     def __init__(self, client: Client, url: str, emulator: str, feed: _Feed, sink: _Sink) -> None:
         self.client = client
@@ -125,37 +125,34 @@ class _Stage:
         self.feed = feed
         self.sink = sink
         self.notes: dict[str, str] = {}
-        self.refused_forgery = False
-        self.duplicates = 0
-        self.in_chat = 0
         self.predictions: list[Any] = []
-        self.deliveries: dict[str, list[Any]] = {}
+        self.deliveries: list[Any] = []
 
     def submit(self) -> None:
         for provider, model, given, note in SEEDS:
             body = {"provider": provider, "model": model, "input": given}
-            self.notes[self.client.post("/v1/predictions", body)["id"]] = note
+            self.notes[self.client.send("predictions", body=body)["id"]] = note
 
     def chat(self) -> None:
         """Type a command in Slack."""
         body = {"text": _CHAT, "person": "U1", "place": "C1"}
         httpx.post(f"{self._chat}/say", json=body, trust_env=False)
 
-    def count_in_chat(self) -> None:
-        """Count the pictures that are shown in Slack."""
+    def count_in_chat(self) -> int:
+        """Return how many pictures are shown in Slack."""
         answer = httpx.get(self._chat, trust_env=False)
         shown = msgspec.json.decode(answer.content)["messages"]
-        self.in_chat = sum(len(message["files"]) for message in shown)
+        return sum(len(message["files"]) for message in shown)
 
-    def forge(self) -> None:
-        """Send a forged callback: with a guessed token, and without a signature."""
+    def refuses_forgery(self) -> bool:
+        """Send a forged callback, with a guessed token and unsigned; return whether it failed."""
         forged = {"request_id": "guessed", "status": "OK", "payload": {"images": []}}
         answer = httpx.post(f"{self.url}/webhooks/fal/guessed", json=forged, trust_env=False)
-        self.refused_forgery = answer.status_code == httpx.codes.UNAUTHORIZED
+        return answer.status_code == httpx.codes.UNAUTHORIZED
 
-    def count_duplicates(self) -> None:
-        found = self.client.get("/v1/discarded?kind=duplicate&limit=100")["data"]
-        self.duplicates = sum(row["times"] for row in found)
+    def count_duplicates(self) -> int:
+        found = self.client.fetch("discarded", kind="duplicate", limit=100)["data"]
+        return sum(row["times"] for row in found)
 
     def came_by(self) -> Counter[str]:
         """Count the outcomes by their proof."""
@@ -164,13 +161,10 @@ class _Stage:
 
     def look(self) -> bool:
         """Read predictions and deliveries from the API; return whether all have ended."""
-        self.predictions = self.client.get("/v1/predictions?limit=50")["data"][::-1]
-        rows = self.client.get("/v1/deliveries?limit=100")["data"]
-        self.deliveries = {}
-        for row in rows:
-            self.deliveries.setdefault(row["prediction_id"], []).append(row)
+        self.predictions = self.client.fetch("predictions", limit=50)["data"][::-1]
+        self.deliveries = self.client.fetch("deliveries", limit=100)["data"]
         ended = [p for p in self.predictions if p["completed_at"] is not None]
-        return len(ended) == len(SEEDS) + 1 and all(row["ended_at"] for row in rows)
+        return len(ended) == len(SEEDS) + 1 and all(row["ended_at"] for row in self.deliveries)
 
     def draw(self) -> Group:
         table = Table(expand=True, box=None, header_style="dim")
@@ -187,14 +181,13 @@ class _Stage:
         if note:
             prompt.append(f"  ({note})", style="dim")
         status = prediction["status"]
-        deliveries = sorted(
-            self.deliveries.get(prediction["id"], []), key=lambda row: str(row["handler"])
-        )
         handlers = Text(" ").join(
             Text(f"{_MARKS.get(row['state'], '…')} {row['handler']}", STATES.get(row["state"], ""))
-            for row in deliveries
+            for row in sorted(self.deliveries, key=itemgetter("handler"))
+            if row["prediction_id"] == prediction["id"]
         )
-        came_by = f"{prediction['channel'] or ''} {_after(prediction)}"
+        took = since(prediction["submitted_at"], prediction["completed_at"])
+        came_by = f"{prediction['channel'] or ''} {took.removeprefix('+')}"
         return [
             Text(prediction["provider"], style="bold"),
             prompt,
@@ -204,26 +197,14 @@ class _Stage:
         ]
 
 
-def _after(prediction: Mapping[str, Any]) -> str:
-    if prediction["completed_at"] is None or prediction["submitted_at"] is None:
-        return ""
-    first, last = (
-        datetime.fromisoformat(prediction[name]) for name in ("submitted_at", "completed_at")
-    )
-    return f"{(last - first).total_seconds():.1f} s"
-
-
 def _play(stage: _Stage, screen: Live) -> bool:
     stage.submit()
     stage.chat()
-    stage.forge()
     ends = time.monotonic() + _PATIENCE
     while time.monotonic() < ends:
         done = stage.look()
         screen.update(stage.draw())
         if done:
-            stage.count_duplicates()
-            stage.count_in_chat()
             return True
         threading.Event().wait(0.1)
     return False
@@ -246,12 +227,13 @@ def _print_summary(console: Console, home: Path, stage: _Stage, *, done: bool) -
     for proof, count in stage.came_by().most_common():
         console.print(f"  {count} proved by {proof}")
     console.print(
-        f"  {stage.duplicates} duplicates recorded, which changed nothing; a forged callback was "
-        + ("refused" if stage.refused_forgery else "[red]not refused[/]")
+        f"  {stage.count_duplicates()} duplicates recorded, which changed nothing; "
+        "a forged callback was " + ("refused" if stage.refuses_forgery() else "[red]not refused[/]")
     )
+    in_chat = stage.count_in_chat()
     console.print(
         f"  in Slack, emulated too, {_CHAT!r} was answered at once, and then by "
-        + ("its picture" if stage.in_chat == 1 else f"[red]{stage.in_chat} pictures[/]")
+        + ("its picture" if in_chat == 1 else f"[red]{in_chat} pictures[/]")
     )
     if not _can_save():
         console.print("To save pictures too: pip install 'prediction-receiver\\[storage]'")
@@ -347,6 +329,5 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
         )
         handlers = [*["save"] * _can_save(), "forward", "slack-in"]
         stack.enter_context(served(create_app(settings, handlers), sockets))
-        client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
-        stack.callback(client.close)
+        client = stack.enter_context(Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key}))
         yield _Stage(client, url, emulator, feed, sink)

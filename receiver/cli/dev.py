@@ -20,7 +20,8 @@ from starlette.applications import Starlette
 
 from receiver.app import create_app, migrate
 from receiver.cli.client import Client
-from receiver.cli.emulating import EMULATOR, chats_of, emulated, environment
+from receiver.cli.emulating import EMULATOR, RECEIVER, chats_of, emulated, environment
+from receiver.cli.environment import settings as read_settings
 from receiver.cli.output import program
 from receiver.deliveries.importing import load, loaded_files, reload
 from receiver.deliveries.registry import Registry
@@ -38,14 +39,13 @@ log = structlog.get_logger("receiver")
 
 _PICTURE: Final = 0.8
 """Seconds that an emulated picture takes."""
-_CHECK_INTERVAL_MS: Final = 1000
-"""Milliseconds between two checks of the files; mostly the system reports a change earlier."""
+_CHECK_INTERVAL: Final = 0.5
+"""Seconds between two checks of the files."""
 _SETTLE: Final = 0.2
-"""Seconds to wait for a missing file, which an editor may be replacing."""
+"""Seconds from a change to the reload, as an editor may still be writing or replacing files."""
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
 _RECIPES: Final = Path(__file__).with_name("project") / "recipes.toml.txt"
 """The recipes for emulated providers if RECEIVER_RECIPES is not set."""
-_CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
 
 
 def serve(
@@ -65,21 +65,18 @@ def serve(
     """
     if dev or emulate:
         os.environ["RECEIVER_DEV"] = "1"
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our log and the banner contain it
     sys.dont_write_bytecode = True  # stale for a file that is edited twice in a second
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(host, port))
         url, emulator = url_of(sockets[0]), ""
-        settings = Settings.read(os.environ)
-        settings = replace(settings, handlers=tuple(handlers) or settings.handlers)
+        settings = read_settings(handlers, dev=dev or emulate)
         if emulate:
             if not os.environ.get("RECEIVER_RECIPES", "").strip():
                 os.environ["RECEIVER_RECIPES"] = str(_RECIPES)
             emulator = stack.enter_context(emulated(_PICTURE, url))
             os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
             settings = _among_emulated(settings, url, emulator)
-        logs.configure(settings.log_format, settings.log_level)
-        for name in ("uvicorn", "watchfiles"):  # our log and the banner contain it
-            logging.getLogger(name).setLevel(logging.WARNING)
         registry = load(settings.handlers)  # first, so that a wrong name creates no database
         app = create_app(settings, registry.all(), dispatch=dispatch)
         asyncio.run(migrate(settings))
@@ -184,7 +181,7 @@ def _submit(settings: Settings, url: str) -> str:
     on = [name for name in DECLARED if settings.providers[name].key is not None]
     if not on:
         return f"--emulate; or set one of {', '.join(each.key for each in DECLARED.values())}"
-    where = "" if url == _CLIENTS_DEFAULT else f"RECEIVER_URL={url} "
+    where = "" if url == RECEIVER else f"RECEIVER_URL={url} "
     what = f'{on[0]} {DECLARED[on[0]].example} prompt="a lighthouse"'
     return f"{where}{program()} submit {what} --wait"
 
@@ -204,17 +201,14 @@ def _print_banner(lines: Sequence[tuple[str, str]]) -> None:
 def _try(settings: Settings, url: str) -> None:
     """Submit a first prediction to each provider that has a key."""
     key = development.with_secrets(settings).api_keys[0].reveal()
-    client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
     try:
-        for provider, declared in DECLARED.items():
-            if settings.providers[provider].key is not None:
-                given = {"prompt": f"a lighthouse, by {provider}"}
-                body = {"provider": provider, "model": declared.example, "input": given}
-                client.post("/v1/predictions", body)
+        with Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key}) as client:
+            for provider, declared in DECLARED.items():
+                if settings.providers[provider].key is not None:
+                    given = {"prompt": f"a lighthouse, by {provider}"}
+                    client.submit(provider, declared.example, given)
     except ReceiverError as error:
         log.warning("settings.warning", problem=f"nothing could be submitted: {error}")
-    finally:
-        client.close()
 
 
 # --- reloading ---
@@ -237,36 +231,15 @@ class _Watch:
 
     async def run(self) -> None:
         while True:
-            try:
-                await self._changed()
-            except (OSError, RuntimeError):  # for example, too many watched folders
-                await asyncio.sleep(_CHECK_INTERVAL_MS / 1000)
-            if None in self._stamps().values():
-                await asyncio.sleep(_SETTLE)
+            await asyncio.sleep(_CHECK_INTERVAL)
+            if self._stamps() == self._seen:
+                continue
+            await asyncio.sleep(_SETTLE)
             before = self._stamps()
-            if before != self._seen:
-                await self._reload()
-                # A file that changed during the reload is reloaded in the next round.
-                after = self._stamps()
-                self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
-
-    async def _changed(self) -> None:
-        """Wait until a file differs from its entry in `_seen`."""
-        from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
-
-        folders = {place.parent for file in self._seen for place in (file, file.resolve())}
-        async for _ in awatch(
-            *(folder for folder in folders if folder.is_dir()),
-            watch_filter=lambda _, path: path.endswith(".py") or Path(path) in files_read,
-            recursive=False,
-            step=50,
-            debounce=200,
-            rust_timeout=_CHECK_INTERVAL_MS,
-            yield_on_timeout=True,
-            raise_interrupt=False,
-        ):
-            if self._stamps() != self._seen:
-                return
+            await self._reload()
+            # A file that changed during the reload is reloaded in the next round.
+            after = self._stamps()
+            self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
 
     async def _reload(self) -> None:
         try:

@@ -63,28 +63,20 @@ def chats_of(emulator: str, env: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def emulated(seconds: float, receiver: str = "") -> Iterator[str]:
+def emulated(seconds: float, receiver: str) -> Iterator[str]:
     """Serve the emulator on a free port until the block is left; yield its address.
 
     For a receiver at its default port it is 8001 if that is free: the default of `receiver chat`.
     """
-    with _near(receiver) as sockets:
-        own = url_of(sockets[0])
-        options = Options(generation=seconds, receiver=receiver or RECEIVER, own=own)
-        with served(create_emulator(options), sockets) as url:
-            yield url
-
-
-@contextmanager
-def _near(receiver: str) -> Iterator[list[socket.socket]]:
     with ExitStack() as stack:
+        port = _PORT if receiver == RECEIVER else 0
         try:
-            sockets = stack.enter_context(
-                listening("127.0.0.1", _PORT if receiver == RECEIVER else 0)
-            )
+            sockets = stack.enter_context(listening("127.0.0.1", port))
         except ReceiverError:  # the port is in use
             sockets = stack.enter_context(listening("127.0.0.1", 0))
-        yield sockets
+        own = url_of(sockets[0])
+        options = Options(generation=seconds, receiver=receiver, own=own)
+        yield stack.enter_context(served(create_emulator(options), sockets))
 
 
 @contextmanager

@@ -17,10 +17,9 @@ def read_env_file(*, dev: bool) -> None:
         os.environ.update(env_file.merged(os.environ))
 
 
-def environment(handlers: Sequence[str] | None = None, *, dev: bool) -> dict[str, str]:
-    """Return the environment, changed by the arguments."""
-    env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
-    return env | ({"RECEIVER_HANDLERS": ",".join(handlers)} if handlers else {})
+def environment(*, dev: bool) -> dict[str, str]:
+    """Return the environment, with RECEIVER_DEV if a command has --dev."""
+    return dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
 
 
 def settings(handlers: Sequence[str] | None = None, *, dev: bool) -> Settings:
@@ -35,8 +34,7 @@ def settings(handlers: Sequence[str] | None = None, *, dev: bool) -> Settings:
 
 def chat_settings(*, dev: bool) -> Settings:
     """Read the settings to set up chat platforms; raise ReceiverError without recipes."""
-    read_env_file(dev=dev)
-    settings = development.with_secrets(Settings.read(environment(dev=dev)))
-    if not settings.recipes.recipes:
+    found = development.with_secrets(settings(dev=dev))
+    if not found.recipes.recipes:
         raise ReceiverError("there are no recipes: RECEIVER_RECIPES names their file")
-    return settings
+    return found

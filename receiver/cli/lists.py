@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import quote, urlencode
 
 from receiver.cli.output import print_line, print_plainly
 from receiver.model.errors import ReceiverError
@@ -25,8 +23,8 @@ _LISTS: Final = {"pred": "predictions", "dlv": "deliveries", "rep": "replays"}
 _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)
 
 
-def connected() -> closing[Client]:
-    """Return a client of the receiver that the environment names, as a context manager.
+def connected() -> Client:
+    """Return a client of the receiver that the environment names.
 
     `.env` is read only if the environment has no RECEIVER_API_KEY, so that the environment's key is
     never sent to a URL from `.env`.
@@ -36,14 +34,7 @@ def connected() -> closing[Client]:
     from receiver.settings import Caller
 
     read_env_file(dev=Caller.parse(os.environ)[0].key is None)
-    return closing(Client(os.environ))
-
-
-def at(*parts: str, **params: Any) -> str:
-    """Return a path of /v1, with the parameters that are not None."""
-    path = "/".join(("/v1", *(quote(part, safe="") for part in parts)))
-    given = {name: value for name, value in params.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+    return Client(os.environ)
 
 
 def show_list(
@@ -106,7 +97,7 @@ def rows(
     returned = incomplete = 0
     cursor: str | None = None
     while True:
-        page = client.get(at(listed, **{**params, "limit": size, "cursor": cursor}))
+        page = client.fetch(listed, **{**params, "limit": size, "cursor": cursor})
         data, cursor = page["data"], page.get("next_cursor")
         for place, row in enumerate(data, 1):
             yield row
@@ -137,7 +128,7 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
     if len(digits) == _DIGITS[kind]:
         return prefix
     last = f"{kind}_{digits:f<{_DIGITS[kind]}}"
-    page = client.get(at(_LISTS[kind], limit=2, cursor=last))
+    page = client.fetch(_LISTS[kind], limit=2, cursor=last)
     ids = [str(row["id"]) for row in page["data"] if str(row["id"]).startswith(prefix)]
     if not ids:
         raise ReceiverError(f"no id begins with {prefix}")
@@ -148,7 +139,7 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
 
 def change(client: Client, part: str, verb: str) -> Any:
     """Post the action `verb` for the prediction whose id begins with `part`."""
-    return client.post(at("predictions", whole_id(client, part), verb))
+    return client.send("predictions", whole_id(client, part), verb)
 
 
 def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
@@ -160,9 +151,9 @@ def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
     if handler is None and (not _PART.fullmatch(part) or len(part) == len("dlv_") + _DIGITS["dlv"]):
         return part
     prediction = whole_id(client, part)
-    path = at("deliveries", prediction=prediction, handler=handler, limit=100)
+    page = client.fetch("deliveries", prediction=prediction, handler=handler, limit=100)
     prefix = part if part.startswith("dlv_") else "dlv_"
-    rows = [row for row in client.get(path)["data"] if str(row["id"]).startswith(prefix)]
+    rows = [row for row in page["data"] if str(row["id"]).startswith(prefix)]
     open_ones = [row for row in rows if row["state"] not in {"done", "running"}] or rows
     if len(open_ones) == 1:
         return str(open_ones[0]["id"])

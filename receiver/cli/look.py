@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli.lists import at, connected, show_list, show_rows, whole_id
+from receiver.cli.lists import connected, show_list, show_rows, whole_id
 from receiver.cli.output import print_line, print_plainly, print_value
 from receiver.cli.program import panel
 from receiver.cli.replay import moment
@@ -69,8 +69,8 @@ def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None
 
     with connected() as client:
         name = whole_id(client, prediction_id)
-        prediction = client.get(at("predictions", name))
-        deliveries = client.get(at("deliveries", prediction=name, limit=100))["data"]
+        prediction = client.fetch("predictions", name)
+        deliveries = client.fetch("deliveries", prediction=name, limit=100)["data"]
         if as_json:
             print_plainly({**prediction, "deliveries": deliveries})
         else:
@@ -88,7 +88,7 @@ def model(
     The output is the provider's own JSON, with or without --json.
     """
     with connected() as client:
-        found = client.get(at("models", provider, *name.split("/")))
+        found = client.fetch("models", provider, *name.split("/"))
         (print_plainly if as_json else print_value)(found)
 
 
@@ -111,7 +111,7 @@ def tail(
             help="Show attempts of handlers too; of these only new ones.",
         ),
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show live changes of predictions, events, and attempts of handlers.
 
@@ -223,7 +223,7 @@ def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
     """List handlers with their state and number of pending deliveries."""
     columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
     with connected() as client:
-        show_rows(client.get(at("handlers"))["data"], columns, as_json=as_json, wide=wide)
+        show_rows(client.fetch("handlers")["data"], columns, as_json=as_json, wide=wide)
 
 
 @command()
@@ -238,7 +238,7 @@ def explain(
 ) -> None:
     """Show which handlers run for an event, and why the others do not."""
     with connected() as client:
-        found = client.get(at("predictions", whole_id(client, name), "explain", type=kind))
+        found = client.fetch("predictions", whole_id(client, name), "explain", type=kind)
     if as_json:
         print_plainly(found)
         return
@@ -276,7 +276,7 @@ def costs(
     `unknown` is the number of predictions whose cost is not known.
     """
     with connected() as client:
-        found = client.get(at("costs", since=since, until=until, by=by))
+        found = client.fetch("costs", since=since, until=until, by=by)
     if as_json:
         print_plainly(found)
         return

@@ -37,11 +37,11 @@ def doctor(
     from receiver.http.stopping import LINGER, exit_after
 
     read_env_file(dev=dev)
-    env = environment(handlers, dev=dev)
+    env = environment(dev=dev)
     codes = {"FAIL": 1, "warn": 2 if strict else 0, "ok": 0}
 
     async def run() -> int:
-        found = await examine(env)
+        found = await examine(env, handlers)
         if as_json:
             print_plainly({"worst": worst(found), "data": found})
         else:

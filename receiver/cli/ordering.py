@@ -11,26 +11,21 @@ from receiver.cli.client import Client
 from receiver.client import file
 from receiver.model.answers import OfferedRecipe, Page
 from receiver.model.recipes import Recipe, RecipeBook
-from receiver.predictions.commands import help_text, read_words, words_of
+from receiver.predictions.commands import read_words, words_of
 from receiver.predictions.recipes import find, recipe_of
 
 
 def book_of(client: Client) -> RecipeBook:
     """Return the recipes of a running receiver."""
-    page = msgspec.convert(client.get("/v1/recipes"), Page[OfferedRecipe])
+    page = msgspec.convert(client.fetch("recipes"), Page[OfferedRecipe])
     return RecipeBook(recipes={shown.name: recipe_of(shown) for shown in page.data})
 
 
 def listed(client: Client) -> Iterator[dict[str, Any]]:
     """Yield the recipes as rows of a table."""
-    for row in client.get("/v1/recipes")["data"]:
+    for row in client.fetch("recipes")["data"]:
         price = None if row["price"] is None else f"${row['price']:g}"
         yield {**row, "price": price, "options": " ".join(row["options"]["properties"])}
-
-
-def explained(client: Client, name: str) -> str:
-    """Return a text that explains how to order by a recipe."""
-    return help_text(book_of(client), name)
 
 
 def options_of(client: Client, name: str, words: Sequence[str]) -> dict[str, Any]:

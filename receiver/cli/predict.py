@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from receiver.cli.lists import at, change, connected, show_rows
+from receiver.cli.lists import change, connected, show_rows
 from receiver.cli.output import print_line, print_value
 from receiver.cli.program import panel
 from receiver.cli.words import AsJson, Id, Wide, inputs, metadata
@@ -61,7 +62,7 @@ def submit(
         headers["Prefer"] = "wait=1"
 
     with connected() as client:
-        _submit(client, at("predictions"), body, headers, wait=wait)
+        _submit(client, ("predictions",), body, headers, wait=wait)
 
 
 @command(context_settings={"ignore_unknown_options": True})
@@ -98,14 +99,14 @@ def order(
     headers = _keyed(key)
     from receiver.cli.ordering import options_of
 
-    about = {"person": person, "place": place}
     with connected() as client:
         body = {
             "options": options_of(client, recipe, words or ()),
             "metadata": metadata(of),
-            **{name: text for name, text in about.items() if text is not None},
+            "person": person,
+            "place": place,
         }
-        _submit(client, at("recipes", recipe), body, headers, wait=wait)
+        _submit(client, ("recipes", recipe), body, headers, wait=wait)
 
 
 def _keyed(key: str | None) -> dict[str, str]:
@@ -120,18 +121,22 @@ def _keyed(key: str | None) -> dict[str, str]:
 
 
 def _submit(
-    client: Any, path: str, body: Any, headers: Mapping[str, str], *, wait: bool
+    client: Any, path: tuple[str, ...], body: Any, headers: Mapping[str, str], *, wait: bool
 ) -> NoReturn:
     """Submit, print the prediction (with `wait` at its end), and exit: 1 if failed or canceled."""
     from receiver.cli import waiting
+    from receiver.cli.show import addresses
 
-    place = client.place() if wait else None
-    prediction = client.post(path, body, headers)
+    place = None
+    if wait:
+        with suppress(ReceiverError):  # without a place, earlier statuses are not printed
+            place = client.place()
+    prediction = client.send(*path, body=body, headers=headers)
     if wait:
         prediction = waiting.wait(client, prediction, place)
     print_value(prediction)
-    if wait:
-        waiting.print_addresses(prediction)
+    for address in addresses(prediction) if wait else ():
+        print_line(address, err=True)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 
@@ -143,12 +148,13 @@ def recipes(
 ) -> None:
     """List the recipes, or explain how to order by one."""
     from receiver.cli import ordering
+    from receiver.predictions.commands import help_text
 
     with connected() as client:
         if name is not None:
-            print_line(ordering.explained(client, name), lines=True)
+            print_line(help_text(ordering.book_of(client), name), lines=True)
         elif as_json:
-            show_rows(client.get(at("recipes"))["data"], as_json=True)
+            show_rows(client.fetch("recipes")["data"], as_json=True)
         else:
             columns = ("name", "about", "options", "price")
             show_rows(ordering.listed(client), columns, ("provider", "model"), wide=wide)

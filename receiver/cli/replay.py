@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from receiver.cli.lists import at
 from receiver.cli.output import print_line
 from receiver.model.errors import ReceiverError
 
@@ -56,25 +55,25 @@ def replay_all(
     """Count a replay; start it with `yes` or if the user confirms, else cancel it. Return it."""
     from rich.progress import Progress
 
-    count = client.post(at("replays"), dict(wanted))
-    path = at("replays", count["id"])
+    count = client.send("replays", body=dict(wanted))
+    path = ("replays", count["id"])
     matched, events = count["matched"], count["events"]
     print_line(f"{count['id']}: {matched} deliveries of {events} events would be redelivered")
     try:
         agreed = bool(matched) and (yes or _confirm("Redeliver them?"))
     except BaseException:
-        client.post(f"{path}/cancel")  # it would never be started
+        client.send(*path, "cancel")  # it would never be started
         raise
     if not agreed:
-        return client.post(f"{path}/cancel")
-    replay = client.post(f"{path}/start")
+        return client.send(*path, "cancel")
+    replay = client.send(*path, "start")
     late = ""
     try:
         with Progress(disable=not is_interactive()) as bar:
             task = bar.add_task("redelivered", total=matched, completed=replay["replayed"])
             while replay["state"] == "running":
                 sleep(_POLL_INTERVAL)
-                replay = client.get(path)
+                replay = client.fetch(*path)
                 bar.update(task, completed=replay["replayed"])
     except KeyboardInterrupt:
         if not (yes or _confirm("Cancel the replay? What is redelivered by now stays pending.")):
@@ -96,12 +95,12 @@ def _confirm(question: str) -> bool:
     return typer.confirm(question)
 
 
-def _cancel(client: Client, path: str) -> Any:
+def _cancel(client: Client, path: tuple[str, ...]) -> Any:
     """Cancel a replay, and return it; one that is already done is returned as it is."""
     try:
-        return client.post(f"{path}/cancel")
+        return client.send(*path, "cancel")
     except ReceiverError:
-        found = client.get(path)
+        found = client.fetch(*path)
         if found["state"] != "done":
             raise
         return found

@@ -100,13 +100,13 @@ def _timeline(prediction: Content, deliveries: Sequence[Content]) -> Iterator[Te
             happened.append((str(attempt["ended_at"]), who, str(attempt["result"]), why))
     happened.sort(key=itemgetter(0))
     for at, who, state, why in happened:
-        times = f"{at[:10]} {at[11:19]}  {_since(happened[0][0], at):>8}"
+        times = f"{at[:10]} {at[11:19]}  {since(happened[0][0], at):>8}"
         words = [(who, ""), (state, STATES.get(state, "")), (why, "")]
         yield Text("  ").join([shown(times, "dim"), *(shown(*word) for word in words if word[0])])
 
 
-def _since(begun: str, at: str) -> str:
-    """Return the time since the first step, as +1.2 s."""
+def since(begun: Any, at: Any) -> str:
+    """Return the time from one time to another, as +1.2 s; empty if there is one only."""
     try:
         seconds = (datetime.fromisoformat(at) - datetime.fromisoformat(begun)).total_seconds()
     except (ValueError, TypeError):

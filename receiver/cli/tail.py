@@ -20,7 +20,7 @@ def follow(client: Client, after: int | None, **wanted: Any) -> Iterator[dict[st
     `wanted` are arguments of `Receiver.changes`. Raises ClientError if the receiver refuses for
     good.
     """
-    for message in client.follow(after, **wanted):
+    for message in client.changes(after, **wanted):
         yield {"seq": message.seq, "event": message.type, **_content(message.body)}
 
 

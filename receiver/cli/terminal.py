@@ -45,10 +45,13 @@ class Terminal:
         threading.Thread(target=self._watch, args=(version,), daemon=True).start()
         self._console.print("-- /imagine a lighthouse; a number presses a button; Ctrl-D ends")
         for one in self._until(linger):
-            if isinstance(one, str):
-                self._type(one.strip())
-            else:
-                self._show(one)
+            try:
+                if isinstance(one, dict):
+                    self._show(one)
+                elif line := one.strip():
+                    self._send(line)
+            except ReceiverError as error:
+                self._line("!", str(error), "red")
 
     def _until(self, linger: float) -> Iterator[str | dict[str, Any]]:
         """Yield typed lines and views of the chat as they arrive."""
@@ -97,14 +100,6 @@ class Terminal:
         if not answer.is_success:
             raise ReceiverError(str(found.get("error", answer.status_code)))
         return found
-
-    def _type(self, line: str) -> None:
-        if not line:
-            return
-        try:
-            self._send(line)
-        except ReceiverError as error:
-            self._line("!", str(error), "red")
 
     def _send(self, line: str) -> None:
         if not line.isdecimal():

@@ -1,4 +1,4 @@
-"""Wait for a prediction, and print on stderr its id, each change of its state, and its results."""
+"""Wait for a prediction, and print its id and each change of its status on stderr."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any, Final
 import typer
 
 from receiver.cli.client import Client
-from receiver.cli.lists import at
 from receiver.cli.output import print_line
-from receiver.cli.show import addresses
 from receiver.model.errors import ReceiverError
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
@@ -50,11 +48,5 @@ def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | No
         if status == first or status not in passed:
             passed.clear()  # the stream has reached the answer to the submit
 
-    client.wait(name, after, changed)
-    return client.get(at("predictions", name))
-
-
-def print_addresses(prediction: dict[str, Any]) -> None:
-    """Print the URLs or texts of a prediction's outputs on stderr."""
-    for address in addresses(prediction):
-        print_line(address, err=True)
+    client.wait(name, after=after, changed=changed)
+    return client.fetch("predictions", name)

@@ -27,12 +27,12 @@ from receiver.client.steps import (
     Done,
     Emit,
     OpenStream,
+    ReadChunk,
     Request,
     Sleep,
     Step,
     Steps,
     advance,
-    advance_with_error,
 )
 
 __all__ = ["AsyncReceiver", "ClientError", "Message", "Receiver", "file", "verify"]
@@ -77,14 +77,12 @@ class Receiver(Operations):
     def close(self) -> None:
         self._http.close()
 
-    verify = staticmethod(verify)
-
     def run(self, steps: Steps[T]) -> T:
         """Execute the steps of one call, and return its result."""
         with closing(_Driver(self._http, self._sleep)) as driver:
             step = advance(steps, None)
             while not isinstance(step, Done):
-                step = driver.take(steps, step)
+                step = advance(steps, driver.do(step))
             return step.value  # type: ignore[no-any-return] # what the generator returns
 
     def iterate(self, steps: Steps[Any]) -> Iterator[Any]:
@@ -94,9 +92,7 @@ class Receiver(Operations):
             while not isinstance(step, Done):
                 if isinstance(step, Emit):
                     yield step.value
-                    step = advance(steps, None)
-                else:
-                    step = driver.take(steps, step)
+                step = advance(steps, driver.do(step))
 
 
 class AsyncReceiver(Operations):
@@ -136,14 +132,12 @@ class AsyncReceiver(Operations):
     async def close(self) -> None:
         await self._http.aclose()
 
-    verify = staticmethod(verify)
-
     async def run(self, steps: Steps[T]) -> T:
         """Execute the steps of one call, and return its result."""
         async with aclosing(_AsyncDriver(self._http, self._sleep)) as driver:
             step = advance(steps, None)
             while not isinstance(step, Done):
-                step = await driver.take(steps, step)
+                step = advance(steps, await driver.do(step))
             return step.value  # type: ignore[no-any-return] # what the generator returns
 
     async def iterate(self, steps: Steps[Any]) -> AsyncIterator[Any]:
@@ -153,18 +147,17 @@ class AsyncReceiver(Operations):
             while not isinstance(step, Done):
                 if isinstance(step, Emit):
                     yield step.value
-                    step = advance(steps, None)
-                else:
-                    step = await driver.take(steps, step)
+                step = advance(steps, await driver.do(step))
 
 
 def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of either httpx client; raise ClientError for a bad URL or key."""
     try:
         base = httpx.URL(url)
+        host = base.host  # its Punycode is decoded, which may fail
     except (httpx.InvalidURL, ValueError) as error:
         raise ClientError("unfit", f"{url!r} is not a URL: {error}") from error
-    if base.scheme not in {"http", "https"} or not base.host:
+    if base.scheme not in {"http", "https"} or not host:
         raise ClientError("unfit", f"{url!r} must begin with https:// or http://, and name a host")
     key = key and key.strip()
     if key is not None and not (key.isascii() and key.isprintable()):
@@ -176,7 +169,7 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
         "base_url": base,
         "timeout": _TIMEOUT,
         "verify": verify,
-        "trust_env": base.host not in _HERE,  # a proxy cannot reach this machine
+        "trust_env": host not in _HERE,  # a proxy cannot reach this machine
         **options,
         "headers": {**headers, **options.get("headers", {})},
     }
@@ -204,29 +197,27 @@ class _Driver:
         self._http = http
         self._sleep = sleep
         self._stream: httpx.Response | None = None
-        self._chunks: Iterator[bytes] = iter(())
+        self._chunks: Iterator[bytes]
 
-    def take(self, steps: Steps[Any], step: Step) -> Step | Done:
+    def do(self, step: Step) -> Any:
+        """Do a step; return its result, or the error of its request."""
         try:
-            result = self._do(step)
+            match step:
+                case Request():
+                    answer = self._http.send(_request(self._http, step))
+                    return Answer(answer.status_code, answer.headers, answer.content)
+                case Sleep():
+                    self._sleep(step.seconds)
+                case OpenStream():
+                    self.close()
+                    answer = self._http.send(_request(self._http, step.request), stream=True)
+                    self._stream, self._chunks = answer, answer.iter_bytes()
+                    content = b"" if answer.is_success else answer.read()
+                    return Answer(answer.status_code, answer.headers, content)
+                case ReadChunk():
+                    return next(self._chunks, b"")
         except httpx.RequestError as error:
-            return advance_with_error(steps, error)
-        return advance(steps, result)
-
-    def _do(self, step: Step) -> Any:
-        match step:
-            case Request():
-                answer = self._http.send(_request(self._http, step))
-                return Answer(answer.status_code, answer.headers, answer.content)
-            case Sleep():
-                return self._sleep(step.seconds)
-            case OpenStream():
-                self.close()
-                answer = self._http.send(_request(self._http, step.request), stream=True)
-                self._stream, self._chunks = answer, answer.iter_bytes()
-                content = b"" if answer.is_success else answer.read()
-                return Answer(answer.status_code, answer.headers, content)
-        return next(self._chunks, b"")
+            return error
 
     def close(self) -> None:
         if self._stream is not None:
@@ -240,29 +231,27 @@ class _AsyncDriver:
         self._http = http
         self._sleep = sleep
         self._stream: httpx.Response | None = None
-        self._chunks: AsyncIterator[bytes] | None = None
+        self._chunks: AsyncIterator[bytes]
 
-    async def take(self, steps: Steps[Any], step: Step) -> Step | Done:
+    async def do(self, step: Step) -> Any:
+        """Do a step; return its result, or the error of its request."""
         try:
-            result = await self._do(step)
+            match step:
+                case Request():
+                    answer = await self._http.send(_request(self._http, step))
+                    return Answer(answer.status_code, answer.headers, answer.content)
+                case Sleep():
+                    await self._sleep(step.seconds)
+                case OpenStream():
+                    await self.aclose()
+                    answer = await self._http.send(_request(self._http, step.request), stream=True)
+                    self._stream, self._chunks = answer, answer.aiter_bytes()
+                    content = b"" if answer.is_success else await answer.aread()
+                    return Answer(answer.status_code, answer.headers, content)
+                case ReadChunk():
+                    return await anext(self._chunks, b"")
         except httpx.RequestError as error:
-            return advance_with_error(steps, error)
-        return advance(steps, result)
-
-    async def _do(self, step: Step) -> Any:
-        match step:
-            case Request():
-                answer = await self._http.send(_request(self._http, step))
-                return Answer(answer.status_code, answer.headers, answer.content)
-            case Sleep():
-                return await self._sleep(step.seconds)
-            case OpenStream():
-                await self.aclose()
-                answer = await self._http.send(_request(self._http, step.request), stream=True)
-                self._stream, self._chunks = answer, answer.aiter_bytes()
-                content = b"" if answer.is_success else await answer.aread()
-                return Answer(answer.status_code, answer.headers, content)
-        return b"" if self._chunks is None else await anext(self._chunks, b"")
+            return error
 
     async def aclose(self) -> None:
         if self._stream is not None:

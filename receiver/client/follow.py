@@ -16,6 +16,7 @@ from receiver.client.steps import (
     Request,
     Sleep,
     Steps,
+    exchange,
     pauses,
     refusal,
     whole,
@@ -23,13 +24,12 @@ from receiver.client.steps import (
 from receiver.model.answers import Change, DeliveryChange, Gap
 from receiver.model.values import Announcement
 
-PATH: Final = "/v1/events/stream"
-SILENCE: Final = 45.0
+_PATH: Final = "/v1/events/stream"
+_SILENCE: Final = 45.0
 """Seconds without a byte after which a stream counts as lost: keep-alives come every 15."""
 ENDS: Final = "succeeded,failed,canceled"
 OPEN: Final = "stream.open"
-OK: Final = 200
-LONGEST_PLACE: Final = 18
+_LONGEST_PLACE: Final = 18
 """Digits of a place in the stream."""
 _REFUSED: Final = range(300, 500)
 _NOT_NOW: Final = frozenset({408, 429})
@@ -84,10 +84,24 @@ class Frames:
                 continue
             if not line.strip():
                 fields, self._fields = self._fields, {}
-                seq = whole(fields.get(b"id", b"").decode("latin-1"), LONGEST_PLACE)
+                seq = whole(fields.get(b"id", b"").decode("latin-1"), _LONGEST_PLACE)
                 if seq is not None and fields.get(b"data"):
                     kind = fields.get(b"event", b"").decode("utf-8", "replace")
                     yield Message(seq, kind, fields[b"data"])
+
+
+def current_place(url: str, patience: float) -> Steps[int | None]:
+    """Return the place where the stream would begin now."""
+    answer = yield from exchange(Request(method="HEAD", path=_PATH), url, patience)
+    return whole(answer.headers.get("last-event-id", ""), _LONGEST_PLACE)
+
+
+def open_stream(params: Mapping[str, str], after: int | str | None, silence: float) -> OpenStream:
+    """Return the step that opens the stream after a place; None: from now on."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    return OpenStream(
+        Request(method="GET", path=_PATH, params=params, headers=headers, silence=silence)
+    )
 
 
 def follow(
@@ -99,22 +113,19 @@ def follow(
     408 and 429.
     """
     pause = pauses()
-    last = "" if after is None else str(after)
+    last: int | str | None = after
     while True:
-        headers = {"Last-Event-ID": last} if last else {}
         retry_after = 0
         try:
-            answer = yield OpenStream(
-                Request(method="GET", path=PATH, params=params, headers=headers, silence=SILENCE)
-            )
-            if answer.status == OK:
-                last = last or answer.headers.get("last-event-id", "")
+            answer = yield open_stream(params, last, _SILENCE)
+            if answer.status == httpx.codes.OK:
+                last = answer.headers.get("last-event-id") if last is None else last
                 reason = "the receiver ended the stream"
                 frames = Frames()
                 while chunk := (yield ReadChunk()):
                     for message in frames.feed(chunk):
                         pause = pauses()
-                        last = str(message.seq)
+                        last = message.seq
                         if message.type != OPEN:
                             yield Emit(message)
             else:

@@ -17,17 +17,9 @@ import httpx
 import msgspec
 
 from receiver.client.declared import operation, stream
-from receiver.client.follow import ENDS, LONGEST_PLACE, OK, OPEN, PATH, Frames, Message, follow
-from receiver.client.steps import (
-    ClientError,
-    OpenStream,
-    ReadChunk,
-    Request,
-    Steps,
-    exchange,
-    read,
-    whole,
-)
+from receiver.client.follow import ENDS, OPEN, Frames, Message, current_place, follow, open_stream
+from receiver.client.signatures import verify
+from receiver.client.steps import ClientError, ReadChunk, Request, Steps, exchange, read
 from receiver.model.answers import (
     Change,
     CostReport,
@@ -69,6 +61,8 @@ class Operations:
 
     url: str
     _patience: float
+
+    verify = staticmethod(verify)
 
     # --- predictions ---
 
@@ -230,9 +224,7 @@ class Operations:
     @operation
     def place(self) -> Steps[int | None]:
         """Return the current place of the live stream, to pass as `after` for later messages."""
-        request = Request(method="HEAD", path=PATH)
-        answer = yield from exchange(request, self.url, self._patience)
-        return whole(answer.headers.get("last-event-id", ""), LONGEST_PLACE)
+        return current_place(self.url, self._patience)
 
     @stream
     def events(
@@ -485,17 +477,9 @@ class Operations:
         """Watch the stream for the end of a prediction; return also whether there is a stream."""
         is_open = False
         try:
-            answer = yield OpenStream(
-                Request(
-                    method="GET",
-                    path=PATH,
-                    params={"prediction": prediction_id},
-                    headers={} if watch.after is None else {"Last-Event-ID": str(watch.after)},
-                    silence=_KEPT_ALIVE,
-                )
-            )
+            answer = yield open_stream({"prediction": prediction_id}, watch.after, _KEPT_ALIVE)
             frames = Frames()
-            while answer.status == OK and (chunk := (yield ReadChunk())):
+            while answer.status == httpx.codes.OK and (chunk := (yield ReadChunk())):
                 for message in frames.feed(chunk):
                     is_open = True
                     found = yield from self._handle_message(prediction_id, message, watch)

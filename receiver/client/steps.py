@@ -117,23 +117,16 @@ Steps: TypeAlias = Generator[Step, Any, T]
 
 
 def advance(steps: Steps[Any], found: Any) -> Step | Done:
-    """Send the result of a step into the generator, and return the next step."""
-    try:
-        return steps.send(found)
-    except StopIteration as end:
-        return Done(end.value)
+    """Give the generator the result of a step or its error, and return the next step.
 
-
-def advance_with_error(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
-    """Throw the error of a step into the generator, and return the next step.
-
-    Raises ClientError if the request cannot be sent at all.
+    Raises ClientError if a request cannot be sent at all.
     """
-    if isinstance(error, httpx.LocalProtocolError):  # never sent; its text may hold the key
+    if isinstance(found, httpx.LocalProtocolError):  # never sent; its text may hold the key
         detail = "this cannot be sent: a header, the method or the path has an unfit character"
-        raise ClientError("unfit", detail) from None
+        raise ClientError("unfit", detail)
     try:
-        return steps.throw(error)
+        is_error = isinstance(found, httpx.RequestError)
+        return steps.throw(found) if is_error else steps.send(found)
     except StopIteration as end:
         return Done(end.value)
 

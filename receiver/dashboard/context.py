@@ -55,11 +55,6 @@ class PageContext:
         return self.key is not None and self.key.use == "all"
 
     @property
-    def who(self) -> str:
-        """The name of the key, for the audit trail."""
-        return self.caller or "a key without a name"
-
-    @property
     def query(self) -> Mapping[str, str]:
         return self.request.query_params
 
@@ -98,8 +93,7 @@ class PageContext:
 
     def to(self, path: str, **query: Any) -> str:
         """Return the address of a page below `/ui`."""
-        given = {name.rstrip("_"): value for name, value in query.items() if value}
-        return self.with_query(path, given)
+        return self.with_query(path, {name: value for name, value in query.items() if value})
 
     def with_query(self, path: str, query: Mapping[str, Any]) -> str:
         return quote(self._base + UI + path) + (f"?{urlencode(query)}" if query else "")

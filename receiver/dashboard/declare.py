@@ -17,8 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from starlette.requests import Request
-
+from receiver.dashboard.context import PageContext
 from receiver.http.body import path_parameter
 from receiver.http.declare import parameters_of
 from receiver.model.errors import Problem
@@ -76,13 +75,10 @@ def pages(group: object) -> list[tuple[Declared, Callable[..., Awaitable[Any]]]]
 _MISSING = Problem(404, "not-found", "there is no such thing")
 
 
-def in_path(request: Request, method: Callable[..., Awaitable[Any]]) -> dict[str, str]:
-    """Return the path parameters, or raise Problem if one is not of its type."""
-    kinds = parameters_of(method)
-    return {
+def arguments(method: Callable[..., Awaitable[Any]], context: PageContext) -> dict[str, Any]:
+    """Return the arguments of a method; raise Problem if a path parameter is not of its type."""
+    kinds, request = parameters_of(method), context.request
+    given = {
         name: path_parameter(request, name, kinds[name], _MISSING) for name in request.path_params
     }
-
-
-def wants_context(method: Callable[..., Awaitable[Any]]) -> bool:
-    return "context" in parameters_of(method)
+    return given | ({"context": context} if "context" in kinds else {})

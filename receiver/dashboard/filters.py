@@ -22,16 +22,8 @@ _MAX_METADATA: Final = 10
 """Maximum number of filters by metadata."""
 _MAX_LENGTH: Final = 300
 """Maximum characters of one of them, with its name."""
-_SHOWN: Final = {
-    "status": "status",
-    "provider": "provider",
-    "model": "model",
-    "recipe": "recipe",
-    "person": "person",
-    "text": "text",
-    "since": "from",
-    "until": "until",
-}
+_LABELS: Final = {"since": "from"}
+"""Names of filters in lists of them, if they differ from those in the query."""
 _Text = Annotated[str, Meta(max_length=300)]
 
 
@@ -59,9 +51,10 @@ class Chip(NamedTuple):
 
 def wanted(query: Mapping[str, str]) -> Wanted:
     """Return the filters of a query; raise Problem for an invalid one. Empty fields are ignored."""
-    read = read_query({name: value.strip() for name, value in query.items()}, Filters)
-    times = {name: _time(name, getattr(read, name)) for name in ("since", "until")}
-    return Wanted(**{**msgspec.structs.asdict(read), **times}, metadata=metadata(query), limit=PAGE)
+    given = {name: value.strip() for name, value in query.items()}
+    read = msgspec.structs.asdict(read_query(given, Filters))
+    read |= {name: time.timestamp() for name, time in times(given).items()}
+    return Wanted(**read, metadata=metadata(query), limit=PAGE)
 
 
 def metadata(query: Mapping[str, str]) -> dict[str, str]:
@@ -87,22 +80,24 @@ def chips(query: Mapping[str, str]) -> list[Chip]:
     on = of_form | {METADATA + name: value for name, value in metadata(query).items()}
     kept = {name: value for name, value in on.items() if value and name not in {"cursor", "done"}}
     return [
-        Chip(_SHOWN.get(name, name), value, {k: v for k, v in kept.items() if k != name})
+        Chip(_LABELS.get(name, name), value, {k: v for k, v in kept.items() if k != name})
         for name, value in kept.items()
-        if name in _SHOWN or name.startswith(METADATA)
+        if name in Filters.__struct_fields__ or name.startswith(METADATA)
     ]
 
 
-def _time(name: str, text: str | None) -> float | None:
-    """Return a date or a time in unix seconds; without a zone it is in UTC."""
-    if text is None:
-        return None
-    try:
-        read = datetime.fromisoformat(text)
-        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        problem = f"{name} must be like 2026-11-29 or 2026-11-29T13:40"
-        raise Problem(422, "invalid-request", problem) from None
+def times(query: Mapping[str, str]) -> dict[str, datetime]:
+    """Return `since` and `until`, if given; without a zone they are in UTC."""
+    found = {}
+    for name in ("since", "until"):
+        if text := query.get(name):
+            try:
+                read = datetime.fromisoformat(text)
+            except ValueError:
+                problem = f"{name} must be like 2026-11-29 or 2026-11-29T13:40"
+                raise Problem(422, "invalid-request", problem) from None
+            found[name] = read if read.tzinfo else read.replace(tzinfo=UTC)
+    return found
 
 
 def read_query(query: Mapping[str, str], kind: type[Query], **more: Any) -> Query:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -73,10 +74,9 @@ class Guard:
     def has_keys(self) -> bool:
         return bool(self._digests)
 
-    def key(self, request: Request) -> Key:
-        """Return the key of the signed-in caller, or raise SignedOut."""
-        session = self.session(request)
-        found = self._digests.get(session.key) if session else None
+    def key(self, session: Session) -> Key:
+        """Return the key that a session is signed in with, or raise SignedOut."""
+        found = self._digests.get(session.key)
         if found is None:
             raise SignedOut
         return found
@@ -85,25 +85,24 @@ class Guard:
         """Charge a page like a request to /v1 with a valid key, or raise Limited."""
         self._limits.authorized(client_of(request.scope))
 
-    def session(self, request: Request) -> Session | None:
-        """Return the session in the cookie; None if it is missing, invalid or too old."""
-        try:
+    def session(self, request: Request) -> Session:
+        """Return the session in the cookie; if it has no valid one, a new one, not signed in."""
+        with suppress(BadData, msgspec.ValidationError):
             content = self._cookies.loads(request.cookies.get(self._name(request), ""))
             session = msgspec.convert(content, Session, strict=True)
-        except (BadData, msgspec.ValidationError):
-            return None
-        return session if 0 <= self._clock() - session.at < LONGEST else None
+            if 0 <= self._clock() - session.at < LONGEST:
+                return session
+        return self._new_session()
 
-    def begin(self, request: Request) -> Session:
-        """Return the session of the cookie, or a new one that is not signed in."""
-        return self.session(request) or Session("", secrets.token_hex(16), int(self._clock()))
+    def _new_session(self, key: str = "") -> Session:
+        return Session(key, secrets.token_hex(16), int(self._clock()))
 
     def token(self, session: Session) -> str:
         """Return the token that every form of a session must send."""
         return self._tokens.sign(session.name).decode()
 
-    async def form(self, request: Request) -> dict[str, str]:
-        """Return the fields of a form; raise Problem unless one of our pages has sent it."""
+    async def form(self, request: Request, session: Session) -> dict[str, str]:
+        """Return the fields of a form; raise Problem unless a page of the session has sent it."""
         site = request.headers.get("sec-fetch-site")
         if site != "same-origin" and (site is not None or not _is_own(request)):
             raise Problem(403, "forbidden", "the form was not sent by one of these pages")
@@ -116,11 +115,8 @@ class Guard:
             form = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
         except ValueError as error:
             raise Problem(422, "invalid-request", "this is no form") from error
-        session = self.session(request)
-        given = form.pop("token", "")
-        if session is None or not hmac.compare_digest(
-            self._tokens.get_signature(session.name), given.rpartition(".")[2].encode()
-        ):
+        given = form.pop("token", "").rpartition(".")[2].encode()
+        if not hmac.compare_digest(self._tokens.get_signature(session.name), given):
             raise Problem(
                 403, "forbidden", "the form is too old, or your browser keeps no cookie of ours"
             )
@@ -129,9 +125,7 @@ class Guard:
     def sign_in(self, request: Request, text: str) -> Session | None:
         """Return a new session for a valid key, or None; raise Limited after too many failures."""
         key = self._keys.admit(self._limits, client_of(request.scope), text.strip(), USES)
-        if key is None:
-            return None
-        return Session(_digest(self._newest, key), secrets.token_hex(16), int(self._clock()))
+        return self._new_session(_digest(self._newest, key)) if key else None
 
     def set_cookie(self, request: Request, response: Response, session: Session) -> None:
         name = self._name(request)

@@ -8,17 +8,16 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Final
 
-import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import page
+from receiver.dashboard.filters import read_query
 from receiver.dashboard.guard import LONGEST, Guard
-from receiver.http.declare import PredictionId
 from receiver.http.live import StreamFilter
 from receiver.http.parts import Parts
-from receiver.http.routes.events import MEDIA_TYPE
-from receiver.model.errors import Problem, StoreUnavailable
+from receiver.http.routes.events import MEDIA_TYPE, LiveAsked
+from receiver.model.errors import StoreUnavailable
 
 _PAUSE: Final = 0.5
 """Seconds between two messages to a page: it loads all its content again after each."""
@@ -40,11 +39,8 @@ class LivePage:
     @page("/live", is_part=True)
     async def live(self, context: PageContext) -> Response:
         """Stream a message after each change, of one prediction or any, while the sign-in lasts."""
-        try:
-            prediction = msgspec.convert(context.query.get("prediction"), PredictionId | None)
-        except msgspec.ValidationError:
-            raise Problem(422, "invalid-request", "that is no prediction's id") from None
-        wanted = StreamFilter(prediction=prediction, deliveries=True)
+        query = read_query(context.query, LiveAsked)
+        wanted = StreamFilter(prediction=query.prediction, deliveries=True)
         if context.request.method == "HEAD":  # a stream would not end
             return Response(headers=_HEADERS, media_type=MEDIA_TYPE)
         after = context.request.headers.get("last-event-id") or context.query.get("after", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from receiver.model.extensions import type_of
 from receiver.model.values import Output
 
 Kind: TypeAlias = Literal["image", "video", "audio", "text", "file"]
@@ -24,11 +25,6 @@ SHOWN: Final = {
     "audio/mp4": "m4a",
 }
 """Types that a page may show, as they cannot contain a program; SVG can."""
-BY_ENDING: Final = {ending: kind for kind, ending in reversed(SHOWN.items())} | {
-    "jpeg": "image/jpeg",
-    "bin": "application/octet-stream",
-}
-"""Content types by the ending of a file's name."""
 
 
 def kind_of(output: Output) -> Kind:
@@ -48,7 +44,6 @@ def _guessed(url: str) -> str:
     if url.startswith("data:"):
         return url[5:].partition(",")[0]
     try:
-        ending = urlsplit(url).path.rpartition(".")[2].lower()
+        return type_of(urlsplit(url).path) or ""
     except ValueError:
         return ""
-    return BY_ENDING.get(ending, "")

@@ -23,18 +23,21 @@ from starlette.responses import FileResponse, Response
 from receiver.dashboard.cache import PictureCache
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import page
-from receiver.dashboard.media import BY_ENDING, SHOWN
+from receiver.dashboard.media import SHOWN
 from receiver.dashboard.rendering import Static
 from receiver.dashboard.thumbnails import Unshowable, thumbnail
 from receiver.deliveries.handlers import Dead
 from receiver.http.declare import PredictionId
 from receiver.http.parts import Parts
 from receiver.model.errors import Problem
+from receiver.model.extensions import type_of
 from receiver.model.values import Output, Prediction, Stored
 
 log = structlog.get_logger("receiver")
 
 Number = Annotated[str, Meta(pattern="^[0-9]{1,3}$")]
+_ENDINGS: Final = {*SHOWN.values(), "bin"}
+"""Endings of the names of copies."""
 _LARGEST: Final = 256 * 1024 * 1024
 _LARGEST_BARE: Final = 4 * 1024 * 1024
 """Bytes of a picture that is shown as it is, if no thumbnail can be made."""
@@ -145,8 +148,8 @@ class PicturePages:
             gone = self._cache.find(id, number, ("gone",))
             if gone is not None and time.time() - gone.stat().st_mtime < _RETRY_AFTER:
                 raise Gone("it was asked for a moment ago")
-            if (found := self._cache.find(id, number, BY_ENDING)) is not None:
-                return found, BY_ENDING[found.suffix[1:]]
+            if (found := self._cache.find(id, number, _ENDINGS)) is not None:
+                return found, str(type_of(found.name))
             return await self._fetch(id, number, output)
 
     async def _fetch(self, id: str, number: int, output: Output) -> tuple[Path, str]:

@@ -37,14 +37,14 @@ class Static:
     """The files that pages load, and tags for their addresses that change with the content."""
 
     def __init__(self) -> None:
-        self.files = {each.name: each.read_bytes() for each in _FOLDER.iterdir() if _is_ours(each)}
+        self.files = {
+            each.name: each.read_bytes()
+            for each in _FOLDER.iterdir()
+            if each.name.rpartition(".")[2] in TYPES
+        }
         self.tags = {
             name: hashlib.sha256(content).hexdigest()[:16] for name, content in self.files.items()
         }
-
-
-def _is_ours(file: Any) -> bool:
-    return file.name.rpartition(".")[2] in TYPES
 
 
 @cache
@@ -57,16 +57,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {
-        "moment": moment,
-        "ago": ago,
-        "duration": duration,
-        "pretty": pretty,
-        "short": short,
-        "size": size,
-        "dollars": dollars,
-        "seconds_between": seconds_between,
-    }
+    for each in (moment, ago, duration, pretty, short, size, dollars, seconds_between):
+        made.filters[each.__name__] = each
     made.tests |= {"ended": lambda status: status in TERMINAL}
     return made
 

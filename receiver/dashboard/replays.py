@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import msgspec
 
 from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.filters import PAGE, metadata, read_query
+from receiver.dashboard.filters import PAGE, metadata, read_query, times
 from receiver.http.declare import ReplayId
 from receiver.http.parts import Parts
 from receiver.http.routes.replays import ReplayRoutes, ReplaysAsked
 from receiver.model.answers import Selection
-from receiver.model.errors import Problem
 from receiver.providers import NAMES
 
 
@@ -55,20 +51,6 @@ class ReplayPages:
 
 
 def _selection(form: Mapping[str, str]) -> Selection:
-    """Return the selection of a form; times without a zone are in UTC."""
-    given: dict[str, Any] = {
-        name: form[name].strip()
-        for name in Selection.__struct_fields__
-        if name != "metadata" and form.get(name, "").strip()
-    }
-    for name in ("since", "until"):
-        if name in given and not given[name].endswith("Z"):
-            given[name] += "Z" if "T" in given[name] else "T00:00Z"
-        if name in given and given[name].count(":") == 1:
-            given[name] = given[name].removesuffix("Z") + ":00Z"
-    if by := metadata(form):
-        given["metadata"] = by
-    try:
-        return msgspec.convert(given, Selection)
-    except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", str(error)) from None
+    """Return the selection of a form."""
+    given = {name: text.strip() for name, text in form.items() if name != "metadata"}
+    return read_query(given, Selection, **times(given), metadata=metadata(form) or None)

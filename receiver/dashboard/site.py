@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from receiver.dashboard.cache import PictureCache
 from receiver.dashboard.context import UI, PageContext
 from receiver.dashboard.costs import CostPages
-from receiver.dashboard.declare import Declared, View, in_path, pages, wants_context
+from receiver.dashboard.declare import Declared, View, arguments, pages
 from receiver.dashboard.deliveries import DeliveryPages
-from receiver.dashboard.guard import Guard, SignedOut
+from receiver.dashboard.guard import Guard, Session, SignedOut
 from receiver.dashboard.handlers import HandlerPages
 from receiver.dashboard.live import LivePage
 from receiver.dashboard.overview import OverviewPage
@@ -103,33 +103,31 @@ class Site:
 
     def _answering(self, declared: Declared, method: Callable[..., Awaitable[Any]]) -> Answer:
         async def answer(request: Request) -> Response:
+            session = self._guard.session(request)
             try:
-                context = await self._context(request, declared)
+                context = self._context(request, session, declared)
             except SignedOut:
                 return _sign_in_first(request)
-            given: dict[str, Any] = in_path(request, method)
-            if wants_context(method):
-                given["context"] = context
             try:
+                given = arguments(method, context)
                 if declared.action:
-                    return await self._act(context, declared, method, given)
-                if not (declared.is_open or declared.is_part):
-                    context.place = await self._changes.end()
-                found = await method(**given)
+                    context.form = await self._guard.form(request, session)
+                    found = await self._act(context, declared, method, given)
+                else:
+                    if not (declared.is_open or declared.is_part):
+                        context.place = await self._changes.end()
+                    found = await method(**given)
             except (Problem, StoreUnavailable) as error:
                 return self._problem(request, error, context)
-            if isinstance(found, Response):
-                return found
-            return self._page(context, found)
+            return found if isinstance(found, Response) else self._page(context, found)
 
         return answer
 
-    async def _context(self, request: Request, declared: Declared) -> PageContext:
-        session = self._guard.begin(request)
+    def _context(self, request: Request, session: Session, declared: Declared) -> PageContext:
         token = self._guard.token(session)
         key = None
         if not declared.is_open:
-            key = self._guard.key(request)
+            key = self._guard.key(session)
             if not declared.is_part:
                 self._guard.charge(request)
         return PageContext(request, self._clock(), key, session, token)
@@ -140,9 +138,8 @@ class Site:
         declared: Declared,
         method: Callable[..., Awaitable[Any]],
         given: Mapping[str, Any],
-    ) -> Response:
-        """Run the action of a form, and redirect back."""
-        context.form = await self._guard.form(context.request)
+    ) -> Response | View:
+        """Run the action of a form, and redirect back unless it returns an answer."""
         if declared.is_open:
             found = await method(**given)
         elif context.may_act:
@@ -150,10 +147,8 @@ class Site:
             found = await self._recorded(context, declared.action, target, partial(method, **given))
         else:
             raise Problem(403, "read-only", "this key may look, and nothing else")
-        if isinstance(found, Response):
+        if isinstance(found, Response | View):
             return found
-        if isinstance(found, View):
-            return self._page(context, found)
         path = found if isinstance(found, str) else context.form.get("back", "/")
         return RedirectResponse(context.back_to(path, declared.action), 303)
 
@@ -165,7 +160,7 @@ class Site:
         entry = AuditEntry(
             id=new_id("act", now),
             at=now,
-            who=context.who,
+            who=context.caller or "a key without a name",
             client=client_of(context.request.scope),
             action=action,
             target=target[:_LONGEST_TARGET],

@@ -49,6 +49,18 @@ async def doctor(env: dict[str, str], name: str) -> list[tuple[str, str]]:
     return [(one.level, one.says) for one in found if one.name == name]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [("slack", "SLACK_TOKEN"), ("discord", "DISCORD_APPLICATION"), ("telegram", "TELEGRAM_TOKEN")],
+)
+async def test_missing_chat_setting_is_reported(
+    platforms: Platforms, platform: str, name: str
+) -> None:
+    env = platforms.env | {name: ""}
+    assert await doctor(env, platform) == [("FAIL", f"{name} is not set")]
+
+
 def test_slack_manifest_has_a_command_for_each_recipe(tmp_path: Path) -> None:
     printed = receiver("chat", "slack", "--name", "Ann", cwd=tmp_path, **BASE)
     manifest: dict[str, Any] = json.loads(printed.stdout)

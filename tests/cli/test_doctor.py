@@ -29,18 +29,19 @@ from receiver import create_app
 from receiver.cli.doctor import Finding, examine, worst
 from receiver.cli.doctor.database import (
     LATEST,
-    File,
+    SKEWED,
+    WRONG,
+    DatabaseState,
     Server,
     check_backlog,
     check_clocks,
-    check_database,
+    judge,
 )
 from receiver.cli.doctor.environment import weakness
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
 from receiver.settings import Caller, Settings
-from receiver.store.backlog import Backlog
 from receiver.store.schema import migrations
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
@@ -415,12 +416,10 @@ async def test_unknown_postgres_url_parameters_do_not_prevent_the_checks(
 WELL: Final = Server(
     release="16.4",
     replica=False,
-    skew=0.0,
     free_connections=90,
     version=LATEST,
     may_create=True,
     closed=[],
-    backlog=Backlog(),
 )
 
 
@@ -431,38 +430,43 @@ WELL: Final = Server(
         ({"free_connections": 3}, "warn", "raise max_connections"),
         ({"version": None, "may_create": False}, "FAIL", "may not create one"),
         ({"version": 0}, "warn", "brings it up to date"),
-        ({"skew": 90.0}, "FAIL", "90.0 s ahead of ours"),
-        ({"skew": -3.0}, "warn", "3.0 s behind ours"),
     ],
 )
-def test_postgres_replica_limits_schema_and_clock_skew_are_reported(
+def test_postgres_replica_limits_and_schema_are_reported(
     change: dict[str, Any], level: str, said: str
 ) -> None:
     settings = Settings(database_url="postgresql://me@host/name")
-    state = msgspec.structs.replace(WELL, **change)
-    judged = [
-        *check_database(state, settings),
-        *check_backlog(state),
-        *check_clocks(state, {}),
-    ]
-    [line] = [line for line in judged if line.level != "ok"]
+    [line] = judge(msgspec.structs.replace(WELL, **change), settings)
     assert line.level == level
     assert said in str(line)
 
 
+@pytest.mark.parametrize(
+    ("skew", "level", "said"),
+    [
+        (WRONG + 30, "FAIL", "90.0 s ahead of ours"),
+        (-SKEWED - 1, "warn", "3.0 s behind ours"),
+        (0.0, "ok", "agrees with ours"),
+    ],
+)
+def test_clock_of_the_database_server_is_compared(skew: float, level: str, said: str) -> None:
+    [line] = check_clocks(DatabaseState(skew=skew), {})
+    assert (line.level, said in str(line)) == (level, True)
+
+
 def test_pooler_in_transaction_mode_is_reported() -> None:
     settings = Settings(database_url="postgresql://me@host/name")
-    [line] = check_database(msgspec.structs.replace(WELL, is_pooled=True), settings)
+    [line] = judge(msgspec.structs.replace(WELL, is_pooled=True), settings)
     assert (line.level, line.says.rpartition(", ")[2]) == (
         "ok",
         "through a pooler in transaction mode",
     )
 
 
-def test_nearly_full_disk_is_a_warning() -> None:
-    state = File(exists=True, writable=True, free=2**29, version=LATEST)
-    [line] = check_database(state, Settings())
-    assert (line.level, "only 512 MB are free" in line.says) == ("warn", True)
+async def test_nearly_full_disk_is_a_warning(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_database(env)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**29))
+    assert says(await found(env, "database"), "warn", "only 512 MB are free")
 
 
 # --- the running receiver, and the network before it ---
@@ -914,12 +918,12 @@ async def test_failing_or_hanging_check_does_not_stop_the_others(
 
     def check(*given: Any) -> Any:
         is_checked.set()
-        return check_database(*given)
+        return check_backlog(*given)
 
     monkeypatch.setattr("receiver.cli.doctor._LONGEST", PATIENCE)
     monkeypatch.setattr("receiver.cli.doctor.check_secrets", breaks)
     monkeypatch.setattr("receiver.cli.doctor.check_provider", hangs)
-    monkeypatch.setattr("receiver.cli.doctor.check_database", check)
+    monkeypatch.setattr("receiver.cli.doctor.check_backlog", check)
     lines = await found({**env, "FAL_KEY": "fal-key-of-mine"})
     assert says(lines, "FAIL", "secrets: the check itself failed: RuntimeError: unforeseen")
     assert says(lines, "FAIL", f"provider fal: the check did not end within {PATIENCE:g} s")
@@ -942,13 +946,13 @@ def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def test_doctor_command_prints_text_or_json_and_sets_the_exit_code(
     env: Env, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "a,b.py").write_text(
         "from receiver import on\nprint('loud')\n@on('*', name='mine')\ndef f(event): ...\n"
     )
     weak = {**env, "RECEIVER_SECRET_KEY": "a" * 32}
     with ThreadPoolExecutor() as threads:
-        plain = threads.submit(doctor, env, tmp_path, "mine.py")
-        strict = threads.submit(doctor, env, tmp_path, "mine.py", "--strict", "--json")
+        plain = threads.submit(doctor, env, tmp_path, "a,b.py")
+        strict = threads.submit(doctor, env, tmp_path, "a,b.py", "--strict", "--json")
         failed = threads.submit(doctor, weak, tmp_path, "--dev")
     ran = plain.result()
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -964,6 +968,6 @@ def test_doctor_command_prints_text_or_json_and_sets_the_exit_code(
 
 
 def test_clock_is_ok_if_one_provider_agrees() -> None:
-    [line] = check_clocks(None, {"oxen": -17649.4, "eachlabs": 0.5})
+    [line] = check_clocks(DatabaseState(), {"oxen": -17649.4, "eachlabs": 0.5})
     assert (line.level, line.says) == ("ok", "the clock of eachlabs agrees with ours")
-    assert check_clocks(None, {}) == []
+    assert check_clocks(DatabaseState(), {}) == []

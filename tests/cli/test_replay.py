@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import typer
 
@@ -18,21 +20,19 @@ COUNTED = {"id": "rep_1", "state": "counted", "matched": 9, "events": 4, "replay
 
 
 class Api(Client):
-    """A client that gives scripted answers in turn, and records the requests."""
+    """A client that gets scripted answers in turn, and records the requests."""
 
     def __init__(self, *answers: Any) -> None:
+        super().__init__({"RECEIVER_API_KEY": "key"}, httpx.MockTransport(self._answer))
         self._answers: Iterator[Any] = iter(answers)
-        self.asked: list[tuple[str, Any]] = []
+        self.asked: list[tuple[str, bytes]] = []
 
-    def get(self, path: str, _: Any = None) -> Any:
-        return self.post(path)
-
-    def post(self, path: str, body: Any = None, _: Any = None) -> Any:
-        self.asked.append((path, body))
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append((request.url.path, request.content))
         answer = next(self._answers)
-        if isinstance(answer, BaseException):
+        if isinstance(answer, Exception):
             raise answer
-        return {**COUNTED, **answer}
+        return httpx.Response(200, json={**COUNTED, **answer})
 
 
 RUNNING = {"state": "running", "replayed": 5}
@@ -72,7 +72,7 @@ def test_replay_counts_asks_starts_and_shows_progress(terminal: Sit, capsys: Cap
     assert replay_all(api, WANTED, yes=False, sleep=no_time)["state"] == "done"
     paths = ["", "/rep_1/start", "/rep_1", "/rep_1"]
     assert [path for path, _ in api.asked] == [f"/v1/replays{path}" for path in paths]
-    assert api.asked[0][1] == WANTED
+    assert json.loads(api.asked[0][1]) == WANTED
     assert asked == ["Redeliver them?"]
     said = capsys.readouterr().out
     assert said.startswith("rep_1: 9 deliveries of 4 events would be redelivered")

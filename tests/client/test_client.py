@@ -384,7 +384,9 @@ def test_unexpected_answer_raises_a_client_error(
     assert raised.value.type == kind
 
 
-@pytest.mark.parametrize("url", ["", "hooks.test", "ftp://x", "https://", "http://a:b"])
+@pytest.mark.parametrize(
+    "url", ["", "hooks.test", "ftp://x", "https://", "http://a:b", "http://xn--a"]
+)
 def test_invalid_url_or_key_is_rejected(url: str) -> None:
     for client in (Receiver, AsyncReceiver):
         with pytest.raises(ClientError) as raised:

@@ -243,7 +243,9 @@ async def test_replay_is_counted_before_it_is_started(start: Start) -> None:
         await done(station)
         await settled(station, "done")
         someone = await signed_in(station)
-        counted = await someone.act("/replays", handler="tell", since="2020-01-01")
+        times = {"since": "2020-01-01", "until": "2100-01-01T00:00+01:00"}
+        assert (await someone.act("/replays", since="yesterday")).status_code == 422
+        counted = await someone.act("/replays", handler="tell", **times)
         path = counted.headers["location"].removeprefix("/ui").partition("?")[0]
         assert "Start: 1 deliveries" in await someone.see(path)
         assert station.count("attempts") == 1

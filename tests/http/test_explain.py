@@ -126,13 +126,13 @@ def test_explain_command_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None
     }
     asked: list[str] = []
 
-    def get(_: object, path: str, *__: object) -> Json:
-        asked.append(path)
+    def call(_: object, method: str, path: str) -> Json:
+        asked.append(f"{method} {path}")
         return answer
 
-    monkeypatch.setattr("receiver.cli.client.Client.get", get)
+    monkeypatch.setattr("receiver.cli.client.Client.call", call)
     result = CliRunner().invoke(main, ["explain", f"evt_{1:032x}", "--type", "succeeded"])
     assert result.exit_code == 0, result.output
-    assert asked == [f"/v1/predictions/pred_{1:032x}/explain?type=succeeded"]
+    assert asked == [f"GET /v1/predictions/pred_{1:032x}/explain?type=succeeded"]
     for words in ("pred_1: prediction.succeeded (if it ends so)", "after save", "type is x"):
         assert words in result.output

@@ -809,7 +809,7 @@ async def test_development_commands_find_their_key_for_local_urls_only(
             ("https://hooks.test", False),
         ):
             client = Client({**env, "RECEIVER_URL": url}, httpx.MockTransport(seen))
-            client.get("/v1/predictions")
+            client.fetch("predictions")
             client.close()
             key = sent[-1].headers.get("authorization")
             assert (key is not None) == has_key

@@ -240,7 +240,7 @@ def module(
     sys.modules.pop("receiver.aws", None)
     found = import_module("receiver.aws")
     yield found
-    found._FUNCTION.close()  # noqa: SLF001 - as the hook before a snapshot does
+    found.handler.close()  # as the hook before a snapshot does
     del sys.modules["receiver.aws"]
 
 
@@ -304,7 +304,7 @@ def test_function_restarts_after_the_snapshot_hook(module: ModuleType) -> None:
     ready = SHAPES["second"](Request("GET", "/ready", []))
     for _ in range(2):
         assert module.handler(ready, Time(30))["statusCode"] == 200
-        module._FUNCTION.close()  # noqa: SLF001
+        module.handler.close()
 
 
 def test_function_starts_after_a_snapshot_restore(tmp_path: Path, database: Database) -> None:

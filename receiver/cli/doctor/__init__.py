@@ -12,8 +12,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 import httpx
@@ -25,7 +27,6 @@ from receiver.cli.doctor.database import (
     DatabaseState,
     check_backlog,
     check_clocks,
-    check_database,
     check_pending,
     inspect_database,
 )
@@ -34,7 +35,6 @@ from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn, wors
 from receiver.cli.doctor.network import (
     Echoes,
     Prober,
-    Trouble,
     check_any_key,
     check_provider,
     check_public_url,
@@ -59,10 +59,17 @@ Check: TypeAlias = Callable[[], Findings | Awaitable[Findings]]
 
 
 async def examine(
-    env: Mapping[str, str], *, clock: Callable[[], float] = time.time
+    env: Mapping[str, str],
+    handlers: Sequence[str] | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """Run every check; return the findings in the order in which to fix them."""
+    """Run every check; return the findings in the order in which to fix them.
+
+    `handlers` are those given to the command, instead of RECEIVER_HANDLERS.
+    """
     settings, problems = Settings.parse(env)
+    settings = replace(settings, handlers=tuple(handlers) if handlers else settings.handlers)
     caller, more = Caller.parse(env)
     problems = list(dict.fromkeys([*problems, *more, *Listening.problems(env)]))
     verify = certifi_context() if check_tls(env) else None
@@ -74,15 +81,14 @@ async def examine(
     ) as client:
         prober = Prober(client, clock)
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
-        keys = _secret_keys(settings)
-        echoes = Echoes(prober, Tokens(keys)) if keys else None
+        echoes = Echoes(prober, Tokens(_secret_keys(settings)))
         # Each is run once; several checks await its result.
         database = asyncio.create_task(_inspect(settings, broken))
-        local_echoes = asyncio.create_task(_echo_here(echoes, caller))
+        local_echoes = asyncio.create_task(echoes.by_each_key(caller.url))
         checks: list[tuple[str, Check]] = [
             ("settings", partial(check_settings, env, settings, problems)),
             ("secrets", partial(check_secrets, caller, settings)),
-            ("database", partial(_with_database, database, check_database, settings)),
+            ("database", partial(_with_database, database, attrgetter("findings"))),
             ("backlog", partial(_with_database, database, check_backlog)),
             ("receiver", partial(check_receiver, local_echoes, caller, settings, prober)),
             ("public url", partial(check_public_url, settings, broken, echoes, local_echoes)),
@@ -124,11 +130,9 @@ async def _bounded(name: str, check: Check) -> Findings:
 
 
 async def _inspect(settings: Settings, broken: Collection[str]) -> DatabaseState:
-    return None if "RECEIVER_DATABASE_URL" in broken else await inspect_database(settings)
-
-
-async def _echo_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | None] | None:
-    return await echoes.by_each_key(caller.url) if echoes else None
+    if "RECEIVER_DATABASE_URL" in broken:  # as the settings' check reports
+        return DatabaseState()
+    return await inspect_database(settings)
 
 
 async def _with_database(
@@ -143,13 +147,12 @@ async def _check_handlers(settings: Settings, database: Awaitable[DatabaseState]
     fix = "fix it: `receiver serve` would not start"
     # Only the first line, which names the place in the source; the next lines quote it.
     findings = [fail(text.partition("\n")[0], fix) for text in problems]
-    findings += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
-    findings += [
-        warn(problem, _KEEP) for problem in advice.short_lived(settings, registry.handlers)
-    ]
-    findings += [
-        warn(problem, _ORDER) for problem in advice.nothing_to_order(settings, registry.handlers)
-    ]
+    for fix, found in (
+        (_CORRECT, registry.warnings(NAMES)),
+        (_KEEP, advice.short_lived(settings, registry.handlers)),
+        (_ORDER, advice.nothing_to_order(settings, registry.handlers)),
+    ):
+        findings += [warn(problem, fix) for problem in found]
     findings += check_pending(await database, registry)
     if not findings:
         findings = [ok(f"{', '.join(registry.handlers)}: loaded")]

@@ -13,6 +13,7 @@ from receiver.cli import chats
 from receiver.cli.doctor.findings import Findings, fail, ok, warn
 from receiver.cli.doctor.network import REQUEST_ERRORS, Prober
 from receiver.deliveries.handler_settings import is_on
+from receiver.model.errors import ReceiverError
 from receiver.settings import Settings
 
 _AGAIN: Final = "run `receiver chat {}` again"
@@ -37,10 +38,9 @@ async def check_slack(env: Mapping[str, str], _settings: Settings, prober: Probe
 
 async def check_discord(env: Mapping[str, str], settings: Settings, prober: Prober) -> Findings:
     """Check that the commands are those of the recipes."""
-    application = chats.of(env, "DISCORD_APPLICATION")
-    url = f"{chats.of(env, 'DISCORD_URL')}/applications/{application}/commands"
-    bot = chats.AGENT | {"authorization": f"Bot {chats.of(env, 'DISCORD_TOKEN')}"}
-    answer = await prober.send(httpx.Request("GET", url, headers=bot), "Discord")
+    application, bot = chats.discord_application(env)
+    request = httpx.Request("GET", f"{application}/commands", headers=bot)
+    answer = await prober.send(request, "Discord")
     if answer.status != httpx.codes.OK:
         text = f"HTTP {answer.status} for the commands of DISCORD_APPLICATION"
         return [fail(text, "correct DISCORD_TOKEN and DISCORD_APPLICATION")]
@@ -66,7 +66,7 @@ def _list(names: Mapping[Any, object]) -> str:
 
 async def check_telegram(env: Mapping[str, str], settings: Settings, prober: Prober) -> Findings:
     """Check the webhook and its last error, the menu, and the group privacy."""
-    bot = f"{chats.of(env, 'TELEGRAM_URL')}/bot{chats.of(env, 'TELEGRAM_TOKEN')}"
+    bot = chats.telegram_bot(env)
 
     async def get(method: str) -> Any:
         answer = await prober.send(httpx.Request("GET", f"{bot}/{method}"), "Telegram")
@@ -119,3 +119,5 @@ async def check_chat(
     except (*REQUEST_ERRORS, msgspec.MsgspecError, KeyError, TypeError) as error:
         fix = f"check {platform.upper()}_URL, and that this machine may connect to it"
         return [warn(f"it gives no valid answer: {type(error).__name__}", fix)]
+    except ReceiverError as error:
+        return [fail(str(error), f"set it: the handler {platform}-in needs it")]

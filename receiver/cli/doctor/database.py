@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -42,30 +42,88 @@ WRONG: Final = 60.0
 """Seconds of difference between two clocks above which we warn (SKEWED) or fail (WRONG)."""
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a SQLite database file."""
+class DatabaseState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of the configured database."""
 
-    exists: bool
-    writable: bool
-    """Whether both the file and its folder can be written."""
-    free: int
-    """Bytes free on its disk."""
-    version: int = 0
-    """The schema's version."""
+    findings: Findings = []
     backlog: Backlog | None = None
-    trouble: str | None = None
-    """Why it cannot be read."""
+    """None: it cannot be read, or has another schema."""
+    skew: float | None = None
+    """Seconds by which the server's clock is ahead of ours; None: there is no server."""
+
+
+async def inspect_database(settings: Settings) -> DatabaseState:
+    """Return the state of the database; if it cannot be read in time, that is the finding."""
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            if settings.sqlite_path is None:
+                return await _inspect_server(settings)
+            return await asyncio.to_thread(_inspect_file, settings.database, settings.sqlite_path)
+    except TimeoutError:
+        text = f"{settings.database} does not answer within {_TIMEOUT:g} s"
+        return _failed(text, "check its disk, or its server")
+
+
+def _failed(*finding: str) -> DatabaseState:
+    return DatabaseState(findings=[fail(*finding)])
+
+
+# --- SQLite ---
+
+
+def _inspect_file(name: str, path: str) -> DatabaseState:
+    folders = Path(path).absolute().parents
+    folder = next(above for above in folders if above.exists())  # missing folders are created in it
+    there = Path(path).exists()
+    findings: Findings = []
+    version, backlog = LATEST, None
+    if there:
+        try:
+            version, backlog = _read_file(path)
+        except (OSError, sqlite3.Error) as error:
+            text = f"{name} cannot be read: {type(error).__name__}: {error}"
+            fix = "restore a backup, or set RECEIVER_DATABASE_URL to another file"
+            findings.append(fail(text, fix))
+    if not os.access(folder, os.W_OK | os.X_OK) or (there and not os.access(path, os.W_OK)):
+        text = f"{name} or its folder cannot be written by this user"
+        fix = "let the user that runs the receiver write there; SQLite writes files beside it, too"
+        findings.append(fail(text, fix))
+    free = shutil.disk_usage(folder).free
+    if free < _LOW:
+        level = fail if free < _FULL else warn
+        text = f"only {_size(free)} are free on the disk of {name}"
+        findings.append(level(text, "free some space: on a full disk callbacks are answered 503"))
+    findings += _schema(version)
+    text = f"schema {version}," if there else "not there yet: `receiver serve` makes it;"
+    well = [ok(f"{name}: {text} {_size(free)} free")]
+    return DatabaseState(findings=findings or well, backlog=backlog)
+
+
+def _read_file(path: str) -> tuple[int, Backlog | None]:
+    """Return the schema's version, and the backlog if it is the latest."""
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    uri = f"{Path(path).absolute().as_uri()}?{mode}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=2.0)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != LATEST:
+            return version, None
+        connection.row_factory = sqlite3.Row
+        before = time.time() - OVERDUE
+        counted = {"before": before, "rows": json.dumps(wanted(NAMES))}
+        rows = connection.execute(sql.count_all.sqlite, counted).fetchall()
+        return version, backlog_of(rows, before)
+
+
+# --- PostgreSQL ---
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a PostgreSQL database."""
+    """A PostgreSQL server, and what our role may do there."""
 
     release: str
     replica: bool
     read_only: bool = False
     """Whether transactions are read-only by default; hosts set this if a database is full."""
-    skew: float
-    """Seconds by which its clock is ahead of ours."""
     free_connections: int
     version: int | None
     """The schema's version; None: there is no schema yet, or it cannot be read."""
@@ -75,62 +133,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Our tables that our role may not read and write."""
     is_pooled: bool = False
     """Whether the connection goes through a pooler in transaction mode."""
-    backlog: Backlog | None = None
 
-
-DatabaseState: TypeAlias = File | Server | Finding | None
-"""A Finding if the database could not be read; None if another check reports why."""
-
-
-async def inspect_database(settings: Settings) -> DatabaseState:
-    """Return the state of the configured database, or a Finding if it cannot be read in time."""
-    try:
-        async with asyncio.timeout(_TIMEOUT):
-            if settings.sqlite_path is None:
-                return await _inspect_server(settings)
-            return await asyncio.to_thread(inspect_file, settings.sqlite_path)
-    except TimeoutError:
-        text = f"{settings.database} does not answer within {_TIMEOUT:g} s"
-        return fail(text, "check its disk, or its server")
-
-
-# --- SQLite ---
-
-
-def inspect_file(path: str) -> File:
-    """Return the state of a file; errors in reading it are in `trouble`, not raised."""
-    folders = Path(path).absolute().parents
-    folder = next(above for above in folders if above.exists())  # missing folders are created in it
-    there = Path(path).exists()
-    facts: dict[str, Any] = {
-        "exists": there,
-        "writable": os.access(folder, os.W_OK | os.X_OK)
-        and (not there or os.access(path, os.W_OK)),
-        "free": shutil.disk_usage(folder).free,
-    }
-    if there:
-        try:
-            facts |= _read_file(path)
-        except (OSError, sqlite3.Error) as error:
-            facts["trouble"] = f"{type(error).__name__}: {error}"
-    return File(**facts)
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
-    uri = f"{Path(path).absolute().as_uri()}?{mode}"
-    with closing(sqlite3.connect(uri, uri=True, timeout=2.0)) as connection:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version != LATEST:
-            return {"version": version}
-        connection.row_factory = sqlite3.Row
-        before = time.time() - OVERDUE
-        counted = {"before": before, "rows": json.dumps(wanted(NAMES))}
-        rows = connection.execute(sql.count_all.sqlite, counted).fetchall()
-        return {"version": version, "backlog": backlog_of(rows, before)}
-
-
-# --- PostgreSQL ---
 
 _SERVER: Final = """
 SELECT current_setting('server_version') AS release,
@@ -154,123 +157,93 @@ ORDER BY 1
 """
 
 
-async def _inspect_server(settings: Settings) -> Server | Finding:
+async def _inspect_server(settings: Settings) -> DatabaseState:
     try:
         return await _query_server(settings)
     except TimeoutError:
         raise
     except ModuleNotFoundError as error:
-        return fail(
+        return _failed(
             f"PostgreSQL support is not installed ({error.name} is missing)",
             "pip install 'prediction-receiver[postgres]'",
         )
     except StoreUnusable as error:
-        return fail(*str(error).rsplit("; ", 1))
+        return _failed(*str(error).rsplit("; ", 1))
     except Exception as error:  # noqa: BLE001 - any error here is about the server
         from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - loaded only when used
 
         text = what_to_do(error, address.read(settings.database_url))
-        return fail(*text.rsplit("; ", 1))
+        return _failed(*text.rsplit("; ", 1))
 
 
-async def _query_server(settings: Settings) -> Server:
+async def _query_server(settings: Settings) -> DatabaseState:
     from receiver.store.postgres import sessions  # noqa: PLC0415 - loaded only when used
 
     access = sessions.Access(pooled=settings.database_pooled)
     way = sessions.Sessions(settings.database_url, access)
-    connection = await way.connect_first()
+    connection: Any = await way.connect_first()
     try:
         given = {**way.address.settings, "search_path": "receiver"}
         only_read = f"BEGIN READ ONLY; {address.set_config(given, is_local=True)}"
         await connection.execute(only_read)
-        return await _read_server(connection, is_pooled=way.is_pooled)
+        began = time.time()
+        there = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        skew = there - (began + time.time()) / 2
+        server = await _read_server(connection, is_pooled=way.is_pooled)
+        backlog = None
+        if server.version == LATEST and not server.closed:
+            before = time.time() - OVERDUE
+            columns = map(list, zip(*wanted(NAMES), strict=True))
+            rows = await connection.fetch(sql.count_all.postgres, before, *columns)
+            backlog = backlog_of(rows, before)
+        return DatabaseState(findings=judge(server, settings), backlog=backlog, skew=skew)
     finally:
         connection.terminate()
 
 
 async def _read_server(connection: Any, *, is_pooled: bool) -> Server:
     facts = dict(await connection.fetchrow(_SERVER))
-    began = time.time()
-    there = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
-    facts["skew"] = there - (began + time.time()) / 2
-    facts["closed"] = [row["relname"] for row in await connection.fetch(_CLOSED)]
+    closed = [row["relname"] for row in await connection.fetch(_CLOSED)]
     version = None
-    if facts.pop("migrated") and "migrations" not in facts["closed"]:
+    if facts.pop("migrated") and "migrations" not in closed:
         version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
-    if version == LATEST and not facts["closed"]:
-        before = time.time() - OVERDUE
-        columns = map(list, zip(*wanted(NAMES), strict=True))
-        rows = await connection.fetch(sql.count_all.postgres, before, *columns)
-        facts["backlog"] = backlog_of(rows, before)
-    return Server(version=version, is_pooled=is_pooled, **facts)
+    return Server(version=version, is_pooled=is_pooled, closed=closed, **facts)
 
 
-# --- findings ---
-
-
-def check_database(state: DatabaseState, settings: Settings) -> Findings:
-    if state is None or isinstance(state, Finding):
-        return [] if state is None else [state]
-    findings = list(_file(state, settings) if isinstance(state, File) else _server(state, settings))
-    if findings:
+def judge(server: Server, settings: Settings) -> Findings:
+    """Return what is wrong with a server, or that nothing is."""
+    if findings := list(_faults(server, settings)):
         return findings
-    if isinstance(state, Server):
-        text = f"PostgreSQL {state.release.split()[0]}, schema {state.version}"
-        text += ", through a pooler in transaction mode" if state.is_pooled else ""
-    elif state.exists:
-        text = f"schema {state.version}, {_size(state.free)} free"
-    else:
-        text = f"not there yet: `receiver serve` makes it; {_size(state.free)} free"
+    text = f"PostgreSQL {server.release.split()[0]}, schema {server.version}"
+    text += ", through a pooler in transaction mode" if server.is_pooled else ""
     return [ok(f"{settings.database}: {text}")]
 
 
-def _file(state: File, settings: Settings) -> Iterator[Finding]:
-    path = settings.database
-    if state.trouble is not None:
-        yield fail(
-            f"{path} cannot be read: {state.trouble}",
-            "restore a backup, or set RECEIVER_DATABASE_URL to another file",
-        )
-    if not state.writable:
-        yield fail(
-            f"{path} or its folder cannot be written by this user",
-            "let the user that runs the receiver write there; SQLite writes files beside it, too",
-        )
-    if state.free < _LOW:
-        level = fail if state.free < _FULL else warn
-        yield level(
-            f"only {_size(state.free)} are free on the disk of {path}",
-            "free some space: on a full disk callbacks are answered 503",
-        )
-    if state.exists and state.trouble is None:
-        yield from _schema(state.version)
-
-
-def _server(state: Server, settings: Settings) -> Iterator[Finding]:
-    if state.replica:
+def _faults(server: Server, settings: Settings) -> Iterator[Finding]:
+    if server.replica:
         text = "the server is a replica and takes no writes"
         yield fail(text, "set RECEIVER_DATABASE_URL to the primary")
-    if state.read_only:
+    if server.read_only:
         yield fail(
             "default_transaction_read_only is on, and nothing can be written",
             "see why (hosts set it where a disk is full), and turn it off for the database and for "
             "our role",
         )
-    if state.free_connections < settings.connections:
+    if server.free_connections < settings.connections:
         yield warn(
-            f"the server has {state.free_connections} connections left, and each process of ours "
+            f"the server has {server.free_connections} connections left, and each process of ours "
             f"opens up to {settings.connections}",
             "raise max_connections, or lower RECEIVER_DATABASE_CONNECTIONS",
         )
-    if state.closed:
+    if server.closed:
         yield fail(
-            f"our role may not read and write {_some(state.closed)}",
+            f"our role may not read and write {_some(server.closed)}",
             "GRANT USAGE ON SCHEMA receiver, and SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
             "SCHEMA receiver, to it",
         )
-    elif state.version is not None:
-        yield from _schema(state.version)
-    elif state.may_create:
+    elif server.version is not None:
+        yield from _schema(server.version)
+    elif server.may_create:
         yield warn("it is empty", "`receiver migrate` makes the schema")
     else:
         yield fail(
@@ -301,7 +274,7 @@ _POLLER_IDLE: Final = "check that `receiver serve` runs, and reaches the provide
 
 
 def check_backlog(state: DatabaseState) -> Findings:
-    backlog = _backlog(state)
+    backlog = state.backlog
     if backlog is None:
         return []
     late = f"overdue by {OVERDUE:g} s"
@@ -322,8 +295,7 @@ def check_backlog(state: DatabaseState) -> Findings:
 
 def check_pending(state: DatabaseState, registry: Registry) -> Iterator[Finding]:
     """Warn of pending deliveries whose handler is not registered here."""
-    backlog = _backlog(state)
-    pending: Mapping[str, int] = backlog.of_handlers() if backlog else {}
+    pending = state.backlog.of_handlers() if state.backlog else {}
     for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
             f"{pending[name]} deliveries are pending for {name}, which is not a handler here",
@@ -338,7 +310,7 @@ def check_clocks(state: DatabaseState, skews: Mapping[str, float]) -> Findings:
     """
     nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
     findings = [_compare(skews[name], f"the clock of {name}") for name in nearest]
-    if isinstance(state, Server):
+    if state.skew is not None:
         findings.append(_compare(state.skew, "the database server's clock"))
     return findings
 
@@ -350,10 +322,6 @@ def _compare(skew: float, whose: str) -> Finding:
         level = fail if abs(skew) > WRONG else warn
         return level(text, "set both clocks by NTP (timedatectl set-ntp true)")
     return ok(f"{whose} agrees with ours")
-
-
-def _backlog(state: DatabaseState) -> Backlog | None:
-    return state.backlog if isinstance(state, File | Server) else None
 
 
 def _some(names: list[str]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
 Level: TypeAlias = Literal["ok", "warn", "FAIL"]
-_ORDER: Final[tuple[Level, ...]] = ("ok", "warn", "FAIL")
+_ORDER: Final = get_args(Level)
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.client.steps import PREFIX
 from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.tokens import Tokens
@@ -32,7 +33,6 @@ from receiver.settings import Caller, Settings, advice
 _PATIENCE: Final = 5.0
 """Time limit of one request, in seconds."""
 _LARGEST_ANSWER: Final = 1024 * 1024
-_PROBLEM: Final = "urn:receiver:problem:"
 _SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
 """A proxy that parses JSON and writes it again changes these bytes."""
 _LARGE: Final = 1536 * 1024
@@ -184,7 +184,7 @@ _REFUSALS: Final = {
 def _refused(answer: ProviderResponse) -> Trouble:
     """Return the trouble that an answer other than an echo shows."""
     kind = error_body(answer.body).get("type")
-    ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
+    ours = isinstance(kind, str) and kind.startswith(PREFIX)
     text = f"HTTP {answer.status}"
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
         where = answer.headers.get("location", "nowhere")[:200]
@@ -205,8 +205,8 @@ def _refused(answer: ProviderResponse) -> Trouble:
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
 
 
-EchoResults: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
-"""The result for each secret key, newest first; None if there is no key."""
+EchoResults: TypeAlias = Awaitable[Sequence[Trouble | None]]
+"""The result for each secret key, newest first."""
 
 
 async def check_receiver(
@@ -214,7 +214,7 @@ async def check_receiver(
 ) -> Findings:
     """Check the receiver at RECEIVER_URL; `here` is the result of its echoes."""
     troubles = await here
-    if troubles is None:
+    if not troubles:
         text = "not checked: without a secret key it cannot be recognised"
         return [warn(text, "set RECEIVER_SECRET_KEY")]
     findings = _troubles_of(troubles, settings)
@@ -290,7 +290,7 @@ def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Find
 
 
 async def check_public_url(
-    settings: Settings, broken: Collection[str], echoes: Echoes | None, here: EchoResults
+    settings: Settings, broken: Collection[str], echoes: Echoes, here: EchoResults
 ) -> Findings:
     """Check the URL of callbacks; `here` is the result at RECEIVER_URL."""
     if "RECEIVER_PUBLIC_URL" in broken:
@@ -305,10 +305,10 @@ async def check_public_url(
             )
         ]
     findings = [*_scheme(url, settings), *await _addresses(url, settings)]
-    if echoes is None:
-        return [*findings, warn("not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
-    if _is_absent(troubles) and all(await here or [None]):
+    if not troubles:
+        return [*findings, warn("not tried without a secret key", "set one first")]
+    if _is_absent(troubles) and all(await here):
         trouble = next(filter(None, troubles))
         text = f"{url} cannot be checked while no receiver runs: {trouble.says}"
         return [*findings, warn(text, "start it, then run the doctor again")]
