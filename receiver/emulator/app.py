@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 from receiver.emulator import faults, pictures, wire
 from receiver.emulator.chats.platforms import Chats
 from receiver.emulator.chats.scene import Scene
+from receiver.emulator.emulated import Emulated
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.providers import CALLING, Emulated
+from receiver.emulator.providers import CALLING
 from receiver.emulator.world import World
 
 
