@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -65,38 +65,30 @@ class Bfl(CallsBack):
         return await self.accept([prediction], answer(created))
 
     def _read(self, request: Request, account: str, body: dict[str, Any] | None) -> Prediction:
-        fields = body or {}
-        model = request.path_params["model"]
-        problem = self._problem(model, body, wire.text_of(fields.get("prompt")))
-        limit = self.world.options.bfl_in_flight
-        if problem is None and self.is_full(account, limit):
-            problem = _refused(429, "rate_limit_exceeded", f"{limit} tasks are active", 1)
+        fields, model = body or {}, request.path_params["model"]
         hook, secret = (wire.text_of(fields.get(f"webhook_{part}")) for part in ("url", "secret"))
         inputs = {name: fields[name] for name in fields if not name.startswith("webhook_")}
-        missing = {"loc": ["body", "prompt"], "msg": "field required", "type": "missing"}
-        return self.prediction(
-            request,
-            account,
-            model,
-            inputs,
-            problem,
-            no_prompt=answer({"detail": [missing]}, 422),
-            callback_url=hook,
-            secret=secret,
-        )
+        new = self.prediction(request, account, model, inputs, callback_url=hook, secret=secret)
+        self.check(self._problems(new, body))
+        return new
 
-    def _problem(self, model: str, body: dict[str, Any] | None, prompt: str) -> Response | None:
-        if rule := self.refusal(prompt):
-            return _refused(rule.status, "unavailable", rule.reason, rule.retry_after)
-        if is_unknown(model):
-            return answer({"detail": "Not Found"}, 404)
+    def _problems(self, new: Prediction, body: dict[str, Any] | None) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
+            yield _refused(rule.status, "unavailable", rule.reason, rule.retry_after)
+        if is_unknown(new.model):
+            yield answer({"detail": "Not Found"}, 404)
         if body is None:
-            return _refused(400, "validation_error", "the body is no JSON object")
-        if not wire.text_of(body.get("webhook_url", "http")).startswith("http"):
-            return _refused(400, "validation_error", "webhook_url is no URL")
-        if "[refuse]" in prompt:
-            return _refused(402, "insufficient_credits", "the balance is used up")
-        return None
+            yield _refused(400, "validation_error", "the body is no JSON object")
+        elif not wire.text_of(body.get("webhook_url", "http")).startswith("http"):
+            yield _refused(400, "validation_error", "webhook_url is no URL")
+        if "[refuse]" in new.prompt:
+            yield _refused(402, "insufficient_credits", "the balance is used up")
+        limit = self.world.options.bfl_in_flight
+        if self.is_full(new.account, limit):
+            yield _refused(429, "rate_limit_exceeded", f"{limit} tasks are active", 1)
+        if new.plan.failure == "prompt":
+            missing = {"loc": ["body", "prompt"], "msg": "field required", "type": "missing"}
+            yield answer({"detail": [missing]}, 422)
 
     async def _poll(self, request: Request, account: str) -> Response:
         return answer(self._state(self.polled(request, account)))

@@ -1,6 +1,6 @@
 """Eachlabs: a submit and a final poll have the status `success`, a callback `succeeded`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -96,56 +96,52 @@ class Eachlabs(CallsBack):
         body = await wire.read_object(request) or {}
         given = body.get("input")
         inputs: dict[str, Any] = given if isinstance(given, dict) else {}
-        problem = self._problem(body, wire.text_of(inputs.get("prompt")))
-        return self.prediction(
+        new = self.prediction(
             request,
             account,
             wire.text_of(body.get("model")),
             inputs,
-            problem or self._full(account) or self._no_money(account, inputs),
             callback_url=wire.text_of(body.get("webhook_url")),
             secret=wire.text_of(body.get("webhook_secret")),
         )
+        self.check(self._problems(new, body))
+        return new
 
-    def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
-        if rule := self.refusal(prompt):
+    def _problems(self, new: Prediction, body: Mapping[str, Any]) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
             reason = rule.reason or "unavailable"
-            return self._refused(rule.status, reason, "try later", rule.headers)
+            yield self._refused(rule.status, reason, "try later", rule.headers)
         needed = ("model", "input", "version") if self._is_old_shape else ("model", "input")
         if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
-            return self._refused(
+            yield self._refused(
                 400 if self._is_old_shape else 422, "invalid request", ", ".join(missing)
             )
         if not isinstance(body["model"], str) or not isinstance(body["input"], dict):
-            return self._refused(400, "invalid request", "model is text, input an object")
-        if is_unknown(body["model"]):
-            return self._refused(404, "not found", f"model {body['model']} does not exist")
-        if "[refuse]" in prompt:
-            return self._refused(402, "payment required", "the balance is used up")
-        return None
+            yield self._refused(400, "invalid request", "model is text, input an object")
+        if is_unknown(new.model):
+            yield self._refused(404, "not found", f"model {new.model} does not exist")
+        if "[refuse]" in new.prompt:
+            yield self._refused(402, "payment required", "the balance is used up")
+        yield from self._full(new.account)
+        yield from self._no_money(new)
 
-    def _full(self, account: str) -> Response | None:
+    def _full(self, account: str) -> Iterator[Response]:
         """Refuse a submit above the concurrency limit, or within `eachlabs_shut` of a refusal."""
-        options, now = self.world.options, self.world.now()
-        limit = options.eachlabs_in_flight
-        if limit is None:
-            return None
+        limit, now = self.world.options.eachlabs_in_flight, self.world.now()
         if not self.is_full(account, limit):
             if now >= self._closed_until.get(account, now):
-                return None
+                return
             self.world.ledger.violation("eachlabs", "in_flight", str(limit))
-        self._closed_until[account] = now + options.eachlabs_shut
+        self._closed_until[account] = now + self.world.options.eachlabs_shut
         few = f"accounts with a balance of $10.00 or less are limited to {limit} concurrent"
-        return self._refused(429, "too many requests", f"{few} executions")
+        yield self._refused(429, "too many requests", f"{few} executions")
 
-    def _no_money(self, account: str, inputs: Mapping[str, Any]) -> Response | None:
+    def _no_money(self, new: Prediction) -> Iterator[Response]:
         """Refuse a submit while another is unfinished, if the fault reserve_money is set."""
-        if not self.world.lifecycle.in_flight("eachlabs", account):
-            return None
-        if not self.take("reserve_money", wire.text_of(inputs.get("prompt"))):
-            return None
-        why = "the estimated cost of your in-flight executions exceeds your current balance ($1.00)"
-        return self._refused(402, "payment required", why)
+        is_alone = not self.world.lifecycle.in_flight("eachlabs", new.account)
+        if not is_alone and self.take("reserve_money", new.prompt):
+            why = "the estimated cost of your in-flight executions exceeds your current balance"
+            yield self._refused(402, "payment required", f"{why} ($1.00)")
 
     @property
     def _is_old_shape(self) -> bool:

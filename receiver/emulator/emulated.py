@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar
@@ -94,30 +94,24 @@ class Emulated(ABC):
         times.append(now)
         return None
 
-    def rejected(self, response: Response) -> Refusal:
-        """Count a refused submit; return the exception to raise."""
-        self.world.ledger.count(self.name, "rejected")
-        return Refusal(response)
+    def check(self, problems: Iterable[Response]) -> None:
+        """Count a refused submit and raise Refusal with its first problem, if it has one."""
+        for problem in problems:
+            self.world.ledger.count(self.name, "rejected")
+            raise Refusal(problem)
 
     def prediction(
         self,
         request: Request,
         account: str,
         model: str,
-        inputs: Mapping[str, Any],
-        problem: Response | None,
-        *,
-        no_prompt: Response | None = None,
+        inputs: Mapping[str, Any] | None,
         **more: Any,
     ) -> Prediction:
-        """Return a new prediction, not accepted yet; raise Refusal with the submit's problem.
-
-        `no_prompt` is the refusal of an input without a prompt; None: the model then fails.
-        """
-        if problem is not None:
-            raise self.rejected(problem)
+        """Return a new prediction, not accepted yet."""
+        inputs = inputs or {}
         world, prompt = self.world, wire.text_of(inputs.get("prompt"))
-        prediction = Prediction(
+        return Prediction(
             provider=self.name,
             id=world.id_for(self.name),
             model=model,
@@ -131,9 +125,6 @@ class Emulated(ABC):
             submitted_at=world.now(),
             **more,
         )
-        if no_prompt is not None and prediction.plan.failure == "prompt":
-            raise self.rejected(no_prompt)
-        return prediction
 
     async def accept(self, predictions: Sequence[Prediction], response: Response) -> Response:
         """Bill, start and answer; a fault may call back first, or hang up instead of the answer."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -163,37 +163,28 @@ class Fal(CallsBack):
     async def _read(self, request: Request, account: str) -> Prediction:
         inputs = await wire.read_object(request)
         model = request.path_params["app"].strip("/")
-        prompt = wire.text_of((inputs or {}).get("prompt"))
-        problem = self._locked(prompt) or self._problem(request, model, inputs, prompt)
         hook = request.query_params.get("fal_webhook", "")
-        return self.prediction(request, account, model, inputs or {}, problem, callback_url=hook)
+        new = self.prediction(request, account, model, inputs, callback_url=hook)
+        self.check(self._problems(new, request, inputs))
+        return new
 
-    def _locked(self, prompt: str) -> Response | None:
-        """Refuse every submit of the account while the fault lock_account is set."""
-        rule = self.take("lock_account", prompt)
-        if rule is None:
-            return None
-        reason = (
-            rule.reason or "Exhausted balance. Top up your balance at fal.ai/dashboard/billing."
-        )
-        return answer({"detail": f"User is locked. Reason: {reason}"}, 403)
-
-    def _problem(
-        self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
-    ) -> Response | None:
-        if rule := self.refusal(prompt):
-            return _refused(
-                rule.status, "runner_scheduling_failure", rule.reason or "busy", rule.retry_after
-            )
-        if not app_of(model) or is_unknown(model):
-            return _refused(404, "not_found", f"Application {model} not found")
+    def _problems(
+        self, new: Prediction, request: Request, inputs: dict[str, Any] | None
+    ) -> Iterator[Response]:
+        if rule := self.take("lock_account", new.prompt):
+            usual = "Exhausted balance. Top up your balance at fal.ai/dashboard/billing."
+            yield answer({"detail": f"User is locked. Reason: {rule.reason or usual}"}, 403)
+        if rule := self.refusal(new.prompt):
+            kind, words = "runner_scheduling_failure", rule.reason or "busy"
+            yield _refused(rule.status, kind, words, rule.retry_after)
+        if not app_of(new.model) or is_unknown(new.model):
+            yield _refused(404, "not_found", f"Application {new.model} not found")
         if inputs is None:
-            return _refused(400, "bad_request", "the body is no JSON object")
+            yield _refused(400, "bad_request", "the body is no JSON object")
         if not request.query_params.get("fal_webhook", "http").startswith("http"):
-            return _refused(400, "bad_request", "fal_webhook is no URL")
-        if "[refuse]" in prompt:
-            return _refused(403, "forbidden", "the balance is used up")
-        return None
+            yield _refused(400, "bad_request", "fal_webhook is no URL")
+        if "[refuse]" in new.prompt:
+            yield _refused(403, "forbidden", "the balance is used up")
 
     async def _status(self, request: Request, account: str) -> Response:
         prediction = self.polled(request, account)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -63,7 +63,7 @@ class Ideogram(CallsBack):
 
     async def _submit(self, request: Request, account: str) -> Response:
         given = await _read(request)
-        prediction = self._read(request, account, given)
+        prediction = self._prediction(request, account, given)
         if request.query_params.get("dry_run") == "true":
             return answer({"price_usd_micros": _MICROS})
         if prediction.callback_url or given.flag("async") or given.args.get("async") is True:
@@ -74,32 +74,26 @@ class Ideogram(CallsBack):
             return _refused(500, ended.reason(REASONS))
         return answer(self._row(ended) | {"generation_kind": "sampling", "seed": ended.variant})
 
-    def _read(self, request: Request, account: str, given: forms.Given) -> Prediction:
-        model, prompt = request.path_params["model"], given.text("prompt")
-        return self.prediction(
-            request,
-            account,
-            model,
-            given.args | {name: file.name for name, file in given.files.items()},
-            self._problem(account, model, prompt, given),
-            no_prompt=_refused(400, REASONS["prompt"]),
-            callback_url=given.text("webhook_url"),
-        )
+    def _prediction(self, request: Request, account: str, given: forms.Given) -> Prediction:
+        inputs = given.args | {name: file.name for name, file in given.files.items()}
+        model, hook = request.path_params["model"], given.text("webhook_url")
+        new = self.prediction(request, account, model, inputs, callback_url=hook)
+        self.check(self._problems(new))
+        return new
 
-    def _problem(
-        self, account: str, model: str, prompt: str, given: forms.Given
-    ) -> Response | None:
-        if rule := self.refusal(prompt):
-            return _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
-        if is_unknown(model):
-            return _refused(404, f"model {model} not found")
-        if "webhook_url" in given.args and not given.text("webhook_url").startswith("http"):
-            return _refused(400, "webhook_url is no URL")
-        if "[refuse]" in prompt:
-            return answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
-        if self.is_full(account, self.world.options.ideogram_in_flight):
-            return _refused(429, "Too many requests", 1)
-        return None
+    def _problems(self, new: Prediction) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
+            yield _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
+        if is_unknown(new.model):
+            yield _refused(404, f"model {new.model} not found")
+        if "webhook_url" in new.input and not new.callback_url.startswith("http"):
+            yield _refused(400, "webhook_url is no URL")
+        if "[refuse]" in new.prompt:
+            yield answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
+        if self.is_full(new.account, self.world.options.ideogram_in_flight):
+            yield _refused(429, "Too many requests", 1)
+        if new.plan.failure == "prompt":
+            yield _refused(400, REASONS["prompt"])
 
     async def _poll(self, request: Request, account: str) -> Response:
         return answer(self._state(self.polled(request, account)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -80,20 +80,21 @@ class OpenRouter(CallsBack):
         return answer({"created": created, "data": data, "usage": usage})
 
     def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
-        model, hook = wire.text_of(body.get("model")), body.get("callback_url", "")
-        problem = self._problem(model, wire.text_of(body.get("prompt")), hook)
-        return self.prediction(request, account, model, body, problem, callback_url=hook)
+        model, hook = wire.text_of(body.get("model")), wire.text_of(body.get("callback_url"))
+        new = self.prediction(request, account, model, body, callback_url=hook)
+        self.check(self._problems(new))
+        return new
 
-    def _problem(self, model: str, prompt: str, hook: Any) -> Response | None:
-        if rule := self.refusal(prompt):
-            return _refused(rule.status, rule.reason or "Provider unavailable", rule.headers)
-        if not model or is_unknown(model):
-            return _refused(404, f"Model {model} not found")
+    def _problems(self, new: Prediction) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
+            yield _refused(rule.status, rule.reason or "Provider unavailable", rule.headers)
+        if not new.model or is_unknown(new.model):
+            yield _refused(404, f"Model {new.model} not found")
+        hook = new.input.get("callback_url", "")
         if not isinstance(hook, str) or (hook and not hook.startswith("http")):
-            return _refused(400, "callback_url: Invalid URL")
-        if "[refuse]" in prompt:
-            return _refused(402, "Insufficient credits")
-        return None
+            yield _refused(400, "callback_url: Invalid URL")
+        if "[refuse]" in new.prompt:
+            yield _refused(402, "Insufficient credits")
 
     async def _poll(self, request: Request, account: str) -> Response:
         prediction = self.polled(request, account)

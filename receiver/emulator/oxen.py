@@ -1,7 +1,7 @@
 """Oxen.ai: a queue without callbacks, an event stream without replay, and blocking calls."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -87,9 +87,7 @@ class Oxen(Emulated):
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prompt = wire.text_of(body.get("prompt"))
-        if problem := self._problem(body, prompt):
-            raise self.rejected(problem)
+        self.check(self._problems(body))
         predictions = [
             self._read(request, account, body, index)
             for index in range(body.get("num_generations", 1))
@@ -100,25 +98,26 @@ class Oxen(Emulated):
         ]
         return await self.accept(predictions, answer({"generations": rows}))
 
-    def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
-        """Return the refusal for errors that are checked at enqueue; others fail later."""
+    def _problems(self, body: Mapping[str, Any]) -> Iterator[Response]:
+        """Yield the refusals for errors that are checked at enqueue; others fail later."""
+        prompt = wire.text_of(body.get("prompt"))
         if rule := self.refusal(prompt):
             reason = rule.reason or "Unavailable"
-            return _refused(rule.status, "unknown_error", reason, rule.headers)
+            yield _refused(rule.status, "unknown_error", reason, rule.headers)
         count = body.get("num_generations", 1)
         if type(count) is not int or not 1 <= count <= _MOST:
             detail = f"num_generations must be an integer between 1 and {_MOST}"
-            return _refused(400, "invalid_params", detail)
+            yield _refused(400, "invalid_params", detail)
         if "[refuse]" in prompt:
-            return _refused(402, "invalid_params", "Insufficient credits")
-        return _model_problem(body.get("model"))
+            yield _refused(402, "invalid_params", "Insufficient credits")
+        yield from _model_problems(body.get("model"))
 
     def _read(
         self, request: Request, account: str, body: Mapping[str, Any], index: int = 0
     ) -> Prediction:
         inputs = {name: value for name, value in body.items() if name not in _OWN_PARAMETERS}
         model = wire.text_of(body.get("model"))
-        prediction = self.prediction(request, account, model, inputs, None, index=index)
+        prediction = self.prediction(request, account, model, inputs, index=index)
         for name in inputs:
             if any(word in name.lower() for word in _CALLS_BACK):
                 self.world.ledger.violation("oxen", "webhook_parameter", name)
@@ -167,28 +166,26 @@ class Oxen(Emulated):
 
     async def _run(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prompt = wire.text_of(body.get("prompt"))
-        problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
-        if problem is None and body.get("model") in _FILMING:  # the real response is not documented
+        if not wire.text_of(body.get("prompt")):
+            self.check([_refused_plainly(REASONS["prompt"])])
+        self.check(self._problems(body))
+        if body.get("model") in _FILMING:  # the real response is not documented
             self.world.ledger.violation("oxen", "video_as_image", body["model"])
-        prediction = await self._succeeded(request, account, body, problem)
+        prediction = await self._succeeded(request, account, body)
         return _blocking_answer(prediction, "images", _images(prediction))
 
     async def _film(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prompt = wire.text_of(body.get("prompt"))
-        problem = self._problem(body, prompt)
-        if problem is None and bool(body.get("prompt")) == bool(body.get("multi_prompt")):
-            problem = _refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)
-        prediction = await self._succeeded(request, account, body, problem)
+        self.check(self._problems(body))
+        if bool(body.get("prompt")) == bool(body.get("multi_prompt")):
+            self.check([_refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)])
+        prediction = await self._succeeded(request, account, body)
         return _blocking_answer(prediction, "videos", _videos(prediction))
 
     async def _succeeded(
-        self, request: Request, account: str, body: Mapping[str, Any], problem: Response | None
+        self, request: Request, account: str, body: Mapping[str, Any]
     ) -> Prediction:
-        """Run a prediction whose caller waits; raise Refusal for a problem or a failure."""
-        if problem:
-            raise self.rejected(problem)
+        """Run a prediction whose caller waits; raise Refusal for a failure."""
         prediction = await self.run(self._read(request, account, body))
         if prediction.plan.failure:
             raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
@@ -196,7 +193,7 @@ class Oxen(Emulated):
 
     async def _model(self, request: Request, _account: str) -> Response:
         name = request.path_params["id"]
-        return _model_problem(name) or answer(self._described_model(name))
+        return next(_model_problems(name), None) or answer(self._described_model(name))
 
     def _described_model(self, name: str) -> dict[str, Any]:
         schema = "json_request_schema" if self.world.old() else "request_schema"
@@ -272,12 +269,11 @@ def _refused_plainly(message: str, status: int = 400) -> Response:
     return answer({"error": {"message": message}}, status)
 
 
-def _model_problem(model: object) -> Response | None:
+def _model_problems(model: object) -> Iterator[Response]:
     if not isinstance(model, str) or model in {"", NO_SUCH_MODEL}:
-        return _refused(404, "resource_not_found", f"Model not found: {model or ''}")
+        yield _refused(404, "resource_not_found", f"Model not found: {model or ''}")
     if model == TEXT_ONLY:
-        return _refused(400, "invalid_params", ":unsupported_media_type")
-    return None
+        yield _refused(400, "invalid_params", ":unsupported_media_type")
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:

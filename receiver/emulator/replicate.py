@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Any, ClassVar
@@ -98,40 +98,30 @@ class Replicate(CallsBack):
         return answer(self._state(await self.run(prediction, seconds)), 201)
 
     def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
-        given = body.get("input")
-        inputs: dict[str, Any] = given if isinstance(given, dict) else {}
-        model = _model_of(request, body)
-        problem = self._problem(body, model, wire.text_of(inputs.get("prompt")))
+        given, model = body.get("input"), _model_of(request, body)
         hook, events = wire.text_of(body.get("webhook")), body.get("webhook_events_filter")
-        wanted = not isinstance(events, list) or "completed" in events
-        return self.prediction(
-            request,
-            account,
-            model,
-            inputs,
-            problem or self._rate_limited(account),
-            no_prompt=_invalid("input.prompt", REASONS["prompt"]),
-            callback_url=hook if wanted else "",
-        )
+        wanted = hook if not isinstance(events, list) or "completed" in events else ""
+        inputs = given if isinstance(given, dict) else {}
+        new = self.prediction(request, account, model, inputs, callback_url=wanted)
+        self.check(self._problems(new, body))
+        return new
 
-    def _problem(self, body: Mapping[str, Any], model: str, prompt: str) -> Response | None:
-        if rule := self.refusal(prompt):
-            return self._later(rule.status, rule.reason or "Service unavailable", rule.retry_after)
-        if not model or is_unknown(model):
-            return _missing()
+    def _problems(self, new: Prediction, body: Mapping[str, Any]) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
+            yield self._later(rule.status, rule.reason or "Service unavailable", rule.retry_after)
+        if not new.model or is_unknown(new.model):
+            yield _missing()
         if not isinstance(body.get("input"), dict):
-            return _invalid("input", "Invalid type. Expected: object")
+            yield _invalid("input", "Invalid type. Expected: object")
         if not wire.text_of(body.get("webhook", "https:")).startswith(("https:", "http:")):
-            return _invalid("webhook", "Does not match format 'uri'")
-        if "[refuse]" in prompt:
+            yield _invalid("webhook", "Does not match format 'uri'")
+        if "[refuse]" in new.prompt:
             detail = "You have insufficient credit to run this model."
-            return _refused(402, detail, title="Insufficient credit")
-        return None
-
-    def _rate_limited(self, account: str) -> Response | None:
-        """Refuse more submits in a minute than are allowed."""
-        wait = self.wait_for_rate(account, self.world.options.replicate_per_minute)
-        return self._later(429, "Request was throttled.", wait) if wait else None
+            yield _refused(402, detail, title="Insufficient credit")
+        if wait := self.wait_for_rate(new.account, self.world.options.replicate_per_minute):
+            yield self._later(429, "Request was throttled.", wait)
+        if new.plan.failure == "prompt":
+            yield _invalid("input.prompt", REASONS["prompt"])
 
     def _later(self, status: int, detail: str, seconds: int | None) -> Response:
         """Return a refusal that states when to retry: in its text, in a field or in a header."""

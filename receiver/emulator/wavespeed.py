@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -77,32 +77,24 @@ class WaveSpeed(CallsBack):
         return await self.accept([prediction], _wrapped(self._task(prediction)))
 
     def _read(self, request: Request, account: str, inputs: dict[str, Any] | None) -> Prediction:
-        model, prompt = request.path_params["model"], wire.text_of((inputs or {}).get("prompt"))
-        hook = request.query_params.get("webhook", "")
-        return self.prediction(
-            request,
-            account,
-            model,
-            inputs or {},
-            self._problem(model, inputs, prompt, hook),
-            no_prompt=self._refused(400, REASONS["prompt"]),
-            callback_url=hook,
-        )
+        model, hook = request.path_params["model"], request.query_params.get("webhook", "")
+        new = self.prediction(request, account, model, inputs, callback_url=hook)
+        self.check(self._problems(new, inputs))
+        return new
 
-    def _problem(
-        self, model: str, inputs: dict[str, Any] | None, prompt: str, hook: str
-    ) -> Response | None:
-        if rule := self.refusal(prompt):
-            return _coded(rule.status, rule.reason or "service unavailable", rule.headers)
-        if is_unknown(model):
-            return self._refused(404, f"product not found: {model}")
+    def _problems(self, new: Prediction, inputs: dict[str, Any] | None) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
+            yield _coded(rule.status, rule.reason or "service unavailable", rule.headers)
+        if is_unknown(new.model):
+            yield self._refused(404, f"product not found: {new.model}")
         if inputs is None:
-            return self._refused(400, "the body is no JSON object")
-        if hook and not hook.startswith("http"):
-            return self._refused(400, "webhook is no URL")
-        if "[refuse]" in prompt:
-            return self._refused(402, "Insufficient credits. Please top up.")
-        return None
+            yield self._refused(400, "the body is no JSON object")
+        if new.callback_url and not new.callback_url.startswith("http"):
+            yield self._refused(400, "webhook is no URL")
+        if "[refuse]" in new.prompt:
+            yield self._refused(402, "Insufficient credits. Please top up.")
+        if new.plan.failure == "prompt":
+            yield self._refused(400, REASONS["prompt"])
 
     def _refused(self, status: int, message: str) -> Response:
         """Return a refusal by HTTP status or, in the older shape, by a code under status 200."""
