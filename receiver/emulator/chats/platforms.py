@@ -148,7 +148,7 @@ class Chats:
         if exchange is not None:
             return {"exchange": exchange.row(), "waits": False}
         is_kept = telegram.updates[-1:] != before
-        return {"exchange": None, "waits": is_kept and not telegram.pollers}
+        return {"exchange": None, "waits": is_kept and telegram.poller is None}
 
     async def _tokens(self, _request: Request, body: Any) -> Any:
         self.kill_tokens(dict(body))

@@ -7,7 +7,7 @@ for fifteen minutes; while `dead` is set, every token is refused with this code.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ _MESSAGE, _THINKING, _LATER_EDIT, _EDIT = 4, 5, 6, 7
 """Types of answers to an interaction; the last two only after a press of a button."""
 _AGENT: Final = "DiscordBot ("
 
-Work = Callable[[Request, Given], Awaitable[Response] | Response]
+Work = Callable[[Request, Given], Response]
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Discord:
             table.append(("GET", "commands.get", where, self._bot(self._get_commands)))
             table.append(("PUT", "commands.put", where, self._bot(self._put_commands)))
         routes = [self._route(*row) for row in table]
-        return [*routes, Route("/discord/cdn/{id}/{name}", self._file, name="discord.cdn")]
+        return [*routes, Route("/discord/cdn/{id}/{name}", self._file)]
 
     def snowflake(self) -> str:
         """Return a unique id that begins with the time."""
@@ -109,25 +109,22 @@ class Discord:
             except forms.WRONG_SHAPE as error:
                 return Problem(400, 50035, f"Invalid Form Body: {error}").response()
 
-        async def endpoint(request: Request) -> Response:
-            return await self.scene.answer("discord", name, request, called, _limited)
-
-        return Route(f"/discord/api/v10{path}", endpoint, methods=[method], name=f"discord.{name}")
+        at = f"/discord/api/v10{path}"
+        return self.scene.route("discord", at, called, _limited, name, [method])
 
     async def _called(self, request: Request, work: Work) -> Response:
         if not request.headers.get("user-agent"):
             raise Problem(403, 40333, "internal network error")
         if int(request.headers.get("content-length", 0)) > MOST_BYTES:
             raise Problem(413, 40005, "Request entity too large")
-        result = work(request, await forms.read(request))
-        response = result if isinstance(result, Response) else await result
+        response = work(request, await forms.read(request))
         limits = {"limit": "5", "remaining": "4", "reset-after": "1.000", "bucket": "emulated"}
         response.headers.update({f"x-ratelimit-{name}": value for name, value in limits.items()})
         response.headers["x-ratelimit-reset"] = f"{time.time() + 1:.3f}"
         return response
 
     def _bot(self, work: Work) -> Work:
-        def known(request: Request, given: Given) -> Awaitable[Response] | Response:
+        def known(request: Request, given: Given) -> Response:
             if wire.credential(request, "Bot") != TOKEN:
                 raise Problem(401, 0, "401: Unauthorized")
             # Only with the bot's token: with an interaction's, discord.py sends aiohttp's header.
@@ -176,18 +173,17 @@ class Discord:
         if kind not in {_MESSAGE, _THINKING} and not (edits and interaction.source is not None):
             raise Problem(400, 50035, "Invalid Form Body")
         given = given or Given(data)
-        flags = data.get("flags", 0)
-        interaction.is_ephemeral = bool(flags & _EPHEMERAL)
+        person = _reader(interaction, data)
         if kind == _EDIT:
             self._update(interaction.source, data, given)  # type: ignore[arg-type]
         if edits:
             interaction.original = interaction.source
         elif kind == _THINKING:
-            interaction.original = self._placeholder(interaction, is_waiting=True)
+            message = Message(self.snowflake(), interaction.place, BOT, by="response")
+            message.only_for, message.is_waiting = person, True
+            interaction.original = self.board.post(message)
         else:
-            interaction.original = self._create(
-                interaction.place, data, given, "response", interaction
-            )
+            interaction.original = self._create(interaction.place, data, given, "response", person)
         interaction.is_answered = True
 
     def _follow_up(self, request: Request, given: Given) -> Response:
@@ -195,11 +191,10 @@ class Discord:
         body = body_of(given)
         if interaction.original is not None and interaction.original.is_waiting:
             return wire.answer(to_json(self._update(interaction.original, body, given)))
-        ephemeral = bool(body.get("flags", 0) & _EPHEMERAL)
-        message = self._create(
-            interaction.place, body, given, "followup", interaction, ephemeral=ephemeral
+        person = _reader(interaction, body)
+        return wire.answer(
+            to_json(self._create(interaction.place, body, given, "followup", person))
         )
-        return wire.answer(to_json(message))
 
     def _webhook_message(self, request: Request) -> Message:
         interaction, name = self.interaction(request), request.path_params["message"]
@@ -224,30 +219,11 @@ class Discord:
 
     # --- messages ---
 
-    def _placeholder(self, interaction: Interaction, **more: Any) -> Message:
-        only_for = interaction.person if interaction.is_ephemeral else ""
-        return self.board.post(
-            Message(
-                self.snowflake(), interaction.place, BOT, only_for=only_for, by="response", **more
-            )
-        )
-
     def _create(
-        self,
-        place: str,
-        body: dict[str, Any],
-        given: Given,
-        by: str,
-        interaction: Interaction | None = None,
-        *,
-        ephemeral: bool | None = None,
+        self, place: str, body: dict[str, Any], given: Given, by: str, only_for: str = ""
     ) -> Message:
         """Post a message from a body; raise Problem if it is invalid."""
-        message = Message(self.snowflake(), place, BOT, by=by)
-        if interaction is not None and (
-            interaction.is_ephemeral if ephemeral is None else ephemeral
-        ):
-            message.only_for = interaction.person
+        message = Message(self.snowflake(), place, BOT, by=by, only_for=only_for)
         reference = body.get("message_reference") or {}
         message.answers = str(reference.get("message_id", ""))
         is_needed = reference.get("fail_if_not_exists", True)
@@ -360,6 +336,11 @@ class Discord:
         found = read_commands(given.document)
         self.commands[guild] = [{"id": self.snowflake(), "type": 1, **shared, **c} for c in found]
         return wire.answer(self.commands[guild])
+
+
+def _reader(interaction: Interaction, body: dict[str, Any]) -> str:
+    """Return the only person who sees a message: if it is ephemeral, the one who is answered."""
+    return interaction.person if body.get("flags", 0) & _EPHEMERAL else ""
 
 
 def _limited(seconds: int) -> Response:

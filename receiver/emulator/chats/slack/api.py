@@ -21,7 +21,7 @@ from receiver.emulator.chats import forms
 from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import Scene
-from receiver.emulator.chats.slack.blocks import Blocks, InvalidBlocks, read_blocks
+from receiver.emulator.chats.slack.blocks import Blocks, Problem, read_blocks
 from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, fill, to_json
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - valid only in the emulator
@@ -32,14 +32,6 @@ URL_USES: Final = 5
 LONGEST: Final = 40_000
 _CHANNEL = re.compile(r"[CGD][A-Z0-9]+")
 _TS = re.compile(r"\d{10}\.\d{6}")
-
-
-class Problem(Exception):
-    """An error that ends a call."""
-
-    def __init__(self, error: str, **more: Any) -> None:
-        super().__init__(error)
-        self.answer = {"ok": False, "error": error, **more}
 
 
 @dataclass
@@ -92,12 +84,13 @@ class Slack:
     _seconds: int = 0
 
     def routes(self) -> list[Route]:
-        both = ["GET", "POST"]
+        api, both = "/slack/api/{method}", ("GET", "POST")
+        upload, url = "/slack/upload/{id}", "/slack/response/{id}"
         return [
-            Route("/slack/api/{method}", self._api, methods=both, name="slack.api"),
-            Route("/slack/upload/{id}", self._upload, methods=["POST"], name="slack.upload"),
-            Route("/slack/files/{id}/{name}", self._download, name="slack.download"),
-            Route("/slack/response/{id}", self._respond, methods=["POST"], name="slack.response"),
+            self.scene.route("slack", api, self._called, _limited, methods=both),
+            self.scene.route("slack", upload, self._receive_upload, _limited, "upload"),
+            self.scene.route("slack", url, self._responded, _limited, "response_url"),
+            Route("/slack/files/{id}/{name}", self._download),
         ]
 
     def ts(self) -> str:
@@ -111,19 +104,12 @@ class Slack:
 
     # --- the Web API ---
 
-    async def _api(self, request: Request) -> Response:
-        method = request.path_params["method"]
-        return await self.scene.answer("slack", method, request, self._called, _limited)
-
     async def _called(self, request: Request) -> Response:
         headers = {"x-oauth-scopes": self.scopes, "x-accepted-oauth-scopes": ""}
         try:
             found = self._answer(request, await forms.read(request))
         except Unreadable:
             found = Problem("invalid_json").answer
-        except InvalidBlocks as error:
-            messages = {"messages": [f"[ERROR] {error}"]}
-            found = Problem("invalid_blocks", response_metadata=messages).answer
         except Problem as problem:
             found = problem.answer
         except forms.WRONG_SHAPE:
@@ -246,9 +232,6 @@ class Slack:
         self.uploads[name] = PendingUpload(given.text("filename"), int(length))
         return {"upload_url": f"{origin}/slack/upload/{name}", "file_id": name}
 
-    async def _upload(self, request: Request) -> Response:
-        return await self.scene.answer("slack", "upload", request, self._receive_upload, _limited)
-
     async def _receive_upload(self, request: Request) -> Response:
         name, content = request.path_params["id"], await request.body()
         pending = self.uploads.get(name)
@@ -305,9 +288,6 @@ class Slack:
 
     # --- response_url ---
 
-    async def _respond(self, request: Request) -> Response:
-        return await self.scene.answer("slack", "response_url", request, self._responded, _limited)
-
     async def _responded(self, request: Request) -> Response:
         url = self.urls.get(request.path_params["id"])
         is_old = url is not None and self.scene.now() - url.made_at > URL_LIVES
@@ -319,8 +299,6 @@ class Slack:
             self.answer(url, forms.read_json(await request.body()))
         except Unreadable:
             return wire.answer(Problem("invalid_payload").answer, 400)
-        except InvalidBlocks:
-            return wire.answer(Problem("invalid_blocks").answer, 400)
         except Problem as problem:
             return wire.answer(problem.answer, 400)
         url.uses += 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -60,22 +60,17 @@ class Telegram:
     privacy: bool = True
     """Whether the bot gets only commands and replies in groups."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    pollers: int = 0
-    """Number of `getUpdates` calls that wait now."""
-    _poller: object = None
+    poller: object = None
+    """The call of `getUpdates` that waits now."""
 
     def routes(self) -> list[Route]:
-        both, at = ["GET", "POST"], "/telegram/bot{token}/{method}"
+        api, both = "/telegram/bot{token}/{method}", ("GET", "POST")
         return [
-            Route(at, self._api, methods=both, name="telegram.api"),
-            Route("/telegram/file/bot{token}/{path:path}", self._download, name="telegram.file"),
+            self.scene.route("telegram", api, self._called, _limited, methods=both),
+            Route("/telegram/file/bot{token}/{path:path}", self._download),
         ]
 
     # --- handling of every call ---
-
-    async def _api(self, request: Request) -> Response:
-        method = request.path_params["method"]
-        return await self.scene.answer("telegram", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         try:
@@ -116,9 +111,9 @@ class Telegram:
             "editmessagetext": self._edit_text,
             "deletemessage": self._delete,
             "answercallbackquery": self._answer_query,
-            "getfile": self._get_file,
+            "getfile": lambda given: self.files.file_info(given.text("file_id")),
             "setmycommands": self._set_commands,
-            "getmycommands": self._get_commands,
+            "getmycommands": lambda _: self.commands,
             "setwebhook": self._set_webhook,
             "deletewebhook": self._delete_webhook,
             "getwebhookinfo": self._webhook_info,
@@ -243,9 +238,6 @@ class Telegram:
         self.commands = read_commands(given.value("commands"))
         return True
 
-    def _get_commands(self, _given: Given) -> list[dict[str, Any]]:
-        return self.commands
-
     # --- updates ---
 
     def _set_webhook(self, given: Given) -> bool:
@@ -279,41 +271,36 @@ class Telegram:
                 "Conflict: can't use getUpdates method while webhook is active; "
                 "use deleteWebhook to delete the webhook first",
             )
-        me = self._poller = object()
+        me = self.poller = object()
         self.news.set()
         offset, allowed = given.text("offset"), given.value("allowed_updates") or ()
         if offset.isdecimal():
             self.updates = [one for one in self.updates if one["update_id"] >= int(offset)]
         seconds = given.text("timeout")
-        with self._polling(), suppress(TimeoutError):
-            async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
-                while not (updates := self._allowed(allowed)):
-                    self.news.clear()
-                    await self.news.wait()
-                    if self._poller is not me:
-                        raise Problem(
-                            409,
-                            "Conflict: terminated by other getUpdates request; "
-                            "make sure that only one bot instance is running",
-                        )
-                return updates
-        return self._allowed(allowed)
-
-    @contextmanager
-    def _polling(self) -> Iterator[None]:
-        self.pollers += 1
         try:
-            yield
+            with suppress(TimeoutError):
+                async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
+                    while not self._allowed(allowed):
+                        self.news.clear()
+                        await self.news.wait()
+                        self._check_only(me)
+            return self._allowed(allowed)
         finally:
-            self.pollers -= 1
+            if self.poller is me:
+                self.poller = None
+
+    def _check_only(self, poller: object) -> None:
+        if self.poller is not poller:
+            raise Problem(
+                409,
+                "Conflict: terminated by other getUpdates request; "
+                "make sure that only one bot instance is running",
+            )
 
     def _allowed(self, kinds: Any) -> list[dict[str, Any]]:
         return [one for one in self.updates if not kinds or set(kinds) & set(one)][:100]
 
     # --- files ---
-
-    def _get_file(self, given: Given) -> dict[str, Any]:
-        return self.files.file_info(given.text("file_id"))
 
     async def _download(self, request: Request) -> Response:
         file = self.files.kept.get(request.path_params["path"].partition("/")[2])
