@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -176,7 +176,7 @@ class Fal(CallsBack):
             yield answer({"detail": f"User is locked. Reason: {rule.reason or usual}"}, 403)
         if rule := self.refusal(new.prompt):
             kind, words = "runner_scheduling_failure", rule.reason or "busy"
-            yield _refused(rule.status, kind, words, rule.retry_after)
+            yield _refused(rule.status, kind, words, rule.headers)
         if not app_of(new.model) or is_unknown(new.model):
             yield _refused(404, "not_found", f"Application {new.model} not found")
         if inputs is None:
@@ -302,11 +302,11 @@ def user_id(account: str) -> str:
     return "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
 
 
-def _refused(status: int, kind: str, detail: str, retry_after: int | None = None) -> Response:
-    headers = {"x-fal-error-type": kind}
-    if retry_after is not None:
-        headers["retry-after"] = str(retry_after)
-    return answer({"detail": detail, "error_type": kind}, status, headers)
+def _refused(
+    status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    shown = {"x-fal-error-type": kind, **(headers or {})}
+    return answer({"detail": detail, "error_type": kind}, status, shown)
 
 
 def _platform_error(status: int, kind: str, message: str) -> Response:
@@ -338,7 +338,7 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+    return wire.moment(at).replace("+00:00", "Z")
 
 
 def _handle(prediction: Prediction) -> dict[str, Any]:

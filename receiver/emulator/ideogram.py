@@ -83,7 +83,7 @@ class Ideogram(CallsBack):
 
     def _problems(self, new: Prediction) -> Iterator[Response]:
         if rule := self.refusal(new.prompt):
-            yield _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
+            yield _refused(rule.status, rule.reason or "unavailable", rule.headers)
         if is_unknown(new.model):
             yield _refused(404, f"model {new.model} not found")
         if "webhook_url" in new.input and not new.callback_url.startswith("http"):
@@ -91,7 +91,7 @@ class Ideogram(CallsBack):
         if "[refuse]" in new.prompt:
             yield answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
         if self.is_full(new.account, self.world.options.ideogram_in_flight):
-            yield _refused(429, "Too many requests", 1)
+            yield _refused(429, "Too many requests", {"retry-after": "1"})
         if new.plan.failure == "prompt":
             yield _refused(400, REASONS["prompt"])
 
@@ -159,6 +159,5 @@ def _head(prediction: Prediction) -> dict[str, Any]:
     return {"generation_id": prediction.id, "created": wire.moment(prediction.submitted_at)}
 
 
-def _refused(status: int, message: str, retry_after: int | None = None) -> Response:
-    headers = None if retry_after is None else {"retry-after": str(retry_after)}
+def _refused(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return answer({"message": message}, status, headers)

@@ -17,7 +17,7 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Counted = Literal["submits", "polls", "cancels", "rejected"]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
-COUNTED: tuple[Counted, ...] = ("submits", "polls", "cancels", "rejected")
+COUNTED: tuple[Counted, ...] = get_args(Counted)
 PRICE = 0.039
 """Dollars for one generation, at every provider."""
 _VIOLATIONS_KEPT = 10_000

@@ -38,19 +38,20 @@ class Lifecycle:
         if self.end(prediction):
             self.on_finish[prediction.provider](prediction)
 
-    def end(self, prediction: Prediction) -> bool:
-        """End a prediction as planned, without `on_finish`; return False if it has ended before."""
+    def end(self, prediction: Prediction, state: State | None = None) -> bool:
+        """End a prediction, as planned or in `state`, without `on_finish`.
+
+        Return False if it has ended before.
+        """
         if prediction.finished:
             return False
-        self._end(prediction, "failed" if prediction.plan.failure else "succeeded")
+        prediction.completed_at = self._timers.now()
+        self._move(prediction, state or ("failed" if prediction.plan.failure else "succeeded"))
+        self._open[prediction.provider, prediction.account] -= 1
         return True
 
     def cancel(self, prediction: Prediction) -> bool:
-        """Cancel a prediction, without `on_finish`; return False if it has ended before."""
-        if prediction.finished:
-            return False
-        self._end(prediction, "cancelled")
-        return True
+        return self.end(prediction, "cancelled")
 
     def _begin(self, prediction: Prediction) -> None:
         if prediction.state != "queued":
@@ -59,11 +60,6 @@ class Lifecycle:
         self._move(prediction, "running")
         if prediction.plan.running is not None:
             self._timers.after(prediction.plan.running, lambda: self.finish(prediction))
-
-    def _end(self, prediction: Prediction, state: State) -> None:
-        prediction.completed_at = self._timers.now()
-        self._move(prediction, state)
-        self._open[prediction.provider, prediction.account] -= 1
 
     def _move(self, prediction: Prediction, state: State) -> None:
         if prediction.state == "queued":

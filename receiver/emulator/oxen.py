@@ -225,9 +225,9 @@ class Oxen(Emulated):
         if not listeners or self.take("silence_stream", prediction.prompt):
             prediction.record_attempt(Attempt(at, error="nobody was told"))
             return
-        chunk = wire.event(_event(prediction, int(at) + _URL_LIFE), "media_generation_completed")
+        chunk = wire.event("media_generation_completed", _event(prediction, int(at) + _URL_LIFE))
         if world.rng.random() < world.options.stray_events:
-            chunk = wire.event({"deployment_id": world.new_id()}, "deployment_updated") + chunk
+            chunk = wire.event("deployment_updated", {"deployment_id": world.new_id()}) + chunk
         for stream in listeners:
             stream.send(chunk)
         prediction.record_attempt(Attempt(at, 200))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from receiver.emulator.emulated import CallsBack, is_unknown
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Schedule
+from receiver.emulator.secrets import AccountSecret
 from receiver.emulator.wire import answer
 from receiver.emulator.world import World
 
@@ -44,12 +44,8 @@ class WaveSpeed(CallsBack):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._secret = _new(world.rng)
-        self._wrong = _new(world.rng)
-        world.faults.at_once("rotate_keys", self._rotate)
-
-    def _rotate(self) -> None:
-        self._secret = _new(self.world.rng)
+        self._secret = AccountSecret(world.rng, signature)
+        world.faults.at_once("rotate_keys", self._secret.rotate)
 
     def calls(self) -> wire.Calls:
         base = "/wavespeed/api/v3"
@@ -106,7 +102,7 @@ class WaveSpeed(CallsBack):
         return _wrapped(self._task(self.polled(request, account)))
 
     async def _webhook_secret(self, _request: Request, _account: str) -> Response:
-        return self.hand_out(_envelope({"secret": self._secret}))
+        return self.hand_out(_envelope({"secret": self._secret.shown}))
 
     async def _balance(self, _request: Request, _account: str) -> Response:
         return _wrapped({"balance": 9.5, "currency": "USD"})
@@ -144,13 +140,7 @@ class WaveSpeed(CallsBack):
 
     def proof(self, prediction: Prediction, body: bytes, at: float | None) -> dict[str, str]:
         at, forged = self.signing(prediction, at)
-        secret = self._wrong if forged else self._secret
-        message_id = f"wh_{prediction.id}"
-        return {
-            "webhook-id": message_id,
-            "webhook-timestamp": str(at),
-            "webhook-signature": signature(secret, message_id, at, body),
-        }
+        return self._secret.headers(f"wh_{prediction.id}", at, body, forged=forged)
 
 
 def signature(secret: str, message_id: str, at: int, body: bytes) -> str:
@@ -158,10 +148,6 @@ def signature(secret: str, message_id: str, at: int, body: bytes) -> str:
     key = secret.removeprefix("whsec_").encode()
     signed = f"{message_id}.{at}.".encode() + body
     return "v3," + hmac.digest(key, signed, "sha256").hex()
-
-
-def _new(rng: random.Random) -> str:
-    return "whsec_" + rng.randbytes(24).hex()
 
 
 def _envelope(data: Any) -> dict[str, Any]:

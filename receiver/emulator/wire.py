@@ -174,6 +174,5 @@ def event_stream(chunks: AsyncIterator[bytes]) -> Response:
     return StreamingResponse(chunks, headers=headers, media_type="text/event-stream")
 
 
-def event(data: object, name: str = "") -> bytes:
-    heading = f"event: {name}\n".encode() if name else b""
-    return heading + b"data: " + msgspec.json.encode(data) + b"\n\n"
+def event(name: str, data: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))
