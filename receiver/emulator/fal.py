@@ -250,8 +250,7 @@ class Fal(CallsBack):
     async def _bills(self, request: Request) -> Response:
         """List billing events; requires a key with the admin scope: here one with `admin` in it."""
         if "admin" not in wire.credential(request, "Key"):
-            error = {"type": "authorization_error", "message": "an admin API key is needed"}
-            return answer({"error": error}, 403)
+            return _platform_error(403, "authorization_error", "an admin API key is needed")
         wanted = set(request.query_params.get("request_id", "").split(","))
         since = datetime.fromisoformat(request.query_params["start"]).timestamp()
         found = [
