@@ -21,8 +21,8 @@ from receiver.emulator.chats import forms
 from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import Scene
-from receiver.emulator.chats.slack.blocks import Blocks, Problem, read_blocks
-from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, fill, to_json
+from receiver.emulator.chats.slack.blocks import Problem, read_blocks
+from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, to_json
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - valid only in the emulator
 TEAM, APP = "T01", "A01"
@@ -164,23 +164,27 @@ class Slack:
             raise Problem("not_in_channel")
         return place
 
-    def _read_content(self, given: Given, *, needs_text: bool = True) -> Blocks:
-        """Return the content of a message; raise Problem or InvalidBlocks if it is invalid."""
+    def _fill(
+        self, message: Message, given: Given, text: str, *, needs_text: bool = True
+    ) -> Message:
+        """Set the content of a message; raise Problem if it is invalid; uploaded files stay."""
         blocks = given.value("blocks")
-        if blocks is None and needs_text and not given.text("text"):
+        if blocks is None and needs_text and not text:
             raise Problem("no_text")
-        if len(given.text("text")) > LONGEST:
+        if len(text) > LONGEST:
             raise Problem("msg_too_long")
-        if _is_malformed(given.text("thread_ts")):
+        thread = given.text("thread_ts")
+        if thread and not _TS.fullmatch(thread):
             raise Problem("invalid_thread_ts")
-        return read_blocks(blocks, given.text("text"))
+        content = read_blocks(blocks, text)
+        message.text, message.buttons = content.text or text, content.buttons
+        message.raw = {"text": text, "blocks": content.blocks}
+        message.files = [*(file for file in message.files if file.content), *content.pictures]
+        return message
 
     def _posted(self, given: Given, place: str, **more: Any) -> Message:
-        blocks = self._read_content(given)
-        thread = given.text("thread_ts")
-        message = Message(self.ts(), place, BOT, thread=thread, raw={}, **more)
-        fill(message, blocks, given.text("text"))
-        return self.board.post(message)
+        message = Message(self.ts(), place, BOT, thread=given.text("thread_ts"), **more)
+        return self.board.post(self._fill(message, given, given.text("text")))
 
     def _post_message(self, given: Given, _origin: str) -> dict[str, Any]:
         place = self._place(given)
@@ -205,9 +209,7 @@ class Slack:
 
     def _update(self, given: Given, _origin: str) -> dict[str, Any]:
         message = self._bot_message(given, "cant_update_message")
-        blocks = self._read_content(given)
-        fill(message, blocks, given.text("text"))
-        self.board.edit(message)
+        self.board.edit(self._fill(message, given, given.text("text")))
         about = {"text": given.text("text"), "message": to_json(message)}
         return {"channel": message.place, "ts": message.id, **about}
 
@@ -258,11 +260,9 @@ class Slack:
         files = [self._uploaded(one) for one in named]
         if channel := given.text("channel_id") or given.text("channels"):
             place = self._place(Given({"channel": channel}))
-            blocks = self._read_content(given, needs_text=False)
             thread, text = given.text("thread_ts"), given.text("initial_comment")
             message = Message(self.ts(), place, BOT, thread=thread, files=files, by="files")
-            fill(message, blocks, text)
-            self.board.post(message)
+            self.board.post(self._fill(message, given, text, needs_text=False))
             for file in files:
                 self.uploads[file.id].shares[place] = message.id
         return {"files": [{"id": file.id, "title": file.name} for file in files]}
@@ -313,22 +313,16 @@ class Slack:
             if original is not None:
                 self.board.delete(original)
             return
-        blocks = self._read_content(given)
+        text = given.text("text")
         if given.flag("replace_original") and original is not None:
-            fill(original, blocks, given.text("text"))
-            self.board.edit(original)
+            self.board.edit(self._fill(original, given, text))
             return
         is_public = given.text("response_type") == "in_channel"
         thread = given.text("thread_ts") or url.thread
         message = Message(self.ts(), url.place, BOT, thread=thread, by=by)
         message.only_for = "" if is_public else url.person
-        fill(message, blocks, given.text("text"))
-        self.board.post(message)
+        self.board.post(self._fill(message, given, text))
         url.original = original or message
-
-
-def _is_malformed(ts: str) -> bool:
-    return bool(ts) and not _TS.fullmatch(ts)
 
 
 def _limited(seconds: int) -> Response:

@@ -114,8 +114,8 @@ class Telegram:
             "getfile": lambda given: self.files.file_info(given.text("file_id")),
             "setmycommands": self._set_commands,
             "getmycommands": lambda _: self.commands,
-            "setwebhook": self._set_webhook,
-            "deletewebhook": self._delete_webhook,
+            "setwebhook": lambda given: self._use_webhook(read_webhook(given), given),
+            "deletewebhook": lambda given: self._use_webhook(Webhook(), given),
             "getwebhookinfo": self._webhook_info,
         }
 
@@ -169,18 +169,15 @@ class Telegram:
         return [self._to_json(self.board.post(message)) for message in made]
 
     def _of_group(self, one: Any, given: Given, album: str) -> Message:
-        kind, file, caption = self._medium(one, given)
-        message = self._new(given, "sendMediaGroup", text=caption, files=[file], album=album)
-        message.raw["kind"] = kind
-        return message
-
-    def _medium(self, one: Any, given: Given) -> tuple[str, Any, str]:
-        """Return the kind, the file and the caption of an item of `media`."""
+        """Return the message of an item of `media`, not posted yet; raise Problem."""
         kind = one.get("type") if isinstance(one, dict) else None
         if kind not in KINDS:
             raise bad(f"can't parse InputMedia: {kind} is no type")
         caption = _caption(Given(one))
-        return kind, self.files.take(kind, one.get("media"), given.files, ""), caption
+        file = self.files.take(kind, one.get("media"), given.files, "")
+        message = self._new(given, "sendMediaGroup", text=caption, files=[file], album=album)
+        message.raw["kind"] = kind
+        return message
 
     def _edit_text(self, given: Given) -> Any:
         message = self.board.find(self._chat(given), given.text("message_id"))
@@ -240,17 +237,11 @@ class Telegram:
 
     # --- updates ---
 
-    def _set_webhook(self, given: Given) -> bool:
-        self.webhook = read_webhook(given)
+    def _use_webhook(self, hook: Webhook, given: Given) -> bool:
+        self.webhook = hook
         if given.flag("drop_pending_updates"):
             self.updates.clear()
         self.news.set()
-        return True
-
-    def _delete_webhook(self, given: Given) -> bool:
-        self.webhook = Webhook()
-        if given.flag("drop_pending_updates"):
-            self.updates.clear()
         return True
 
     def _webhook_info(self, _given: Given) -> dict[str, Any]:
