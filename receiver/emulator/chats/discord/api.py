@@ -29,7 +29,6 @@ from receiver.emulator.chats.discord.interactions import (
 )
 from receiver.emulator.chats.discord.messages import (
     Problem,
-    buttons_of,
     read_commands,
     read_message,
     to_json,
@@ -246,10 +245,10 @@ class Discord:
         }
         kept = [file for file in message.files if not is_edit or file.id in listed]
         new = [self._store_file(name, upload) for name, upload in given.files.items()]
-        read_message(body, has_files=bool(kept or new))
+        message.buttons = read_message(body, has_files=bool(kept or new))
         fields = ("content", "embeds", "components", "flags")
         message.raw = {name: body[name] for name in fields if name in body}
-        message.files, message.buttons = [*kept, *new], buttons_of(body)
+        message.files = [*kept, *new]
         embedded = [
             one.get(part) for one in body.get("embeds") or [] for part in ("title", "description")
         ]
