@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -93,9 +93,6 @@ class Telegram:
         """Run a method and return its result; raise Problem or Unreadable."""
         if method.lower() == "getupdates":
             return await self._get_updates(given)
-        kind = _SENDS.get(method.lower())
-        if kind is not None:
-            return self._send_file(kind, given)
         work = self._methods.get(method.lower())
         if work is None:
             raise Problem(404, "Not Found")
@@ -104,6 +101,7 @@ class Telegram:
     @cached_property
     def _methods(self) -> dict[str, Callable[[Given], Any]]:
         return {
+            **{f"send{kind}": partial(self._send_file, kind) for kind in KINDS},
             "getme": self._me,
             "sendmessage": self._send_message,
             "sendmediagroup": self._send_group,
@@ -298,9 +296,6 @@ class Telegram:
         if request.path_params["token"] != TOKEN or file is None:
             return Problem(404, "Not Found").response()
         return Response(file.content, media_type="application/octet-stream")
-
-
-_SENDS: Final = {f"send{kind}": kind for kind in KINDS}
 
 
 def _caption(given: Given) -> str:
