@@ -45,7 +45,7 @@ def create_emulator(
         try:
             yield
         finally:
-            await chats.close()
+            await chats.scene.caller.close()
             await world.close()
 
     providers: list[Emulated] = [oxen, *(make(world) for make in CALLING.values())]
@@ -79,10 +79,10 @@ def _control(world: World) -> list[Route]:
             world.faults.replace(faults.read_rules(await request.body()))
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             return wire.answer({"error": str(error)}, 400)
-        return wire.answer(world.faults.in_force())
+        return wire.answer(world.faults.rules)
 
     async def get_faults(_request: Request) -> Response:
-        return wire.answer(world.faults.in_force())
+        return wire.answer(world.faults.rules)
 
     async def delete_faults(_request: Request) -> Response:
         world.faults.replace([])

@@ -21,7 +21,6 @@ ERRORS: dict[Failure, tuple[str, str]] = {
     "moderated": ("content_policy_violation", "the prompt was refused"),
     "timeout": ("generation_timeout", "the generation took too long"),
     "prompt": ("validation_error", "field required"),
-    "parameter": ("validation_error", "extra field"),
 }
 _SHARD = "/bfl/eu2/v1/get_result"
 _CENTS = 4.5

@@ -21,14 +21,12 @@ REASONS: dict[Failure, str] = {
     "moderated": "input was flagged by the content moderation system",
     "timeout": "model timed out",
     "prompt": "prompt is required",
-    "parameter": "unknown input field",
 }
 CATEGORIES: dict[Failure, str] = {
     "model": "provider_error",
     "moderated": "content_moderation",
     "timeout": "execution_timeout",
     "prompt": "invalid_user_input",
-    "parameter": "invalid_user_input",
 }
 _MOST_LISTED = 100
 _LISTED = 50
@@ -138,7 +136,7 @@ class Eachlabs(CallsBack):
 
     def _no_money(self, new: Prediction) -> Iterator[Response]:
         """Refuse a submit while another is unfinished, if the fault reserve_money is set."""
-        is_alone = not self.world.lifecycle.in_flight("eachlabs", new.account)
+        is_alone = not self.world.lifecycle.in_flight["eachlabs", new.account]
         if not is_alone and self.take("reserve_money", new.prompt):
             why = "the estimated cost of your in-flight executions exceeds your current balance"
             yield self._refused(402, "payment required", f"{why} ($1.00)")

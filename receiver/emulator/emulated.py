@@ -76,7 +76,7 @@ class Emulated(ABC):
 
     def is_full(self, account: str, limit: int | None) -> bool:
         """Return whether an account has reached its limit of unfinished predictions."""
-        if limit is None or self.world.lifecycle.in_flight(self.name, account) < limit:
+        if limit is None or self.world.lifecycle.in_flight[self.name, account] < limit:
             return False
         self.world.ledger.violation(self.name, "in_flight", str(limit))
         return True

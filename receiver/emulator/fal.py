@@ -26,7 +26,6 @@ ERRORS: dict[Failure, tuple[int, str, str]] = {
     "moderated": (422, "content_policy_violation", "the prompt was flagged by the content checker"),
     "timeout": (504, "generation_timeout", "the generation took too long"),
     "prompt": (422, "value_error.missing", "field required"),
-    "parameter": (422, "value_error.extra", "extra field"),
 }
 _CANCELLED = (499, "client_cancelled", "Request was cancelled by the client")
 _NAMESPACES = {"workflows", "comfy"}
@@ -153,7 +152,7 @@ class Fal(CallsBack):
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._read(request, account)
-        body = {"status": "IN_QUEUE", "queue_position": self.world.lifecycle.queued("fal")}
+        body = {"status": "IN_QUEUE", "queue_position": self.world.lifecycle.queued["fal"]}
         return await self.accept([prediction], answer(body | _handle(prediction)))
 
     async def _run(self, request: Request, account: str) -> Response:

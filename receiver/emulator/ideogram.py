@@ -25,7 +25,6 @@ REASONS: dict[Failure, str] = {
     "moderated": "the prompt failed the safety check",
     "timeout": "the generation timed out",
     "prompt": "prompt is required",
-    "parameter": "unknown field",
 }
 _HEADERS = ("x-ideogram-webhook-", "generation-id")
 _MICROS = 60_000

@@ -16,19 +16,14 @@ class Lifecycle:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._queued: Counter[Provider] = Counter()
-        self._open: Counter[tuple[Provider, str]] = Counter()
+        self.queued: Counter[Provider] = Counter()
+        self.in_flight: Counter[tuple[Provider, str]] = Counter()
+        """Unfinished predictions by provider and account."""
         self.on_finish: dict[Provider, Callable[[Prediction], None]] = {}
 
-    def queued(self, provider: Provider) -> int:
-        return self._queued[provider]
-
-    def in_flight(self, provider: Provider, account: str) -> int:
-        return self._open[provider, account]
-
     def start(self, prediction: Prediction) -> None:
-        self._queued[prediction.provider] += 1
-        self._open[prediction.provider, prediction.account] += 1
+        self.queued[prediction.provider] += 1
+        self.in_flight[prediction.provider, prediction.account] += 1
         if prediction.plan.queued:
             self._timers.after(prediction.plan.queued, lambda: self._begin(prediction))
         else:
@@ -47,7 +42,7 @@ class Lifecycle:
             return False
         prediction.completed_at = self._timers.now()
         self._move(prediction, state or ("failed" if prediction.plan.failure else "succeeded"))
-        self._open[prediction.provider, prediction.account] -= 1
+        self.in_flight[prediction.provider, prediction.account] -= 1
         return True
 
     def cancel(self, prediction: Prediction) -> bool:
@@ -63,5 +58,5 @@ class Lifecycle:
 
     def _move(self, prediction: Prediction, state: State) -> None:
         if prediction.state == "queued":
-            self._queued[prediction.provider] -= 1
+            self.queued[prediction.provider] -= 1
         prediction.move(state)

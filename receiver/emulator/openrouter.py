@@ -21,7 +21,6 @@ REASONS: dict[Failure, str] = {
     "moderated": "Content policy violation",
     "timeout": "Job exceeded maximum time to live",
     "prompt": "prompt is required",
-    "parameter": "Unrecognized key",
 }
 _STATUSES: dict[State, str] = {
     "queued": "pending",

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -16,7 +17,7 @@ from receiver.emulator.emulated import (
     picture_names,
     picture_urls,
 )
-from receiver.emulator.endings import Failure
+from receiver.emulator.endings import Ending, Failure
 from receiver.emulator.ledger import Attempt, Prediction, State
 from receiver.emulator.wire import EventStream, Refusal, answer
 from receiver.emulator.world import World
@@ -33,9 +34,9 @@ REASONS: dict[Failure, str] = {
     "moderated": "Prompt was blocked by the content policy",
     "timeout": "Generation timed out",
     "prompt": "Prompt cannot be empty",
-    "parameter": "Unexpected parameter for this model",
 }
 _OWN_PARAMETERS = {"model", "num_generations", "target_namespace"}
+_UNEXPECTED = Ending("model", "Unexpected parameter for this model")
 _MOST = 4
 _CALLS_BACK = ("webhook", "callback")
 _FILMING = ("veo-3-1",)
@@ -121,7 +122,7 @@ class Oxen(Emulated):
         for name in inputs:
             if any(word in name.lower() for word in _CALLS_BACK):
                 self.world.ledger.violation("oxen", "webhook_parameter", name)
-                prediction.plan = prediction.plan.failing("parameter")
+                prediction.plan = replace(prediction.plan, ending=_UNEXPECTED)
         return prediction
 
     async def _list(self, request: Request, account: str) -> Response:

@@ -25,7 +25,6 @@ REASONS: dict[Failure, str] = {
     "moderated": "NSFW content detected. Try running it again, or try a different prompt.",
     "timeout": "Prediction timed out",
     "prompt": "prompt is required",
-    "parameter": "Additional property is not allowed",
 }
 _STATUSES: dict[State, str] = {
     "queued": "starting",

@@ -23,7 +23,6 @@ REASONS: dict[Failure, str] = {
     "moderated": "Content flagged as potentially sensitive. Please try different prompts",
     "timeout": "the task timed out",
     "prompt": 'property "prompt" is missing',
-    "parameter": "unknown property",
 }
 _STATUSES: dict[State, str] = {
     "queued": "created",

@@ -68,9 +68,6 @@ class Chats:
         self.discord.dead = int(code) if code else None
         self.slack.are_urls_dead = bool(dead.get("slack"))
 
-    async def close(self) -> None:
-        await self.scene.caller.close()
-
     # --- control ---
 
     def control(self) -> list[Route]:
