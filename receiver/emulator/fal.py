@@ -1,6 +1,5 @@
 """fal.ai: COMPLETED may be a failure, unfinished is HTTP 202, every callback is signed."""
 
-import hashlib
 import json
 import re
 import time
@@ -30,7 +29,6 @@ ERRORS: dict[Failure, tuple[int, str, str]] = {
 _CANCELLED = (499, "client_cancelled", "Request was cancelled by the client")
 _NAMESPACES = {"workflows", "comfy"}
 _SHORT_ID = re.compile(r"(\d+)-([A-Za-z0-9-]+)")
-_HEADERS = ("x-fal-webhook-", "request-id")
 _DAY = 86400
 _LISTED = 50
 _MOST_LISTED = 100
@@ -60,7 +58,7 @@ class Fal(CallsBack):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._keys = Keyring(world.rng)
+        self._keys = Keyring(world.rng, "x-fal-webhook-", "request-id")
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def calls(self) -> wire.Calls:
@@ -261,8 +259,7 @@ class Fal(CallsBack):
 
     def proof(self, prediction: Prediction, body: bytes, at: float | None) -> dict[str, str]:
         at, forged = self.signing(prediction, at)
-        user = user_id(prediction.account)
-        return self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
+        return self._keys.headers(prediction.id, prediction.account, at, body, forged=forged)
 
     def callback(self, prediction: Prediction) -> bytes:
         """Return the bytes that are signed: keys sorted, a space after every separator."""
@@ -294,10 +291,6 @@ def app_of(model: str) -> str:
         parts = [short[1], short[2]]
     length = 3 if parts[0] in _NAMESPACES else 2
     return "/".join(parts[:length]) if len(parts) >= length and all(parts[:length]) else ""
-
-
-def user_id(account: str) -> str:
-    return "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
 
 
 def _refused(

@@ -13,7 +13,6 @@ from receiver.emulator import wire
 from receiver.emulator.chats import forms
 from receiver.emulator.emulated import CallsBack, is_unknown
 from receiver.emulator.endings import Failure
-from receiver.emulator.fal import user_id
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
@@ -26,7 +25,6 @@ REASONS: dict[Failure, str] = {
     "timeout": "the generation timed out",
     "prompt": "prompt is required",
 }
-_HEADERS = ("x-ideogram-webhook-", "generation-id")
 _MICROS = 60_000
 """Price of a picture, in millionths of a dollar."""
 
@@ -40,7 +38,7 @@ class Ideogram(CallsBack):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._keys = Keyring(world.rng)
+        self._keys = Keyring(world.rng, "x-ideogram-webhook-", "generation-id")
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def calls(self) -> wire.Calls:
@@ -142,8 +140,7 @@ class Ideogram(CallsBack):
     def proof(self, prediction: Prediction, body: bytes, at: float | None) -> dict[str, str]:
         """Return the headers that sign a body, now or at `at`; their key id is a wrong hint."""
         at, forged = self.signing(prediction, at)
-        user = user_id(prediction.account)
-        signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
+        signed = self._keys.headers(prediction.id, prediction.account, at, body, forged=forged)
         return signed | {"x-ideogram-webhook-key-id": "k0"}
 
 
