@@ -69,7 +69,7 @@ def settings_for(base_url: str) -> dict[str, str]:
     """Return the environment that points a receiver at an emulator."""
     base = base_url.rstrip("/")
     providers: list[type[Emulated]] = [Oxen, *CALLING.values()]
-    given = {name: value for each in providers for name, value in each.settings.items()}
+    given = {name: value for each in providers for name, value in each.settings().items()}
     return {name: base + v if v.startswith("/") else v for name, v in given.items()}
 
 

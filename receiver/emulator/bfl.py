@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,7 +31,6 @@ class Bfl(CallsBack):
     """Routes under `/bfl`."""
 
     name = "bfl"
-    settings: ClassVar[Mapping[str, str]] = {"BFL_BASE_URL": "/bfl"}
     schedule = Schedule(waits=(1, 5, 30), first_timeout=30, later_timeout=30)
 
     def calls(self) -> wire.Calls:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,7 +38,6 @@ class Eachlabs(CallsBack):
     """Routes under `/eachlabs`."""
 
     name = "eachlabs"
-    settings: ClassVar[Mapping[str, str]] = {"EACHLABS_BASE_URL": "/eachlabs"}
     schedule = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
 
     def __init__(self, world: World) -> None:

@@ -36,13 +36,16 @@ class Emulated(ABC):
     """An emulated provider."""
 
     name: ClassVar[Provider]
-    settings: ClassVar[Mapping[str, str]]
-    """Environment of a receiver: each value is a path below the emulator's URL, or a secret."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._request_times: defaultdict[str, deque[float]] = defaultdict(deque)
         world.lifecycle.on_finish[self.name] = self.push
+
+    @classmethod
+    def settings(cls) -> dict[str, str]:
+        """Return the environment of a receiver: paths below the emulator's URL, and secrets."""
+        return {f"{cls.name.upper()}_BASE_URL": f"/{cls.name}"}
 
     @abstractmethod
     def calls(self) -> wire.Calls:

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,13 +40,6 @@ class Fal(CallsBack):
     """Routes under `/fal`."""
 
     name = "fal"
-    settings: ClassVar[Mapping[str, str]] = {
-        "FAL_QUEUE_URL": "/fal/queue",
-        "FAL_RUN_URL": "/fal/run",
-        "FAL_JWKS_URL": "/fal/.well-known/jwks.json",
-        "FAL_META_URL": "/fal/v1/meta",
-        "FAL_API_URL": "/fal",
-    }
     schedule = Schedule(
         waits=tuple(min(2.0 * 2**n, 139.0) for n in range(31)),
         first_timeout=15,
@@ -60,6 +53,16 @@ class Fal(CallsBack):
         super().__init__(world)
         self._keys = Keyring(world.rng, "x-fal-webhook-", "request-id")
         world.faults.at_once("rotate_keys", self._keys.rotate)
+
+    @classmethod
+    def settings(cls) -> dict[str, str]:
+        return {
+            "FAL_QUEUE_URL": "/fal/queue",
+            "FAL_RUN_URL": "/fal/run",
+            "FAL_JWKS_URL": "/fal/.well-known/jwks.json",
+            "FAL_META_URL": "/fal/v1/meta",
+            "FAL_API_URL": "/fal",
+        }
 
     def calls(self) -> wire.Calls:
         one = "/fal/queue/{app:path}/requests/{id}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +33,6 @@ class Ideogram(CallsBack):
     """Routes under `/ideogram`."""
 
     name = "ideogram"
-    settings: ClassVar[Mapping[str, str]] = {"IDEOGRAM_BASE_URL": "/ideogram"}
     schedule = Schedule(waits=(10, 30), first_timeout=15, later_timeout=15)
 
     def __init__(self, world: World) -> None:

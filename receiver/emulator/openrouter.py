@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,12 +38,12 @@ class OpenRouter(CallsBack):
     """Routes under `/openrouter`."""
 
     name = "openrouter"
-    settings: ClassVar[Mapping[str, str]] = {
-        "OPENROUTER_BASE_URL": "/openrouter",
-        "OPENROUTER_WEBHOOK_SECRET": SECRET,
-    }
     schedule = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
     """Undocumented: our guess."""
+
+    @classmethod
+    def settings(cls) -> dict[str, str]:
+        return super().settings() | {"OPENROUTER_WEBHOOK_SECRET": SECRET}
 
     def calls(self) -> wire.Calls:
         base = "/openrouter/api/v1"

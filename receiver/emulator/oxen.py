@@ -3,7 +3,7 @@
 import base64
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakSet
 
 from starlette.requests import Request
@@ -47,7 +47,6 @@ class Oxen(Emulated):
     """Routes under `/oxen`."""
 
     name = "oxen"
-    settings: ClassVar[Mapping[str, str]] = {"OXEN_BASE_URL": "/oxen"}
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -46,7 +46,6 @@ class Replicate(CallsBack):
     """Routes under `/replicate`."""
 
     name = "replicate"
-    settings: ClassVar[Mapping[str, str]] = {"REPLICATE_BASE_URL": "/replicate"}
     schedule = Schedule(
         waits=(1, 2, 4, 8, 16, 32),
         first_timeout=10,

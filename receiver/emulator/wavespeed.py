@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,7 +37,6 @@ class WaveSpeed(CallsBack):
     """Routes under `/wavespeed`."""
 
     name = "wavespeed"
-    settings: ClassVar[Mapping[str, str]] = {"WAVESPEED_BASE_URL": "/wavespeed"}
     schedule = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
     """Undocumented: our guess."""
 
