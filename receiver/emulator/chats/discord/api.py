@@ -47,7 +47,8 @@ _MESSAGE, _THINKING, _LATER_EDIT, _EDIT = 4, 5, 6, 7
 """Types of answers to an interaction; the last two only after a press of a button."""
 _AGENT: Final = "DiscordBot ("
 
-Work = Callable[[Request, Given], Response]
+Work = Callable[[Request, Given], Any]
+"""A call; its result is JSON, a message, or None for HTTP 204."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Discord:
         table: list[tuple[str, str, str, Work]] = [
             ("POST", "callback", "/interactions/{id}/{token}/callback", self._callback),
             ("POST", "followup", hook, self._follow_up),
-            ("GET", "webhook.get", hook + "/messages/{message}", self._get_by_webhook),
+            ("GET", "webhook.get", hook + "/messages/{message}", self._webhook_message),
             ("PATCH", "webhook.edit", hook + "/messages/{message}", self._edit_by_webhook),
             ("DELETE", "webhook.delete", hook + "/messages/{message}", self._delete_by_webhook),
             ("POST", "messages.post", one, self._bot(self._post)),
@@ -116,14 +117,16 @@ class Discord:
             raise Problem(403, 40333, "internal network error")
         if int(request.headers.get("content-length", 0)) > MOST_BYTES:
             raise Problem(413, 40005, "Request entity too large")
-        response = work(request, await forms.read(request))
+        found = work(request, await forms.read(request))
+        shown = to_json(found) if isinstance(found, Message) else found
+        response = Response(status_code=204) if shown is None else wire.answer(shown)
         limits = {"limit": "5", "remaining": "4", "reset-after": "1.000", "bucket": "emulated"}
         response.headers.update({f"x-ratelimit-{name}": value for name, value in limits.items()})
         response.headers["x-ratelimit-reset"] = f"{time.time() + 1:.3f}"
         return response
 
     def _bot(self, work: Work) -> Work:
-        def known(request: Request, given: Given) -> Response:
+        def known(request: Request, given: Given) -> Any:
             if wire.credential(request, "Bot") != TOKEN:
                 raise Problem(401, 0, "401: Unauthorized")
             # Only with the bot's token: with an interaction's, discord.py sends aiohttp's header.
@@ -153,16 +156,16 @@ class Discord:
             raise Problem(404, 10062, "Unknown interaction")
         return interaction
 
-    def _callback(self, request: Request, given: Given) -> Response:
+    def _callback(self, request: Request, given: Given) -> dict[str, Any] | None:
         interaction = self.interaction(request, is_first=True)
         if interaction.is_answered:
             raise Problem(400, 40060, "Interaction has already been acknowledged.")
         body = body_of(given)
         self.answer(interaction, body, given)
         if request.query_params.get("with_response") != "true":
-            return Response(status_code=204)
+            return None
         message = {"message": to_json(interaction.original)} if interaction.original else {}
-        return wire.answer({"interaction": {"id": interaction.id, "type": 2}, "resource": message})
+        return {"interaction": {"id": interaction.id, "type": 2}, "resource": message}
 
     def answer(self, interaction: Interaction, body: Any, given: Given | None = None) -> None:
         """Show the first answer, from the HTTP response or the callback call; raise Problem."""
@@ -185,17 +188,15 @@ class Discord:
             interaction.original = self._create(interaction.place, data, given, "response", person)
         interaction.is_answered = True
 
-    def _follow_up(self, request: Request, given: Given) -> Response:
+    def _follow_up(self, request: Request, given: Given) -> Message:
         interaction = self.interaction(request)
         body = body_of(given)
         if interaction.original is not None and interaction.original.is_waiting:
-            return wire.answer(to_json(self._update(interaction.original, body, given)))
+            return self._update(interaction.original, body, given)
         person = _reader(interaction, body)
-        return wire.answer(
-            to_json(self._create(interaction.place, body, given, "followup", person))
-        )
+        return self._create(interaction.place, body, given, "followup", person)
 
-    def _webhook_message(self, request: Request) -> Message:
+    def _webhook_message(self, request: Request, _given: Given | None = None) -> Message:
         interaction, name = self.interaction(request), request.path_params["message"]
         message = interaction.original
         if name != "@original":
@@ -204,17 +205,11 @@ class Discord:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _get_by_webhook(self, request: Request, _given: Given) -> Response:
-        return wire.answer(to_json(self._webhook_message(request)))
+    def _edit_by_webhook(self, request: Request, given: Given) -> Message:
+        return self._update(self._webhook_message(request), body_of(given), given)
 
-    def _edit_by_webhook(self, request: Request, given: Given) -> Response:
-        return wire.answer(
-            to_json(self._update(self._webhook_message(request), body_of(given), given))
-        )
-
-    def _delete_by_webhook(self, request: Request, _given: Given) -> Response:
+    def _delete_by_webhook(self, request: Request, _given: Given) -> None:
         self.board.delete(self._webhook_message(request))
-        return Response(status_code=204)
 
     # --- messages ---
 
@@ -232,7 +227,6 @@ class Discord:
         return self.board.post(message)
 
     def _update(self, message: Message, body: dict[str, Any], given: Given) -> Message:
-        message.raw = {name: value for name, value in message.raw.items() if name not in body}
         self._fill(message, {**message.raw, **body}, given, is_edit="attachments" in body)
         return self.board.edit(message, is_waiting=False)
 
@@ -278,16 +272,15 @@ class Discord:
 
     # --- calls with the bot's token ---
 
-    def _post(self, request: Request, given: Given) -> Response:
+    def _post(self, request: Request, given: Given) -> Message:
         place, body = request.path_params["channel"], body_of(given)
         if not place.isdecimal():
             raise Problem(404, 10003, "Unknown Channel")
         nonce = (place, str(body.get("nonce", "")))
         if body.get("enforce_nonce") and nonce in self.nonces:
-            return wire.answer(to_json(self.nonces[nonce]))
-        message = self._create(place, body, given, "messages.post")
-        self.nonces[nonce] = message
-        return wire.answer(to_json(message))
+            return self.nonces[nonce]
+        self.nonces[nonce] = self._create(place, body, given, "messages.post")
+        return self.nonces[nonce]
 
     def _visible_message(self, request: Request) -> Message:
         """Return a message that is visible to all; raise Problem otherwise."""
@@ -297,17 +290,16 @@ class Discord:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _edit(self, request: Request, given: Given) -> Response:
+    def _edit(self, request: Request, given: Given) -> Message:
         message = self._visible_message(request)
         if message.author != BOT:
             raise Problem(403, 50005, "Cannot edit a message authored by another user")
-        return wire.answer(to_json(self._update(message, body_of(given), given)))
+        return self._update(message, body_of(given), given)
 
-    def _delete(self, request: Request, _given: Given) -> Response:
+    def _delete(self, request: Request, _given: Given) -> None:
         self.board.delete(self._visible_message(request))
-        return Response(status_code=204)
 
-    def _dm(self, _request: Request, given: Given) -> Response:
+    def _dm(self, _request: Request, given: Given) -> dict[str, Any]:
         person = given.text("recipient_id")
         if not person.isdecimal():
             raise Problem(400, 50033, "Invalid Recipient(s)")
@@ -319,22 +311,22 @@ class Discord:
             "discriminator": "0",
             "avatar": None,
         }
-        return wire.answer({"id": dm_of(person), "type": 1, "recipients": [user]})
+        return {"id": dm_of(person), "type": 1, "recipients": [user]}
 
-    def _me(self, _request: Request, _given: Given) -> Response:
-        return wire.answer({**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False})
+    def _me(self, _request: Request, _given: Given) -> dict[str, Any]:
+        return {**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False}
 
-    def _get_commands(self, request: Request, _given: Given) -> Response:
-        return wire.answer(self.commands.get(request.path_params.get("guild", ""), []))
+    def _get_commands(self, request: Request, _given: Given) -> list[dict[str, Any]]:
+        return self.commands.get(request.path_params.get("guild", ""), [])
 
-    def _put_commands(self, request: Request, given: Given) -> Response:
+    def _put_commands(self, request: Request, given: Given) -> list[dict[str, Any]]:
         guild = request.path_params.get("guild", "")
         shared = {"application_id": APPLICATION, "version": self.snowflake()}
         if guild:
             shared["guild_id"] = guild
         found = read_commands(given.document)
         self.commands[guild] = [{"id": self.snowflake(), "type": 1, **shared, **c} for c in found]
-        return wire.answer(self.commands[guild])
+        return self.commands[guild]
 
 
 def _reader(interaction: Interaction, body: dict[str, Any]) -> str:
