@@ -91,9 +91,9 @@ class Replicate(CallsBack):
         self._schedule_deadline(prediction, request.headers.get("cancel-after", ""))
         wanted = _WAIT.match(request.headers.get("prefer", ""))
         if wanted is None:
-            return await self.accept([prediction], answer(self._state(prediction), 201))
+            return await self.accept([prediction], answer(self.content(prediction), 201))
         seconds = min(int(wanted[1] or _LONGEST_WAIT), _LONGEST_WAIT)
-        return answer(self._state(await self.run(prediction, seconds)), 201)
+        return answer(self.content(await self.run(prediction, seconds)), 201)
 
     def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
         given, model = body.get("input"), _model_of(request, body)
@@ -150,7 +150,7 @@ class Replicate(CallsBack):
         cursor = request.query_params.get("cursor", "0")
         start = int(cursor) if cursor.isdecimal() else 0
         rows = (
-            self._state(each)
+            self.content(each)
             for each in self.world.ledger.latest("replicate", account)
             if _moment(after, 0.0) <= each.submitted_at <= _moment(before, float("inf"))
         )
@@ -160,13 +160,13 @@ class Replicate(CallsBack):
         return answer({"next": following, "previous": None, "results": page[:_PAGE]})
 
     async def _poll(self, request: Request, account: str) -> Response:
-        return answer(self._state(self.polled(request, account)))
+        return answer(self.content(self.polled(request, account)))
 
     async def _cancel(self, request: Request, account: str) -> Response:
         prediction, canceled = self.canceled(request, account)
         if canceled and self.world.options.by_hand is None:
             self.push(prediction)
-        return answer(self._state(prediction))
+        return answer(self.content(prediction))
 
     async def _account_info(self, _request: Request, account: str) -> Response:
         return answer({"type": "user", "username": account, "name": account, "github_url": ""})
@@ -181,9 +181,6 @@ class Replicate(CallsBack):
         return answer(_described_version(request.path_params["id"]))
 
     def content(self, prediction: Prediction) -> dict[str, Any]:
-        return self._state(prediction)
-
-    def _state(self, prediction: Prediction) -> dict[str, Any]:
         """Return a prediction in the form of all channels."""
         url = f"{prediction.origin}/replicate/v1/predictions/{prediction.id}"
         ended = prediction.completed_at

@@ -81,7 +81,6 @@ class Slack:
     """Whether every response_url is refused as expired."""
     urls: dict[str, ResponseUrl] = field(default_factory=dict)
     uploads: dict[str, PendingUpload] = field(default_factory=dict)
-    _seconds: int = 0
 
     def routes(self) -> list[Route]:
         api, both = "/slack/api/{method}", ("GET", "POST")
@@ -153,9 +152,9 @@ class Slack:
         names = {"team": "Emulated", "user": "imagine", "team_id": TEAM, "user_id": BOT_USER}
         return {"url": f"{origin}/", **names, "bot_id": BOT_ID, "is_enterprise_install": False}
 
-    def _place(self, given: Given, name: str = "channel") -> str:
+    def _place(self, given: Given) -> str:
         """Return the channel of a call; a person's id means their direct conversation."""
-        place = given.text(name)
+        place = given.text("channel")
         if place[:1] in {"U", "W"}:
             return "D" + place[1:]
         if not _CHANNEL.fullmatch(place):
@@ -243,7 +242,7 @@ class Slack:
             content = next(iter((await forms.read(request)).files.values())).content
         if len(content) != pending.length:
             return Response(f"{pending.length} bytes were promised", 400)
-        pending.file = self.keep(wire.origin(request), name, pending.name, content)
+        self.keep(wire.origin(request), name, pending.name, content)
         return Response(f"OK - {len(content)}")
 
     def keep(self, origin: str, file_id: str, name: str, content: bytes) -> File:
