@@ -49,11 +49,8 @@ class Chats:
             "discord": DiscordPeople(self.discord),
             "telegram": TelegramPeople(self.telegram),
         }
-        self.boards: dict[Platform, Board] = {
-            "slack": self.slack.board,
-            "discord": self.discord.board,
-            "telegram": self.telegram.board,
-        }
+        boards = (self.slack.board, self.discord.board, self.telegram.board)
+        self.boards: dict[Platform, Board] = {board.platform: board for board in boards}
 
     def routes(self) -> list[Route]:
         return [*self.slack.routes(), *self.discord.routes(), *self.telegram.routes()]
