@@ -1,7 +1,10 @@
 """Discord's messages, as `discord` and `discord-in` post them."""
 
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
+from hashlib import sha256
 from typing import Annotated, Any
 
 import httpx
@@ -13,7 +16,7 @@ SECONDS = Template("{seconds}")
 ID = r"\d{5,20}"
 MOST_FILES = 10
 MOST_IN_ALL = 24_000_000  # of a request's 25 MB
-LONGEST = 4096
+LONGEST_TEXT = 4096
 LONGEST_CONTENT = 2000
 LONGEST_LINKS = 1960  # beside a mention
 LONGEST_LINK = 1950  # that may be put behind a spoiler
@@ -91,6 +94,23 @@ async def send(
         )
 
 
+async def post_all(
+    event: Event, ctx: Context, post: Callable[[int, list[Output]], Awaitable[list[str]]]
+) -> None:
+    """Post the outputs, as many at once as fit into a message; note those that are only linked."""
+    outputs = [output for output in event.prediction.output or [] if output.url]
+    lost = []
+    for first in range(0, len(outputs) or 1, MOST_FILES):
+        some = outputs[first : first + MOST_FILES]
+        lost += await ctx.once(f"post/{first}", partial(post, first, some))
+    ctx.note("\n".join(lost))
+
+
+def once(key: str) -> dict[str, Any]:
+    """Return the fields by which Discord detects a bot's repeats, for some minutes."""
+    return {"nonce": sha256(key.encode()).hexdigest()[:25], "enforce_nonce": True}
+
+
 def check(answer: httpx.Response, secret: str) -> httpx.Response:
     """Return a 2xx answer; raise Dead or Retry for others, which never quote the secret."""
     if not answer.is_success and secret in answer.text:  # a proxy's page that quotes the URL
@@ -115,7 +135,7 @@ def about(event: Event, template: Template) -> dict[str, Any]:
     text = event.prediction.warning(escape) + template.fill(event, escape).strip()
     return {
         "title": shortened(escape(event.prediction.model), LONGEST_TITLE),
-        "description": shortened(text, LONGEST),
+        "description": shortened(text, LONGEST_TEXT),
         "color": COLOURS[event.prediction.status],
         "fields": [{"name": n, "value": v, "inline": True} for n, v in fields.items() if v],
     }

@@ -13,12 +13,11 @@ import logging
 import os
 import re
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 from receiver import Context, Event, Output, Secret, Skip, on, read_settings
 
-from ._discord import AGENT, ID, MOST_FILES, check, fetch_results, send
+from ._discord import AGENT, ID, check, fetch_results, once, post_all, send
 
 WAYS = ("TOKEN", "CHANNEL", "WEBHOOK")
 HOOK = r"(https://[^/?#@]+|http://(127\.0\.0\.1|localhost)(:\d+)?)/[\w./-]*webhooks/\d+/[\w-]+"
@@ -67,12 +66,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs the webhook
 async def discord(event: Event, ctx: Context) -> None:
     if event.prediction.order and event.prediction.order.via == "in/discord":
         raise Skip("discord-in answers what was ordered in Discord")
-    outputs = [output for output in event.prediction.output or [] if output.url]
-    lost = []
-    for first in range(0, len(outputs) or 1, MOST_FILES):
-        some = outputs[first : first + MOST_FILES]
-        lost += await ctx.once(f"post/{first}", partial(post, event, ctx, first, some))
-    ctx.note("\n".join(lost))
+    await post_all(event, ctx, partial(post, event, ctx))
 
 
 async def post(event: Event, ctx: Context, first: int, outputs: list[Output]) -> list[str]:
@@ -87,11 +81,10 @@ async def post(event: Event, ctx: Context, first: int, outputs: list[Output]) ->
 
 def of_a_bot(event: Event, ctx: Context, first: int) -> dict[str, Any]:
     """Return the fields that only bots may send: a nonce against repeats, and a reply."""
-    nonce = sha256(f"{ctx.idempotency_key}/{first}".encode()).hexdigest()[:25]
     message = event.prediction.named("discord_message", ID)
     answers = {"message_id": message, "fail_if_not_exists": False}
     more = {"message_reference": answers} if message else {}
-    return {"nonce": nonce, "enforce_nonce": True, **more}
+    return once(f"{ctx.idempotency_key}/{first}") | more
 
 
 def place(event: Event) -> tuple[str, dict[str, str]]:

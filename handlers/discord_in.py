@@ -15,7 +15,6 @@ import asyncio
 import logging
 import re
 from functools import partial
-from hashlib import sha256
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -45,7 +44,7 @@ from . import _chat as chat
 from ._discord import (
     AGENT,
     ID,
-    MOST_FILES,
+    LONGEST_CONTENT,
     Data,
     Interaction,
     Message,
@@ -53,6 +52,8 @@ from ._discord import (
     Results,
     check,
     fetch_results,
+    once,
+    post_all,
     rows,
     send,
     shortened,
@@ -68,7 +69,6 @@ PICTURE = 11
 MAY_CANCEL = 0x8 | 0x20 | 0x2000  # administrators, and managers of the server or its messages
 CDN = {"cdn.discordapp.com", "media.discordapp.net"}
 WORDS = Template("{prompt:.1000}\n{text:.1500}")
-LONGEST = 2000
 
 
 def key(text: str) -> Ed25519PublicKey:
@@ -135,7 +135,7 @@ def ephemeral(text: str) -> Reply:
 
 
 def text_message(text: str, buttons: dict[str, str] | None = None) -> dict[str, Any]:
-    message = {"content": shortened(text, LONGEST), "allowed_mentions": {"parse": []}}
+    message = {"content": shortened(text, LONGEST_CONTENT), "allowed_mentions": {"parse": []}}
     return message | ({"components": rows(buttons)} if buttons else {})
 
 
@@ -282,12 +282,7 @@ async def answer(event: Event, ctx: Context) -> None:
             place.token = ""
         await ctx.once("clean", partial(remove_ack, ctx, place))
         return
-    outputs = [output for output in event.prediction.output or [] if output.url]
-    lost = []
-    for first in range(0, len(outputs) or 1, MOST_FILES):
-        some = outputs[first : first + MOST_FILES]
-        lost += await ctx.once(f"post/{first}", partial(post, event, ctx, place, first, some))
-    ctx.note("\n".join(lost))
+    await post_all(event, ctx, partial(post, event, ctx, place))
 
 
 async def post(
@@ -336,13 +331,11 @@ async def edit_first(ctx: Context, place: Place, message: dict[str, Any], found:
 
 async def post_new(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
     """Post a new message: where it was ordered, or else directly."""
-    nonce = sha256(f"{ctx.idempotency_key}/{found.first}".encode()).hexdigest()[:25]
     mention = f"<@{place.user}>\n" if not found.first else ""
     message = message | {
-        "content": shortened(mention + message["content"], LONGEST),
+        "content": shortened(mention + message["content"], LONGEST_CONTENT),
         "allowed_mentions": {"users": [place.user]},
-        "nonce": nonce,
-        "enforce_nonce": True,
+        **once(f"{ctx.idempotency_key}/{found.first}"),
     }
     url = f"{URL}/channels/{place.channel}/messages"
     response = await send(ctx.http, "POST", url, message, found.files, BOT)
@@ -379,8 +372,7 @@ async def notify(event: Event, ctx: Context, place: Place) -> bool:
             ctx.log.info("discord.fallback", reason=str(refused))
         else:
             return True
-    nonce = sha256(ctx.idempotency_key.encode()).hexdigest()[:25]
-    message |= {"nonce": nonce, "enforce_nonce": True}
+    message |= once(ctx.idempotency_key)
     url = await direct_url(ctx.http, place.user)
     check(await ctx.http.post(url, json=message, headers=BOT), TOKEN.reveal())
     return False

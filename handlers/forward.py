@@ -11,7 +11,6 @@ The id is the same for all retries, so the receiving service can detect repeats.
 delivery; any other answer except a 2xx is retried, after the time in Retry-After if given.
 """
 
-import base64
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -22,8 +21,9 @@ from standardwebhooks import Webhook
 
 from receiver import Context, Dead, Event, expect, on, read_settings
 
+from ._proofs import encoded
+
 GONE = 410
-KEY_BYTES = range(24, 65)
 
 
 def signers(text: str) -> list[Webhook]:
@@ -33,17 +33,7 @@ def signers(text: str) -> list[Webhook]:
 def signer(secret: str) -> Webhook:
     """Read a secret that every library of Standard Webhooks decodes to the same key."""
     # Some services put the version of the signature before it.
-    encoded = secret.removeprefix("v1,").removeprefix("whsec_")
-    try:
-        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except ValueError:
-        key = b""
-    if len(key) not in KEY_BYTES:
-        raise ValueError(
-            "must be whsec_ and base64 (with + and /, not - and _) of 24 to 64 bytes; "
-            "make one: echo whsec_$(openssl rand -base64 32)"
-        )
-    return Webhook(encoded + "=" * (-len(encoded) % 4))
+    return Webhook(encoded(secret.removeprefix("v1,")))
 
 
 with read_settings() as read:

@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 from receiver.emulator import faults, pictures, wire
 from receiver.emulator.chats.platforms import Chats
 from receiver.emulator.chats.scene import Scene
+from receiver.emulator.emulated import Emulated
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.providers import CALLING, Emulated
+from receiver.emulator.providers import CALLING
 from receiver.emulator.world import World
 
 
@@ -44,7 +45,7 @@ def create_emulator(
         try:
             yield
         finally:
-            await chats.close()
+            await chats.scene.caller.close()
             await world.close()
 
     providers: list[Emulated] = [oxen, *(make(world) for make in CALLING.values())]
@@ -68,7 +69,7 @@ def settings_for(base_url: str) -> dict[str, str]:
     """Return the environment that points a receiver at an emulator."""
     base = base_url.rstrip("/")
     providers: list[type[Emulated]] = [Oxen, *CALLING.values()]
-    given = {name: value for each in providers for name, value in each.settings.items()}
+    given = {name: value for each in providers for name, value in each.settings().items()}
     return {name: base + v if v.startswith("/") else v for name, v in given.items()}
 
 
@@ -78,10 +79,10 @@ def _control(world: World) -> list[Route]:
             world.faults.replace(faults.read_rules(await request.body()))
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             return wire.answer({"error": str(error)}, 400)
-        return wire.answer(world.faults.in_force())
+        return wire.answer(world.faults.rules)
 
     async def get_faults(_request: Request) -> Response:
-        return wire.answer(world.faults.in_force())
+        return wire.answer(world.faults.rules)
 
     async def delete_faults(_request: Request) -> Response:
         world.faults.replace([])

@@ -13,7 +13,6 @@ from receiver.emulator.options import Schedule
 from receiver.emulator.outgoing import AT_ONCE, Outgoing
 
 _LARGE = 10_000
-_DONE, _REDIRECT = 2, 3
 _ERROR_KEPT = 200
 
 
@@ -56,8 +55,8 @@ class Callback:
     def _settled(self, status_code: int | None) -> bool:
         if status_code is None:
             return False
-        kind = status_code // 100
-        return kind == _DONE or (kind == _REDIRECT and self.schedule.redirect_is_final)
+        redirected = self.schedule.redirect_is_final and httpx.codes.is_redirect(status_code)
+        return httpx.codes.is_success(status_code) or redirected
 
 
 class CallbackSender(Outgoing):

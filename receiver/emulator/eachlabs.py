@@ -1,56 +1,52 @@
 """Eachlabs: a submit and a final poll have the status `success`, a callback `succeeded`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from receiver.emulator import wire
+from receiver.emulator.emulated import CallsBack, is_unknown
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, output_of
+from receiver.emulator.world import World
 
 REASONS: dict[Failure, str] = {
     "model": "upstream model returned an error",
     "moderated": "input was flagged by the content moderation system",
     "timeout": "model timed out",
     "prompt": "prompt is required",
-    "parameter": "unknown input field",
 }
 CATEGORIES: dict[Failure, str] = {
     "model": "provider_error",
     "moderated": "content_moderation",
     "timeout": "execution_timeout",
     "prompt": "invalid_user_input",
-    "parameter": "invalid_user_input",
 }
 _MOST_LISTED = 100
 _LISTED = 50
-CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
 _OLDEST = 7
 """In shape `mixed`: the variant, of eight, whose callback has the oldest shape."""
 
 
-class Eachlabs:
+class Eachlabs(CallsBack):
     """Routes under `/eachlabs`."""
 
-    settings: ClassVar[Mapping[str, str]] = {"EACHLABS_BASE_URL": "/eachlabs"}
+    name = "eachlabs"
+    schedule = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        super().__init__(world)
         self._closed_until: dict[str, float] = {}
-        world.lifecycle.on_finish["eachlabs"] = self._push
 
-    def routes(self) -> list[BaseRoute]:
+    def calls(self) -> wire.Calls:
         predictions, webhooks = "/eachlabs/v1/prediction", "/eachlabs/v1/webhooks"
-        calls: wire.Calls = [
+        return [
             ("submit", "POST", predictions, self._submit),
             ("submit", "POST", predictions + "/", self._submit),
             ("run", "POST", predictions + "/run", self._run),
@@ -59,16 +55,18 @@ class Eachlabs:
             ("webhooks", "GET", webhooks, self._webhooks),
             ("model", "GET", "/eachlabs/v1/models/{slug:path}", self._model),
         ]
-        return wire.routes("eachlabs", self._account, calls)
 
-    def _account(self, request: Request) -> str:
+    def account(self, request: Request) -> str:
         key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
-        if not self._world.is_known_key(key):
-            raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
-        limit = self._world.options.eachlabs_per_minute
-        if self._world.wait_for_rate("eachlabs", key, limit):
+        refused = self._refused(401, "unauthorized", "a valid API key is required")
+        account = self.world.authenticate(key, refused)
+        limit = self.world.options.eachlabs_per_minute
+        if self.wait_for_rate(key, limit):
             raise Refusal(self._refused(429, "too many requests", f"{limit} a minute"))
-        return self._world.account(key)
+        return account
+
+    def not_found(self, _request: Request) -> Response:
+        return answer({"error": "Prediction not found"}, 404)
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._read(request, account)
@@ -77,10 +75,10 @@ class Eachlabs:
             "message": "Prediction created successfully",
             "predictionID": prediction.id,
         }
-        return await self._world.accept([prediction], answer(created))
+        return await self.accept([prediction], answer(created))
 
     async def _run(self, request: Request, account: str) -> Response:
-        prediction = await self._world.run(await self._read(request, account))
+        prediction = await self.run(await self._read(request, account))
         failure = prediction.plan.failure
         words = {"succeeded": "success", "failed": "failed", "cancelled": "cancelled"}
         return answer(
@@ -95,85 +93,74 @@ class Eachlabs:
         body = await wire.read_object(request) or {}
         given = body.get("input")
         inputs: dict[str, Any] = given if isinstance(given, dict) else {}
-        problem = self._problem(body, wire.text_of(inputs.get("prompt")))
-        if problem := problem or self._full(account) or self._no_money(account, inputs):
-            raise self._world.rejected("eachlabs", problem)
-        return self._world.prediction(
-            "eachlabs",
+        new = self.prediction(
             request,
             account,
-            wire.text_of(body["model"]),
+            wire.text_of(body.get("model")),
             inputs,
             callback_url=wire.text_of(body.get("webhook_url")),
             secret=wire.text_of(body.get("webhook_secret")),
         )
+        self.check(self._problems(new, body))
+        return new
 
-    def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
-        if rule := self._world.refusal("eachlabs", prompt):
+    def _problems(self, new: Prediction, body: Mapping[str, Any]) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
             reason = rule.reason or "unavailable"
-            return self._refused(rule.status, reason, "try later", rule.headers)
+            yield self._refused(rule.status, reason, "try later", rule.headers)
         needed = ("model", "input", "version") if self._is_old_shape else ("model", "input")
         if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
-            return self._refused(
+            yield self._refused(
                 400 if self._is_old_shape else 422, "invalid request", ", ".join(missing)
             )
         if not isinstance(body["model"], str) or not isinstance(body["input"], dict):
-            return self._refused(400, "invalid request", "model is text, input an object")
-        if body["model"] in {NO_SUCH_MODEL, TEXT_ONLY}:
-            return self._refused(404, "not found", f"model {body['model']} does not exist")
-        if "[refuse]" in prompt:
-            return self._refused(402, "payment required", "the balance is used up")
-        return None
+            yield self._refused(400, "invalid request", "model is text, input an object")
+        if is_unknown(new.model):
+            yield self._refused(404, "not found", f"model {new.model} does not exist")
+        if "[refuse]" in new.prompt:
+            yield self._refused(402, "payment required", "the balance is used up")
+        yield from self._full(new.account)
+        yield from self._no_money(new)
 
-    def _full(self, account: str) -> Response | None:
+    def _full(self, account: str) -> Iterator[Response]:
         """Refuse a submit above the concurrency limit, or within `eachlabs_shut` of a refusal."""
-        options, now = self._world.options, self._world.now()
-        limit = options.eachlabs_in_flight
-        if limit is None:
-            return None
-        is_full = self._world.lifecycle.in_flight("eachlabs", account) >= limit
-        if not is_full and now >= self._closed_until.get(account, now):
-            return None
-        self._closed_until[account] = now + options.eachlabs_shut
-        self._world.ledger.violation("eachlabs", "in_flight", str(limit))
+        limit, now = self.world.options.eachlabs_in_flight, self.world.now()
+        if not self.is_full(account, limit):
+            if now >= self._closed_until.get(account, now):
+                return
+            self.world.ledger.violation("eachlabs", "in_flight", str(limit))
+        self._closed_until[account] = now + self.world.options.eachlabs_shut
         few = f"accounts with a balance of $10.00 or less are limited to {limit} concurrent"
-        return self._refused(429, "too many requests", f"{few} executions")
+        yield self._refused(429, "too many requests", f"{few} executions")
 
-    def _no_money(self, account: str, inputs: Mapping[str, Any]) -> Response | None:
+    def _no_money(self, new: Prediction) -> Iterator[Response]:
         """Refuse a submit while another is unfinished, if the fault reserve_money is set."""
-        if not self._world.lifecycle.in_flight("eachlabs", account):
-            return None
-        if not self._world.faults.take(
-            "reserve_money", "eachlabs", wire.text_of(inputs.get("prompt"))
-        ):
-            return None
-        why = "the estimated cost of your in-flight executions exceeds your current balance ($1.00)"
-        return self._refused(402, "payment required", why)
+        is_alone = not self.world.lifecycle.in_flight["eachlabs", new.account]
+        if not is_alone and self.take("reserve_money", new.prompt):
+            why = "the estimated cost of your in-flight executions exceeds your current balance"
+            yield self._refused(402, "payment required", f"{why} ($1.00)")
 
     @property
     def _is_old_shape(self) -> bool:
-        return self._world.options.shape == "old"
+        return self.world.options.shape == "old"
 
     def _refused(
         self, status: int, error: str, details: str, headers: Mapping[str, str] | None = None
     ) -> Response:
-        if self._world.old():
+        if self.world.old():
             seed = {"status": "error", "message": error, "details": details}
             return answer(seed, status, headers)
         return answer({"status": status, "error": error, "details": details}, status, headers)
 
     async def _poll(self, request: Request, account: str) -> Response:
-        prediction = self._world.find_polled("eachlabs", request.path_params["id"], account)
-        return answer(self._state(self._present(prediction)))
+        return answer(self._state(self.polled(request, account)))
 
     async def _cancel(self, request: Request, account: str) -> Response:
-        self._world.ledger.count("eachlabs", "cancels")
-        found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
-        prediction = self._present(found)
-        if not self._world.lifecycle.cancel(prediction):
+        prediction, canceled = self.canceled(request, account)
+        if not canceled:
             return self._refused(409, "conflict", "the prediction has finished")
-        if self._world.faults.take("late_success", "eachlabs", prediction.prompt):
-            self._push(prediction, replace(prediction, state="succeeded"))
+        if self.take("late_success", prediction.prompt) and prediction.callback_url:
+            self.send(prediction, self.callback(replace(prediction, state="succeeded")))
         return answer(
             {
                 "status": "success" if prediction.old else "cancelled",
@@ -181,11 +168,6 @@ class Eachlabs:
                 "predictionID": prediction.id,
             }
         )
-
-    def _present(self, prediction: Prediction | None) -> Prediction:
-        if prediction is None:
-            raise Refusal(answer({"error": "Prediction not found"}, 404))
-        return prediction
 
     def _state(self, prediction: Prediction) -> dict[str, Any]:
         return self._old_state(prediction) if prediction.old else self._new_state(prediction)
@@ -198,7 +180,7 @@ class Eachlabs:
             "status": self._status(prediction),
             "output": self._polled_output(prediction),
             "logs": "",
-            "metrics": {"predict_time": _predict_time(prediction), "cost": prediction.cost},
+            "metrics": {"predict_time": prediction.ran, "cost": prediction.cost},
             "urls": {"cancel": url + "/cancel", "get": url},
         }
 
@@ -210,14 +192,14 @@ class Eachlabs:
         return state | {
             "status": self._status(prediction),
             "output": self._output(prediction) if prediction.state == "succeeded" else "",
-            "metrics": {"predict_time": _predict_time(prediction)},
+            "metrics": {"predict_time": prediction.ran},
             **({"error": prediction.reason(REASONS)} if failure else {}),
         }
 
     def _status(self, prediction: Prediction) -> str:
         """Return the status in a poll; one page of their documentation has `failed` for `error`."""
         if prediction.state == "failed":
-            other = self._world.options.shape == "mixed" and prediction.variant % 2
+            other = self.world.options.shape == "mixed" and prediction.variant % 2
             return "failed" if other else "error"
         first = "created" if prediction.polls <= 1 else "starting"
         words = {"queued": first, "running": "processing", "succeeded": "success"}
@@ -231,48 +213,27 @@ class Eachlabs:
     def _output(self, prediction: Prediction) -> Any:
         """Return the pictures as text, list or object, as the models differ."""
         planned = prediction.plan.ending.output
-        if planned is None and "[text]" in prediction.prompt:
+        if planned is not None:
+            return planned
+        if "[text]" in prediction.prompt:
             return "Output URL"
-        output = output_of(self._world, prediction)
-        if isinstance(output, str) or planned is not None:
-            return output
-        urls = [file["url"] for file in output]
+        urls = self.drawn(prediction)
         if len(urls) > 1:
             return urls
         forms: dict[str, Any] = {"text": urls[0], "list": urls, "object": {"url": urls[0]}}
         return forms[self._form(prediction)]
 
     def _form(self, prediction: Prediction) -> str:
-        if self._world.options.shape == "mixed":
+        if self.world.options.shape == "mixed":
             return ("text", "list", "object")[prediction.variant % 3]
         return "text" if prediction.old else "object"
 
-    def _push(self, prediction: Prediction, reported: Prediction | None = None) -> None:
-        """Send the callback of a prediction, with the content of `reported` if given."""
-        if not prediction.callback_url:
-            return
-        body = self.callback(reported or prediction)
-        self._world.push(prediction, body, self.headers, CALLBACKS)
+    def proof(self, prediction: Prediction, _body: bytes, _at: float | None) -> dict[str, str]:
+        secret = prediction.secret and self.secret_of(prediction)
+        return {"x-webhook-secret": secret} if secret else {}
 
-    def headers(
-        self,
-        prediction: Prediction,
-        body: bytes,  # noqa: ARG002 - the secret does not depend on it
-        at: float | None = None,  # noqa: ARG002 - nothing contains a time
-    ) -> dict[str, str]:
-        headers = {"content-type": "application/json", "user-agent": "eachlabs-emulator"}
-        if not prediction.secret:
-            return headers
-        wrong = self._world.faults.take("wrong_signature", "eachlabs", prediction.prompt)
-        return headers | {
-            "x-webhook-secret": prediction.secret[::-1] if wrong else prediction.secret
-        }
-
-    def callback(self, prediction: Prediction) -> bytes:
-        return msgspec.json.encode(self._callback(prediction))
-
-    def _callback(self, prediction: Prediction) -> dict[str, Any]:
-        if self._world.options.shape == "mixed" and prediction.variant % 8 == _OLDEST:
+    def content(self, prediction: Prediction) -> dict[str, Any]:
+        if self.world.options.shape == "mixed" and prediction.variant % 8 == _OLDEST:
             return self._oldest_callback(prediction)
         failure, reason = prediction.plan.failure, prediction.reason(REASONS)
         body = {
@@ -296,21 +257,21 @@ class Eachlabs:
             "status": "failed" if failure else "success",
             "output": {"error": reason} if failure else self._output(prediction),
             "input": prediction.input,
-            "metrics": {"predict_time": _predict_time(prediction)},
+            "metrics": {"predict_time": prediction.ran},
         }
 
     async def _webhooks(self, request: Request, account: str) -> Response:
         """List the predictions with at least one callback attempt."""
         limit = min(_number(request, "limit", _LISTED), _MOST_LISTED)
         offset = _number(request, "offset", 0)
-        latest = self._world.ledger.latest("eachlabs", account)
+        latest = self.world.ledger.latest("eachlabs", account)
         called = (one for one in latest if one.callback_url and one.callback_attempts)
         rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
         return answer({"webhooks": rows, "limit": limit, "offset": offset})
 
     async def _model(self, request: Request, _account: str) -> Response:
         slug = request.path_params["slug"]
-        if slug in {NO_SUCH_MODEL, TEXT_ONLY}:
+        if is_unknown(slug):
             return answer({"error": "Failed to fetch model: model not found"}, 404)
         return answer(
             {
@@ -368,11 +329,6 @@ def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
         "retryable": failure in {"model", "timeout"},
         "error_step": "predict",
     }
-
-
-def _predict_time(prediction: Prediction) -> float:
-    start = prediction.started_at or prediction.submitted_at
-    return round((prediction.completed_at or start) - start, 3)
 
 
 def _number(request: Request, name: str, default: int) -> int:

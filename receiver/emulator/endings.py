@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Failure = Literal["model", "moderated", "timeout", "prompt", "parameter"]
+Failure = Literal["model", "moderated", "timeout", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,71 +1,72 @@
 """fal.ai: COMPLETED may be a failure, unfinished is HTTP 202, every callback is signed."""
 
-import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.emulator import wire
+from receiver.emulator.emulated import CallsBack, is_unknown
 from receiver.emulator.endings import Failure
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import PRICE, Prediction
 from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
+from receiver.emulator.world import World
 
 ERRORS: dict[Failure, tuple[int, str, str]] = {
     "model": (500, "downstream_service_error", "the model could not make a picture"),
     "moderated": (422, "content_policy_violation", "the prompt was flagged by the content checker"),
     "timeout": (504, "generation_timeout", "the generation took too long"),
     "prompt": (422, "value_error.missing", "field required"),
-    "parameter": (422, "value_error.extra", "extra field"),
 }
 _CANCELLED = (499, "client_cancelled", "Request was cancelled by the client")
 _NAMESPACES = {"workflows", "comfy"}
 _SHORT_ID = re.compile(r"(\d+)-([A-Za-z0-9-]+)")
-_HEADERS = ("x-fal-webhook-", "request-id")
 _DAY = 86400
 _LISTED = 50
 _MOST_LISTED = 100
-CALLBACKS = Schedule(
-    waits=tuple(min(2.0 * 2**n, 139.0) for n in range(31)),
-    first_timeout=15,
-    later_timeout=120,
-    lifetime=3600,
-    lifetime_large=360,
-    redirect_is_final=True,
-)
 _INTERNAL_RETRY = 7
 """In shape `mixed`: the variant, of eight, that fal retried itself: its gateway id differs."""
 
 
-class Fal:
+class Fal(CallsBack):
     """Routes under `/fal`."""
 
-    settings: ClassVar[Mapping[str, str]] = {
-        "FAL_QUEUE_URL": "/fal/queue",
-        "FAL_RUN_URL": "/fal/run",
-        "FAL_JWKS_URL": "/fal/.well-known/jwks.json",
-        "FAL_META_URL": "/fal/v1/meta",
-        "FAL_API_URL": "/fal",
-    }
+    name = "fal"
+    schedule = Schedule(
+        waits=tuple(min(2.0 * 2**n, 139.0) for n in range(31)),
+        first_timeout=15,
+        later_timeout=120,
+        lifetime=3600,
+        lifetime_large=360,
+        redirect_is_final=True,
+    )
 
     def __init__(self, world: World) -> None:
-        self._world = world
-        self._keys = Keyring(world.rng)
-        world.send_callbacks("fal", self.callback, self.headers, CALLBACKS)
+        super().__init__(world)
+        self._keys = Keyring(world.rng, "x-fal-webhook-", "request-id")
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
-    def routes(self) -> list[BaseRoute]:
+    @classmethod
+    def settings(cls) -> dict[str, str]:
+        return {
+            "FAL_QUEUE_URL": "/fal/queue",
+            "FAL_RUN_URL": "/fal/run",
+            "FAL_JWKS_URL": "/fal/.well-known/jwks.json",
+            "FAL_META_URL": "/fal/v1/meta",
+            "FAL_API_URL": "/fal",
+        }
+
+    def calls(self) -> wire.Calls:
         one = "/fal/queue/{app:path}/requests/{id}"
-        calls: wire.Calls = [
+        return [
             ("submit", "POST", "/fal/queue/{app:path}", self._submit),
             ("poll", "GET", one + "/status", self._status),
             ("result", "GET", one + "/response", self._result),
@@ -73,36 +74,46 @@ class Fal:
             ("cancel", "PUT", one + "/cancel", self._cancel),
             ("run", "POST", "/fal/run/{app:path}", self._run),
         ]
+
+    def routes(self) -> list[BaseRoute]:
         about = "/fal/v1/models"
         owned: wire.Calls = [
             ("requests", "GET", about + "/requests/by-endpoint", self._requests),
             ("price", "GET", about + "/pricing", self._prices),
         ]
         return [
-            *wire.routes("fal", self._account, calls),
+            *super().routes(),
             *wire.routes("fal", self._owner, owned),
-            wire.route("fal.models", "GET", about, _any_caller, self._models),
+            Route(about, self._models, name="fal.models"),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
             Route(about + "/billing-events", self._bills, name="fal.bill"),
         ]
 
-    def _account(self, request: Request) -> str:
-        key = wire.credential(request, "Key")
+    def account(self, request: Request) -> str:
         if wire.credential(request, "Bearer"):
-            self._world.ledger.violation("fal", "bearer", "the scheme is Key")
-        if not self._world.is_known_key(key):
-            raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
-        return self._world.account(key)
+            self.world.ledger.violation("fal", "bearer", "the scheme is Key")
+        refused = _refused(401, "unauthorized", "Authentication is required")
+        return self.world.authenticate(wire.credential(request, "Key"), refused)
+
+    def not_found(self, _request: Request) -> Response:
+        return answer({"status": "NOT_FOUND"}, 404)
+
+    def find(self, request: Request, account: str) -> Prediction:
+        """Return the prediction that a call is about; raise Refusal if it is of another app."""
+        prediction = super().find(request, account)
+        if app_of(request.path_params["app"]) != app_of(prediction.model):
+            raise Refusal(self.not_found(request))
+        return prediction
 
     def _owner(self, request: Request) -> str:
         """Return the account of a key; raise Refusal in the form of fal's platform API."""
         refused = _platform_error(401, "authorization_error", "Invalid API key")
-        return self._world.authenticate(wire.credential(request, "Key"), refused)
+        return self.world.authenticate(wire.credential(request, "Key"), refused)
 
-    async def _models(self, request: Request, _account: str) -> Response:
+    async def _models(self, request: Request) -> Response:
         name = request.query_params.get("endpoint_id", "")
-        if not app_of(name) or {NO_SUCH_MODEL, TEXT_ONLY} & set(name.split("/")):
+        if not app_of(name) or is_unknown(name):
             return _platform_error(404, "not_found", f"Endpoint '{name}' not found")
         return answer({"models": [_model(name)], "next_cursor": None, "has_more": False})
 
@@ -112,13 +123,13 @@ class Fal:
         start, cursor = query.get("start", ""), query.get("cursor", "")
         if not query.get("endpoint_id"):
             return _platform_error(400, "validation_error", "endpoint_id is required")
-        since = datetime.fromisoformat(start).timestamp() if start else self._world.now() - _DAY
+        since = datetime.fromisoformat(start).timestamp() if start else self.world.now() - _DAY
         limit = min(int(query.get("limit", _LISTED)), _MOST_LISTED)
         first = int(cursor or 0)
         found = sorted(
             (
                 one
-                for one in self._world.ledger.latest("fal", account)
+                for one in self.world.ledger.latest("fal", account)
                 if one.finished and one.model == query["endpoint_id"] and one.submitted_at >= since
             ),
             key=lambda one: -(one.completed_at or 0.0),
@@ -134,7 +145,7 @@ class Fal:
             "endpoint_id": prediction.model,
             "sent_at": _time(prediction.submitted_at),
             "started_at": _time(prediction.started_at or prediction.submitted_at),
-            "ended_at": _time(prediction.completed_at or prediction.submitted_at),
+            "ended_at": _time(_ended(prediction)),
             "status_code": 200 if ok else _error(prediction)[0],
             "json_input": prediction.input,
             "json_output": self._output(prediction) if ok else _detail(prediction),
@@ -142,57 +153,41 @@ class Fal:
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._read(request, account)
-        body = {"status": "IN_QUEUE", "queue_position": self._world.lifecycle.queued("fal")}
-        return await self._world.accept([prediction], answer(body | _handle(prediction)))
+        body = {"status": "IN_QUEUE", "queue_position": self.world.lifecycle.queued["fal"]}
+        return await self.accept([prediction], answer(body | _handle(prediction)))
 
     async def _run(self, request: Request, account: str) -> Response:
         prediction = await self._read(request, account)
-        return self._outcome(await self._world.run(prediction))
+        return self._outcome(await self.run(prediction))
 
     async def _read(self, request: Request, account: str) -> Prediction:
         inputs = await wire.read_object(request)
         model = request.path_params["app"].strip("/")
-        prompt = wire.text_of((inputs or {}).get("prompt"))
-        if problem := self._locked(prompt) or self._problem(request, model, inputs, prompt):
-            raise self._world.rejected("fal", problem)
-        return self._world.prediction(
-            "fal",
-            request,
-            account,
-            model,
-            inputs or {},
-            callback_url=request.query_params.get("fal_webhook", ""),
-        )
+        hook = request.query_params.get("fal_webhook", "")
+        new = self.prediction(request, account, model, inputs, callback_url=hook)
+        self.check(self._problems(new, request, inputs))
+        return new
 
-    def _locked(self, prompt: str) -> Response | None:
-        """Refuse every submit of the account while the fault lock_account is set."""
-        rule = self._world.faults.take("lock_account", "fal", prompt)
-        if rule is None:
-            return None
-        reason = (
-            rule.reason or "Exhausted balance. Top up your balance at fal.ai/dashboard/billing."
-        )
-        return answer({"detail": f"User is locked. Reason: {reason}"}, 403)
-
-    def _problem(
-        self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
-    ) -> Response | None:
-        if rule := self._world.refusal("fal", prompt):
-            return _refused(
-                rule.status, "runner_scheduling_failure", rule.reason or "busy", rule.retry_after
-            )
-        if not app_of(model) or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
-            return _refused(404, "not_found", f"Application {model} not found")
+    def _problems(
+        self, new: Prediction, request: Request, inputs: dict[str, Any] | None
+    ) -> Iterator[Response]:
+        if rule := self.take("lock_account", new.prompt):
+            usual = "Exhausted balance. Top up your balance at fal.ai/dashboard/billing."
+            yield answer({"detail": f"User is locked. Reason: {rule.reason or usual}"}, 403)
+        if rule := self.refusal(new.prompt):
+            kind, words = "runner_scheduling_failure", rule.reason or "busy"
+            yield _refused(rule.status, kind, words, rule.headers)
+        if not app_of(new.model) or is_unknown(new.model):
+            yield _refused(404, "not_found", f"Application {new.model} not found")
         if inputs is None:
-            return _refused(400, "bad_request", "the body is no JSON object")
+            yield _refused(400, "bad_request", "the body is no JSON object")
         if not request.query_params.get("fal_webhook", "http").startswith("http"):
-            return _refused(400, "bad_request", "fal_webhook is no URL")
-        if "[refuse]" in prompt:
-            return _refused(403, "forbidden", "the balance is used up")
-        return None
+            yield _refused(400, "bad_request", "fal_webhook is no URL")
+        if "[refuse]" in new.prompt:
+            yield _refused(403, "forbidden", "the balance is used up")
 
     async def _status(self, request: Request, account: str) -> Response:
-        prediction = self._find(request, account)
+        prediction = self.polled(request, account)
         status = 200 if prediction.finished else 202
         headers = {"x-fal-request-id": prediction.id}
         return answer(self._state(prediction, logs=_wants_logs(request)), status, headers)
@@ -207,7 +202,7 @@ class Fal:
         return state | _completed(prediction) | {"logs": lines}
 
     async def _result(self, request: Request, account: str) -> Response:
-        prediction = self._find(request, account)
+        prediction = self.polled(request, account)
         if prediction.finished:
             return self._outcome(prediction)
         return _refused(400, "bad_request", "Request is still in progress")
@@ -223,43 +218,28 @@ class Fal:
         return answer(_detail(prediction), code, headers | error_headers)
 
     async def _cancel(self, request: Request, account: str) -> Response:
-        self._world.ledger.count("fal", "cancels")
-        prediction = self._present(request, self._world.ledger.find, account)
-        stopped = self._world.lifecycle.cancel(prediction)
+        prediction, stopped = self.canceled(request, account)
         if prediction.old:
             return answer({"success": stopped})
         if stopped:
             return answer({"status": "CANCELLATION_REQUESTED"}, 202)
         return answer({"status": "ALREADY_COMPLETED"}, 400)
 
-    def _find(self, request: Request, account: str) -> Prediction:
-        return self._present(request, self._world.find_polled, account)
-
-    def _present(self, request: Request, find: Any, account: str) -> Prediction:
-        """Return a prediction by its id; raise Refusal if it is unknown or of another app."""
-        prediction: Prediction | None = find("fal", request.path_params["id"], account)
-        if prediction and app_of(request.path_params["app"]) == app_of(prediction.model):
-            return prediction
-        raise Refusal(answer({"status": "NOT_FOUND"}, 404))
-
     def _output(self, prediction: Prediction) -> dict[str, Any] | str:
         planned = prediction.plan.ending.output
-        if planned is None and "[text]" in prediction.prompt:
+        if isinstance(planned, str):
+            return planned
+        if planned is not None:
+            return {"images": planned, "description": ""}
+        if "[text]" in prediction.prompt:
             return {"images": [], "description": "the model answered in words"}
-        output = output_of(self._world, prediction)
-        if isinstance(output, str):
-            return output
-        if planned is None:
-            output = [_picture(file["url"]) for file in output]
-        return {"images": output, "description": ""}
+        return {"images": [_picture(url) for url in self.drawn(prediction)], "description": ""}
 
     async def _jwks(self, _request: Request) -> Response:
-        if rule := self._world.faults.take("break_jwks", "fal"):
-            return broken_response(rule)
-        return answer(self._keys.published(padded=self._world.old()))
+        return self.hand_out(self._keys.published(padded=self.world.old()))
 
     async def _meta(self, _request: Request) -> Response:
-        return answer({"webhook_ip_ranges": list(self._world.options.fal_sources)})
+        return answer({"webhook_ip_ranges": list(self.world.options.fal_sources)})
 
     async def _prices(self, request: Request, _account: str) -> Response:
         models = request.query_params.get("endpoint_id", "").split(",")
@@ -270,39 +250,37 @@ class Fal:
     async def _bills(self, request: Request) -> Response:
         """List billing events; requires a key with the admin scope: here one with `admin` in it."""
         if "admin" not in wire.credential(request, "Key"):
-            error = {"type": "authorization_error", "message": "an admin API key is needed"}
-            return answer({"error": error}, 403)
+            return _platform_error(403, "authorization_error", "an admin API key is needed")
         wanted = set(request.query_params.get("request_id", "").split(","))
         since = datetime.fromisoformat(request.query_params["start"]).timestamp()
         found = [
             _bill(one)
-            for one in self._world.ledger.all()
+            for one in self.world.ledger.all()
             if one.provider == "fal" and one.id in wanted and one.cost and _ended(one) >= since
         ]
         return answer({"billing_events": found, "next_cursor": None, "has_more": False})
 
-    def headers(
-        self, prediction: Prediction, body: bytes, at: float | None = None
-    ) -> dict[str, str]:
-        """Return the headers that sign a body, with the current time or `at`."""
-        at, forged = self._world.signing(prediction, at)
-        user = user_id(prediction.account)
-        signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
-        return {"content-type": "application/json", "user-agent": "fal-emulator"} | signed
+    def proof(self, prediction: Prediction, body: bytes, at: float | None) -> dict[str, str]:
+        at, forged = self.signing(prediction, at)
+        return self._keys.headers(prediction.id, prediction.account, at, body, forged=forged)
 
     def callback(self, prediction: Prediction) -> bytes:
         """Return the bytes that are signed: keys sorted, a space after every separator."""
-        retried = self._world.options.shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
-        gateway = self._world.new_id() if retried else prediction.id
-        body = {"request_id": prediction.id, "gateway_request_id": gateway}
-        return json.dumps(body | self._content(prediction), sort_keys=True).encode()
+        return json.dumps(self.content(prediction), sort_keys=True).encode()
 
-    def _content(self, prediction: Prediction) -> dict[str, Any]:
+    def content(self, prediction: Prediction) -> dict[str, Any]:
+        shape = self.world.options.shape
+        retried = shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
+        gateway = self.world.new_id() if retried else prediction.id
+        ids = {"request_id": prediction.id, "gateway_request_id": gateway}
+        return ids | self._ending(prediction)
+
+    def _ending(self, prediction: Prediction) -> dict[str, Any]:
         if prediction.state != "succeeded":
             code, _, _ = _error(prediction)
             error = f"Invalid status code: {code}"
             return {"status": "ERROR", "error": error, "payload": _detail(prediction)}
-        if self._world.faults.take("null_payload", "fal", prediction.prompt):
+        if self.take("null_payload", prediction.prompt):
             reason = "Response payload is not JSON serializable"
             return {"status": "OK", "payload": None, "payload_error": reason}
         no_error = {} if prediction.old else {"error": None}
@@ -318,20 +296,11 @@ def app_of(model: str) -> str:
     return "/".join(parts[:length]) if len(parts) >= length and all(parts[:length]) else ""
 
 
-def user_id(account: str) -> str:
-    return "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
-
-
-def _refused(status: int, kind: str, detail: str, retry_after: int | None = None) -> Response:
-    headers = {"x-fal-error-type": kind}
-    if retry_after is not None:
-        headers["retry-after"] = str(retry_after)
-    return answer({"detail": detail, "error_type": kind}, status, headers)
-
-
-def _any_caller(request: Request) -> str:
-    """Return the key, even an empty one: models are described to any caller."""
-    return wire.credential(request, "Key")
+def _refused(
+    status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    shown = {"x-fal-error-type": kind, **(headers or {})}
+    return answer({"detail": detail, "error_type": kind}, status, shown)
 
 
 def _platform_error(status: int, kind: str, message: str) -> Response:
@@ -363,7 +332,7 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+    return wire.moment(at).replace("+00:00", "Z")
 
 
 def _handle(prediction: Prediction) -> dict[str, Any]:
@@ -396,9 +365,7 @@ def _detail(prediction: Prediction) -> dict[str, Any]:
 
 
 def _completed(prediction: Prediction) -> dict[str, Any]:
-    started = prediction.started_at or prediction.submitted_at
-    took = round((prediction.completed_at or started) - started, 3)
-    completed = {"status": "COMPLETED", "metrics": {"inference_time": took}}
+    completed = {"status": "COMPLETED", "metrics": {"inference_time": prediction.ran}}
     if prediction.state == "succeeded":
         return completed
     code, kind, message = _error(prediction)

@@ -80,11 +80,11 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Faults:
-    """The rules in force."""
+    """Fault injection by the rules in force."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._rules: list[Rule] = []
+        self.rules: list[Rule] = []
         self._at_once: dict[Fault, list[Callable[[], None]]] = defaultdict(list)
 
     def at_once(self, fault: Fault, act: Callable[[], None]) -> None:
@@ -92,19 +92,16 @@ class Faults:
         self._at_once[fault].append(act)
 
     def replace(self, rules: Sequence[Rule]) -> None:
-        self._rules = [rule for rule in rules if rule.fault not in self._at_once]
+        self.rules = [rule for rule in rules if rule.fault not in self._at_once]
         for rule in rules:
             for act in self._at_once.get(rule.fault, ()):
                 act()
-
-    def in_force(self) -> list[Rule]:
-        return self._rules
 
     def take(self, fault: Fault, provider: Provider | Platform, prompt: str = "") -> Rule | None:
         """Return the fault named in the prompt, or the first rule that applies; count its use."""
         if "[" in prompt and f"[{fault}]" in prompt:
             return Rule(fault=fault)
-        for rule in self._rules:
+        for rule in self.rules:
             if rule.affects(fault, provider, prompt) and self._rng.random() < rule.probability:
                 rule.times = rule.times and rule.times - 1
                 return rule

@@ -15,12 +15,13 @@ from starlette.routing import BaseRoute, Match, Route
 
 from receiver.emulator.chats.platforms import Chats
 from receiver.emulator.chats.scene import Scene
+from receiver.emulator.emulated import Emulated
 from receiver.emulator.endings import Ending
 from receiver.emulator.faults import Faults
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.providers import CALLING, Emulated
+from receiver.emulator.providers import CALLING
 from receiver.emulator.wire import EventStream, HangUp
 from receiver.emulator.world import World
 

@@ -13,8 +13,12 @@ _PUBLISHED = 3
 class Keyring:
     """A set of published keys, of which the last one signs."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, prefix: str, id_header: str) -> None:
         self._rng = rng
+        self._prefix = prefix
+        """The prefix of the headers' names."""
+        self._id_header = id_header
+        """The rest of the name of the header with the id."""
         self._keys = [self._new() for _ in range(_PUBLISHED)]
         self._wrong = self._new()
 
@@ -32,26 +36,16 @@ class Keyring:
         }
 
     def headers(
-        self,
-        names: tuple[str, str],
-        named: str,
-        user_id: str,
-        at: int,
-        body: bytes,
-        *,
-        forged: bool = False,
+        self, named: str, account: str, at: int, body: bytes, *, forged: bool = False
     ) -> dict[str, str]:
-        """Return the four headers that prove a body; a forged one is signed by another key.
-
-        `names` are the prefix of all four, and the rest of the name of the one with the id.
-        """
+        """Return the four headers that prove a body; a forged one is signed by another key."""
         key = self._wrong if forged else self._keys[-1]
-        prefix, id_header = names
+        user_id = "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
         return {
-            prefix + id_header: named,
-            prefix + "user-id": user_id,
-            prefix + "timestamp": str(at),
-            prefix + "signature": key.sign(signed_text(named, user_id, at, body)).hex(),
+            self._prefix + self._id_header: named,
+            self._prefix + "user-id": user_id,
+            self._prefix + "timestamp": str(at),
+            self._prefix + "signature": key.sign(signed_text(named, user_id, at, body)).hex(),
         }
 
     def _new(self) -> Ed25519PrivateKey:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from receiver.emulator.endings import Failure
 from receiver.emulator.options import Provider
 from receiver.emulator.prompts import Plan
@@ -15,23 +17,18 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Counted = Literal["submits", "polls", "cancels", "rejected"]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
-COUNTED: tuple[Counted, ...] = ("submits", "polls", "cancels", "rejected")
+COUNTED: tuple[Counted, ...] = get_args(Counted)
 PRICE = 0.039
 """Dollars for one generation, at every provider."""
 _VIOLATIONS_KEPT = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt to send an outcome."""
 
     at: float
     status_code: int | None = None
     error: str | None = None
-
-    def row(self) -> dict[str, Any]:
-        ending = {"status_code": self.status_code} if self.error is None else {"error": self.error}
-        return {"at": self.at, **ending}
 
 
 @dataclass(slots=True, eq=False)
@@ -65,11 +62,18 @@ class Prediction:
     completed_at: float | None = None
     polls: int = 0
     callback_attempts: list[Attempt] = field(default_factory=list)
-    _watchers: list[asyncio.Future[None]] = field(default_factory=list)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def finished(self) -> bool:
         return self.state not in {"queued", "running"}
+
+    @property
+    def ran(self) -> float:
+        """The seconds from its start to its end; 0 before the end, and if it never started."""
+        if self.started_at is None or self.completed_at is None:
+            return 0.0
+        return round(self.completed_at - self.started_at, 3)
 
     @property
     def cost(self) -> float:
@@ -92,9 +96,7 @@ class Prediction:
     async def until(self, condition: Callable[["Prediction"], bool]) -> None:
         """Wait for a change after which the condition holds."""
         while not condition(self):
-            watcher = asyncio.get_running_loop().create_future()
-            self._watchers.append(watcher)
-            await watcher
+            await self._changed.wait()
 
     def row(self) -> dict[str, Any]:
         return {
@@ -106,15 +108,13 @@ class Prediction:
             "status": self.state,
             "submitted_at": self.submitted_at,
             "completed_at": self.completed_at,
-            "callback_attempts": [attempt.row() for attempt in self.callback_attempts],
+            "callback_attempts": self.callback_attempts,
             "polls": self.polls,
         }
 
     def _notify(self) -> None:
-        watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+        self._changed.set()  # wakes all who wait now
+        self._changed.clear()
 
 
 class Ledger:

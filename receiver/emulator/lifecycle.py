@@ -16,19 +16,14 @@ class Lifecycle:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._queued: Counter[Provider] = Counter()
-        self._open: Counter[tuple[Provider, str]] = Counter()
+        self.queued: Counter[Provider] = Counter()
+        self.in_flight: Counter[tuple[Provider, str]] = Counter()
+        """Unfinished predictions by provider and account."""
         self.on_finish: dict[Provider, Callable[[Prediction], None]] = {}
 
-    def queued(self, provider: Provider) -> int:
-        return self._queued[provider]
-
-    def in_flight(self, provider: Provider, account: str) -> int:
-        return self._open[provider, account]
-
     def start(self, prediction: Prediction) -> None:
-        self._queued[prediction.provider] += 1
-        self._open[prediction.provider, prediction.account] += 1
+        self.queued[prediction.provider] += 1
+        self.in_flight[prediction.provider, prediction.account] += 1
         if prediction.plan.queued:
             self._timers.after(prediction.plan.queued, lambda: self._begin(prediction))
         else:
@@ -38,19 +33,20 @@ class Lifecycle:
         if self.end(prediction):
             self.on_finish[prediction.provider](prediction)
 
-    def end(self, prediction: Prediction) -> bool:
-        """End a prediction as planned, without `on_finish`; return False if it has ended before."""
+    def end(self, prediction: Prediction, state: State | None = None) -> bool:
+        """End a prediction, as planned or in `state`, without `on_finish`.
+
+        Return False if it has ended before.
+        """
         if prediction.finished:
             return False
-        self._end(prediction, "failed" if prediction.plan.failure else "succeeded")
+        prediction.completed_at = self._timers.now()
+        self._move(prediction, state or ("failed" if prediction.plan.failure else "succeeded"))
+        self.in_flight[prediction.provider, prediction.account] -= 1
         return True
 
     def cancel(self, prediction: Prediction) -> bool:
-        """Cancel a prediction, without `on_finish`; return False if it has ended before."""
-        if prediction.finished:
-            return False
-        self._end(prediction, "cancelled")
-        return True
+        return self.end(prediction, "cancelled")
 
     def _begin(self, prediction: Prediction) -> None:
         if prediction.state != "queued":
@@ -60,12 +56,7 @@ class Lifecycle:
         if prediction.plan.running is not None:
             self._timers.after(prediction.plan.running, lambda: self.finish(prediction))
 
-    def _end(self, prediction: Prediction, state: State) -> None:
-        prediction.completed_at = self._timers.now()
-        self._move(prediction, state)
-        self._open[prediction.provider, prediction.account] -= 1
-
     def _move(self, prediction: Prediction, state: State) -> None:
         if prediction.state == "queued":
-            self._queued[prediction.provider] -= 1
+            self.queued[prediction.provider] -= 1
         prediction.move(state)

@@ -1,19 +1,26 @@
 """Oxen.ai: a queue without callbacks, an event stream without replay, and blocking calls."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 from weakref import WeakSet
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from receiver.emulator import pictures, wire
-from receiver.emulator.endings import Failure
+from receiver.emulator.emulated import (
+    NO_SUCH_MODEL,
+    TEXT_ONLY,
+    Emulated,
+    picture_names,
+    picture_urls,
+)
+from receiver.emulator.endings import Ending, Failure
 from receiver.emulator.ledger import Attempt, Prediction, State
 from receiver.emulator.wire import EventStream, Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, picture_names
+from receiver.emulator.world import World
 
 STATUSES: dict[State, str] = {
     "queued": "queued",
@@ -27,30 +34,29 @@ REASONS: dict[Failure, str] = {
     "moderated": "Prompt was blocked by the content policy",
     "timeout": "Generation timed out",
     "prompt": "Prompt cannot be empty",
-    "parameter": "Unexpected parameter for this model",
 }
 _OWN_PARAMETERS = {"model", "num_generations", "target_namespace"}
+_UNEXPECTED = Ending("model", "Unexpected parameter for this model")
 _MOST = 4
 _CALLS_BACK = ("webhook", "callback")
 _FILMING = ("veo-3-1",)
 _URL_LIFE = 3600
 
 
-class Oxen:
+class Oxen(Emulated):
     """Routes under `/oxen`."""
 
-    settings: ClassVar[Mapping[str, str]] = {"OXEN_BASE_URL": "/oxen"}
+    name = "oxen"
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        super().__init__(world)
         self.streams: WeakSet[EventStream] = WeakSet()
         """The open streams; a weak set, as only the response keeps a stream alive."""
-        world.lifecycle.on_finish["oxen"] = self._push
         world.faults.at_once("cut_stream", self._cut)
 
-    def routes(self) -> list[BaseRoute]:
+    def calls(self) -> wire.Calls:
         queue, ai = "/oxen/api/ai/queue", "/oxen/api/ai"
-        calls: wire.Calls = [
+        return [
             ("submit", "POST", queue, self._submit),
             ("list", "GET", queue, self._list),
             ("poll", "GET", queue + "/{id}", self._poll),
@@ -62,26 +68,26 @@ class Oxen:
             ("run", "POST", ai + "/videos/generate", self._film),
             ("model", "GET", ai + "/models/{id:path}", self._model),
         ]
-        return wire.routes("oxen", self._account, calls)
 
     def start(self) -> None:
         """Begin to send keep-alive comments on idle streams."""
-        self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
+        self.world.timers.after(self.world.options.keep_alive, self._keep_alive)
 
     def release(self) -> None:
         """End every stream, so that a stopping server does not have to cut it."""
         for stream in self.streams:
             stream.end()
 
-    def _account(self, request: Request) -> str:
+    def account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        return self._world.authenticate(key, _refused(401, "unauthenticated", "Unauthorized"))
+        return self.world.authenticate(key, _refused(401, "unauthenticated", "Unauthorized"))
+
+    def not_found(self, _request: Request) -> Response:
+        return _refused(404, "resource_not_found", "Resource not found")
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prompt = wire.text_of(body.get("prompt"))
-        if problem := self._problem(body, prompt):
-            raise self._world.rejected("oxen", problem)
+        self.check(self._problems(body))
         predictions = [
             self._read(request, account, body, index)
             for index in range(body.get("num_generations", 1))
@@ -90,61 +96,60 @@ class Oxen:
             {"generation_id": one.id, "status": "processing" if predictions[0].old else "queued"}
             for one in predictions
         ]
-        return await self._world.accept(predictions, answer({"generations": rows}))
+        return await self.accept(predictions, answer({"generations": rows}))
 
-    def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
-        """Return the refusal for errors that are checked at enqueue; others fail later."""
-        if rule := self._world.refusal("oxen", prompt):
+    def _problems(self, body: Mapping[str, Any]) -> Iterator[Response]:
+        """Yield the refusals for errors that are checked at enqueue; others fail later."""
+        prompt = wire.text_of(body.get("prompt"))
+        if rule := self.refusal(prompt):
             reason = rule.reason or "Unavailable"
-            return _refused(rule.status, "unknown_error", reason, rule.headers)
+            yield _refused(rule.status, "unknown_error", reason, rule.headers)
         count = body.get("num_generations", 1)
         if type(count) is not int or not 1 <= count <= _MOST:
             detail = f"num_generations must be an integer between 1 and {_MOST}"
-            return _refused(400, "invalid_params", detail)
+            yield _refused(400, "invalid_params", detail)
         if "[refuse]" in prompt:
-            return _refused(402, "invalid_params", "Insufficient credits")
-        return _model_problem(body.get("model"))
+            yield _refused(402, "invalid_params", "Insufficient credits")
+        yield from _model_problems(body.get("model"))
 
     def _read(
         self, request: Request, account: str, body: Mapping[str, Any], index: int = 0
     ) -> Prediction:
         inputs = {name: value for name, value in body.items() if name not in _OWN_PARAMETERS}
         model = wire.text_of(body.get("model"))
-        prediction = self._world.prediction("oxen", request, account, model, inputs, index=index)
+        prediction = self.prediction(request, account, model, inputs, index=index)
         for name in inputs:
             if any(word in name.lower() for word in _CALLS_BACK):
-                self._world.ledger.violation("oxen", "webhook_parameter", name)
-                prediction.plan = prediction.plan.failing("parameter")
+                self.world.ledger.violation("oxen", "webhook_parameter", name)
+                prediction.plan = replace(prediction.plan, ending=_UNEXPECTED)
         return prediction
 
     async def _list(self, request: Request, account: str) -> Response:
-        self._world.ledger.count("oxen", "polls")
+        self.world.ledger.count("oxen", "polls")
         query = request.query_params
         if query.get("media_type", "image") != "image":
             return answer({"count": 0, "generations": []})
         statuses = {query["status"]} if "status" in query else {"queued", "processing"}
         rows = [
             _row(prediction)
-            for prediction in self._world.ledger.latest("oxen", account)
+            for prediction in self.world.ledger.latest("oxen", account)
             if STATUSES[prediction.state] in statuses
             and query.get("model", prediction.model) == prediction.model
         ]
         return answer({"count": len(rows), "generations": rows})
 
     async def _poll(self, request: Request, account: str) -> Response:
-        return answer(_row(self._find(request, account, polled=True)))
+        return answer(_row(self.polled(request, account)))
 
     async def _bill(self, request: Request, account: str) -> Response:
         """Return a generation with its cost, which no other answer has."""
-        prediction = self._find(request, account)
+        prediction = self.find(request, account)
         cost = prediction.cost if prediction.finished else None
         row = {"id": prediction.id, "model": prediction.model, "cost": cost}
         return answer({"generation": row})
 
     async def _cancel(self, request: Request, account: str) -> Response:
-        self._world.ledger.count("oxen", "cancels")
-        prediction = self._find(request, account)
-        self._world.lifecycle.cancel(prediction)
+        prediction, _ = self.canceled(request, account)
         return answer({"status": "success", "generation_id": prediction.id})
 
     async def _stream(self, request: Request, account: str) -> Response:
@@ -161,39 +166,37 @@ class Oxen:
 
     async def _run(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prompt = wire.text_of(body.get("prompt"))
-        problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
-        if problem is None and body.get("model") in _FILMING:  # the real response is not documented
-            self._world.ledger.violation("oxen", "video_as_image", body["model"])
-        prediction = await self._succeeded(request, account, body, problem)
+        if not wire.text_of(body.get("prompt")):
+            self.check([_refused_plainly(REASONS["prompt"])])
+        self.check(self._problems(body))
+        if body.get("model") in _FILMING:  # the real response is not documented
+            self.world.ledger.violation("oxen", "video_as_image", body["model"])
+        prediction = await self._succeeded(request, account, body)
         return _blocking_answer(prediction, "images", _images(prediction))
 
     async def _film(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
-        prompt = wire.text_of(body.get("prompt"))
-        problem = self._problem(body, prompt)
-        if problem is None and bool(body.get("prompt")) == bool(body.get("multi_prompt")):
-            problem = _refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)
-        prediction = await self._succeeded(request, account, body, problem)
+        self.check(self._problems(body))
+        if bool(body.get("prompt")) == bool(body.get("multi_prompt")):
+            self.check([_refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)])
+        prediction = await self._succeeded(request, account, body)
         return _blocking_answer(prediction, "videos", _videos(prediction))
 
     async def _succeeded(
-        self, request: Request, account: str, body: Mapping[str, Any], problem: Response | None
+        self, request: Request, account: str, body: Mapping[str, Any]
     ) -> Prediction:
-        """Run a prediction whose caller waits; raise Refusal for a problem or a failure."""
-        if problem:
-            raise self._world.rejected("oxen", problem)
-        prediction = await self._world.run(self._read(request, account, body))
+        """Run a prediction whose caller waits; raise Refusal for a failure."""
+        prediction = await self.run(self._read(request, account, body))
         if prediction.plan.failure:
             raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
         return prediction
 
     async def _model(self, request: Request, _account: str) -> Response:
         name = request.path_params["id"]
-        return _model_problem(name) or answer(self._described_model(name))
+        return next(_model_problems(name), None) or answer(self._described_model(name))
 
     def _described_model(self, name: str) -> dict[str, Any]:
-        schema = "json_request_schema" if self._world.old() else "request_schema"
+        schema = "json_request_schema" if self.world.old() else "request_schema"
         return {
             "id": name,
             "object": "model",
@@ -208,36 +211,29 @@ class Oxen:
             schema: _SCHEMA,
         }
 
-    def _find(self, request: Request, account: str, *, polled: bool = False) -> Prediction:
-        find = self._world.find_polled if polled else self._world.ledger.find
-        prediction = find("oxen", request.path_params["id"], account)
-        if prediction is None:
-            raise Refusal(_refused(404, "resource_not_found", "Resource not found"))
-        return prediction
-
-    def _push(self, prediction: Prediction) -> None:
+    def push(self, prediction: Prediction) -> None:
         if prediction.blocking:
             return
-        if self._world.faults.take("cut_stream", "oxen", prediction.prompt):
+        if self.take("cut_stream", prediction.prompt):
             self._cut()
-        self._world.push_faults.push(prediction, lambda: self.broadcast(prediction))
+        self.world.push_faults.push(prediction, lambda: self.broadcast(prediction))
 
     def broadcast(self, prediction: Prediction) -> None:
         """Send the event to the account's open streams; it is never sent again."""
-        world, at = self._world, self._world.now()
+        world, at = self.world, self.world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
-        if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
+        if not listeners or self.take("silence_stream", prediction.prompt):
             prediction.record_attempt(Attempt(at, error="nobody was told"))
             return
-        chunk = wire.event(_event(prediction, int(at) + _URL_LIFE), "media_generation_completed")
+        chunk = wire.event("media_generation_completed", _event(prediction, int(at) + _URL_LIFE))
         if world.rng.random() < world.options.stray_events:
-            chunk = wire.event({"deployment_id": world.new_id()}, "deployment_updated") + chunk
+            chunk = wire.event("deployment_updated", {"deployment_id": world.new_id()}) + chunk
         for stream in listeners:
             stream.send(chunk)
         prediction.record_attempt(Attempt(at, 200))
 
     def _keep_alive(self) -> None:
-        if not self._world.faults.take("silence_stream", "oxen"):
+        if not self.take("silence_stream"):
             for stream in self.streams:
                 stream.send(wire.KEEP_ALIVE)
         self.start()
@@ -273,12 +269,11 @@ def _refused_plainly(message: str, status: int = 400) -> Response:
     return answer({"error": {"message": message}}, status)
 
 
-def _model_problem(model: object) -> Response | None:
+def _model_problems(model: object) -> Iterator[Response]:
     if not isinstance(model, str) or model in {"", NO_SUCH_MODEL}:
-        return _refused(404, "resource_not_found", f"Model not found: {model or ''}")
+        yield _refused(404, "resource_not_found", f"Model not found: {model or ''}")
     if model == TEXT_ONLY:
-        return _refused(400, "invalid_params", ":unsupported_media_type")
-    return None
+        yield _refused(400, "invalid_params", ":unsupported_media_type")
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:
@@ -316,15 +311,14 @@ def _url(prediction: Prediction) -> str | None:
     return next((file["url"] for file in _files(prediction)), None)
 
 
-def _files(prediction: Prediction) -> list[dict[str, Any]]:
+def _files(prediction: Prediction) -> Sequence[Mapping[str, Any]]:
     planned = prediction.plan.ending.output
     if planned is None:
-        names = picture_names(prediction)
-        return [{"url": f"{prediction.origin}/files/{name}"} for name in names]
-    return [] if isinstance(planned, str) else [dict(file) for file in planned]
+        return [{"url": url} for url in picture_urls(prediction)]
+    return [] if isinstance(planned, str) else planned
 
 
-def _images(prediction: Prediction) -> list[dict[str, Any]]:
+def _images(prediction: Prediction) -> Sequence[Mapping[str, Any]]:
     """Return the pictures of a blocking call, as URLs or in base64."""
     if prediction.input.get("response_format") != "b64_json":
         return _files(prediction)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from receiver.emulator.endings import Ending, Failure
@@ -30,9 +30,6 @@ class Plan:
     @property
     def failure(self) -> Failure | None:
         return self.ending.failure
-
-    def failing(self, failure: Failure) -> "Plan":
-        return replace(self, ending=Ending(failure))
 
 
 def read(prompt: str, inputs: Mapping[str, Any], options: Options, rng: random.Random) -> Plan:

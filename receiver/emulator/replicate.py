@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from receiver.emulator import wire
+from receiver.emulator.emulated import NO_SUCH_MODEL, CallsBack, is_unknown
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Schedule
 from receiver.emulator.secrets import AccountSecret
 from receiver.emulator.wire import Refusal, answer
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken_response, output_of
+from receiver.emulator.world import World
 
 REASONS: dict[Failure, str] = {
     "model": "Prediction interrupted; please retry (code: PA)",
     "moderated": "NSFW content detected. Try running it again, or try a different prompt.",
     "timeout": "Prediction timed out",
     "prompt": "prompt is required",
-    "parameter": "Additional property is not allowed",
 }
 _STATUSES: dict[State, str] = {
     "queued": "starting",
@@ -35,14 +33,6 @@ _STATUSES: dict[State, str] = {
     "failed": "failed",
     "cancelled": "canceled",
 }
-CALLBACKS = Schedule(
-    waits=(1, 2, 4, 8, 16, 32),
-    first_timeout=10,
-    later_timeout=10,
-    lifetime=60,
-    redirect_is_final=True,
-)
-"""The last retry is about a minute after the end; after a redirect there is none."""
 _KEPT = 3600
 _MINUTE = 60
 _PAGE = 100
@@ -52,22 +42,29 @@ _DEADLINE = re.compile(r"(\d+)([sm]?)")
 _VERSION = re.compile(r"(?:[\w.-]+/[\w.-]+:)?[\da-f]{64}")
 
 
-class Replicate:
+class Replicate(CallsBack):
     """Routes under `/replicate`."""
 
-    settings: ClassVar[Mapping[str, str]] = {"REPLICATE_BASE_URL": "/replicate"}
+    name = "replicate"
+    schedule = Schedule(
+        waits=(1, 2, 4, 8, 16, 32),
+        first_timeout=10,
+        later_timeout=10,
+        lifetime=60,
+        redirect_is_final=True,
+    )
+    """The last retry is about a minute after the end; after a redirect there is none."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        super().__init__(world)
         self._secret = AccountSecret(world.rng)
         self._aborted: set[str] = set()
-        self._push = world.send_callbacks("replicate", self.callback, self.headers, CALLBACKS)
         world.faults.at_once("rotate_keys", self._secret.rotate)
 
-    def routes(self) -> list[BaseRoute]:
+    def calls(self) -> wire.Calls:
         base = "/replicate/v1"
         one, model = base + "/predictions/{id}", base + "/models/{owner}/{name}"
-        calls: wire.Calls = [
+        return [
             ("submit", "POST", base + "/predictions", self._submit),
             ("submit", "POST", model + "/predictions", self._submit),
             ("submit", "POST", base + "/deployments/{owner}/{name}/predictions", self._submit),
@@ -79,12 +76,14 @@ class Replicate:
             ("model", "GET", model, self._model),
             ("version", "GET", model + "/versions/{id}", self._version),
         ]
-        return wire.routes("replicate", self._account, calls)
 
-    def _account(self, request: Request) -> str:
+    def account(self, request: Request) -> str:
         detail = "You did not pass a valid authentication token"
         refused = _refused(401, detail, title="Unauthenticated")
-        return self._world.authenticate(wire.credential(request, "Bearer"), refused)
+        return self.world.authenticate(wire.credential(request, "Bearer"), refused)
+
+    def not_found(self, _request: Request) -> Response:
+        return _missing()
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
@@ -92,53 +91,43 @@ class Replicate:
         self._schedule_deadline(prediction, request.headers.get("cancel-after", ""))
         wanted = _WAIT.match(request.headers.get("prefer", ""))
         if wanted is None:
-            return await self._world.accept([prediction], answer(self._state(prediction), 201))
+            return await self.accept([prediction], answer(self.content(prediction), 201))
         seconds = min(int(wanted[1] or _LONGEST_WAIT), _LONGEST_WAIT)
-        return answer(self._state(await self._world.run(prediction, seconds)), 201)
+        return answer(self.content(await self.run(prediction, seconds)), 201)
 
     def _read(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
-        given = body.get("input")
-        inputs: dict[str, Any] = given if isinstance(given, dict) else {}
-        model = _model_of(request, body)
-        problem = self._problem(body, model, wire.text_of(inputs.get("prompt")))
-        if problem := problem or self._rate_limited(account):
-            raise self._world.rejected("replicate", problem)
+        given, model = body.get("input"), _model_of(request, body)
         hook, events = wire.text_of(body.get("webhook")), body.get("webhook_events_filter")
-        wanted = not isinstance(events, list) or "completed" in events
-        prediction = self._world.prediction(
-            "replicate", request, account, model, inputs, callback_url=hook if wanted else ""
-        )
-        if prediction.plan.failure == "prompt":
-            raise self._world.rejected("replicate", _invalid("input.prompt", REASONS["prompt"]))
-        return prediction
+        wanted = hook if not isinstance(events, list) or "completed" in events else ""
+        inputs = given if isinstance(given, dict) else {}
+        new = self.prediction(request, account, model, inputs, callback_url=wanted)
+        self.check(self._problems(new, body))
+        return new
 
-    def _problem(self, body: Mapping[str, Any], model: str, prompt: str) -> Response | None:
-        if rule := self._world.refusal("replicate", prompt):
-            return self._later(rule.status, rule.reason or "Service unavailable", rule.retry_after)
-        if not model or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
-            return _refused(404, "The requested resource could not be found.")
+    def _problems(self, new: Prediction, body: Mapping[str, Any]) -> Iterator[Response]:
+        if rule := self.refusal(new.prompt):
+            yield self._later(rule.status, rule.reason or "Service unavailable", rule.retry_after)
+        if not new.model or is_unknown(new.model):
+            yield _missing()
         if not isinstance(body.get("input"), dict):
-            return _invalid("input", "Invalid type. Expected: object")
+            yield _invalid("input", "Invalid type. Expected: object")
         if not wire.text_of(body.get("webhook", "https:")).startswith(("https:", "http:")):
-            return _invalid("webhook", "Does not match format 'uri'")
-        if "[refuse]" in prompt:
+            yield _invalid("webhook", "Does not match format 'uri'")
+        if "[refuse]" in new.prompt:
             detail = "You have insufficient credit to run this model."
-            return _refused(402, detail, title="Insufficient credit")
-        return None
-
-    def _rate_limited(self, account: str) -> Response | None:
-        """Refuse more submits in a minute than are allowed."""
-        limit = self._world.options.replicate_per_minute
-        wait = self._world.wait_for_rate("replicate", account, limit)
-        return self._later(429, "Request was throttled.", wait) if wait else None
+            yield _refused(402, detail, title="Insufficient credit")
+        if wait := self.wait_for_rate(new.account, self.world.options.replicate_per_minute):
+            yield self._later(429, "Request was throttled.", wait)
+        if new.plan.failure == "prompt":
+            yield _invalid("input.prompt", REASONS["prompt"])
 
     def _later(self, status: int, detail: str, seconds: int | None) -> Response:
         """Return a refusal that states when to retry: in its text, in a field or in a header."""
         if seconds is None:
             return _refused(status, detail)
-        if self._world.old():
+        if self.world.old():
             return _refused(status, f"{detail} Your rate limit resets in ~{seconds}s.")
-        if self._world.options.shape == "mixed":
+        if self.world.options.shape == "mixed":
             return _refused(status, detail, retry_after=seconds)
         return _refused(status, detail, headers={"retry-after": str(seconds)})
 
@@ -146,13 +135,13 @@ class Replicate:
         """Cancel a prediction after the time in its Cancel-After header."""
         if found := _DEADLINE.fullmatch(text):
             seconds = int(found[1]) * (_MINUTE if found[2] == "m" else 1)
-            self._world.timers.after(seconds, lambda: self._cancel_at_deadline(prediction))
+            self.world.timers.after(seconds, lambda: self._cancel_at_deadline(prediction))
 
     def _cancel_at_deadline(self, prediction: Prediction) -> None:
         if prediction.state == "queued":
             self._aborted.add(prediction.id)
-        if self._world.lifecycle.cancel(prediction):
-            self._push(prediction)
+        if self.world.lifecycle.cancel(prediction):
+            self.push(prediction)
 
     async def _list(self, request: Request, account: str) -> Response:
         after, before = (
@@ -161,8 +150,8 @@ class Replicate:
         cursor = request.query_params.get("cursor", "0")
         start = int(cursor) if cursor.isdecimal() else 0
         rows = (
-            self._state(each)
-            for each in self._world.ledger.latest("replicate", account)
+            self.content(each)
+            for each in self.world.ledger.latest("replicate", account)
             if _moment(after, 0.0) <= each.submitted_at <= _moment(before, float("inf"))
         )
         page = list(islice(rows, start, start + _PAGE + 1))
@@ -171,24 +160,19 @@ class Replicate:
         return answer({"next": following, "previous": None, "results": page[:_PAGE]})
 
     async def _poll(self, request: Request, account: str) -> Response:
-        found = self._world.find_polled("replicate", request.path_params["id"], account)
-        return answer(self._state(_present(found)))
+        return answer(self.content(self.polled(request, account)))
 
     async def _cancel(self, request: Request, account: str) -> Response:
-        self._world.ledger.count("replicate", "cancels")
-        found = self._world.ledger.find("replicate", request.path_params["id"], account)
-        prediction = _present(found)
-        if self._world.lifecycle.cancel(prediction) and self._world.options.by_hand is None:
-            self._push(prediction)
-        return answer(self._state(prediction))
+        prediction, canceled = self.canceled(request, account)
+        if canceled and self.world.options.by_hand is None:
+            self.push(prediction)
+        return answer(self.content(prediction))
 
     async def _account_info(self, _request: Request, account: str) -> Response:
         return answer({"type": "user", "username": account, "name": account, "github_url": ""})
 
     async def _webhook_secret(self, _request: Request, _account: str) -> Response:
-        if rule := self._world.faults.take("break_jwks", "replicate"):
-            return broken_response(rule)
-        return answer({"key": self._secret.shown})
+        return self.hand_out({"key": self._secret.shown})
 
     async def _model(self, request: Request, _account: str) -> Response:
         return answer(_described_model(request))
@@ -196,11 +180,11 @@ class Replicate:
     async def _version(self, request: Request, _account: str) -> Response:
         return answer(_described_version(request.path_params["id"]))
 
-    def _state(self, prediction: Prediction) -> dict[str, Any]:
+    def content(self, prediction: Prediction) -> dict[str, Any]:
         """Return a prediction in the form of all channels."""
         url = f"{prediction.origin}/replicate/v1/predictions/{prediction.id}"
         ended = prediction.completed_at
-        removed = ended is not None and self._world.now() - ended > _KEPT
+        removed = ended is not None and self.world.now() - ended > _KEPT
         state = {
             "id": prediction.id,
             "model": prediction.model.partition(":")[0],
@@ -231,30 +215,20 @@ class Replicate:
         if prediction.state != "succeeded":
             return None
         planned = prediction.plan.ending.output
-        if planned is None and "[text]" in prediction.prompt:
+        if planned is not None:
+            return planned
+        if "[text]" in prediction.prompt:
             return ["the model ", "answered in words"]
-        output = output_of(self._world, prediction)
-        if isinstance(output, str) or planned is not None:
-            return output
-        urls = [file["url"] for file in output]
+        urls = self.drawn(prediction)
         return urls if len(urls) > 1 or prediction.old else urls[0]
 
-    def callback(self, prediction: Prediction) -> bytes:
-        return msgspec.json.encode(self._state(prediction))
-
-    def headers(
-        self, prediction: Prediction, body: bytes, at: float | None = None
-    ) -> dict[str, str]:
-        """Return the headers that sign a body, with the current time or `at`."""
-        at, forged = self._world.signing(prediction, at)
-        signed = self._secret.headers(f"msg_{prediction.id}", at, body, forged=forged)
-        return {"content-type": "application/json", "user-agent": "replicate-emulator"} | signed
+    def proof(self, prediction: Prediction, body: bytes, at: float | None) -> dict[str, str]:
+        at, forged = self.signing(prediction, at)
+        return self._secret.headers(f"msg_{prediction.id}", at, body, forged=forged)
 
 
-def _present(prediction: Prediction | None) -> Prediction:
-    if prediction is None:
-        raise Refusal(_refused(404, "The requested resource could not be found."))
-    return prediction
+def _missing() -> Response:
+    return _refused(404, "The requested resource could not be found.")
 
 
 def _model_of(request: Request, body: Mapping[str, Any]) -> str:
@@ -289,10 +263,8 @@ def _invalid(name: str, description: str) -> Response:
 def _metrics(prediction: Prediction) -> dict[str, float]:
     if prediction.completed_at is None:
         return {}
-    total = prediction.completed_at - prediction.submitted_at
-    started = prediction.started_at or prediction.completed_at
-    predict = round(prediction.completed_at - started, 3)
-    return {"predict_time": predict, "total_time": round(total, 3)}
+    total = round(prediction.completed_at - prediction.submitted_at, 3)
+    return {"predict_time": prediction.ran, "total_time": total}
 
 
 def _described_version(version: str) -> dict[str, Any]:
@@ -309,7 +281,7 @@ def _described_version(version: str) -> dict[str, Any]:
 def _described_model(request: Request) -> dict[str, Any]:
     owner, name = request.path_params["owner"], request.path_params["name"]
     if NO_SUCH_MODEL in {owner, name}:
-        raise Refusal(_refused(404, "The requested resource could not be found."))
+        raise Refusal(_missing())
     return {
         "url": f"{wire.origin(request)}/{owner}/{name}",
         "owner": owner,

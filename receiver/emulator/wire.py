@@ -30,27 +30,24 @@ class Refusal(Exception):
         self.response = response
 
 
-def route(
-    kind: str, method: str, path: str, authenticate: Callable[[Request], str], handler: Handler
-) -> Route:
-    """Return a route that passes the caller's account to the handler and answers refusals.
+def routes(provider: str, authenticate: Callable[[Request], str], calls: Calls) -> list[BaseRoute]:
+    """Return the routes of a provider's calls that need a key.
 
-    `kind` is its name: a provider and a call, such as `fal.submit`.
+    Each passes the caller's account to its handler and answers refusals. Its name is the provider
+    and the call, such as `fal.submit`.
     """
 
-    async def endpoint(request: Request) -> Response:
-        try:
-            return await handler(request, authenticate(request))
-        except Refusal as refusal:
-            return refusal.response
+    def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await handler(request, authenticate(request))
+            except Refusal as refusal:
+                return refusal.response
 
-    return Route(path, endpoint, methods=[method], name=kind)
+        return endpoint
 
-
-def routes(provider: str, authenticate: Callable[[Request], str], calls: Calls) -> list[BaseRoute]:
-    """Return the routes of a provider's calls that need a key."""
     return [
-        route(f"{provider}.{name}", method, path, authenticate, handler)
+        Route(path, endpoint_of(handler), methods=[method], name=f"{provider}.{name}")
         for name, method, path, handler in calls
     ]
 
@@ -174,6 +171,5 @@ def event_stream(chunks: AsyncIterator[bytes]) -> Response:
     return StreamingResponse(chunks, headers=headers, media_type="text/event-stream")
 
 
-def event(data: object, name: str = "") -> bytes:
-    heading = f"event: {name}\n".encode() if name else b""
-    return heading + b"data: " + msgspec.json.encode(data) + b"\n\n"
+def event(name: str, data: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))

@@ -13,7 +13,6 @@ from contextlib import closing
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from unittest.mock import patch
 
@@ -295,7 +294,7 @@ class Kit:
 
     def get(self, path: str, kind: type[T]) -> T:
         """Return the API's answer, decoded as `kind`."""
-        return msgspec.json.decode(self.do(self._call("GET", path)), type=kind)
+        return self.do(self._read(path, kind))
 
     # --- internals ---
 
@@ -342,8 +341,8 @@ class Kit:
         raise AssertionError("handlers submit without end")
 
     async def _with_status(self, status: str) -> list[Prediction]:
-        content = await self._call("GET", f"/v1/predictions?status={status}&limit=100")
-        return msgspec.json.decode(content, type=Predictions).data
+        path = f"/v1/predictions?status={status}&limit=100"
+        return (await self._read(path, Predictions)).data
 
     async def _submit_and_end(self, event: Event, times: int = 1) -> Delivered:
         """Submit the prediction of an event, and let its provider report the event's end."""
@@ -364,10 +363,8 @@ class Kit:
             "metadata": prediction.metadata,
             "reply_to": prediction.reply_to,
         }
-        found = msgspec.json.decode(
-            await self._call("POST", "/v1/predictions", content=msgspec.json.encode(body)),
-            type=Prediction,
-        )
+        answer = await self._call("POST", "/v1/predictions", content=msgspec.json.encode(body))
+        found = msgspec.json.decode(answer, type=Prediction)
         delivered = Delivered(self, found.id)
         if code in {"expired", "unconfirmed"}:
             self.clock.move(float(self._settings.get("RECEIVER_PREDICTION_TIMEOUT", "3600")) + 1)
@@ -421,21 +418,20 @@ class Kit:
     async def _until_submitted(self, prediction_id: str) -> Prediction:
         """Return a prediction once it is submitted: by a drain, or by the running submitter."""
         await self._drain()
-        found, ends = await self._read(prediction_id), time.monotonic() + PATIENCE
+        path, ends = f"/v1/predictions/{prediction_id}", time.monotonic() + PATIENCE
+        found = await self._read(path, Prediction)
         while found.status in {Status.QUEUED, Status.SUBMITTING} and time.monotonic() < ends:
             await asyncio.sleep(_POLL_SECONDS)
-            found = await self._read(prediction_id)
+            found = await self._read(path, Prediction)
         return found
 
     async def _has_ended(self, prediction_id: str, wait: int = 0) -> bool:
         headers = {"prefer": f"wait={wait}"} if wait else {}
-        return (await self._read(prediction_id, headers)).status in TERMINAL
+        found = await self._read(f"/v1/predictions/{prediction_id}", Prediction, headers=headers)
+        return found.status in TERMINAL
 
-    async def _read(
-        self, prediction_id: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> Prediction:
-        content = await self._call("GET", f"/v1/predictions/{prediction_id}", headers=headers)
-        return msgspec.json.decode(content, type=Prediction)
+    async def _read(self, path: str, kind: type[T], **more: Any) -> T:
+        return msgspec.json.decode(await self._call("GET", path, **more), type=kind)
 
     async def _drain(self) -> None:
         """Run all due work, and the work that becomes due by it."""

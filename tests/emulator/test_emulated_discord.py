@@ -238,6 +238,17 @@ async def test_invalid_message_returns_the_documented_error_code(case: str) -> N
     assert inside.chats.discord.board.messages == []
 
 
+async def test_refused_edit_leaves_the_message_as_it_was() -> None:
+    inside = Inside()
+    where = f"{API}/channels/{C1}/messages"
+    posted = (await inside.http.post(where, json={"content": "a"}, headers=BOT)).json()
+    at = f"{where}/{posted['id']}"
+    refused = await inside.http.patch(at, json={"content": "a" * 2001}, headers=BOT)
+    assert refused.status_code == 400
+    edited = await inside.http.patch(at, json={"embeds": [{"title": "b"}]}, headers=BOT)
+    assert (edited.json()["content"], edited.json()["embeds"]) == ("a", [{"title": "b"}])
+
+
 async def test_repeated_enforced_nonce_creates_one_message() -> None:
     inside = Inside()
     body = {"content": "a", "nonce": "n", "enforce_nonce": True}

@@ -8,22 +8,18 @@ import pytest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from receiver.emulator import Options, eachlabs, fal, replicate, settings_for
+from receiver.emulator import Options, settings_for
 from receiver.emulator.callback_sender import Callback
+from receiver.emulator.options import Provider
+from receiver.emulator.providers import CALLING
 from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
 from tests.emulator.serving import Emulated, Mailbox, serve
 
-SCHEDULES = {
-    "eachlabs": eachlabs.CALLBACKS,
-    "fal": fal.CALLBACKS,
-    "replicate": replicate.CALLBACKS,
-}
 
-
-def waits(provider: str, body: bytes, status: int = 500) -> list[float]:
+def waits(provider: Provider, body: bytes, status: int = 500) -> list[float]:
     """Return every wait of a callback that always gets this status."""
-    callback = Callback(prediction(), body, dict, SCHEDULES[provider])
+    callback = Callback(prediction(), body, dict, CALLING[provider].schedule)
     found: list[float] = []
     callback.tries = 1
     while (wait := callback.wait_after(status)) is not None:
@@ -52,7 +48,7 @@ def test_retry_schedules_are_as_long_as_documented() -> None:
     ],
 )
 def test_success_and_for_two_providers_a_redirect_end_the_retries(
-    provider: str, status: int, count: int
+    provider: Provider, status: int, count: int
 ) -> None:
     assert len(waits(provider, b"", status)) == count
 

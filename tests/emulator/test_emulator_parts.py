@@ -10,7 +10,7 @@ from starlette.types import Message
 from receiver.emulator import Rule
 from receiver.emulator.callback_sender import Callback, CallbackSender, Timers
 from receiver.emulator.endings import Ending
-from receiver.emulator.fal import CALLBACKS
+from receiver.emulator.fal import Fal
 from receiver.emulator.faults import Faults
 from receiver.emulator.lifecycle import Lifecycle
 from receiver.emulator.options import Schedule
@@ -85,7 +85,7 @@ def test_callbacks_beyond_the_concurrency_limit_are_all_attempted() -> None:
         sender = CallbackSender(Timers(), 1)
         pending = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
         for one in pending:
-            sender.send(Callback(one, b"", dict, CALLBACKS))
+            sender.send(Callback(one, b"", dict, Fal.schedule))
         for one in pending:
             await one.until(lambda p: bool(p.callback_attempts))
         await sender.close()
@@ -110,7 +110,7 @@ def test_callback_without_response_times_out_and_is_retried() -> None:
 def test_close_cancels_a_running_callback_attempt() -> None:
     async def scenario(url: str) -> bool:
         sender, one = CallbackSender(Timers(), 1), prediction(callback_url=url)
-        sender.send(Callback(one, b"", dict, CALLBACKS))
+        sender.send(Callback(one, b"", dict, Fal.schedule))
         await asyncio.sleep(0)
         await sender.close()
         return bool(one.callback_attempts)

@@ -294,8 +294,8 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
         lambda n, a, _: replace(
             write(n, a),
             headers=list(
-                Keyring(random.Random(99))
-                .headers(FAL_HEADERS, a.id, "user-1", int(time.time()), write(n, a).body)
+                Keyring(random.Random(99), *FAL_HEADERS)
+                .headers(a.id, "1", int(time.time()), write(n, a).body)
                 .items()
             ),
         ),

@@ -97,7 +97,7 @@ class Board:
         """Signs of activity, such as typing: (place, kind)."""
         self.version = 0
         """Number of changes so far."""
-        self._changed: asyncio.Event | None = None
+        self._changed = asyncio.Event()
 
     def post(self, message: Message) -> Message:
         self.messages.append(message)
@@ -134,16 +134,14 @@ class Board:
 
     def change(self) -> None:
         self.version += 1
-        changed, self._changed = self._changed, None
-        if changed is not None:
-            changed.set()
+        self._changed.set()  # wakes all who wait now
+        self._changed.clear()
 
     async def until_after(self, version: int, seconds: float) -> None:
         """Wait for a change after `version`, for `seconds` at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self.version <= version:
-                    self._changed = self._changed or asyncio.Event()
                     await self._changed.wait()
 
 

@@ -67,7 +67,8 @@ async def read(request: Request) -> Given:
     if kind.startswith("multipart/form-data"):
         args, files = _parts(kind, body)
         return Given(query | args, files)
-    return Given(query | _pairs(body) if kind.startswith(FORM) else query)
+    pairs = parse_qsl(_text(body), keep_blank_values=True) if kind.startswith(FORM) else ()
+    return Given(query | dict(pairs))
 
 
 def read_json(body: bytes) -> Any:
@@ -78,15 +79,10 @@ def read_json(body: bytes) -> Any:
         raise Unreadable(str(error)) from None
 
 
-def _pairs(body: bytes) -> dict[str, str]:
-    try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True))
-    except UnicodeDecodeError as error:
-        raise Unreadable(str(error)) from None
-
-
 def _parts(kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, Upload]]:
-    boundary = str(_headers(f"content-type: {kind}\r\n\r\n".encode()).get_param("boundary", ""))
+    boundary = str(
+        message_from_bytes(f"content-type: {kind}\r\n\r\n".encode()).get_param("boundary", "")
+    )
     pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())
     if not boundary or len(pieces) < 2 or not pieces[-1].startswith(b"--"):  # noqa: PLR2004 - start, end
         raise Unreadable("the parts have no boundary or no end")
@@ -94,7 +90,7 @@ def _parts(kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, Upload]]:
     files: dict[str, Upload] = {}
     for piece in pieces[1:-1]:
         head, _, content = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        headers = _headers(head + b"\r\n\r\n")
+        headers = message_from_bytes(head + b"\r\n\r\n")
         name = str(headers.get_param("name", "", "content-disposition"))
         filename = headers.get_filename()
         if filename is None:
@@ -103,10 +99,6 @@ def _parts(kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, Upload]]:
             given = headers.get("content-type", "")
             files[name] = Upload(filename, str(given).partition(";")[0], content)
     return args, files
-
-
-def _headers(head: bytes) -> Any:
-    return message_from_bytes(head)
 
 
 def _text(content: bytes) -> str:

@@ -49,11 +49,8 @@ class Chats:
             "discord": DiscordPeople(self.discord),
             "telegram": TelegramPeople(self.telegram),
         }
-        self.boards: dict[Platform, Board] = {
-            "slack": self.slack.board,
-            "discord": self.discord.board,
-            "telegram": self.telegram.board,
-        }
+        boards = (self.slack.board, self.discord.board, self.telegram.board)
+        self.boards: dict[Platform, Board] = {board.platform: board for board in boards}
 
     def routes(self) -> list[Route]:
         return [*self.slack.routes(), *self.discord.routes(), *self.telegram.routes()]
@@ -67,9 +64,6 @@ class Chats:
         code = dead.get("discord")
         self.discord.dead = int(code) if code else None
         self.slack.are_urls_dead = bool(dead.get("slack"))
-
-    async def close(self) -> None:
-        await self.scene.caller.close()
 
     # --- control ---
 
@@ -148,7 +142,7 @@ class Chats:
         if exchange is not None:
             return {"exchange": exchange.row(), "waits": False}
         is_kept = telegram.updates[-1:] != before
-        return {"exchange": None, "waits": is_kept and not telegram.pollers}
+        return {"exchange": None, "waits": is_kept and telegram.poller is None}
 
     async def _tokens(self, _request: Request, body: Any) -> Any:
         self.kill_tokens(dict(body))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from receiver.emulator.chats.board import Platform
 from receiver.emulator.chats.calling import Caller, Exchange
@@ -59,23 +60,32 @@ class Scene:
         url = f"{self.receiver}/in/{platform}"
         return await self.caller.call(kind, url, headers, body, self.within)
 
-    async def answer(
+    def route(
         self,
         platform: Platform,
-        call: str,
-        request: Request,
+        path: str,
         work: Callable[[Request], Awaitable[Response]],
         limited: Callable[[int], Response],
-    ) -> Response:
-        """Answer a bot's call, unless a fault affects it; `limited` writes the platform's 429."""
-        if rule := self.faults.take("limit_call", platform, call):
-            return limited(rule.retry_after or 1)
-        if self.faults.take("fail_call", platform, call):
-            return Response("<html>Internal Server Error", 500, media_type="text/html")
-        if self.faults.take("drop_call", platform, call):
-            return HangUp()
-        answer = await work(request)
-        return HangUp() if self.faults.take("lose_answer", platform, call) else answer
+        call: str = "",
+        methods: Sequence[str] = ("POST",),
+    ) -> Route:
+        """Return the route of a bot's call, which faults may affect; `limited` writes the 429.
+
+        Without a name of the `call`, it is the `method` in the path.
+        """
+
+        async def answer(request: Request) -> Response:
+            name = call or request.path_params["method"]
+            if rule := self.faults.take("limit_call", platform, name):
+                return limited(rule.retry_after or 1)
+            if self.faults.take("fail_call", platform, name):
+                return Response("<html>Internal Server Error", 500, media_type="text/html")
+            if self.faults.take("drop_call", platform, name):
+                return HangUp()
+            response = await work(request)
+            return HangUp() if self.faults.take("lose_answer", platform, name) else response
+
+        return Route(path, answer, methods=list(methods))
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (self.scale or 0))

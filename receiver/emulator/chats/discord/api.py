@@ -7,7 +7,7 @@ for fifteen minutes; while `dead` is set, every token is refused with this code.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,7 +29,6 @@ from receiver.emulator.chats.discord.interactions import (
 )
 from receiver.emulator.chats.discord.messages import (
     Problem,
-    buttons_of,
     read_commands,
     read_message,
     to_json,
@@ -48,7 +47,8 @@ _MESSAGE, _THINKING, _LATER_EDIT, _EDIT = 4, 5, 6, 7
 """Types of answers to an interaction; the last two only after a press of a button."""
 _AGENT: Final = "DiscordBot ("
 
-Work = Callable[[Request, Given], Awaitable[Response] | Response]
+Work = Callable[[Request, Given], Any]
+"""A call; its result is JSON, a message, or None for HTTP 204."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Discord:
         table: list[tuple[str, str, str, Work]] = [
             ("POST", "callback", "/interactions/{id}/{token}/callback", self._callback),
             ("POST", "followup", hook, self._follow_up),
-            ("GET", "webhook.get", hook + "/messages/{message}", self._get_by_webhook),
+            ("GET", "webhook.get", hook + "/messages/{message}", self._webhook_message),
             ("PATCH", "webhook.edit", hook + "/messages/{message}", self._edit_by_webhook),
             ("DELETE", "webhook.delete", hook + "/messages/{message}", self._delete_by_webhook),
             ("POST", "messages.post", one, self._bot(self._post)),
@@ -89,7 +89,7 @@ class Discord:
             table.append(("GET", "commands.get", where, self._bot(self._get_commands)))
             table.append(("PUT", "commands.put", where, self._bot(self._put_commands)))
         routes = [self._route(*row) for row in table]
-        return [*routes, Route("/discord/cdn/{id}/{name}", self._file, name="discord.cdn")]
+        return [*routes, Route("/discord/cdn/{id}/{name}", self._file)]
 
     def snowflake(self) -> str:
         """Return a unique id that begins with the time."""
@@ -109,25 +109,24 @@ class Discord:
             except forms.WRONG_SHAPE as error:
                 return Problem(400, 50035, f"Invalid Form Body: {error}").response()
 
-        async def endpoint(request: Request) -> Response:
-            return await self.scene.answer("discord", name, request, called, _limited)
-
-        return Route(f"/discord/api/v10{path}", endpoint, methods=[method], name=f"discord.{name}")
+        at = f"/discord/api/v10{path}"
+        return self.scene.route("discord", at, called, _limited, name, [method])
 
     async def _called(self, request: Request, work: Work) -> Response:
         if not request.headers.get("user-agent"):
             raise Problem(403, 40333, "internal network error")
         if int(request.headers.get("content-length", 0)) > MOST_BYTES:
             raise Problem(413, 40005, "Request entity too large")
-        result = work(request, await forms.read(request))
-        response = result if isinstance(result, Response) else await result
+        found = work(request, await forms.read(request))
+        shown = to_json(found) if isinstance(found, Message) else found
+        response = Response(status_code=204) if shown is None else wire.answer(shown)
         limits = {"limit": "5", "remaining": "4", "reset-after": "1.000", "bucket": "emulated"}
         response.headers.update({f"x-ratelimit-{name}": value for name, value in limits.items()})
         response.headers["x-ratelimit-reset"] = f"{time.time() + 1:.3f}"
         return response
 
     def _bot(self, work: Work) -> Work:
-        def known(request: Request, given: Given) -> Awaitable[Response] | Response:
+        def known(request: Request, given: Given) -> Any:
             if wire.credential(request, "Bot") != TOKEN:
                 raise Problem(401, 0, "401: Unauthorized")
             # Only with the bot's token: with an interaction's, discord.py sends aiohttp's header.
@@ -157,16 +156,16 @@ class Discord:
             raise Problem(404, 10062, "Unknown interaction")
         return interaction
 
-    def _callback(self, request: Request, given: Given) -> Response:
+    def _callback(self, request: Request, given: Given) -> dict[str, Any] | None:
         interaction = self.interaction(request, is_first=True)
         if interaction.is_answered:
             raise Problem(400, 40060, "Interaction has already been acknowledged.")
         body = body_of(given)
         self.answer(interaction, body, given)
         if request.query_params.get("with_response") != "true":
-            return Response(status_code=204)
+            return None
         message = {"message": to_json(interaction.original)} if interaction.original else {}
-        return wire.answer({"interaction": {"id": interaction.id, "type": 2}, "resource": message})
+        return {"interaction": {"id": interaction.id, "type": 2}, "resource": message}
 
     def answer(self, interaction: Interaction, body: Any, given: Given | None = None) -> None:
         """Show the first answer, from the HTTP response or the callback call; raise Problem."""
@@ -176,32 +175,28 @@ class Discord:
         if kind not in {_MESSAGE, _THINKING} and not (edits and interaction.source is not None):
             raise Problem(400, 50035, "Invalid Form Body")
         given = given or Given(data)
-        flags = data.get("flags", 0)
-        interaction.is_ephemeral = bool(flags & _EPHEMERAL)
+        person = _reader(interaction, data)
         if kind == _EDIT:
             self._update(interaction.source, data, given)  # type: ignore[arg-type]
         if edits:
             interaction.original = interaction.source
         elif kind == _THINKING:
-            interaction.original = self._placeholder(interaction, is_waiting=True)
+            message = Message(self.snowflake(), interaction.place, BOT, by="response")
+            message.only_for, message.is_waiting = person, True
+            interaction.original = self.board.post(message)
         else:
-            interaction.original = self._create(
-                interaction.place, data, given, "response", interaction
-            )
+            interaction.original = self._create(interaction.place, data, given, "response", person)
         interaction.is_answered = True
 
-    def _follow_up(self, request: Request, given: Given) -> Response:
+    def _follow_up(self, request: Request, given: Given) -> Message:
         interaction = self.interaction(request)
         body = body_of(given)
         if interaction.original is not None and interaction.original.is_waiting:
-            return wire.answer(to_json(self._update(interaction.original, body, given)))
-        ephemeral = bool(body.get("flags", 0) & _EPHEMERAL)
-        message = self._create(
-            interaction.place, body, given, "followup", interaction, ephemeral=ephemeral
-        )
-        return wire.answer(to_json(message))
+            return self._update(interaction.original, body, given)
+        person = _reader(interaction, body)
+        return self._create(interaction.place, body, given, "followup", person)
 
-    def _webhook_message(self, request: Request) -> Message:
+    def _webhook_message(self, request: Request, _given: Given | None = None) -> Message:
         interaction, name = self.interaction(request), request.path_params["message"]
         message = interaction.original
         if name != "@original":
@@ -210,44 +205,19 @@ class Discord:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _get_by_webhook(self, request: Request, _given: Given) -> Response:
-        return wire.answer(to_json(self._webhook_message(request)))
+    def _edit_by_webhook(self, request: Request, given: Given) -> Message:
+        return self._update(self._webhook_message(request), body_of(given), given)
 
-    def _edit_by_webhook(self, request: Request, given: Given) -> Response:
-        return wire.answer(
-            to_json(self._update(self._webhook_message(request), body_of(given), given))
-        )
-
-    def _delete_by_webhook(self, request: Request, _given: Given) -> Response:
+    def _delete_by_webhook(self, request: Request, _given: Given) -> None:
         self.board.delete(self._webhook_message(request))
-        return Response(status_code=204)
 
     # --- messages ---
 
-    def _placeholder(self, interaction: Interaction, **more: Any) -> Message:
-        only_for = interaction.person if interaction.is_ephemeral else ""
-        return self.board.post(
-            Message(
-                self.snowflake(), interaction.place, BOT, only_for=only_for, by="response", **more
-            )
-        )
-
     def _create(
-        self,
-        place: str,
-        body: dict[str, Any],
-        given: Given,
-        by: str,
-        interaction: Interaction | None = None,
-        *,
-        ephemeral: bool | None = None,
+        self, place: str, body: dict[str, Any], given: Given, by: str, only_for: str = ""
     ) -> Message:
         """Post a message from a body; raise Problem if it is invalid."""
-        message = Message(self.snowflake(), place, BOT, by=by)
-        if interaction is not None and (
-            interaction.is_ephemeral if ephemeral is None else ephemeral
-        ):
-            message.only_for = interaction.person
+        message = Message(self.snowflake(), place, BOT, by=by, only_for=only_for)
         reference = body.get("message_reference") or {}
         message.answers = str(reference.get("message_id", ""))
         is_needed = reference.get("fail_if_not_exists", True)
@@ -257,7 +227,6 @@ class Discord:
         return self.board.post(message)
 
     def _update(self, message: Message, body: dict[str, Any], given: Given) -> Message:
-        message.raw = {name: value for name, value in message.raw.items() if name not in body}
         self._fill(message, {**message.raw, **body}, given, is_edit="attachments" in body)
         return self.board.edit(message, is_waiting=False)
 
@@ -270,10 +239,10 @@ class Discord:
         }
         kept = [file for file in message.files if not is_edit or file.id in listed]
         new = [self._store_file(name, upload) for name, upload in given.files.items()]
-        read_message(body, has_files=bool(kept or new))
+        message.buttons = read_message(body, has_files=bool(kept or new))
         fields = ("content", "embeds", "components", "flags")
         message.raw = {name: body[name] for name in fields if name in body}
-        message.files, message.buttons = [*kept, *new], buttons_of(body)
+        message.files = [*kept, *new]
         embedded = [
             one.get(part) for one in body.get("embeds") or [] for part in ("title", "description")
         ]
@@ -303,16 +272,15 @@ class Discord:
 
     # --- calls with the bot's token ---
 
-    def _post(self, request: Request, given: Given) -> Response:
+    def _post(self, request: Request, given: Given) -> Message:
         place, body = request.path_params["channel"], body_of(given)
         if not place.isdecimal():
             raise Problem(404, 10003, "Unknown Channel")
         nonce = (place, str(body.get("nonce", "")))
         if body.get("enforce_nonce") and nonce in self.nonces:
-            return wire.answer(to_json(self.nonces[nonce]))
-        message = self._create(place, body, given, "messages.post")
-        self.nonces[nonce] = message
-        return wire.answer(to_json(message))
+            return self.nonces[nonce]
+        self.nonces[nonce] = self._create(place, body, given, "messages.post")
+        return self.nonces[nonce]
 
     def _visible_message(self, request: Request) -> Message:
         """Return a message that is visible to all; raise Problem otherwise."""
@@ -322,17 +290,16 @@ class Discord:
             raise Problem(404, 10008, "Unknown Message")
         return message
 
-    def _edit(self, request: Request, given: Given) -> Response:
+    def _edit(self, request: Request, given: Given) -> Message:
         message = self._visible_message(request)
         if message.author != BOT:
             raise Problem(403, 50005, "Cannot edit a message authored by another user")
-        return wire.answer(to_json(self._update(message, body_of(given), given)))
+        return self._update(message, body_of(given), given)
 
-    def _delete(self, request: Request, _given: Given) -> Response:
+    def _delete(self, request: Request, _given: Given) -> None:
         self.board.delete(self._visible_message(request))
-        return Response(status_code=204)
 
-    def _dm(self, _request: Request, given: Given) -> Response:
+    def _dm(self, _request: Request, given: Given) -> dict[str, Any]:
         person = given.text("recipient_id")
         if not person.isdecimal():
             raise Problem(400, 50033, "Invalid Recipient(s)")
@@ -344,22 +311,27 @@ class Discord:
             "discriminator": "0",
             "avatar": None,
         }
-        return wire.answer({"id": dm_of(person), "type": 1, "recipients": [user]})
+        return {"id": dm_of(person), "type": 1, "recipients": [user]}
 
-    def _me(self, _request: Request, _given: Given) -> Response:
-        return wire.answer({**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False})
+    def _me(self, _request: Request, _given: Given) -> dict[str, Any]:
+        return {**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False}
 
-    def _get_commands(self, request: Request, _given: Given) -> Response:
-        return wire.answer(self.commands.get(request.path_params.get("guild", ""), []))
+    def _get_commands(self, request: Request, _given: Given) -> list[dict[str, Any]]:
+        return self.commands.get(request.path_params.get("guild", ""), [])
 
-    def _put_commands(self, request: Request, given: Given) -> Response:
+    def _put_commands(self, request: Request, given: Given) -> list[dict[str, Any]]:
         guild = request.path_params.get("guild", "")
         shared = {"application_id": APPLICATION, "version": self.snowflake()}
         if guild:
             shared["guild_id"] = guild
         found = read_commands(given.document)
         self.commands[guild] = [{"id": self.snowflake(), "type": 1, **shared, **c} for c in found]
-        return wire.answer(self.commands[guild])
+        return self.commands[guild]
+
+
+def _reader(interaction: Interaction, body: dict[str, Any]) -> str:
+    """Return the only person who sees a message: if it is ephemeral, the one who is answered."""
+    return interaction.person if body.get("flags", 0) & _EPHEMERAL else ""
 
 
 def _limited(seconds: int) -> Response:

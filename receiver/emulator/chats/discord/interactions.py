@@ -37,7 +37,6 @@ class Interaction:
     source: Message | None = None
     """The message of the pressed button."""
     is_answered: bool = False
-    is_ephemeral: bool = False
     original: Message | None = None
     """The message called `@original`."""
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
+from msgspec import Meta
 from starlette.responses import Response
 
 from receiver.emulator import wire
 from receiver.emulator.chats.board import BOT, Button, File, Message
 from receiver.emulator.chats.discord.interactions import BOT_USER, EPOCH
 
-LONGEST: Final = {"content": 2000, "title": 256, "description": 4096, "embeds": 6000}
-MOST: Final = 10
-"""Maximum of embeds in a message, and of attachments."""
-_NAME = re.compile(r"[-_'\w]{1,32}")
-_BUTTON, _ROW, _LINK = 2, 1, 5
-_LABEL, _CUSTOM_ID, _IN_ROW, _COMMANDS, _OPTIONS = 80, 100, 5, 100, 25
+LONGEST_EMBEDS: Final = 6000
+LONGEST_COMMAND: Final = 8000
+_LINK: Final = 5
+"""The style of a button with a URL."""
 
 
 class Problem(Exception):
@@ -32,109 +31,106 @@ class Problem(Exception):
         return wire.answer({"message": str(self), "code": self.code}, self.status)
 
 
-def invalid(where: str, words: str) -> Problem:
-    return Problem(400, 50035, f"Invalid Form Body: {where}: {words}")
+def invalid(words: str) -> Problem:
+    return Problem(400, 50035, f"Invalid Form Body: {words}")
 
 
-def read_message(body: dict[str, Any], *, has_files: bool) -> None:
-    """Raise Problem if a message breaks a documented limit."""
-    content, embeds = body.get("content") or "", body.get("embeds") or []
-    if not isinstance(content, str) or len(content) > LONGEST["content"]:
-        raise invalid("content", f"Must be {LONGEST['content']} or fewer in length.")
-    if not isinstance(embeds, list) or len(embeds) > MOST:
-        raise invalid("embeds", f"Must be {MOST} or fewer in length.")
-    _check_embeds(embeds)
-    attachments = body.get("attachments") or []
-    if not isinstance(attachments, list) or len(attachments) > MOST:
-        raise invalid("attachments", f"Must be {MOST} or fewer in length.")
-    _check_components(body.get("components") or [])
-    if not (content or embeds or has_files or body.get("components")):
+class _Button(msgspec.Struct):
+    """The only component, beside rows, that the emulator knows."""
+
+    type: Literal[2]
+    label: Annotated[str, Meta(max_length=80)] | None = None
+    style: int = 1
+    custom_id: Annotated[str, Meta(max_length=100)] | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        is_link = self.style == _LINK
+        if is_link != bool(self.url) or is_link == bool(self.custom_id):
+            raise ValueError(f"a button has a custom_id, or a url where style is {_LINK}")
+
+
+class _Row(msgspec.Struct):
+    type: Literal[1]
+    components: Annotated[list[_Button], Meta(min_length=1, max_length=5)]
+
+
+class _Embed(msgspec.Struct):
+    title: Annotated[str, Meta(max_length=256)] | None = None
+    description: Annotated[str, Meta(max_length=4096)] | None = None
+
+
+class _Body(msgspec.Struct):
+    """The limits of a message."""
+
+    content: Annotated[str, Meta(max_length=2000)] | None = None
+    embeds: Annotated[list[_Embed], Meta(max_length=10)] | None = None
+    attachments: Annotated[list[Any], Meta(max_length=10)] | None = None
+    components: Annotated[list[_Row], Meta(max_length=5)] | None = None
+
+    def __post_init__(self) -> None:
+        embedded = (text for one in self.embeds or [] for text in (one.title, one.description))
+        if sum(len(text or "") for text in embedded) > LONGEST_EMBEDS:
+            raise ValueError(f"Embed size exceeds maximum size of {LONGEST_EMBEDS}")
+        names = [one.custom_id for one in self.buttons() if one.custom_id]
+        if len(set(names)) < len(names):
+            raise ValueError("Component custom id cannot be duplicated")
+
+    def buttons(self) -> list[_Button]:
+        return [one for row in self.components or [] for one in row.components]
+
+
+def read_message(given: dict[str, Any], *, has_files: bool) -> list[Button]:
+    """Return the buttons of a message; raise Problem if it breaks a documented limit."""
+    body = _converted(given, _Body)
+    if not (body.content or body.embeds or body.components or has_files):
         raise Problem(400, 50006, "Cannot send an empty message")
-
-
-def _check_embeds(embeds: list[Any]) -> None:
-    length = 0
-    for embed in embeds:
-        if not isinstance(embed, dict):
-            raise invalid("embeds", "Only dictionaries may be used in a DictType")
-        for part in ("title", "description"):
-            text = str(embed.get(part) or "")
-            length += len(text)
-            if len(text) > LONGEST[part]:
-                raise invalid(f"embeds.{part}", f"Must be {LONGEST[part]} or fewer in length.")
-    if length > LONGEST["embeds"]:
-        raise invalid("embeds", f"Embed size exceeds maximum size of {LONGEST['embeds']}")
-
-
-def _check_components(rows: Any) -> None:
-    if not isinstance(rows, list) or len(rows) > _IN_ROW:
-        raise invalid("components", f"Must be {_IN_ROW} or fewer in length.")
-    for row in rows:
-        inside = (
-            row.get("components") if isinstance(row, dict) and row.get("type") == _ROW else None
-        )
-        if not isinstance(inside, list) or not 0 < len(inside) <= _IN_ROW:
-            raise invalid("components", "a row (type 1) has 1 to 5 components")
-        for one in inside:
-            _check_button(one)
-    names = [button.value for button in buttons_of({"components": rows}) if button.value]
-    if len(set(names)) < len(names):
-        raise invalid("components", "Component custom id cannot be duplicated")
-
-
-def _check_button(one: Any) -> None:
-    if not isinstance(one, dict) or one.get("type") != _BUTTON:
-        raise invalid("components", "the emulator knows buttons (type 2) only")
-    if len(str(one.get("label") or "")) > _LABEL:
-        raise invalid("label", f"Must be {_LABEL} or fewer in length.")
-    name, is_link = str(one.get("custom_id") or ""), one.get("style") == _LINK
-    if is_link != bool(one.get("url")) or is_link == bool(name) or len(name) > _CUSTOM_ID:
-        raise invalid("custom_id", f"1 to {_CUSTOM_ID} characters, or a url where style is 5")
-
-
-def buttons_of(body: dict[str, Any]) -> list[Button]:
-    """Return the buttons of a message, row after row."""
     return [
-        Button(
-            str(one.get("label") or ""), str(one.get("custom_id") or ""), url=one.get("url") or ""
-        )
-        for row in body.get("components") or []
-        for one in row["components"]
+        Button(one.label or "", one.custom_id or "", url=one.url or "") for one in body.buttons()
     ]
+
+
+class _Named(msgspec.Struct):
+    name: Annotated[str, Meta(pattern=r"^[-_'\w]{1,32}\Z")]
+    description: Annotated[str, Meta(min_length=1, max_length=100)]
+
+    def __post_init__(self) -> None:
+        if self.name != self.name.lower():
+            raise ValueError("Command name is invalid")
+
+
+class _Option(_Named):
+    required: bool = False
+    choices: Annotated[list[Any], Meta(max_length=25)] | None = None
+
+
+class _Command(_Named):
+    """The limits of a command."""
+
+    options: Annotated[list[_Option], Meta(max_length=25)] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        required = [option.required for option in self.options or []]
+        if required != sorted(required, reverse=True):
+            raise ValueError("Required options must be placed before non-required options")
 
 
 def read_commands(given: Any) -> list[dict[str, Any]]:
     """Return the commands if they are valid; raise Problem otherwise."""
-    if not isinstance(given, list) or len(given) > _COMMANDS:
-        raise invalid("commands", f"a list of {_COMMANDS} or fewer")
-    names = [command.get("name") for command in given if isinstance(command, dict)]
-    if len(names) < len(given) or len(set(names)) < len(names):
-        raise invalid("name", "Application command names must be unique")
-    for command in given:
-        _check_named(command, "command")
-        for option in _options(command):
-            _check_named(option, "option")
-        if sum(map(len, _texts(command))) > 8000:  # noqa: PLR2004 - the limit of one command
-            raise invalid("command", "Command exceeds maximum size (8000)")
-    return given
+    commands = _converted(given, Annotated[list[_Command], Meta(max_length=100)])
+    if len({command.name for command in commands}) < len(commands):
+        raise invalid("Application command names must be unique")
+    if any(sum(map(len, _texts(command))) > LONGEST_COMMAND for command in given):
+        raise invalid(f"Command exceeds maximum size ({LONGEST_COMMAND})")
+    return list(given)
 
 
-def _options(command: dict[str, Any]) -> list[dict[str, Any]]:
-    options = command.get("options") or []
-    if len(options) > _OPTIONS or any(len(o.get("choices") or []) > _OPTIONS for o in options):
-        raise invalid("options", f"{_OPTIONS} options, and {_OPTIONS} choices of each, at most")
-    required = [bool(option.get("required")) for option in options]
-    if required != sorted(required, reverse=True):
-        raise invalid("options", "Required options must be placed before non-required options")
-    return list(options)
-
-
-def _check_named(one: dict[str, Any], what: str) -> None:
-    name, about = str(one.get("name") or ""), str(one.get("description") or "")
-    if not _NAME.fullmatch(name) or name != name.lower():
-        raise invalid(f"{what}.name", "Command name is invalid")
-    if not 0 < len(about) <= 100:  # noqa: PLR2004 - the documented limit
-        raise invalid(f"{what}.description", "Must be between 1 and 100 in length.")
+def _converted(given: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from None
 
 
 def _texts(value: Any) -> Iterator[str]:

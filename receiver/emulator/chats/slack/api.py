@@ -21,8 +21,8 @@ from receiver.emulator.chats import forms
 from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.chats.forms import Given, Unreadable
 from receiver.emulator.chats.scene import Scene
-from receiver.emulator.chats.slack.blocks import Blocks, InvalidBlocks, read_blocks
-from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, fill, to_json
+from receiver.emulator.chats.slack.blocks import Problem, read_blocks
+from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, file_json, to_json
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - valid only in the emulator
 TEAM, APP = "T01", "A01"
@@ -32,14 +32,6 @@ URL_USES: Final = 5
 LONGEST: Final = 40_000
 _CHANNEL = re.compile(r"[CGD][A-Z0-9]+")
 _TS = re.compile(r"\d{10}\.\d{6}")
-
-
-class Problem(Exception):
-    """An error that ends a call."""
-
-    def __init__(self, error: str, **more: Any) -> None:
-        super().__init__(error)
-        self.answer = {"ok": False, "error": error, **more}
 
 
 @dataclass
@@ -89,15 +81,15 @@ class Slack:
     """Whether every response_url is refused as expired."""
     urls: dict[str, ResponseUrl] = field(default_factory=dict)
     uploads: dict[str, PendingUpload] = field(default_factory=dict)
-    _seconds: int = 0
 
     def routes(self) -> list[Route]:
-        both = ["GET", "POST"]
+        api, both = "/slack/api/{method}", ("GET", "POST")
+        upload, url = "/slack/upload/{id}", "/slack/response/{id}"
         return [
-            Route("/slack/api/{method}", self._api, methods=both, name="slack.api"),
-            Route("/slack/upload/{id}", self._upload, methods=["POST"], name="slack.upload"),
-            Route("/slack/files/{id}/{name}", self._download, name="slack.download"),
-            Route("/slack/response/{id}", self._respond, methods=["POST"], name="slack.response"),
+            self.scene.route("slack", api, self._called, _limited, methods=both),
+            self.scene.route("slack", upload, self._receive_upload, _limited, "upload"),
+            self.scene.route("slack", url, self._responded, _limited, "response_url"),
+            Route("/slack/files/{id}/{name}", self._download),
         ]
 
     def ts(self) -> str:
@@ -111,19 +103,12 @@ class Slack:
 
     # --- the Web API ---
 
-    async def _api(self, request: Request) -> Response:
-        method = request.path_params["method"]
-        return await self.scene.answer("slack", method, request, self._called, _limited)
-
     async def _called(self, request: Request) -> Response:
         headers = {"x-oauth-scopes": self.scopes, "x-accepted-oauth-scopes": ""}
         try:
             found = self._answer(request, await forms.read(request))
         except Unreadable:
             found = Problem("invalid_json").answer
-        except InvalidBlocks as error:
-            messages = {"messages": [f"[ERROR] {error}"]}
-            found = Problem("invalid_blocks", response_metadata=messages).answer
         except Problem as problem:
             found = problem.answer
         except forms.WRONG_SHAPE:
@@ -167,9 +152,9 @@ class Slack:
         names = {"team": "Emulated", "user": "imagine", "team_id": TEAM, "user_id": BOT_USER}
         return {"url": f"{origin}/", **names, "bot_id": BOT_ID, "is_enterprise_install": False}
 
-    def _place(self, given: Given, name: str = "channel") -> str:
+    def _place(self, given: Given) -> str:
         """Return the channel of a call; a person's id means their direct conversation."""
-        place = given.text(name)
+        place = given.text("channel")
         if place[:1] in {"U", "W"}:
             return "D" + place[1:]
         if not _CHANNEL.fullmatch(place):
@@ -178,23 +163,27 @@ class Slack:
             raise Problem("not_in_channel")
         return place
 
-    def _read_content(self, given: Given, *, needs_text: bool = True) -> Blocks:
-        """Return the content of a message; raise Problem or InvalidBlocks if it is invalid."""
+    def _fill(
+        self, message: Message, given: Given, text: str, *, needs_text: bool = True
+    ) -> Message:
+        """Set the content of a message; raise Problem if it is invalid; uploaded files stay."""
         blocks = given.value("blocks")
-        if blocks is None and needs_text and not given.text("text"):
+        if blocks is None and needs_text and not text:
             raise Problem("no_text")
-        if len(given.text("text")) > LONGEST:
+        if len(text) > LONGEST:
             raise Problem("msg_too_long")
-        if _is_malformed(given.text("thread_ts")):
+        thread = given.text("thread_ts")
+        if thread and not _TS.fullmatch(thread):
             raise Problem("invalid_thread_ts")
-        return read_blocks(blocks, given.text("text"))
+        content = read_blocks(blocks, text)
+        message.text, message.buttons = content.text or text, content.buttons
+        message.raw = {"text": text, "blocks": content.blocks}
+        message.files = [*(file for file in message.files if file.content), *content.pictures]
+        return message
 
     def _posted(self, given: Given, place: str, **more: Any) -> Message:
-        blocks = self._read_content(given)
-        thread = given.text("thread_ts")
-        message = Message(self.ts(), place, BOT, thread=thread, raw={}, **more)
-        fill(message, blocks, given.text("text"))
-        return self.board.post(message)
+        message = Message(self.ts(), place, BOT, thread=given.text("thread_ts"), **more)
+        return self.board.post(self._fill(message, given, given.text("text")))
 
     def _post_message(self, given: Given, _origin: str) -> dict[str, Any]:
         place = self._place(given)
@@ -219,9 +208,7 @@ class Slack:
 
     def _update(self, given: Given, _origin: str) -> dict[str, Any]:
         message = self._bot_message(given, "cant_update_message")
-        blocks = self._read_content(given)
-        fill(message, blocks, given.text("text"))
-        self.board.edit(message)
+        self.board.edit(self._fill(message, given, given.text("text")))
         about = {"text": given.text("text"), "message": to_json(message)}
         return {"channel": message.place, "ts": message.id, **about}
 
@@ -246,9 +233,6 @@ class Slack:
         self.uploads[name] = PendingUpload(given.text("filename"), int(length))
         return {"upload_url": f"{origin}/slack/upload/{name}", "file_id": name}
 
-    async def _upload(self, request: Request) -> Response:
-        return await self.scene.answer("slack", "upload", request, self._receive_upload, _limited)
-
     async def _receive_upload(self, request: Request) -> Response:
         name, content = request.path_params["id"], await request.body()
         pending = self.uploads.get(name)
@@ -258,7 +242,7 @@ class Slack:
             content = next(iter((await forms.read(request)).files.values())).content
         if len(content) != pending.length:
             return Response(f"{pending.length} bytes were promised", 400)
-        pending.file = self.keep(wire.origin(request), name, pending.name, content)
+        self.keep(wire.origin(request), name, pending.name, content)
         return Response(f"OK - {len(content)}")
 
     def keep(self, origin: str, file_id: str, name: str, content: bytes) -> File:
@@ -275,11 +259,9 @@ class Slack:
         files = [self._uploaded(one) for one in named]
         if channel := given.text("channel_id") or given.text("channels"):
             place = self._place(Given({"channel": channel}))
-            blocks = self._read_content(given, needs_text=False)
             thread, text = given.text("thread_ts"), given.text("initial_comment")
             message = Message(self.ts(), place, BOT, thread=thread, files=files, by="files")
-            fill(message, blocks, text)
-            self.board.post(message)
+            self.board.post(self._fill(message, given, text, needs_text=False))
             for file in files:
                 self.uploads[file.id].shares[place] = message.id
         return {"files": [{"id": file.id, "title": file.name} for file in files]}
@@ -305,9 +287,6 @@ class Slack:
 
     # --- response_url ---
 
-    async def _respond(self, request: Request) -> Response:
-        return await self.scene.answer("slack", "response_url", request, self._responded, _limited)
-
     async def _responded(self, request: Request) -> Response:
         url = self.urls.get(request.path_params["id"])
         is_old = url is not None and self.scene.now() - url.made_at > URL_LIVES
@@ -319,8 +298,6 @@ class Slack:
             self.answer(url, forms.read_json(await request.body()))
         except Unreadable:
             return wire.answer(Problem("invalid_payload").answer, 400)
-        except InvalidBlocks:
-            return wire.answer(Problem("invalid_blocks").answer, 400)
         except Problem as problem:
             return wire.answer(problem.answer, 400)
         url.uses += 1
@@ -335,22 +312,16 @@ class Slack:
             if original is not None:
                 self.board.delete(original)
             return
-        blocks = self._read_content(given)
+        text = given.text("text")
         if given.flag("replace_original") and original is not None:
-            fill(original, blocks, given.text("text"))
-            self.board.edit(original)
+            self.board.edit(self._fill(original, given, text))
             return
         is_public = given.text("response_type") == "in_channel"
         thread = given.text("thread_ts") or url.thread
         message = Message(self.ts(), url.place, BOT, thread=thread, by=by)
         message.only_for = "" if is_public else url.person
-        fill(message, blocks, given.text("text"))
-        self.board.post(message)
+        self.board.post(self._fill(message, given, text))
         url.original = original or message
-
-
-def _is_malformed(ts: str) -> bool:
-    return bool(ts) and not _TS.fullmatch(ts)
 
 
 def _limited(seconds: int) -> Response:

@@ -24,8 +24,21 @@ LONGEST: Final[Mapping[str, int]] = {
 }
 
 
-class InvalidBlocks(Exception):
-    """The reason in an `invalid_blocks` error."""
+class Problem(Exception):
+    """An error that ends a call."""
+
+    def __init__(self, error: str, **more: Any) -> None:
+        super().__init__(error)
+        self.answer = {"ok": False, "error": error, **more}
+
+
+class InvalidBlocks(Problem):
+    """The error `invalid_blocks`, with its reason."""
+
+    def __init__(self, reason: str) -> None:
+        messages = {"messages": [f"[ERROR] {reason}"]}
+        super().__init__("invalid_blocks", response_metadata=messages)
+        self.args = (reason,)
 
 
 @dataclass

@@ -15,8 +15,8 @@ from receiver.emulator.chats.board import Button, File, Message
 from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.forms import FORM, Unreadable, read_json
 from receiver.emulator.chats.people import People, Typed
-from receiver.emulator.chats.slack.api import APP, TEAM, Problem, ResponseUrl, Slack
-from receiver.emulator.chats.slack.blocks import InvalidBlocks
+from receiver.emulator.chats.slack.api import APP, TEAM, ResponseUrl, Slack
+from receiver.emulator.chats.slack.blocks import Problem
 from receiver.emulator.chats.slack.messages import BOT_USER, file_json
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"  # noqa: S105 - valid only in the emulator
@@ -132,7 +132,7 @@ class SlackPeople(People):
             body = _read_response(exchange)
             if body is not None:
                 self.slack.answer(url, body, "response")
-        except (Problem, InvalidBlocks, Unreadable) as error:
+        except (Problem, Unreadable) as error:
             words = f'{command} failed with the error "{error}"'
             message = Message(self.slack.ts(), url.place, "slack", words, only_for=url.person)
             self.slack.board.post(message)

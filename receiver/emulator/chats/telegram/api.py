@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -60,22 +60,17 @@ class Telegram:
     privacy: bool = True
     """Whether the bot gets only commands and replies in groups."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    pollers: int = 0
-    """Number of `getUpdates` calls that wait now."""
-    _poller: object = None
+    poller: object = None
+    """The call of `getUpdates` that waits now."""
 
     def routes(self) -> list[Route]:
-        both, at = ["GET", "POST"], "/telegram/bot{token}/{method}"
+        api, both = "/telegram/bot{token}/{method}", ("GET", "POST")
         return [
-            Route(at, self._api, methods=both, name="telegram.api"),
-            Route("/telegram/file/bot{token}/{path:path}", self._download, name="telegram.file"),
+            self.scene.route("telegram", api, self._called, _limited, methods=both),
+            Route("/telegram/file/bot{token}/{path:path}", self._download),
         ]
 
     # --- handling of every call ---
-
-    async def _api(self, request: Request) -> Response:
-        method = request.path_params["method"]
-        return await self.scene.answer("telegram", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         try:
@@ -98,9 +93,6 @@ class Telegram:
         """Run a method and return its result; raise Problem or Unreadable."""
         if method.lower() == "getupdates":
             return await self._get_updates(given)
-        kind = _SENDS.get(method.lower())
-        if kind is not None:
-            return self._send_file(kind, given)
         work = self._methods.get(method.lower())
         if work is None:
             raise Problem(404, "Not Found")
@@ -109,6 +101,7 @@ class Telegram:
     @cached_property
     def _methods(self) -> dict[str, Callable[[Given], Any]]:
         return {
+            **{f"send{kind}": partial(self._send_file, kind) for kind in KINDS},
             "getme": self._me,
             "sendmessage": self._send_message,
             "sendmediagroup": self._send_group,
@@ -116,11 +109,11 @@ class Telegram:
             "editmessagetext": self._edit_text,
             "deletemessage": self._delete,
             "answercallbackquery": self._answer_query,
-            "getfile": self._get_file,
+            "getfile": lambda given: self.files.file_info(given.text("file_id")),
             "setmycommands": self._set_commands,
-            "getmycommands": self._get_commands,
-            "setwebhook": self._set_webhook,
-            "deletewebhook": self._delete_webhook,
+            "getmycommands": lambda _: self.commands,
+            "setwebhook": lambda given: self._use_webhook(read_webhook(given), given),
+            "deletewebhook": lambda given: self._use_webhook(Webhook(), given),
             "getwebhookinfo": self._webhook_info,
         }
 
@@ -174,18 +167,15 @@ class Telegram:
         return [self._to_json(self.board.post(message)) for message in made]
 
     def _of_group(self, one: Any, given: Given, album: str) -> Message:
-        kind, file, caption = self._medium(one, given)
-        message = self._new(given, "sendMediaGroup", text=caption, files=[file], album=album)
-        message.raw["kind"] = kind
-        return message
-
-    def _medium(self, one: Any, given: Given) -> tuple[str, Any, str]:
-        """Return the kind, the file and the caption of an item of `media`."""
+        """Return the message of an item of `media`, not posted yet; raise Problem."""
         kind = one.get("type") if isinstance(one, dict) else None
         if kind not in KINDS:
             raise bad(f"can't parse InputMedia: {kind} is no type")
         caption = _caption(Given(one))
-        return kind, self.files.take(kind, one.get("media"), given.files, ""), caption
+        file = self.files.take(kind, one.get("media"), given.files, "")
+        message = self._new(given, "sendMediaGroup", text=caption, files=[file], album=album)
+        message.raw["kind"] = kind
+        return message
 
     def _edit_text(self, given: Given) -> Any:
         message = self.board.find(self._chat(given), given.text("message_id"))
@@ -243,22 +233,13 @@ class Telegram:
         self.commands = read_commands(given.value("commands"))
         return True
 
-    def _get_commands(self, _given: Given) -> list[dict[str, Any]]:
-        return self.commands
-
     # --- updates ---
 
-    def _set_webhook(self, given: Given) -> bool:
-        self.webhook = read_webhook(given)
+    def _use_webhook(self, hook: Webhook, given: Given) -> bool:
+        self.webhook = hook
         if given.flag("drop_pending_updates"):
             self.updates.clear()
         self.news.set()
-        return True
-
-    def _delete_webhook(self, given: Given) -> bool:
-        self.webhook = Webhook()
-        if given.flag("drop_pending_updates"):
-            self.updates.clear()
         return True
 
     def _webhook_info(self, _given: Given) -> dict[str, Any]:
@@ -279,50 +260,42 @@ class Telegram:
                 "Conflict: can't use getUpdates method while webhook is active; "
                 "use deleteWebhook to delete the webhook first",
             )
-        me = self._poller = object()
+        me = self.poller = object()
         self.news.set()
         offset, allowed = given.text("offset"), given.value("allowed_updates") or ()
         if offset.isdecimal():
             self.updates = [one for one in self.updates if one["update_id"] >= int(offset)]
         seconds = given.text("timeout")
-        with self._polling(), suppress(TimeoutError):
-            async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
-                while not (updates := self._allowed(allowed)):
-                    self.news.clear()
-                    await self.news.wait()
-                    if self._poller is not me:
-                        raise Problem(
-                            409,
-                            "Conflict: terminated by other getUpdates request; "
-                            "make sure that only one bot instance is running",
-                        )
-                return updates
-        return self._allowed(allowed)
-
-    @contextmanager
-    def _polling(self) -> Iterator[None]:
-        self.pollers += 1
         try:
-            yield
+            with suppress(TimeoutError):
+                async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
+                    while not self._allowed(allowed):
+                        self.news.clear()
+                        await self.news.wait()
+                        self._check_only(me)
+            return self._allowed(allowed)
         finally:
-            self.pollers -= 1
+            if self.poller is me:
+                self.poller = None
+
+    def _check_only(self, poller: object) -> None:
+        if self.poller is not poller:
+            raise Problem(
+                409,
+                "Conflict: terminated by other getUpdates request; "
+                "make sure that only one bot instance is running",
+            )
 
     def _allowed(self, kinds: Any) -> list[dict[str, Any]]:
         return [one for one in self.updates if not kinds or set(kinds) & set(one)][:100]
 
     # --- files ---
 
-    def _get_file(self, given: Given) -> dict[str, Any]:
-        return self.files.file_info(given.text("file_id"))
-
     async def _download(self, request: Request) -> Response:
         file = self.files.kept.get(request.path_params["path"].partition("/")[2])
         if request.path_params["token"] != TOKEN or file is None:
             return Problem(404, "Not Found").response()
         return Response(file.content, media_type="application/octet-stream")
-
-
-_SENDS: Final = {f"send{kind}": kind for kind in KINDS}
 
 
 def _caption(given: Given) -> str:
