@@ -1,4 +1,4 @@
-"""Templates and conditions over a call: its values, by their places in body and headers."""
+"""Templates and conditions over a call: its values, by their paths in body and headers."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -37,10 +37,10 @@ def unfit(detail: str) -> Problem:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value is: `issue.title` or `items.0.id` in the body, `header:ce-id` in the headers.
+class CallPath:
+    """The path of a value: `issue.title` or `items.0.id` in the body, `header:ce-id` of a header.
 
-    Raises ValueError for a malformed place.
+    Raises ValueError for a malformed path.
     """
 
     text: str
@@ -52,7 +52,7 @@ class Place:
         else:
             fits = HEADER.fullmatch(name.lower()) is not None
         if not fits:
-            raise ValueError(f"has {self.text!r}: a place is like issue.title or header:ce-id")
+            raise ValueError(f"has {self.text!r}: a path is like issue.title or header:ce-id")
 
     def find(self, message: Message) -> Any:
         if self.text.startswith("header:"):
@@ -71,9 +71,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Template:
-    """A text with places in braces; a template of one place only keeps its value's JSON type."""
+    """A text with paths in braces; a template of one path only keeps its value's JSON type."""
 
-    parts: tuple[str | Place, ...]
+    parts: tuple[str | CallPath, ...]
 
     @property
     def fixed(self) -> str | None:
@@ -83,7 +83,7 @@ class Template:
 
     def fill(self, message: Message) -> Any:
         """Return the value for a call, LEFT_OUT if it has none; raise Problem if it is unfit."""
-        if len(self.parts) == 1 and isinstance(self.parts[0], Place):
+        if len(self.parts) == 1 and isinstance(self.parts[0], CallPath):
             value = scalar(self.parts[0], message)
             return LEFT_OUT if value is None else value
         return "".join(self._texts(message))
@@ -104,17 +104,17 @@ def is_scalar(value: Any) -> bool:
     return value is not LEFT_OUT and not isinstance(value, dict | list)
 
 
-def scalar(place: Place, message: Message) -> Any:
-    value = place.find(message)
+def scalar(path: CallPath, message: Message) -> Any:
+    value = path.find(message)
     if isinstance(value, dict | list):
-        raise unfit(f"{place.text} must be a text, a number, true or false")
+        raise unfit(f"{path.text} must be a text, a number, true or false")
     return value
 
 
-def text(place: Place, message: Message) -> str:
-    value = scalar(place, message)
+def text(path: CallPath, message: Message) -> str:
+    value = scalar(path, message)
     if value is LEFT_OUT:
-        raise unfit(f"{place.text} is missing")
+        raise unfit(f"{path.text} is missing")
     return "" if value is None else word(value)
 
 
@@ -132,13 +132,13 @@ def filled(values: Values, message: Message) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition: the value at a place, or an item of a list there, must match a pattern."""
+    """A condition: the value at a path, or an item of a list there, must match a pattern."""
 
-    place: Place
+    path: CallPath
     patterns: tuple[str, ...]
 
     def holds(self, message: Message) -> bool:
-        found = self.place.find(message)
+        found = self.path.find(message)
         values = found if isinstance(found, list) else [found]
         words = [word(value) for value in values if is_scalar(value)]
         return any(fnmatchcase(each, pattern) for each in words for pattern in self.patterns)
@@ -174,7 +174,7 @@ def template(value: Any) -> Template:
     return Template(tuple(parts_of(value)))
 
 
-def parts_of(value: str) -> Iterator[str | Place]:
+def parts_of(value: str) -> Iterator[str | CallPath]:
     end = 0
     for found in PARTS.finditer(value):
         if found.start() > end:
@@ -182,7 +182,7 @@ def parts_of(value: str) -> Iterator[str | Place]:
         end = found.end()
         if found[0] in {"{", "}"}:
             raise ValueError(f"has {value!r}: a brace itself is written {{{{ or }}}}")
-        yield BRACES[found[0]] if found[1] is None else Place(found[1])
+        yield BRACES[found[0]] if found[1] is None else CallPath(found[1])
     if end < len(value):
         yield value[end:]
 
@@ -201,4 +201,4 @@ def conditions_in(value: Mapping[str, Any], before: str) -> Iterator[Condition]:
         patterns = wanted if isinstance(wanted, list) else [wanted]
         if not patterns or not all(isinstance(one, str | int | float) for one in patterns):
             raise ValueError(f"{before}{name} must be a pattern, or a list of them")
-        yield Condition(Place(before + name), tuple(map(word, patterns)))
+        yield Condition(CallPath(before + name), tuple(map(word, patterns)))

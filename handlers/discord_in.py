@@ -260,7 +260,7 @@ async def follow_up(http: httpx.AsyncClient, token: str, text: str) -> None:
 # --- answers ---
 
 
-class Place(msgspec.Struct):
+class Target(msgspec.Struct):
     """The destination of an answer, and the ways to reach it."""
 
     user: str
@@ -276,17 +276,17 @@ async def answer(event: Event, ctx: Context) -> None:
     user = chat.user_of(event, "in/discord")
     channel = event.prediction.named("discord_channel", r"\d{1,20}")
     reply = event.prediction.named("discord_reply", r"\d{1,20}")
-    place = Place(user, channel, reply, ctx.private.get("token", ""))
+    target = Target(user, channel, reply, ctx.private.get("token", ""))
     if event.type != "prediction.succeeded":
-        if not await ctx.once("tell", partial(notify, event, ctx, place)):
-            place.token = ""
-        await ctx.once("clean", partial(remove_ack, ctx, place))
+        if not await ctx.once("tell", partial(notify, event, ctx, target)):
+            target.token = ""
+        await ctx.once("clean", partial(remove_ack, ctx, target))
         return
-    await post_all(event, ctx, partial(post, event, ctx, place))
+    await post_all(event, ctx, partial(post, event, ctx, target))
 
 
 async def post(
-    event: Event, ctx: Context, place: Place, first: int, outputs: list[Output]
+    event: Event, ctx: Context, target: Target, first: int, outputs: list[Output]
 ) -> list[str]:
     """Post some outputs; return those that could only be linked, with the reasons."""
     most_bytes = min(MOST_BYTES, ctx.private.get("most_bytes") or MOST_BYTES)
@@ -304,46 +304,46 @@ async def post(
         labels = ctx.private.get("labels", [])
         buttons = chat.result_buttons(ctx.sign, event.prediction.id, labels, chat.DELETE)
         message["components"] = rows(buttons)
-        if await edit_first(ctx, place, message, found):
+        if await edit_first(ctx, target, message, found):
             return found.lost
-    await post_new(ctx, place, message, found)
+    await post_new(ctx, target, message, found)
     return found.lost
 
 
-async def edit_first(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> bool:
+async def edit_first(ctx: Context, target: Target, message: dict[str, Any], found: Results) -> bool:
     """Replace the first answer by a result: by the token, or as the bot; return if it succeeded."""
 
     async def edit(url: str, headers: dict[str, str]) -> bool:
         response = await send(ctx.http, "PATCH", url, message, found.files, headers)
         try:
-            check(response, place.token or TOKEN.reveal())
+            check(response, target.token or TOKEN.reveal())
         except Dead as refused:
             ctx.log.info("discord.fallback", reason=str(refused))
             return False
         return True
 
     # Once, over all attempts: a token that was refused must not be used again.
-    if place.token and await ctx.once("edit", partial(edit, original_url(place.token), AGENT)):
+    if target.token and await ctx.once("edit", partial(edit, original_url(target.token), AGENT)):
         return True
-    channel = f"{URL}/channels/{place.channel}/messages/{place.reply}"
-    return bool(place.reply) and await edit(channel, BOT)
+    channel = f"{URL}/channels/{target.channel}/messages/{target.reply}"
+    return bool(target.reply) and await edit(channel, BOT)
 
 
-async def post_new(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
+async def post_new(ctx: Context, target: Target, message: dict[str, Any], found: Results) -> None:
     """Post a new message: where it was ordered, or else directly."""
-    mention = f"<@{place.user}>\n" if not found.first else ""
+    mention = f"<@{target.user}>\n" if not found.first else ""
     message = message | {
         "content": shortened(mention + message["content"], LONGEST_CONTENT),
-        "allowed_mentions": {"users": [place.user]},
+        "allowed_mentions": {"users": [target.user]},
         **once(f"{ctx.idempotency_key}/{found.first}"),
     }
-    url = f"{URL}/channels/{place.channel}/messages"
+    url = f"{URL}/channels/{target.channel}/messages"
     response = await send(ctx.http, "POST", url, message, found.files, BOT)
     try:
         check(response, TOKEN.reveal())
     except Dead as refused:
         ctx.log.info("discord.fallback", reason=str(refused))
-        url = await direct_url(ctx.http, place.user)
+        url = await direct_url(ctx.http, target.user)
         response = await send(ctx.http, "POST", url, message, found.files, BOT)
         check(response, TOKEN.reveal())
 
@@ -355,34 +355,34 @@ async def direct_url(http: httpx.AsyncClient, user: str) -> str:
     return f"{URL}/channels/{channel.id}/messages"
 
 
-async def notify(event: Event, ctx: Context, place: Place) -> bool:
+async def notify(event: Event, ctx: Context, target: Target) -> bool:
     """Send the person alone the reason for a missing picture: by the token, or directly.
 
     Return whether the token was good.
     """
     again = chat.result_buttons(ctx.sign, event.prediction.id, [])
     message = text_message(chat.failure_text(event), again)
-    if place.token:
+    if target.token:
         answer = await ctx.http.post(
-            webhook_url(place.token), json=message | {"flags": ALONE}, headers=AGENT
+            webhook_url(target.token), json=message | {"flags": ALONE}, headers=AGENT
         )
         try:
-            check(answer, place.token)
+            check(answer, target.token)
         except Dead as refused:
             ctx.log.info("discord.fallback", reason=str(refused))
         else:
             return True
     message |= once(ctx.idempotency_key)
-    url = await direct_url(ctx.http, place.user)
+    url = await direct_url(ctx.http, target.user)
     check(await ctx.http.post(url, json=message, headers=BOT), TOKEN.reveal())
     return False
 
 
-async def remove_ack(ctx: Context, place: Place) -> None:
+async def remove_ack(ctx: Context, target: Target) -> None:
     """Delete the acknowledgement, if possible."""
     answer = (
-        await ctx.http.delete(original_url(place.token), headers=AGENT) if place.token else None
+        await ctx.http.delete(original_url(target.token), headers=AGENT) if target.token else None
     )
-    if place.reply and (answer is None or not answer.is_success):
-        url = f"{URL}/channels/{place.channel}/messages/{place.reply}"
+    if target.reply and (answer is None or not answer.is_success):
+        url = f"{URL}/channels/{target.channel}/messages/{target.reply}"
         await ctx.http.delete(url, headers=BOT)

@@ -13,8 +13,8 @@ TRIGGERS has a table for each trigger:
 
 A repeated call orders only once: `key` is the part that repeats have in common, if the proof does
 not define it. Person and place are `trigger:drawn` unless the file sets them, and the recipes'
-`[[allow]]` must name them. CloudEvents 1.0 are unwrapped: a place in a template is in the event's
-JSON data, and the event's attributes are `header:ce-id` and so on.
+`[[allow]]` must name them. CloudEvents 1.0 are unwrapped: a path in a template leads into
+the event's JSON data, and the event's attributes are `header:ce-id` and so on.
 """
 
 import base64
