@@ -304,11 +304,20 @@ async def test_order_not_submitted_before_its_deadline_expires(start: Start, rec
         assert ended["error"]["code"] == "expired"
         await eventually(lambda: ends)
         assert ends[0].prediction.id == late["id"]
-        # if there is room again only after the deadline, the claim skips the order
-        other = (await order(station, "soon")).json()
-        station.clock.ahead += 10
-        await station.push(station.network.of("a lighthouse"))
-        assert (await station.until(other["id"], "failed"))["error"]["code"] == "expired"
+
+
+async def test_order_expires_if_there_is_room_only_after_its_deadline(
+    start: Start, recipes: Path
+) -> None:
+    env = {"RECEIVER_RECIPES": str(written(recipes, RECIPES.replace("0.3", "600")))}
+    async with start(**env, EACHLABS_MAX_IN_FLIGHT="1") as station:
+        await station.submitted("eachlabs")
+        late = (await order(station, "soon")).json()
+    clock = Clock()
+    clock.ahead = 601
+    async with start(**env, EACHLABS_MAX_IN_FLIGHT="2", clock=clock) as station:
+        ended = await station.until(late["id"], "failed")
+        assert ended["error"]["code"] == "expired"
     assert station.network.count("eachlabs.submit") == 1
 
 
