@@ -24,8 +24,8 @@ ACCEPTS: Final = 3000
 """Callbacks of each round."""
 SUBMITS: Final = 400
 DELIVERIES: Final = 20_000
-LATENCY: Final = (1_000, 6)
-"""Callbacks per second, and the number of seconds."""
+LATENCY: Final = (1_000, 2, 6)
+"""Callbacks per second, the seconds of the start, which are not measured, and those after them."""
 POLLING: Final = (200, 8)
 IN_FLIGHT: Final = 100_000
 STORED: Final = 1_000_000
@@ -189,19 +189,20 @@ def _attempts(books: scene.Books) -> int:
 
 def latency(bench: Bench, place: Database | None) -> None:
     """Send callbacks at a steady rate; measure the time to the answer, and to the handler."""
-    rate, seconds = LATENCY
+    rate, start, seconds = LATENCY
     with scene.books(place) as (home, books):
-        ids = books.seed("eachlabs", rate * seconds)
+        ids = books.seed("eachlabs", rate * (start + seconds))
         requests = [scene.callback("eachlabs", *pair) for pair in ids]
         serving = scene.receiver(home, books, bench.jwks_url, "empty_handler.py")
         with scene.running(serving) as server:
-            answers = run(drip(server.port, requests, rate))
+            run(drip(server.port, requests[: rate * start], rate))
+            answers = run(drip(server.port, requests[rate * start :], rate))
             until(lambda: _attempts(books) == len(ids))
             memory = megabytes(server)
         found = books.ask(
             "SELECT a.started_at - e.time FROM attempts a JOIN deliveries d ON d.id = a.delivery_id"
-            " JOIN events e ON e.prediction_id = d.prediction_id"
-        )
+            " JOIN events e ON e.prediction_id = d.prediction_id ORDER BY e.time"
+        )[rate * start :]
     sent = f"{answers.rate:,.0f}"
     tell(f"{books.engine}: answers at {rate}/s", sent, *waits(answers.latencies))
     handled = waits([wait for (wait,) in found])
