@@ -15,7 +15,7 @@ import msgspec
 from receiver.model.costs import DAY, Price
 from receiver.model.values import Mode, Ticket
 from receiver.store.budgets import Settlements
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.statement import Row, Run, Statements, Steps, Write
 
 sql: Final = Statements("costs")
@@ -145,11 +145,8 @@ def move(row: Row, account: str | None) -> Steps[None]:
     yield Run(sql.set_account, {"id": row["id"], "account": account})
 
 
-class CostStore:
+class CostStore(Noun):
     """The costs of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def sums(
         self, first: int, end: int, most: int, *, by_account: bool = False

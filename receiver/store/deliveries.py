@@ -15,7 +15,7 @@ from receiver.model.retry import Decision
 from receiver.model.tolerant import read_json
 from receiver.model.values import Event, Recipients, utc
 from receiver.store.backlog import BacklogReader
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, annotate, prediction_of
@@ -422,11 +422,8 @@ def _readable(body: bytes) -> str | None:
         return None
 
 
-class DeliveryStore:
+class DeliveryStore(Noun):
     """The deliveries of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def replay(
         self, prediction_id: str, match: Callable[[CurrentState, str], Recipients], now: float

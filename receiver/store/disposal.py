@@ -19,7 +19,7 @@ from receiver.store.budgets import sql as budgets_sql
 from receiver.store.changes import sql as changes_sql
 from receiver.store.costs import sql as costs_sql
 from receiver.store.deliveries import sql as deliveries_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
 
@@ -67,11 +67,8 @@ class DeleteResult(msgspec.Struct, frozen=True):
     deleted: int
 
 
-class Disposal:
+class Disposal(Noun):
     """Finds old rows, and deletes them batch by batch."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def old(
         self, cursor: str, horizon: str, before: Cutoffs, most: int
@@ -119,7 +116,7 @@ class Disposal:
         return int(rows[0]["value"]) if rows else 0
 
     async def set_watermark(self, name: str, value: int) -> None:
-        await self._store.write(set_watermarks, (name, value))
+        await self._store.run(sql.set_watermark, name=name, value=value)
 
 
 def _key(row: Row) -> Cells:
@@ -180,10 +177,4 @@ def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
 def cut_change_log(items: Sequence[int]) -> Steps[list[None]]:
     yield Run(sql.delete_changes, {"last": max(items)})
     yield Run(sql.set_watermark, {"name": "changes", "value": max(items)})
-    return [None] * len(items)
-
-
-def set_watermarks(items: Sequence[tuple[str, int]]) -> Steps[list[None]]:
-    for name, value in sorted(items):
-        yield Run(sql.set_watermark, {"name": name, "value": value})
     return [None] * len(items)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any, TypeAlias, TypeVar
 
-from receiver.store.statement import Cells, Row, Statement, Transaction
+from receiver.store.statement import Cells, Row, Run, Statement, Transaction, run_each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +29,12 @@ class Engine(ABC):
     ) -> list[Row]:
         """Run a read-only statement and return its rows; writes continue meanwhile."""
 
+    async def run(
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
+    ) -> list[Row]:
+        """Run a statement that writes, as a transaction of its own, and return its rows."""
+        return await self.write(_alone(statement), Run(statement, params, rows))
+
     async def scrub(self) -> bool:
         """Remove deleted content from the files beside the database too; False: not done yet."""
         return True
@@ -43,3 +50,16 @@ class Engine(ABC):
     @abstractmethod
     def is_taken(self, error: Exception) -> bool:
         """Return whether a write failed because another row has its unique key."""
+
+
+@cache
+def _alone(_: Statement) -> Transaction[Run, list[Row]]:
+    """Return `run_each` for one statement, so that it shares no locks with other statements."""
+    return partial(run_each)
+
+
+class Noun:
+    """The data of one noun in a store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store

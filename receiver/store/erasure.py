@@ -20,7 +20,7 @@ from receiver.store.costs import move
 from receiver.store.costs import sql as costs_sql
 from receiver.store.deliveries import sql as deliveries_sql
 from receiver.store.disposal import sql as disposal_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import News, Run, Statements, Steps, Write
 
@@ -30,11 +30,8 @@ Erased: TypeAlias = Literal["erased", "already", "missing", "living", "running"]
 """The result; `running`: a handler is running for it."""
 
 
-class Erasure:
+class Erasure(Noun):
     """Erases predictions, also from the files beside the database."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def erase(self, prediction_id: str, now: float) -> Erased:
         """Erase a prediction's content, all of it or nothing; repeating it changes nothing."""

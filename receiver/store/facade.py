@@ -38,7 +38,7 @@ from receiver.store.predictions import PredictionStore
 from receiver.store.private import PrivateContent
 from receiver.store.replays import Replays
 from receiver.store.search import Search
-from receiver.store.statement import Run, Statements, Steps, in_turn, run_each
+from receiver.store.statement import Run, Statements, Steps, in_turn
 
 Housekeeping: TypeAlias = Mapping[str, Callable[[], Awaitable[None]]]
 """The work that one process does every few seconds for all processes, by name."""
@@ -110,7 +110,7 @@ class Store(Engine):
 
     async def try_write(self, now: float) -> None:
         """Write a test row, to check that the database accepts writes."""
-        await self.write(run_each, Run(sql.try_write, {"now": now}))
+        await self.run(sql.try_write, now=now)
 
     async def due(
         self, owner: str, handlers: Collection[str], providers: Collection[str], now: float

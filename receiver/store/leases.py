@@ -17,8 +17,8 @@ import structlog
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
-from receiver.store.engine import Engine
-from receiver.store.statement import Run, Statements, Steps, in_order, run_each
+from receiver.store.engine import Noun
+from receiver.store.statement import Run, Statements, Steps, in_order
 
 log = structlog.get_logger("receiver")
 
@@ -48,11 +48,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     until: float
 
 
-class LeaseStore:
+class LeaseStore(Noun):
     """The leases of one store: each has one owner, until it is not renewed in time."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def hold(self, request: LeaseRequest) -> bool:
         """Take a lease, or renew it; False while another process has it."""
@@ -60,11 +57,10 @@ class LeaseStore:
 
     async def report(self, name: str, owner: str, *, at_work: bool) -> None:
         """Record whether the holder of a lease is able to do its task."""
-        params = {"name": name, "owner": owner, "at_work": int(at_work)}
-        await self._store.write(run_each, Run(sql.report, params))
+        await self._store.run(sql.report, name=name, owner=owner, at_work=int(at_work))
 
     async def release(self, name: str, owner: str) -> None:
-        await self._store.write(run_each, Run(sql.release, {"name": name, "owner": owner}))
+        await self._store.run(sql.release, name=name, owner=owner)
 
     async def is_at_work(self, name: str, now: float) -> bool:
         """Return whether some process holds a lease and is able to do its task."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from receiver.store.budgets import Counts, Excess
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.predictions import NewPrediction, insert
 from receiver.store.statement import Run, Statements, Steps, in_order, text
 
@@ -68,11 +68,8 @@ def _create(order: NewOrder, counts: Counts) -> Steps[OrderResult]:
     return OrderResult(new.id, is_new=True)
 
 
-class OrderStore:
+class OrderStore(Noun):
     """The orders of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def create(self, order: NewOrder) -> OrderResult:
         """Record an order and its prediction, unless its key is taken or a limit is reached."""

@@ -30,7 +30,7 @@ from receiver.model.values import (
     utc,
 )
 from receiver.store.budgets import Bound, Counts, Excess
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import listed, page_of
 from receiver.store.statement import Row, Run, Statements, Steps, in_order, short, text
@@ -296,28 +296,6 @@ def mark_sent(items: Sequence[SendMark]) -> Steps[list[bool]]:
     return (yield from in_order(items, lambda item: item.id, mark))
 
 
-def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list[Job]]]:
-    results = []
-    for provider, now, hold_until, most in items:
-        params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
-        results.append([job_of(row) for row in (yield Run(sql.claim_due, params))])
-    return results
-
-
-def find_late(items: Sequence[tuple[str, float, int]]) -> Steps[list[list[tuple[str, str]]]]:
-    results = []
-    for provider, now, most in items:
-        rows = yield Run(sql.select_late, {"provider": provider, "now": now, "most": most})
-        results.append([(row["id"], row["last_reason"] or "") for row in rows])
-    return results
-
-
-def hasten(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
-    for provider, now in items:
-        yield Run(sql.expedite_polls, {"provider": provider, "now": now})
-    return [None] * len(items)
-
-
 def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
     for item in sorted(items):
         yield Run(sql.mark_cancel, {"id": item})
@@ -457,11 +435,8 @@ def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
     return lambda row: model.match(row["model"]) is not None and has_metadata(row["metadata"])
 
 
-class PredictionStore:
+class PredictionStore(Noun):
     """The predictions of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def create(self, new: NewPrediction) -> CreateResult:
         return await self._store.write(create, new)
@@ -490,7 +465,10 @@ class PredictionStore:
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
         """Take a provider's predictions due for a poll; they are due again at `hold_until`."""
-        return await self._store.write(claim_due, (provider, now, hold_until, most))
+        rows = await self._store.run(
+            sql.claim_due, provider=provider, now=now, hold_until=hold_until, most=most
+        )
+        return [job_of(row) for row in rows]
 
     async def mark_cancel(self, prediction_id: str) -> None:
         await self._store.write(mark_cancel, prediction_id)
@@ -569,7 +547,8 @@ class PredictionStore:
 
         It takes its turn among the writes: after a step of the clock, stored times are moved first.
         """
-        return await self._store.write(find_late, (provider, now, most))
+        rows = await self._store.run(sql.select_late, provider=provider, now=now, most=most)
+        return [(row["id"], row["last_reason"] or "") for row in rows]
 
     async def next_late(self, provider: str) -> float | None:
         """Return the first time from which it is too late to submit a queued prediction."""
@@ -578,4 +557,4 @@ class PredictionStore:
 
     async def hasten(self, provider: str, now: float) -> None:
         """Make every prediction at the provider due for a poll."""
-        await self._store.write(hasten, (provider, now))
+        await self._store.run(sql.expedite_polls, provider=provider, now=now)

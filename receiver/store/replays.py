@@ -14,10 +14,10 @@ import msgspec
 
 from receiver.model.answers import Page, Replay, Selection
 from receiver.store.deliveries import Choose, redeliver
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.inbox import CurrentState
 from receiver.store.paging import page_of, rfc3339
-from receiver.store.statement import Row, Run, Statements, Steps, run_each
+from receiver.store.statement import Row, Run, Statements, Steps
 
 sql: Final = Statements("replays")
 
@@ -113,23 +113,19 @@ def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     return ReplayStepResult(tuple({handler for _, handler in pending}), moved["state"])
 
 
-class Replays:
+class Replays(Noun):
     """The replays of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def create(self, counted: CountedReplay) -> None:
         await self._store.write(create, counted)
 
     async def start(self, replay_id: str) -> bool:
         """Start a replay; False unless it was counted and not started."""
-        return bool(await self._store.write(run_each, Run(sql.start, {"id": replay_id})))
+        return bool(await self._store.run(sql.start, id=replay_id))
 
     async def cancel(self, replay_id: str, now: float) -> bool:
         """Cancel a replay; False if it has ended or does not exist."""
-        cancel = Run(sql.cancel, {"id": replay_id, "now": now})
-        return bool(await self._store.write(run_each, cancel))
+        return bool(await self._store.run(sql.cancel, id=replay_id, now=now))
 
     async def take_step(self, step: ReplayStep) -> ReplayStepResult:
         return await self._store.write(take_step, step)

@@ -19,7 +19,7 @@ from receiver.model.ids import made_at, oldest_id
 from receiver.model.values import Output, Status, utc
 from receiver.store.deliveries import delivery_of
 from receiver.store.deliveries import sql as deliveries_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Noun
 from receiver.store.paging import listed, narrowed, page_of
 from receiver.store.predictions import metadata_test
 from receiver.store.statement import Row, Statements
@@ -119,11 +119,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     repeated_at: datetime | None
 
 
-class Search:
+class Search(Noun):
     """Searches one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def page(self, wanted: Wanted) -> Found:
         """Return a page of predictions, newest first; it may contain fewer than its limit."""
