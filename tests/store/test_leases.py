@@ -15,7 +15,7 @@ from receiver.model.tasks import Wakeups
 from receiver.store import leases as module
 from receiver.store.facade import Store
 from receiver.store.leases import Leader, LeaseRequest, LeaseStore
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.patience import PATIENCE
@@ -41,7 +41,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     made: Store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     if request.param == "postgres":
         database: Database = request.getfixturevalue("database")
-        jobs = PgQueuerJobs(SCHEMA)
+        jobs = PgQueuerJobs()
         made = PostgresStore(database.url, lambda _: None, jobs, access=database.made)
     await made.start()
     yield made

@@ -19,7 +19,7 @@ from receiver.model.tasks import Wakeups
 from receiver.settings import Settings
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres import sessions
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access, Pooled
 from receiver.store.schema import migrations
@@ -56,7 +56,7 @@ def made(
     wakeups: Wakeups | None = None,
 ) -> PostgresStore:
     access = Access(pooled=pooled, migrate_url=migrate_url)
-    return PostgresStore(url, print, PgQueuerJobs(SCHEMA), wakeups=wakeups, access=access)
+    return PostgresStore(url, print, PgQueuerJobs(), wakeups=wakeups, access=access)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.leases import LeaseRequest
 from receiver.store.limits import RequestPermit
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import _OF_A_SESSION
 from receiver.store.predictions import PredictionFilter, ProgressCause
@@ -530,7 +530,7 @@ async def test_limit_holds_with_any_query_plan(
         "receiver.store.postgres.sessions._OF_A_SESSION",
         {**_OF_A_SESSION, **plans, "enable_indexscan": "off"},
     )
-    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs())
     await store.start()
     try:
         for number in range(8):
