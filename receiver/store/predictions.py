@@ -69,11 +69,13 @@ class NewPrediction(SubmitFields, frozen=True, kw_only=True):
 
 
 class CreateResult(msgspec.Struct, frozen=True):
-    """The result of `create`; `fingerprint` is that of the row that now has the idempotency key."""
+    """The result of a creation: a prediction, new or of an earlier request by that key, or none."""
 
     prediction_id: str
-    is_new: bool
-    fingerprint: str | None
+    """Empty if there is none."""
+    is_new: bool = False
+    fingerprint: str | None = None
+    """That of the row that has the idempotency key."""
     excess: Excess | None = None
     """The limit that prevented its creation."""
 
@@ -201,7 +203,7 @@ def _create(new: NewPrediction, counts: Counts) -> Steps[CreateResult]:
     if new.bounds and (first := (yield from _first(new))):
         return first
     if excess := counts.excess(new.bounds, new.price):
-        return CreateResult("", is_new=False, fingerprint=None, excess=excess)
+        return CreateResult("", excess=excess)
     while not (yield from insert(new, counts)):
         # The holder of the key may be deleted by another process between the two statements.
         if first := (yield from _first(new)):
@@ -215,7 +217,7 @@ def _first(new: NewPrediction) -> Steps[CreateResult | None]:
         return None
     row = {"idempotency_key": new.idempotency_key}
     for first in (yield Run(sql.select_by_idempotency_key, row)):
-        return CreateResult(first["id"], is_new=False, fingerprint=first["fingerprint"])
+        return CreateResult(first["id"], fingerprint=first["fingerprint"])
     return None
 
 
@@ -407,7 +409,7 @@ def cost_of(row: Row) -> Cost | None:
     return Cost(amount=row["cost"] / MICRO, source=row["cost_source"])
 
 
-def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
+def database_filters(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
     """Return the filters that the database itself applies."""
     return {
         "status": wanted.status,
@@ -499,7 +501,10 @@ class PredictionStore(Noun):
         if wanted.model is not None or wanted.metadata:
             return await self._look(wanted)
         rows = await listed(
-            self._store, sql.lists["list_predictions"], _given(wanted, wanted.cursor), wanted.limit
+            self._store,
+            sql.lists["list_predictions"],
+            database_filters(wanted, wanted.cursor),
+            wanted.limit,
         )
         return page_of([prediction_of(row) for row in rows], wanted.limit)
 
@@ -510,7 +515,7 @@ class PredictionStore(Noun):
         cursor = wanted.cursor
         scan = sql.lists["scan_predictions"]
         for _ in range(_MOST_SCANS):
-            rows = await listed(self._store, scan, _given(wanted, cursor), _SCANNED)
+            rows = await listed(self._store, scan, database_filters(wanted, cursor), _SCANNED)
             for row in rows:
                 if fits(row):
                     if len(found) == wanted.limit:

@@ -16,8 +16,8 @@ from receiver.model.answers import Page, Replay, Selection
 from receiver.store.deliveries import Choose, redeliver
 from receiver.store.engine import Noun
 from receiver.store.inbox import CurrentState
-from receiver.store.paging import page_of, rfc3339
-from receiver.store.statement import Row, Run, Statements, Steps
+from receiver.store.paging import listed, page_of, rfc3339
+from receiver.store.statement import Row, Run, Statements, Steps, text
 
 sql: Final = Statements("replays")
 
@@ -85,8 +85,8 @@ class ReplayStepResult(msgspec.Struct, frozen=True):
 
 def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
     for item in items:
-        row = {name: getattr(item, name) for name in item.__struct_fields__}
-        yield Run(sql.insert, row | {"wanted": msgspec.json.encode(_given(item.wanted)).decode()})
+        row = msgspec.structs.asdict(item) | {"wanted": text(item.wanted)}
+        yield Run(sql.insert, row)
         yield Run(sql.forget, {"most": MOST_KEPT})
     return [None] * len(items)
 
@@ -138,8 +138,7 @@ class Replays(Noun):
 
     async def page(self, limit: int, cursor: str | None) -> Page[Replay]:
         """Return a page of replays, newest first."""
-        given = {} if cursor is None else {"cursor": cursor}
-        rows = await self._store.read(sql.lists["list"].by(given), **given, limit=limit + 1)
+        rows = await listed(self._store, sql.lists["list"], {"cursor": cursor}, limit)
         return page_of([_replay(row) for row in rows], limit)
 
     async def running(self) -> list[RunningReplay]:
@@ -181,12 +180,6 @@ class Replays(Noun):
         """Count the replay's deliveries that are due and not begun, up to `most`."""
         rows = await self._store.read(sql.count_due, id=replay_id, now=now, most=most)
         return int(rows[0]["number"])
-
-
-def _given(wanted: Selection) -> dict[str, Any]:
-    """Return the fields that were given."""
-    named = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _known(row: Row) -> CurrentState:

@@ -27,7 +27,7 @@ from receiver.store.engine import AttemptName
 from receiver.store.facade import Housekeeping, Store
 from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
-from receiver.store.schema import migrations
+from receiver.store.schema import unapplied
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
 from receiver.store.sqlite.descriptors import CLOSED, Descriptors, Identity, identity_of
 from receiver.store.sqlite.group_commit import Writer, fetch
@@ -433,12 +433,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
     [version] = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(migrations("sqlite")):
-        raise StoreUnusable(
-            f"the database {path} was written by a newer receiver (schema {version}, this one "
-            f"knows {len(migrations('sqlite'))}): upgrade this receiver, or use another file"
-        )
-    for number, script in enumerate(migrations("sqlite")[version:], version + 1):
+    for number, script in unapplied("sqlite", version, f"database {path}").items():
         # executescript commits an open transaction, so the script itself contains one.
         connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
 
