@@ -46,6 +46,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     now: float
     until: float
+    at_work: bool = False
+    """Whether the owner is able to do its task."""
 
 
 class LeaseStore(Noun):
@@ -54,10 +56,6 @@ class LeaseStore(Noun):
     async def hold(self, request: LeaseRequest) -> bool:
         """Take a lease, or renew it; False while another process has it."""
         return await self._store.write(hold, request)
-
-    async def report(self, name: str, owner: str, *, at_work: bool) -> None:
-        """Record whether the holder of a lease is able to do its task."""
-        await self._store.run(sql.report, name=name, owner=owner, at_work=int(at_work))
 
     async def release(self, name: str, owner: str) -> None:
         await self._store.run(sql.release, name=name, owner=owner)
@@ -148,11 +146,15 @@ class Leader:
                         await self._leases.release(self._name, self._owner)
 
     async def _hold(self, now: float) -> bool:
-        role = LeaseRequest(name=self._name, owner=self._owner, now=now, until=now + LEASE)
-        if not await self._leases.hold(role):
-            return False
-        await self._leases.report(self._name, self._owner, at_work=self._work.at_work)
-        return True
+        return await self._leases.hold(
+            LeaseRequest(
+                name=self._name,
+                owner=self._owner,
+                now=now,
+                until=now + LEASE,
+                at_work=self._work.at_work,
+            )
+        )
 
     async def ready(self) -> bool:
         """Wait a moment for a process that is able to do the task; return whether there is one."""

@@ -97,10 +97,6 @@ class FailingStore(LeaseStore):
             await asyncio.Event().wait()
         return await super().hold(request)
 
-    async def report(self, name: str, owner: str, *, at_work: bool) -> None:
-        self._check()
-        await super().report(name, owner, at_work=at_work)
-
     async def release(self, name: str, owner: str) -> None:
         self._check()
         if not self.deaf_to_leaving:
@@ -337,11 +333,10 @@ async def test_leases_of_different_names_are_independent(store: Store) -> None:
     assert await store.leases.hold(role("b", "you"))
     assert not await store.leases.hold(role("a", "you"))
     await store.leases.release("a", "you")  # of another owner: no effect
-    assert not await store.leases.hold(role("a", "you"))
-    await store.leases.report("a", "you", at_work=True)
+    assert not await store.leases.hold(role("a", "you", at_work=True))
     assert not await store.leases.is_at_work("a", now)
-    await store.leases.report("a", "me", at_work=True)
+    assert await store.leases.hold(role("a", "me", at_work=True))
     assert await store.leases.is_at_work("a", now)
     assert not await store.leases.is_at_work("a", now + LEASE)
     assert await store.leases.hold(role("a", "you", now=now + LEASE, until=now + 2 * LEASE))
-    assert not await store.leases.is_at_work("a", now + LEASE)  # the new owner has not reported yet
+    assert not await store.leases.is_at_work("a", now + LEASE)  # the new owner is not yet
