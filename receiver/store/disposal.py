@@ -19,7 +19,7 @@ from receiver.store.budgets import sql as budgets_sql
 from receiver.store.changes import sql as changes_sql
 from receiver.store.costs import sql as costs_sql
 from receiver.store.deliveries import sql as deliveries_sql
-from receiver.store.engine import Noun
+from receiver.store.engine import Noun, each
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
 
@@ -123,15 +123,13 @@ def _key(row: Row) -> Cells:
     return row["prediction_id"], row["channel"], row["digest"]
 
 
-def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
-    results = []
-    for item in items:
-        handled = deleted = 0
-        for rows in _growing(item):
-            handled += len(rows)
-            deleted += yield from _delete_some(rows, msgspec.structs.asdict(item.before))
-        results.append(DeleteResult(handled, deleted))
-    return results
+@each()
+def delete_predictions(item: DeleteBatch) -> Steps[DeleteResult]:
+    handled = deleted = 0
+    for rows in _growing(item):
+        handled += len(rows)
+        deleted += yield from _delete_some(rows, msgspec.structs.asdict(item.before))
+    return DeleteResult(handled, deleted)
 
 
 def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
@@ -149,15 +147,13 @@ def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
     return len(free)
 
 
-def delete_callbacks(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
-    results = []
-    for item in items:
-        handled = 0
-        for rows in _growing(item):
-            handled += len(rows)
-            yield Write([(sql.delete_callbacks, rows)])
-        results.append(DeleteResult(handled, handled))
-    return results
+@each()
+def delete_callbacks(item: DeleteBatch) -> Steps[DeleteResult]:
+    handled = 0
+    for rows in _growing(item):
+        handled += len(rows)
+        yield Write([(sql.delete_callbacks, rows)])
+    return DeleteResult(handled, handled)
 
 
 def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
@@ -29,7 +29,7 @@ from receiver.store.discarded import DiscardedItems
 from receiver.store.disposal import Disposal
 from receiver.store.due import Due, due_of
 from receiver.store.due import sql as due_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Engine, each
 from receiver.store.erasure import Erasure
 from receiver.store.leases import LeaseStore
 from receiver.store.limits import LimitStore
@@ -172,9 +172,8 @@ _SHIFTED: Final = (
 
 
 @in_turn  # times that were written before are moved, and those written after are not
-def _shift(items: Sequence[Shift]) -> Steps[list[None]]:
-    for item in items:
-        params = msgspec.structs.asdict(item)
-        for statement in _SHIFTED:
-            yield Run(statement, {name: params[name] for name in statement.names})
-    return [None] * len(items)
+@each()
+def _shift(item: Shift) -> Steps[None]:
+    params = msgspec.structs.asdict(item)
+    for statement in _SHIFTED:
+        yield Run(statement, {name: params[name] for name in statement.names})

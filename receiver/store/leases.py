@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ import structlog
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
 from receiver.store.engine import Noun
-from receiver.store.statement import Run, Statements, Steps, in_order
+from receiver.store.statement import Statements
 
 log = structlog.get_logger("receiver")
 
@@ -55,7 +55,7 @@ class LeaseStore(Noun):
 
     async def hold(self, request: LeaseRequest) -> bool:
         """Take a lease, or renew it; False while another process has it."""
-        return await self._store.write(hold, request)
+        return bool(await self._store.run(sql.hold, **msgspec.structs.asdict(request)))
 
     async def release(self, name: str, owner: str) -> None:
         await self._store.run(sql.release, name=name, owner=owner)
@@ -64,14 +64,6 @@ class LeaseStore(Noun):
         """Return whether some process holds a lease and is able to do its task."""
         rows = await self._store.read(sql.select_lease, name=name, now=now)
         return bool(rows and rows[0]["at_work"])
-
-
-def hold(items: Sequence[LeaseRequest]) -> Steps[list[bool]]:
-    return (yield from in_order(items, lambda item: item.name, _hold_one))
-
-
-def _hold_one(item: LeaseRequest) -> Steps[bool]:
-    return bool((yield Run(sql.hold, msgspec.structs.asdict(item))))
 
 
 class LeaderTask(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import translate
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 import msgspec
@@ -30,7 +31,7 @@ from receiver.model.values import (
     utc,
 )
 from receiver.store.budgets import Bound, Counts, Excess
-from receiver.store.engine import Noun
+from receiver.store.engine import Noun, each
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import listed, page_of
 from receiver.store.statement import Row, Run, Statements, Steps, in_order, short, text
@@ -237,10 +238,7 @@ def insert(new: NewPrediction, counts: Counts) -> Steps[bool]:
 def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
     limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
     yield from hold_limits(limited)
-    results = []
-    for slots in items:
-        results.append((yield from _begin_some(slots)))  # noqa: PERF401 - the loop yields
-    return results
+    return (yield from in_order(items, lambda slots: slots.provider, _begin_some))
 
 
 def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
@@ -280,44 +278,32 @@ _PROGRESS: Final = {
 
 
 @short()
-def record_progress(items: Sequence[Progress]) -> Steps[list[ProgressResult]]:
-    return (yield from in_order(items, lambda item: item.id, _record_one))
-
-
-def _record_one(item: Progress) -> Steps[ProgressResult]:
+@each(attrgetter("id"))
+def record_progress(item: Progress) -> Steps[ProgressResult]:
     row = msgspec.structs.asdict(item) | {"links": text(item.links)}
     found = yield Run(_PROGRESS[item.cause], row)
     return "to_cancel" if found and found[0]["is_to_cancel"] else "recorded"
 
 
 @short()
-def mark_sent(items: Sequence[SendMark]) -> Steps[list[bool]]:
-    def mark(item: SendMark) -> Steps[bool]:
-        return bool((yield Run(sql.mark_sent, msgspec.structs.asdict(item))))
-
-    return (yield from in_order(items, lambda item: item.id, mark))
+@each(attrgetter("id"))
+def mark_sent(item: SendMark) -> Steps[bool]:
+    return bool((yield Run(sql.mark_sent, msgspec.structs.asdict(item))))
 
 
-def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
-    for item in sorted(items):
-        yield Run(sql.mark_cancel, {"id": item})
-    return [None] * len(items)
-
-
-def annotate(items: Sequence[Annotation]) -> Steps[list[None]]:
-    """Add handlers' results. Raises ValueError if a prediction's metadata would be too large."""
-    for item in sorted(items, key=lambda item: item.prediction_id):
-        prediction = {"id": item.prediction_id}
-        for row in (yield Run(sql.select_result, prediction)):
-            output = row["output"]
-            outputs = None if output is None else _kept(output, item.stored)
-            merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
-            size = len(msgspec.json.encode(merged))
-            if item.metadata and size > LARGEST_METADATA:
-                raise ValueError(f"the metadata has {size:,} bytes, more than {LARGEST_METADATA:,}")
-            params = {**prediction, "output": outputs, "metadata": text(merged)}
-            yield Run(sql.update_result, params)
-    return [None] * len(items)
+@each(attrgetter("prediction_id"))
+def annotate(item: Annotation) -> Steps[None]:
+    """Add a handler's results. Raises ValueError if the metadata would be too large."""
+    prediction = {"id": item.prediction_id}
+    for row in (yield Run(sql.select_result, prediction)):
+        output = row["output"]
+        outputs = None if output is None else _kept(output, item.stored)
+        merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
+        size = len(msgspec.json.encode(merged))
+        if item.metadata and size > LARGEST_METADATA:
+            raise ValueError(f"the metadata has {size:,} bytes, more than {LARGEST_METADATA:,}")
+        params = {**prediction, "output": outputs, "metadata": text(merged)}
+        yield Run(sql.update_result, params)
 
 
 def _kept(output: str, stored: Mapping[int, Stored]) -> str:
@@ -473,7 +459,7 @@ class PredictionStore(Noun):
         return [job_of(row) for row in rows]
 
     async def mark_cancel(self, prediction_id: str) -> None:
-        await self._store.write(mark_cancel, prediction_id)
+        await self._store.run(sql.mark_cancel, id=prediction_id)
 
     async def job(self, prediction_id: str) -> Job | None:
         rows = await self._store.read(sql.select_job, id=prediction_id)

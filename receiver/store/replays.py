@@ -14,7 +14,7 @@ import msgspec
 
 from receiver.model.answers import Page, Replay, Selection
 from receiver.store.deliveries import Choose, redeliver
-from receiver.store.engine import Noun
+from receiver.store.engine import Noun, each
 from receiver.store.inbox import CurrentState
 from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.statement import Row, Run, Statements, Steps, text
@@ -83,22 +83,15 @@ class ReplayStepResult(msgspec.Struct, frozen=True):
     state: str
 
 
-def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
-    for item in items:
-        row = msgspec.structs.asdict(item) | {"wanted": text(item.wanted)}
-        yield Run(sql.insert, row)
-        yield Run(sql.forget, {"most": MOST_KEPT})
-    return [None] * len(items)
+@each()
+def create(item: CountedReplay) -> Steps[None]:
+    row = msgspec.structs.asdict(item) | {"wanted": text(item.wanted)}
+    yield Run(sql.insert, row)
+    yield Run(sql.forget, {"most": MOST_KEPT})
 
 
-def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
-    results = []
-    for step in items:
-        results.append((yield from _take_step(step)))  # noqa: PERF401 - the loop yields
-    return results
-
-
-def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
+@each()
+def take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     found = yield Run(sql.hold, {"id": step.replay_id})
     if not found:
         return ReplayStepResult((), "canceled")

@@ -23,7 +23,7 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, ReleaseRequest, Settlement
-from receiver.store.engine import AttemptName
+from receiver.store.engine import AttemptName, each
 from receiver.store.facade import Housekeeping, Store
 from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
@@ -438,10 +438,9 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
         connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
 
 
-def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
+@each()
+def recover(item: tuple[str, float]) -> Steps[list[LostAttempt]]:
     """Reclaim the submits and claims of an earlier process."""
-    results = []
-    for owner, now in items:
-        yield Run(predictions_sql.mark_abandoned_submits, {"now": now})
-        results.append((yield from deliveries.reclaim_all(owner, now)))
-    return results
+    owner, now = item
+    yield Run(predictions_sql.mark_abandoned_submits, {"now": now})
+    return (yield from deliveries.reclaim_all(owner, now))
