@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access
@@ -109,7 +109,7 @@ class Database:
 
     def rows(self, sql: str, *params: Any) -> list[Any]:
         async def ask(connection: Connection) -> list[Any]:
-            await connection.execute(f"RESET ALL; SET search_path = {SCHEMA}")
+            await connection.execute("RESET ALL; SET search_path = receiver")
             return [tuple(row) for row in await connection.fetch(sql, *params)]
 
         return _ASIDE.run(self.url, ask)
@@ -259,7 +259,7 @@ def lasting_database(server: Database) -> Iterator[Database]:
     """Set up one database for all tests of this process, as this is slow."""
 
     async def migrate(url: str) -> None:
-        store = PostgresStore(url, print, PgQueuerJobs(SCHEMA))
+        store = PostgresStore(url, print, PgQueuerJobs())
         await store.start()
         await store.stop()
 

@@ -30,7 +30,7 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.settings import Settings
 from receiver.store.deliveries import DeliveryStore
 from receiver.store.facade import Store
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from tests.conftest import Logged
 from tests.journey.parts import ROOT
@@ -286,7 +286,7 @@ async def test_second_start_while_running_is_refused(url: str) -> None:
 
 def test_each_postgres_store_has_its_own_sender_name() -> None:
     one, other = (
-        PostgresStore("postgresql:///x", lambda _: None, PgQueuerJobs(SCHEMA)) for _ in range(2)
+        PostgresStore("postgresql:///x", lambda _: None, PgQueuerJobs()) for _ in range(2)
     )
     assert one._notices.sender != other._notices.sender  # noqa: SLF001 - a process recognises its own notices by it
 

@@ -15,7 +15,7 @@ from receiver.http.parts import Parts
 from receiver.http.routes.deliveries import DeliveriesAsked, DeliveryRoutes
 from receiver.model.answers import Kind
 from receiver.store.discarded import CURSOR, KINDS
-from receiver.store.search import FoundDeliveries
+from receiver.store.search import Found
 
 State: TypeAlias = Literal["dead", "skipped", "pending", "running"]
 STATES: Final = get_args(State)
@@ -52,10 +52,10 @@ class DeliveryPages:
         match query.state:
             case "running":
                 page = await self._routes.list_deliveries(DeliveriesAsked(state="running"))
-                found = FoundDeliveries(page.data, page.next_cursor)
+                found = Found(data=page.data, next_cursor=page.next_cursor)
             case "pending":
                 first = await self._search.pending(query.handler, PAGE)
-                found = FoundDeliveries(first, None)
+                found = Found(data=first, next_cursor=None)
             case failed:
                 found = await self._search.failed(failed, query.handler, query.cursor, PAGE)
         return View("deliveries.html", {"found": found, "query": query, "states": STATES})

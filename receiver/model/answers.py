@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from receiver.model.recipes import OfferedButton
 from receiver.model.retry import FailureKind
 from receiver.model.values import EventType, Status, Value
 
@@ -118,7 +120,9 @@ _Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
 _Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Selection(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """A filter of deliveries; a field that is not given matches all."""
 
     since: Time | None = None
@@ -171,14 +175,6 @@ class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
     last_at: str
 
 
-class OfferedButton(msgspec.Struct, frozen=True, kw_only=True):
-    """An order offered with a result: the previous order's options, if `recipe` has them too."""
-
-    recipe: str
-    result: str | None = None
-    """The option that gets the first picture of the result."""
-
-
 class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """A recipe, as shown to people and programs that may order."""
 
@@ -192,7 +188,7 @@ class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which an order that is not yet submitted fails as `expired`."""
     options: dict[str, Any]
     """A JSON Schema; `x-rest` marks the option that takes the remaining words of a command."""
-    buttons: dict[str, OfferedButton]
+    buttons: Mapping[str, OfferedButton]
     """Buttons by label."""
 
 

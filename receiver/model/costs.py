@@ -98,8 +98,7 @@ class PriceList(msgspec.Struct, frozen=True):
         rate = self._rate(provider, model)
         if rate is None:
             return None
-        images = max((_number(input.get(name)) or 1.0 for name in _COUNTS), default=1.0)
-        images = max(images, 1.0)
+        images = max(1.0, *(_number(input.get(name)) or 1.0 for name in _COUNTS))
         seconds = max((s for name in _SECONDS if (s := _number(input.get(name)))), default=None)
         size = _megapixels(input) or 1.0
         return rate.of(images, seconds and seconds * images, size * images)

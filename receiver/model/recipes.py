@@ -131,7 +131,7 @@ def placeholders(text: str) -> list[str]:
     return names
 
 
-class Button(msgspec.Struct, frozen=True, kw_only=True):
+class OfferedButton(msgspec.Struct, frozen=True, kw_only=True):
     """An order offered with a result: the previous order's options, if `recipe` has them too."""
 
     recipe: str
@@ -155,7 +155,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     latest: float | None = None
     """Seconds after which an order that is not yet submitted expires."""
     options: Mapping[str, Option] = {}
-    buttons: Mapping[str, Button] = {}
+    buttons: Mapping[str, OfferedButton] = {}
     """Buttons by label."""
 
     @property

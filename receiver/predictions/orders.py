@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from receiver.model.answers import OfferedRecipe
 from receiver.model.errors import Problem, StoreUnavailable
-from receiver.model.recipes import Button, Recipe, RecipeBook
+from receiver.model.recipes import OfferedButton, Recipe, RecipeBook
 from receiver.model.requests import OrderRequest, SubmitRequest, check_json
 from receiver.model.values import Order, Prediction
 from receiver.observability.runtime import Runtime
@@ -95,7 +95,7 @@ class Orders:
         if ordered is None:
             raise Problem(404, "not-found", "no such order")
         recipe = find(self.book, ordered.recipe)
-        button = Button(recipe=recipe.name) if label is None else recipe.buttons.get(label)
+        button = OfferedButton(recipe=recipe.name) if label is None else recipe.buttons.get(label)
         if button is None:
             raise Problem(404, "unknown-recipe", f"{recipe.name} has no button {label!r:.40}")
         wanted = find(self.book, button.recipe).options
@@ -141,7 +141,7 @@ class Orders:
             raise prepared.refusal(made.excess)
         if made.is_new:
             await self._service.begin_placed(prepared.submitter)
-        return made.prediction_id or ""
+        return made.prediction_id
 
     async def _read(self, prediction_id: str) -> Prediction:
         prediction = await self._store.predictions.get(prediction_id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.model.answers import OfferedButton, OfferedRecipe
+from receiver.model.answers import OfferedRecipe
 from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
 from receiver.model.recipes import Kind, Option, Recipe, RecipeBook
@@ -169,10 +169,7 @@ def offered(recipe: Recipe) -> OfferedRecipe:
             "required": [name for name, each in recipe.options.items() if each.required],
             "additionalProperties": False,
         },
-        buttons={
-            label: OfferedButton(recipe=each.recipe, result=each.result)
-            for label, each in recipe.buttons.items()
-        },
+        buttons=recipe.buttons,
     )
 
 

@@ -26,7 +26,7 @@ from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
 from receiver.settings.reader import Reader, Secret, checked
-from receiver.settings.table import Setting, choice, composed, rows, setting
+from receiver.settings.table import Setting, choice, composed, read_rows, rows, setting
 
 __all__ = [
     "INLINE",
@@ -379,7 +379,7 @@ class Settings:
     def parse(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
         """Return what can be read, and all problems."""
         reader = Reader(env)
-        values = {at: row.value(reader) for at, row in rows(cls).items()}
+        values = read_rows(cls, reader)
         providers = {name: _provider(name, reader) for name in DECLARED}
         settings = cls(**values, providers=providers)
         problems = reader.problems + tls.check(env)
@@ -428,8 +428,7 @@ class Listening:
     def problems(cls, env: Mapping[str, str]) -> list[str]:
         """Return the problems of the variables, without the options of a command."""
         reader = Reader(env)
-        for row in rows(cls).values():
-            row.value(reader)
+        read_rows(cls, reader)
         return reader.problems
 
     @classmethod
@@ -481,7 +480,7 @@ class Caller:
     def parse(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
         """Return what can be read, and all problems."""
         reader = Reader(env)
-        values = {at: row.value(reader) for at, row in rows(cls).items()}
+        values = read_rows(cls, reader)
         parts = urlsplit(values["url"])
         host = parts.hostname or ""
         spelled = map(reader.spelled, proxies.BY_SCHEME[parts.scheme])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from receiver.model.recipes import TRUTHS
 from receiver.model.text import clean
@@ -45,12 +45,18 @@ def hosts(text: str) -> tuple[str, ...]:
 
 
 def _is_host(text: str) -> bool:
+    parts = _split(f"//{text}")
+    return parts is not None and parts.netloc == text and not re.search(r"[^!-~]|[@*\\]", text)
+
+
+def _split(text: str) -> SplitResult | None:
+    """Return the parts of a URL; None if it has no host to send to."""
     try:
-        parts = urlsplit(f"//{text}")
-        sendable = bool(parts.hostname) and parts.port != 0
+        parts = urlsplit(text)
+        is_sendable = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return False
-    return sendable and parts.netloc == text and not re.search(r"[^!-~]|[@*\\]", text)
+        return None
+    return parts if is_sendable else None
 
 
 def secrets(text: str) -> tuple[Secret, ...]:
@@ -107,13 +113,10 @@ def receivers_url(text: str) -> str:
 
 
 def _is_plain_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        sendable = bool(parts.hostname) and parts.port != 0 and text.isprintable()
-    except ValueError:
+    parts = _split(text)
+    if parts is None or parts.username or parts.password or re.search(r"[?#\\ ]", text):
         return False
-    more = parts.username or parts.password or re.search(r"[?#\\ ]", text)
-    return parts.scheme in {"http", "https"} and sendable and not more
+    return parts.scheme in {"http", "https"} and text.isprintable()
 
 
 def database_url(text: str) -> str:

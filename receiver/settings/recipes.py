@@ -23,8 +23,8 @@ from msgspec.structs import replace
 from receiver.model.recipes import (
     READERS,
     Allow,
-    Button,
     Kind,
+    OfferedButton,
     Option,
     Recipe,
     RecipeBook,
@@ -157,7 +157,7 @@ def _choices(option: Option) -> Callable[[Any], tuple[Any, ...]]:
     return read
 
 
-def _buttons(table: Table) -> dict[str, Button]:
+def _buttons(table: Table) -> dict[str, OfferedButton]:
     read = {label: table.take(label, _button, None) for label in table.keys()}  # noqa: SIM118
     for label in read:
         if not label.strip() or len(label) > _LONGEST_LABEL or not label.isprintable():
@@ -165,7 +165,7 @@ def _buttons(table: Table) -> dict[str, Button]:
     return {label: button for label, button in read.items() if button is not None}
 
 
-def _button(value: Any) -> Button:
+def _button(value: Any) -> OfferedButton:
     found = {"recipe": value} if isinstance(value, str) else value
     texts = isinstance(found, dict) and all(isinstance(each, str) for each in found.values())
     if not texts or not {"recipe"} <= found.keys() <= {"recipe", "result"}:
@@ -173,7 +173,7 @@ def _button(value: Any) -> Button:
             'must be a recipe in quotes, or { recipe = "upscale", result = "image" } with the '
             "option that gets the picture"
         )
-    return Button(**found)
+    return OfferedButton(**found)
 
 
 def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) -> None:

@@ -86,6 +86,11 @@ def composed(
     return _Declared(Setting(names, None, default, "", shown, read))
 
 
+def read_rows(table: type, reader: Reader) -> dict[str, Any]:
+    """Return the values of a class's fields that have a line in its table."""
+    return {at: row.value(reader) for at, row in rows(table).items()}
+
+
 def rows(table: type) -> Mapping[str, Setting]:
     """Return the lines of a class's table, by field."""
     return {each.name: each.metadata[_ROW] for each in fields(table) if _ROW in each.metadata}

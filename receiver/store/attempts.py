@@ -20,7 +20,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import FailureKind
 from receiver.model.tasks import Wakeups
 from receiver.store.changes import StatusChange
-from receiver.store.engine import AttemptName, Engine
+from receiver.store.engine import AttemptName, Engine, Repository
 from receiver.store.statement import Row, Statements
 
 sql: Final = Statements("attempts")
@@ -53,11 +53,11 @@ class AttemptNotice(msgspec.Struct, frozen=True, tag="attempts"):
     ended: list[AttemptName]
 
 
-class AttemptNews:
+class AttemptNews(Repository):
     """The publisher of ended attempts to the streams of this and other processes."""
 
     def __init__(self, store: Engine, wakeups: Wakeups) -> None:
-        self._store = store
+        super().__init__(store)
         self._wakeups = wakeups
         self._ended: deque[AttemptName] = deque(maxlen=_MOST_WAITING)
         self._followed_here = 0.0

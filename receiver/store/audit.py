@@ -10,9 +10,9 @@ import msgspec
 from receiver.model.answers import Page
 from receiver.model.ids import oldest_id
 from receiver.model.values import utc
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.paging import listed, page_of
-from receiver.store.statement import Run, Statements, run_each
+from receiver.store.statement import Statements
 
 sql: Final = Statements("audit")
 
@@ -37,21 +37,18 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
         return utc(self.at)
 
 
-class Audit:
+class Audit(Repository):
     """The audit trail of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def begin(self, entry: AuditEntry) -> None:
         """Record an action before it is done."""
         params: dict[str, Any] = msgspec.structs.asdict(entry)
         del params["result"]
-        await self._store.write(run_each, Run(sql.begin, params))
+        await self._store.run(sql.begin, **params)
 
     async def end(self, entry_id: str, result: str) -> None:
         """Record the result of an action."""
-        await self._store.write(run_each, Run(sql.end, {"id": entry_id, "result": result}))
+        await self._store.run(sql.end, id=entry_id, result=result)
 
     async def page(self, limit: int, cursor: str | None = None) -> Page[AuditEntry]:
         """Return a page of actions, newest first."""
@@ -60,5 +57,4 @@ class Audit:
 
     async def forget(self, before: float, most: int) -> None:
         """Delete actions from before `before`, `most` at most."""
-        params = {"before": oldest_id("act", before), "most": most}
-        await self._store.write(run_each, Run(sql.forget, params))
+        await self._store.run(sql.forget, before=oldest_id("act", before), most=most)

@@ -10,7 +10,7 @@ import msgspec
 
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.statement import Row, Statements
 
 sql: Final = Statements("backlog")
@@ -43,11 +43,8 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
         return {name: count for (name, state), count in self.pending.items() if state == "pending"}
 
 
-class BacklogReader:
+class BacklogReader(Repository):
     """The counts, made in the database and so the same in every process."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def depth(self, providers: Sequence[str], before: float = 0.0) -> Backlog:
         """Count all open work; overdue is work due since `before`. Raises StoreUnavailable."""

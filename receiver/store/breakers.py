@@ -5,12 +5,12 @@ They are in the database, and so the same for all processes.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
-from receiver.store.engine import Engine
-from receiver.store.statement import Row, Run, Statement, Statements, run_each
+from receiver.store.engine import Repository
+from receiver.store.statement import Statements
 
 sql: Final = Statements("breakers")
 
@@ -43,11 +43,8 @@ class BreakerState(msgspec.Struct, frozen=True):
         return "open" if now < self.open_until else "probing"
 
 
-class Breakers:
+class Breakers(Repository):
     """The breakers of all handlers of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def all(self) -> dict[str, BreakerState]:
         """Return the breakers by handler; a handler without one is running."""
@@ -55,31 +52,29 @@ class Breakers:
         return {row["name"]: BreakerState(**row) for row in rows}
 
     async def pause(self, name: str, now: float) -> None:
-        await self._change(sql.pause, name=name, now=now)
+        await self._store.run(sql.pause, name=name, now=now)
 
     async def resume(self, name: str) -> None:
         """Let a handler's deliveries run again, paused or not."""
-        await self._change(sql.resume, name=name)
+        await self._store.run(sql.resume, name=name)
 
     async def trip(self, name: str, now: float, until: float, reason: str) -> bool:
         """Open a handler's breaker; False if another process has just opened it."""
-        return bool(await self._change(sql.trip, name=name, now=now, until=until, reason=reason))
+        opened = await self._store.run(sql.trip, name=name, now=now, until=until, reason=reason)
+        return bool(opened)
 
     async def probe(self, name: str, now: float, until: float) -> bool:
         """Start a probe of an open breaker; False: too early, or another process probes it."""
-        return bool(await self._change(sql.probe, name=name, now=now, until=until))
+        return bool(await self._store.run(sql.probe, name=name, now=now, until=until))
 
     async def end_probe(self, name: str, until: float) -> None:
         """End a probe without a result; `until` is when it would have ended at the latest."""
-        await self._change(sql.end_probe, name=name, until=until)
+        await self._store.run(sql.end_probe, name=name, until=until)
 
     async def reset(self, name: str) -> bool:
         """Let deliveries run again after a success; False if they were not waiting."""
-        return bool(await self._change(sql.reset, name=name))
+        return bool(await self._store.run(sql.reset, name=name))
 
     async def try_again(self, now: float) -> None:
         """Let every open breaker try one delivery now."""
-        await self._change(sql.try_again, now=now)
-
-    async def _change(self, statement: Statement, **params: Any) -> list[Row]:
-        return await self._store.write(run_each, Run(statement, params))
+        await self._store.run(sql.try_again, now=now)

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.statement import Run, Statements, Steps, Write, text
 
 sql: Final = Statements("budgets")
@@ -132,17 +132,8 @@ class Settlements:
         yield Write([(sql.insert_ledger, self._ledger)])
 
 
-def forget_counts(items: Sequence[tuple[float, float, int]]) -> Steps[list[None]]:
-    for before, age, most in items:
-        yield Run(sql.forget_counts, {"before": before, "age": age, "most": most})
-    return [None] * len(items)
-
-
-class BudgetStore:
+class BudgetStore(Repository):
     """The counts of limits of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def fullest(self, hour: float, day: float, month: float) -> dict[str, int]:
         """Return the highest sum spent from one budget of each kind, in microdollars.
@@ -154,4 +145,4 @@ class BudgetStore:
 
     async def forget_counts(self, now: float, age: float, most: int) -> None:
         """Delete counts whose period ended over `age` seconds ago, `most` at most."""
-        await self._store.write(forget_counts, (now - age, age, most))
+        await self._store.run(sql.forget_counts, before=now - age, age=age, most=most)

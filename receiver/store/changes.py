@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from receiver.model.values import Announcement, utc
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.predictions import prediction_of
 from receiver.store.statement import Row, Statements
 
@@ -36,11 +36,8 @@ class StatusChange(msgspec.Struct, frozen=True):
     metadata: dict[str, Any]
 
 
-class ChangeLog:
+class ChangeLog(Repository):
     """The changes of status and the events of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def end(self) -> int:
         """Return the position up to which the change log is complete: no change will precede it."""

@@ -15,7 +15,7 @@ import msgspec
 from receiver.model.costs import DAY, Price
 from receiver.model.values import Mode, Ticket
 from receiver.store.budgets import Settlements
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.statement import Row, Run, Statements, Steps, Write
 
 sql: Final = Statements("costs")
@@ -118,26 +118,24 @@ def _says_more(row: Row, cost: Price) -> bool:
 def _correct(row: Row, amount: int, at: float, sums: Sums, settlements: Settlements) -> None:
     """Replace the known cost by another in the sums and the budgets."""
     before = row["cost"]
-    spent = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
-    sums.add(spent, 0, amount - (before or 0), -int(before is None))
+    sums.add(_spent(row), 0, amount - (before or 0), -int(before is None))
     counted = (row["price"] or 0) if before is None else before
     settlements.add(row["id"], row["reserved"], "settled", amount - counted, at)
 
 
+def _spent(row: Row) -> Spent:
+    return Spent(row["provider"], row["model"], row["account"], row["completed_at"])
+
+
 def move(row: Row, account: str | None) -> Steps[None]:
     """Move the cost of a prediction to another account in its day's sum."""
-    before = {
-        "day": int(row["completed_at"] // DAY),
-        "provider": row["provider"],
-        "model": row["model"],
-        "account": row["account"] or "",
-    }
+    old = _spent(row)
+    before = {**old._asdict(), "day": int(old.at // DAY), "account": old.account or ""}
     amount, unknown = row["cost"] or 0, int(row["cost"] is None)
     held = yield Run(sql.hold_sums, before)
     sums = Sums()
-    sums.add(Spent(row["provider"], row["model"], account, row["completed_at"]), 1, amount, unknown)
+    sums.add(old._replace(account=account), 1, amount, unknown)
     if sum(each["predictions"] for each in held) > 1:
-        old = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
         sums.add(old, -1, -amount, -unknown)
     else:  # it was the only one, and the old account must not remain
         yield Run(sql.delete_sums, before, [(each["shard"],) for each in held])
@@ -145,11 +143,8 @@ def move(row: Row, account: str | None) -> Steps[None]:
     yield Run(sql.set_account, {"id": row["id"], "account": account})
 
 
-class CostStore:
+class CostStore(Repository):
     """The costs of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def sums(
         self, first: int, end: int, most: int, *, by_account: bool = False

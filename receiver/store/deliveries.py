@@ -15,11 +15,11 @@ from receiver.model.retry import Decision
 from receiver.model.tolerant import read_json
 from receiver.model.values import Event, Recipients, utc
 from receiver.store.backlog import BacklogReader
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository, each
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, annotate, prediction_of
-from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order, short
+from receiver.store.statement import News, Row, Run, Statements, Steps, Write, short
 
 sql: Final = Statements("deliveries")
 
@@ -136,24 +136,22 @@ _MOST_GIVEN_BACK: Final = 3
 """How many times a stop may interrupt a delivery without using up one of its attempts."""
 
 
-def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
+@each()
+def claim(wanted: ClaimRequest) -> Steps[Claims]:
     """Claim due deliveries, for a store whose rows themselves are the queue."""
-    results = []
-    for wanted in items:
-        params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
-        if wanted.only:
-            found = yield Run(sql.select_these, params, [(name,) for name in wanted.only])
-        else:
-            found = yield Run(sql.select_wanted, params)
-        claims = [claim_of(row, wanted.handler) for row in found]
-        if claims:
-            yield Run(sql.claim_deliveries, params, [(claim.id,) for claim in claims])
-        next_due = None
-        if len(claims) < wanted.most and not wanted.only:
-            [row] = yield Run(sql.next_pending, params)
-            next_due = row["due_at"]
-        results.append(Claims(claims, next_due))
-    return results
+    params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
+    if wanted.only:
+        found = yield Run(sql.select_these, params, [(name,) for name in wanted.only])
+    else:
+        found = yield Run(sql.select_wanted, params)
+    claims = [claim_of(row, wanted.handler) for row in found]
+    if claims:
+        yield Run(sql.claim_deliveries, params, [(claim.id,) for claim in claims])
+    next_due = None
+    if len(claims) < wanted.most and not wanted.only:
+        [row] = yield Run(sql.next_pending, params)
+        next_due = row["due_at"]
+    return Claims(claims, next_due)
 
 
 @short()
@@ -186,20 +184,19 @@ def _release_waiting(predictions: Sequence[str], now: float) -> Steps[None]:
         yield Write([], News([(row["id"], row["handler"]) for row in pending]))
 
 
-def release_waiting(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
+@each()
+def release_waiting(item: tuple[float, str, int]) -> Steps[str]:
     """Make deliveries due that wait only for ended ones; a replay can leave such.
 
     An item is the time, the prediction after which to begin, and the most predictions to check; a
     result is the prediction after which to continue, empty at the end.
     """
-    results = []
-    for now, cursor, most in items:
-        found = yield Run(sql.select_with_waiting, {"cursor": cursor, "most": most})
-        predictions = [row["prediction_id"] for row in found]
-        if predictions:
-            yield from _release_waiting(predictions, now)
-        results.append(predictions[-1] if len(predictions) == most else "")
-    return results
+    now, cursor, most = item
+    found = yield Run(sql.select_with_waiting, {"cursor": cursor, "most": most})
+    predictions = [row["prediction_id"] for row in found]
+    if predictions:
+        yield from _release_waiting(predictions, now)
+    return predictions[-1] if len(predictions) == most else ""
 
 
 def _settlement_row(item: Settlement) -> tuple[Any, ...]:
@@ -219,35 +216,32 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
     )
 
 
-def release(items: Sequence[ReleaseRequest]) -> Steps[list[Released]]:
+@each()
+def release(item: ReleaseRequest) -> Steps[Released]:
     """Make an owner's claims pending; if one was given back too often, its attempt counts."""
-    results = []
-    for owner, now, only in items:
-        params = {"owner": owner, "now": now, "everything": not only}
-        rows = [(name,) for name in only]
-        given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK}, rows)
-        rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT}, rows)
-        lost = yield from record_lost(rest, now)
-        results.append(Released([row["id"] for row in (*given_back, *rest)], lost))
-    return results
+    owner, now, only = item
+    params = {"owner": owner, "now": now, "everything": not only}
+    rows = [(name,) for name in only]
+    given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK}, rows)
+    rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT}, rows)
+    lost = yield from record_lost(rest, now)
+    return Released([row["id"] for row in (*given_back, *rest)], lost)
 
 
-def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]]]:
-    results = []
-    for owner, ids, lease_until in items:
-        params = {"owner": owner, "lease_until": lease_until}
-        renewed = yield Run(sql.renew_leases, params, [(delivery_id,) for delivery_id in ids])
-        results.append([row["id"] for row in renewed])
-    return results
+@each()
+def renew(item: tuple[str, list[str], float]) -> Steps[list[str]]:
+    owner, ids, lease_until = item
+    params = {"owner": owner, "lease_until": lease_until}
+    renewed = yield Run(sql.renew_leases, params, [(delivery_id,) for delivery_id in ids])
+    return [row["id"] for row in renewed]
 
 
-def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
+@each()
+def reclaim(item: tuple[str, float]) -> Steps[list[LostAttempt]]:
     """Make claims whose lease has expired pending again."""
-    results = []
-    for owner, now in items:
-        params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
-        results.append((yield from record_lost((yield Run(sql.reclaim, params)), now)))
-    return results
+    owner, now = item
+    params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
+    return (yield from record_lost((yield Run(sql.reclaim, params)), now))
 
 
 def reclaim_all(owner: str, now: float) -> Steps[list[LostAttempt]]:
@@ -256,14 +250,13 @@ def reclaim_all(owner: str, now: float) -> Steps[list[LostAttempt]]:
     return (yield from record_lost((yield Run(sql.reclaim, params)), now))
 
 
-def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[LostAttempt]]]:
+@each()
+def reclaim_these(item: tuple[Sequence[str], float]) -> Steps[list[LostAttempt]]:
     """Make those of some deliveries whose lease has expired pending again."""
-    results = []
-    for ids, now in items:
-        params = {"now": now, "reason": _RAN_OUT}
-        found = yield Run(sql.reclaim_these, params, [(delivery_id,) for delivery_id in ids])
-        results.append((yield from record_lost(found, now)))
-    return results
+    ids, now = item
+    params = {"now": now, "reason": _RAN_OUT}
+    found = yield Run(sql.reclaim_these, params, [(delivery_id,) for delivery_id in ids])
+    return (yield from record_lost(found, now))
 
 
 def record_lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
@@ -277,14 +270,10 @@ def record_lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
 
 
 _Match: TypeAlias = Callable[[CurrentState, str], Recipients]
-_Replay: TypeAlias = tuple[str, _Match, float]
 
 
-def replay(items: Sequence[_Replay]) -> Steps[list[ReplayResult]]:
-    return (yield from in_order(items, itemgetter(0), _replay_one))
-
-
-def _replay_one(item: _Replay) -> Steps[ReplayResult]:
+@each(itemgetter(0))
+def replay(item: tuple[str, _Match, float]) -> Steps[ReplayResult]:
     prediction_id, match, now = item
     known = (yield from current_states([prediction_id])).get(prediction_id)
     if known is None or not (yield Run(sql.select_event_type, {"prediction_id": prediction_id})):
@@ -341,11 +330,8 @@ def redeliver(
     return pending
 
 
-def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
-    return (yield from in_order(items, itemgetter(0), _retry_one))
-
-
-def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
+@each(itemgetter(0))
+def retry(item: tuple[str, float]) -> Steps[str | None]:
     wanted, now = item
     params = {"id": wanted, "now": now}
     pending: list[Row] = []
@@ -359,16 +345,6 @@ def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
     [row] = pending
     yield Write([], News([(row["id"], row["handler"])]))
     return str(row["handler"])
-
-
-def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[str]]:
-    kept = {}
-    for item in sorted(items):
-        delivery, key, result = item
-        params = {"delivery_id": delivery, "key": key, "result": result}
-        rows = yield Run(sql.insert_step, params)
-        kept[item] = rows[0]["result"] if rows else result
-    return [kept[item] for item in items]
 
 
 def delivery_of(row: Row) -> Delivery:
@@ -426,11 +402,8 @@ def _readable(body: bytes) -> str | None:
         return None
 
 
-class DeliveryStore:
+class DeliveryStore(Repository):
     """The deliveries of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def replay(
         self, prediction_id: str, match: Callable[[CurrentState, str], Recipients], now: float
@@ -466,4 +439,7 @@ class DeliveryStore:
 
     async def remember(self, delivery_id: str, key: str, result: str) -> str:
         """Store the result of a sub-step, unless one is stored; return the stored one."""
-        return await self._store.write(remember, (delivery_id, key, result))
+        rows = await self._store.run(
+            sql.insert_step, delivery_id=delivery_id, key=key, result=result
+        )
+        return rows[0]["result"] if rows else result

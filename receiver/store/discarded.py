@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from receiver.model.answers import DiscardedItem, Kind, Page
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.paging import rfc3339
 from receiver.store.statement import Listing, Row, Run, Statements, Steps
 
@@ -90,11 +90,8 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-class DiscardedItems:
+class DiscardedItems(Repository):
     """The discarded items of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def count(self, rejections: Sequence[Rejection]) -> None:
         """Add counts in one small write; those of one source must be in order of their times."""

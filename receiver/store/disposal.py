@@ -19,7 +19,7 @@ from receiver.store.budgets import sql as budgets_sql
 from receiver.store.changes import sql as changes_sql
 from receiver.store.costs import sql as costs_sql
 from receiver.store.deliveries import sql as deliveries_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository, each
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
 
@@ -67,11 +67,8 @@ class DeleteResult(msgspec.Struct, frozen=True):
     deleted: int
 
 
-class Disposal:
+class Disposal(Repository):
     """Finds old rows, and deletes them batch by batch."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def old(
         self, cursor: str, horizon: str, before: Cutoffs, most: int
@@ -119,22 +116,20 @@ class Disposal:
         return int(rows[0]["value"]) if rows else 0
 
     async def set_watermark(self, name: str, value: int) -> None:
-        await self._store.write(set_watermarks, (name, value))
+        await self._store.run(sql.set_watermark, name=name, value=value)
 
 
 def _key(row: Row) -> Cells:
     return row["prediction_id"], row["channel"], row["digest"]
 
 
-def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
-    results = []
-    for item in items:
-        handled = deleted = 0
-        for rows in _growing(item):
-            handled += len(rows)
-            deleted += yield from _delete_some(rows, msgspec.structs.asdict(item.before))
-        results.append(DeleteResult(handled, deleted))
-    return results
+@each()
+def delete_predictions(item: DeleteBatch) -> Steps[DeleteResult]:
+    handled = deleted = 0
+    for rows in _growing(item):
+        handled += len(rows)
+        deleted += yield from _delete_some(rows, msgspec.structs.asdict(item.before))
+    return DeleteResult(handled, deleted)
 
 
 def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
@@ -152,15 +147,13 @@ def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
     return len(free)
 
 
-def delete_callbacks(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
-    results = []
-    for item in items:
-        handled = 0
-        for rows in _growing(item):
-            handled += len(rows)
-            yield Write([(sql.delete_callbacks, rows)])
-        results.append(DeleteResult(handled, handled))
-    return results
+@each()
+def delete_callbacks(item: DeleteBatch) -> Steps[DeleteResult]:
+    handled = 0
+    for rows in _growing(item):
+        handled += len(rows)
+        yield Write([(sql.delete_callbacks, rows)])
+    return DeleteResult(handled, handled)
 
 
 def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
@@ -180,10 +173,4 @@ def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
 def cut_change_log(items: Sequence[int]) -> Steps[list[None]]:
     yield Run(sql.delete_changes, {"last": max(items)})
     yield Run(sql.set_watermark, {"name": "changes", "value": max(items)})
-    return [None] * len(items)
-
-
-def set_watermarks(items: Sequence[tuple[str, int]]) -> Steps[list[None]]:
-    for name, value in sorted(items):
-        yield Run(sql.set_watermark, {"name": name, "value": value})
     return [None] * len(items)

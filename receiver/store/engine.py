@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import Any, TypeAlias, TypeVar
 
-from receiver.store.statement import Cells, Row, Statement, Transaction
+from receiver.store.statement import Cells, Row, Run, Statement, Steps, Transaction, in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AttemptName: TypeAlias = tuple[str, int]
 """The id of a delivery, and the number of one of its attempts."""
+_Given: TypeAlias = tuple[dict[str, Any], Sequence[Cells] | None]
+"""The values and the rows that a statement is given."""
 
 
 class Engine(ABC):
@@ -27,6 +30,12 @@ class Engine(ABC):
         self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
         """Run a read-only statement and return its rows; writes continue meanwhile."""
+
+    async def run(
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
+    ) -> list[Row]:
+        """Run a statement that writes, as a transaction of its own, and return its rows."""
+        return await self.write(_alone(statement), (params, rows))
 
     async def scrub(self) -> bool:
         """Remove deleted content from the files beside the database too; False: not done yet."""
@@ -43,3 +52,39 @@ class Engine(ABC):
     @abstractmethod
     def is_taken(self, error: Exception) -> bool:
         """Return whether a write failed because another row has its unique key."""
+
+
+def each(
+    key: Callable[[Any], Any] = lambda _item: 0,
+) -> Callable[[Callable[[Item], Steps[Result]]], Transaction[Item, Result]]:
+    """Make a transaction of a function that handles one item.
+
+    The items are handled in the order of their keys, so that transactions cannot deadlock.
+    """
+
+    def make(do: Callable[[Item], Steps[Result]]) -> Transaction[Item, Result]:
+        @wraps(do)
+        def transaction(items: Sequence[Item]) -> Steps[Sequence[Result]]:
+            return (yield from in_order(items, key, do))
+
+        return transaction
+
+    return make
+
+
+@cache
+def _alone(statement: Statement) -> Transaction[_Given, list[Row]]:
+    """Return the transaction of one statement, which so waits for no locks of other statements."""
+
+    @each(repr)
+    def run(given: _Given) -> Steps[list[Row]]:
+        return (yield Run(statement, *given))
+
+    return run
+
+
+class Repository:
+    """The operations on one kind of row in a store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store

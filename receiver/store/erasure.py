@@ -8,7 +8,7 @@ prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -20,7 +20,7 @@ from receiver.store.costs import move
 from receiver.store.costs import sql as costs_sql
 from receiver.store.deliveries import sql as deliveries_sql
 from receiver.store.disposal import sql as disposal_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository, each
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import News, Run, Statements, Steps, Write
 
@@ -30,11 +30,8 @@ Erased: TypeAlias = Literal["erased", "already", "missing", "living", "running"]
 """The result; `running`: a handler is running for it."""
 
 
-class Erasure:
+class Erasure(Repository):
     """Erases predictions, also from the files beside the database."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def erase(self, prediction_id: str, now: float) -> Erased:
         """Erase a prediction's content, all of it or nothing; repeating it changes nothing."""
@@ -44,14 +41,9 @@ class Erasure:
         return erased
 
 
-def erase(items: Sequence[tuple[str, float]]) -> Steps[list[Erased]]:
-    ends: dict[tuple[str, float], Erased] = {}
-    for item in sorted(set(items)):  # sorted, so that two transactions cannot deadlock
-        ends[item] = yield from _erase_one(*item)
-    return [ends[item] for item in items]
-
-
-def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
+@each(itemgetter(0))
+def erase(item: tuple[str, float]) -> Steps[Erased]:
+    prediction_id, now = item
     params = {"id": prediction_id, "now": now}
     found = yield Run(sql.hold_prediction, params)
     if not found:

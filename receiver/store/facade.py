@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
@@ -29,7 +29,7 @@ from receiver.store.discarded import DiscardedItems
 from receiver.store.disposal import Disposal
 from receiver.store.due import Due, due_of
 from receiver.store.due import sql as due_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Engine, each
 from receiver.store.erasure import Erasure
 from receiver.store.leases import LeaseStore
 from receiver.store.limits import LimitStore
@@ -38,7 +38,7 @@ from receiver.store.predictions import PredictionStore
 from receiver.store.private import PrivateContent
 from receiver.store.replays import Replays
 from receiver.store.search import Search
-from receiver.store.statement import Run, Statements, Steps, in_turn, run_each
+from receiver.store.statement import Run, Statements, Steps, in_turn
 
 Housekeeping: TypeAlias = Mapping[str, Callable[[], Awaitable[None]]]
 """The work that one process does every few seconds for all processes, by name."""
@@ -110,7 +110,7 @@ class Store(Engine):
 
     async def try_write(self, now: float) -> None:
         """Write a test row, to check that the database accepts writes."""
-        await self.write(run_each, Run(sql.try_write, {"now": now}))
+        await self.run(sql.try_write, now=now)
 
     async def due(
         self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
@@ -172,9 +172,8 @@ _SHIFTED: Final = (
 
 
 @in_turn  # times that were written before are moved, and those written after are not
-def _shift(items: Sequence[Shift]) -> Steps[list[None]]:
-    for item in items:
-        params = msgspec.structs.asdict(item)
-        for statement in _SHIFTED:
-            yield Run(statement, {name: params[name] for name in statement.names})
-    return [None] * len(items)
+@each()
+def _shift(item: Shift) -> Steps[None]:
+    params = msgspec.structs.asdict(item)
+    for statement in _SHIFTED:
+        yield Run(statement, {name: params[name] for name in statement.names})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol
 
@@ -18,8 +18,8 @@ import structlog
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.model.tasks import Wakeups
-from receiver.store.engine import Engine
-from receiver.store.statement import Run, Statements, Steps, in_order, run_each
+from receiver.store.engine import Repository
+from receiver.store.statement import Statements
 
 log = structlog.get_logger("receiver")
 
@@ -47,43 +47,29 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     now: float
     until: float
+    at_work: bool = False
+    """Whether the owner is able to do its task."""
 
 
-class LeaseStore:
+class LeaseStore(Repository):
     """The leases of one store: each has one owner, until it is not renewed in time."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def hold(self, request: LeaseRequest) -> bool:
         """Take a lease, or renew it; False while another process has it."""
-        return await self._store.write(hold, request)
+        return bool(await self._store.run(sql.hold, **msgspec.structs.asdict(request)))
 
     async def take_turn(self, name: str, now: float, seconds: float) -> bool:
         """Take a lease that is not renewed; False if anyone took it less than `seconds` ago."""
         owner = new_id("turn", now)
         return await self.hold(LeaseRequest(name=name, owner=owner, now=now, until=now + seconds))
 
-    async def report(self, name: str, owner: str, *, at_work: bool) -> None:
-        """Record whether the holder of a lease is able to do its task."""
-        params = {"name": name, "owner": owner, "at_work": int(at_work)}
-        await self._store.write(run_each, Run(sql.report, params))
-
     async def release(self, name: str, owner: str) -> None:
-        await self._store.write(run_each, Run(sql.release, {"name": name, "owner": owner}))
+        await self._store.run(sql.release, name=name, owner=owner)
 
     async def is_at_work(self, name: str, now: float) -> bool:
         """Return whether some process holds a lease and is able to do its task."""
         rows = await self._store.read(sql.select_lease, name=name, now=now)
         return bool(rows and rows[0]["at_work"])
-
-
-def hold(items: Sequence[LeaseRequest]) -> Steps[list[bool]]:
-    return (yield from in_order(items, lambda item: item.name, _hold_one))
-
-
-def _hold_one(item: LeaseRequest) -> Steps[bool]:
-    return bool((yield Run(sql.hold, msgspec.structs.asdict(item))))
 
 
 class LeaderTask(Protocol):
@@ -158,11 +144,15 @@ class Leader:
                         await self._leases.release(self._name, self._owner)
 
     async def _hold(self, now: float) -> bool:
-        role = LeaseRequest(name=self._name, owner=self._owner, now=now, until=now + LEASE)
-        if not await self._leases.hold(role):
-            return False
-        await self._leases.report(self._name, self._owner, at_work=self._work.at_work)
-        return True
+        return await self._leases.hold(
+            LeaseRequest(
+                name=self._name,
+                owner=self._owner,
+                now=now,
+                until=now + LEASE,
+                at_work=self._work.at_work,
+            )
+        )
 
     async def ready(self) -> bool:
         """Wait a moment for a process that is able to do the task; return whether there is one."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.statement import Run, Statements, Steps, short
 
 sql: Final = Statements("limits")
@@ -57,11 +57,8 @@ def count_requests(provider: str, now: float, requests: int) -> Steps[None]:
     yield Run(sql.insert_requests, {"provider": provider, "now": now, "requests": requests})
 
 
-class LimitStore:
+class LimitStore(Repository):
     """The rate limits of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def take(self, permit: RequestPermit) -> float:
         """Count one request to a provider and return 0, or return the seconds until it has room."""

@@ -31,7 +31,7 @@ def store_maker(settings: Settings, clock: Callable[[], float] = time.time) -> S
             raise StoreUnusable(_GOES.format(settings.platform))
         return partial(SQLiteStore, settings.sqlite_path)
     try:
-        from receiver.store.postgres.engine import SCHEMA, PostgresStore  # noqa: PLC0415
+        from receiver.store.postgres.engine import PostgresStore  # noqa: PLC0415
         from receiver.store.postgres.queue import PgQueuerJobs  # noqa: PLC0415 - imported if used
         from receiver.store.postgres.sessions import Access  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -47,7 +47,7 @@ def store_maker(settings: Settings, clock: Callable[[], float] = time.time) -> S
         connections=settings.connections,
     )
     return lambda report, committed, wakeups: PostgresStore(
-        url, report, PgQueuerJobs(SCHEMA), committed, wakeups, access, clock
+        url, report, PgQueuerJobs(), committed, wakeups, access, clock
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.store.budgets import Counts, Excess
-from receiver.store.engine import Engine
-from receiver.store.predictions import NewPrediction, insert
+from receiver.store.budgets import Counts
+from receiver.store.engine import Repository
+from receiver.store.predictions import CreateResult, NewPrediction, insert
 from receiver.store.statement import Run, Statements, Steps, in_order, text
 
 sql: Final = Statements("orders")
@@ -24,14 +24,6 @@ class NewOrder(msgspec.Struct, frozen=True, kw_only=True):
     prediction: NewPrediction
 
 
-class OrderResult(msgspec.Struct, frozen=True):
-    """The result of an order: its prediction, new or of an earlier order by that key, or none."""
-
-    prediction_id: str | None
-    is_new: bool = False
-    excess: Excess | None = None
-
-
 class Ordered(msgspec.Struct, frozen=True):
     """The recipe and the options that a prediction was ordered with."""
 
@@ -39,7 +31,7 @@ class Ordered(msgspec.Struct, frozen=True):
     options: dict[str, Any]
 
 
-def create(items: Sequence[NewOrder]) -> Steps[list[OrderResult]]:
+def create(items: Sequence[NewOrder]) -> Steps[list[CreateResult]]:
     counts = Counts()
     yield from counts.hold(bound for item in items for bound in item.prediction.bounds)
     results = yield from in_order(items, lambda item: item.key, lambda item: _create(item, counts))
@@ -47,7 +39,7 @@ def create(items: Sequence[NewOrder]) -> Steps[list[OrderResult]]:
     return results
 
 
-def _create(order: NewOrder, counts: Counts) -> Steps[OrderResult]:
+def _create(order: NewOrder, counts: Counts) -> Steps[CreateResult]:
     new = order.prediction
     row = {
         "key": order.key,
@@ -58,23 +50,20 @@ def _create(order: NewOrder, counts: Counts) -> Steps[OrderResult]:
         "created_at": new.created_at,
     }
     for first in (yield Run(sql.select_by_key, row)):
-        return OrderResult(first["prediction_id"])
+        return CreateResult(first["prediction_id"])
     if excess := counts.excess(new.bounds, new.price):
-        return OrderResult(None, excess=excess)
+        return CreateResult("", excess=excess)
     if not (yield Run(sql.insert_order, row)):  # another process was first; orders stay for good
         [first] = yield Run(sql.select_by_key, row)
-        return OrderResult(first["prediction_id"])
+        return CreateResult(first["prediction_id"])
     yield from insert(new, counts)
-    return OrderResult(new.id, is_new=True)
+    return CreateResult(new.id, is_new=True)
 
 
-class OrderStore:
+class OrderStore(Repository):
     """The orders of one store."""
 
-    def __init__(self, store: Engine) -> None:
-        self._store = store
-
-    async def create(self, order: NewOrder) -> OrderResult:
+    async def create(self, order: NewOrder) -> CreateResult:
         """Record an order and its prediction, unless its key is taken or a limit is reached."""
         return await self._store.write(create, order)
 

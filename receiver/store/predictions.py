@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import translate
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 import msgspec
@@ -30,7 +31,7 @@ from receiver.model.values import (
     utc,
 )
 from receiver.store.budgets import Bound, Counts, Excess
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository, each
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import listed, page_of
 from receiver.store.statement import Row, Run, Statements, Steps, in_order, short, text
@@ -69,11 +70,13 @@ class NewPrediction(SubmitFields, frozen=True, kw_only=True):
 
 
 class CreateResult(msgspec.Struct, frozen=True):
-    """The result of `create`; `fingerprint` is that of the row that now has the idempotency key."""
+    """The result of a creation: a prediction, new or of an earlier request by that key, or none."""
 
     prediction_id: str
-    is_new: bool
-    fingerprint: str | None
+    """Empty if there is none."""
+    is_new: bool = False
+    fingerprint: str | None = None
+    """That of the row that has the idempotency key."""
     excess: Excess | None = None
     """The limit that prevented its creation."""
 
@@ -201,7 +204,7 @@ def _create(new: NewPrediction, counts: Counts) -> Steps[CreateResult]:
     if new.bounds and (first := (yield from _first(new))):
         return first
     if excess := counts.excess(new.bounds, new.price):
-        return CreateResult("", is_new=False, fingerprint=None, excess=excess)
+        return CreateResult("", excess=excess)
     while not (yield from insert(new, counts)):
         # The holder of the key may be deleted by another process between the two statements.
         if first := (yield from _first(new)):
@@ -215,7 +218,7 @@ def _first(new: NewPrediction) -> Steps[CreateResult | None]:
         return None
     row = {"idempotency_key": new.idempotency_key}
     for first in (yield Run(sql.select_by_idempotency_key, row)):
-        return CreateResult(first["id"], is_new=False, fingerprint=first["fingerprint"])
+        return CreateResult(first["id"], fingerprint=first["fingerprint"])
     return None
 
 
@@ -235,10 +238,7 @@ def insert(new: NewPrediction, counts: Counts) -> Steps[bool]:
 def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
     limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
     yield from hold_limits(limited)
-    results = []
-    for slots in items:
-        results.append((yield from _begin_some(slots)))  # noqa: PERF401 - the loop yields
-    return results
+    return (yield from in_order(items, lambda slots: slots.provider, _begin_some))
 
 
 def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
@@ -278,66 +278,32 @@ _PROGRESS: Final = {
 
 
 @short()
-def record_progress(items: Sequence[Progress]) -> Steps[list[ProgressResult]]:
-    return (yield from in_order(items, lambda item: item.id, _record_one))
-
-
-def _record_one(item: Progress) -> Steps[ProgressResult]:
+@each(attrgetter("id"))
+def record_progress(item: Progress) -> Steps[ProgressResult]:
     row = msgspec.structs.asdict(item) | {"links": text(item.links)}
     found = yield Run(_PROGRESS[item.cause], row)
     return "to_cancel" if found and found[0]["is_to_cancel"] else "recorded"
 
 
 @short()
-def mark_sent(items: Sequence[SendMark]) -> Steps[list[bool]]:
-    def mark(item: SendMark) -> Steps[bool]:
-        return bool((yield Run(sql.mark_sent, msgspec.structs.asdict(item))))
-
-    return (yield from in_order(items, lambda item: item.id, mark))
+@each(attrgetter("id"))
+def mark_sent(item: SendMark) -> Steps[bool]:
+    return bool((yield Run(sql.mark_sent, msgspec.structs.asdict(item))))
 
 
-def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list[Job]]]:
-    results = []
-    for provider, now, hold_until, most in items:
-        params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
-        results.append([job_of(row) for row in (yield Run(sql.claim_due, params))])
-    return results
-
-
-def find_late(items: Sequence[tuple[str, float, int]]) -> Steps[list[list[tuple[str, str]]]]:
-    results = []
-    for provider, now, most in items:
-        rows = yield Run(sql.select_late, {"provider": provider, "now": now, "most": most})
-        results.append([(row["id"], row["last_reason"] or "") for row in rows])
-    return results
-
-
-def hasten(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
-    for provider, now in items:
-        yield Run(sql.expedite_polls, {"provider": provider, "now": now})
-    return [None] * len(items)
-
-
-def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
-    for item in sorted(items):
-        yield Run(sql.mark_cancel, {"id": item})
-    return [None] * len(items)
-
-
-def annotate(items: Sequence[Annotation]) -> Steps[list[None]]:
-    """Add handlers' results. Raises ValueError if a prediction's metadata would be too large."""
-    for item in sorted(items, key=lambda item: item.prediction_id):
-        prediction = {"id": item.prediction_id}
-        for row in (yield Run(sql.select_result, prediction)):
-            output = row["output"]
-            outputs = None if output is None else _kept(output, item.stored)
-            merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
-            size = len(msgspec.json.encode(merged))
-            if item.metadata and size > LARGEST_METADATA:
-                raise ValueError(f"the metadata has {size:,} bytes, more than {LARGEST_METADATA:,}")
-            params = {**prediction, "output": outputs, "metadata": text(merged)}
-            yield Run(sql.update_result, params)
-    return [None] * len(items)
+@each(attrgetter("prediction_id"))
+def annotate(item: Annotation) -> Steps[None]:
+    """Add a handler's results. Raises ValueError if the metadata would be too large."""
+    prediction = {"id": item.prediction_id}
+    for row in (yield Run(sql.select_result, prediction)):
+        output = row["output"]
+        outputs = None if output is None else _kept(output, item.stored)
+        merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
+        size = len(msgspec.json.encode(merged))
+        if item.metadata and size > LARGEST_METADATA:
+            raise ValueError(f"the metadata has {size:,} bytes, more than {LARGEST_METADATA:,}")
+        params = {**prediction, "output": outputs, "metadata": text(merged)}
+        yield Run(sql.update_result, params)
 
 
 def _kept(output: str, stored: Mapping[int, Stored]) -> str:
@@ -429,7 +395,7 @@ def cost_of(row: Row) -> Cost | None:
     return Cost(amount=row["cost"] / MICRO, source=row["cost_source"])
 
 
-def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
+def database_filters(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
     """Return the filters that the database itself applies."""
     return {
         "status": wanted.status,
@@ -457,11 +423,8 @@ def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
     return lambda row: model.match(row["model"]) is not None and has_metadata(row["metadata"])
 
 
-class PredictionStore:
+class PredictionStore(Repository):
     """The predictions of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def create(self, new: NewPrediction) -> CreateResult:
         return await self._store.write(create, new)
@@ -490,10 +453,13 @@ class PredictionStore:
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
         """Take a provider's predictions due for a poll; they are due again at `hold_until`."""
-        return await self._store.write(claim_due, (provider, now, hold_until, most))
+        rows = await self._store.run(
+            sql.claim_due, provider=provider, now=now, hold_until=hold_until, most=most
+        )
+        return [job_of(row) for row in rows]
 
     async def mark_cancel(self, prediction_id: str) -> None:
-        await self._store.write(mark_cancel, prediction_id)
+        await self._store.run(sql.mark_cancel, id=prediction_id)
 
     async def job(self, prediction_id: str) -> Job | None:
         rows = await self._store.read(sql.select_job, id=prediction_id)
@@ -521,7 +487,10 @@ class PredictionStore:
         if wanted.model is not None or wanted.metadata:
             return await self._look(wanted)
         rows = await listed(
-            self._store, sql.lists["list_predictions"], _given(wanted, wanted.cursor), wanted.limit
+            self._store,
+            sql.lists["list_predictions"],
+            database_filters(wanted, wanted.cursor),
+            wanted.limit,
         )
         return page_of([prediction_of(row) for row in rows], wanted.limit)
 
@@ -532,7 +501,7 @@ class PredictionStore:
         cursor = wanted.cursor
         scan = sql.lists["scan_predictions"]
         for _ in range(_MOST_SCANS):
-            rows = await listed(self._store, scan, _given(wanted, cursor), _SCANNED)
+            rows = await listed(self._store, scan, database_filters(wanted, cursor), _SCANNED)
             for row in rows:
                 if fits(row):
                     if len(found) == wanted.limit:
@@ -569,7 +538,8 @@ class PredictionStore:
 
         It takes its turn among the writes: after a step of the clock, stored times are moved first.
         """
-        return await self._store.write(find_late, (provider, now, most))
+        rows = await self._store.run(sql.select_late, provider=provider, now=now, most=most)
+        return [(row["id"], row["last_reason"] or "") for row in rows]
 
     async def next_late(self, provider: str) -> float | None:
         """Return the first time from which it is too late to submit a queued prediction."""
@@ -578,4 +548,4 @@ class PredictionStore:
 
     async def hasten(self, provider: str, now: float) -> None:
         """Make every prediction at the provider due for a poll."""
-        await self._store.write(hasten, (provider, now))
+        await self._store.run(sql.expedite_polls, provider=provider, now=now)

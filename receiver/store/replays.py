@@ -14,10 +14,10 @@ import msgspec
 
 from receiver.model.answers import Page, Replay, Selection
 from receiver.store.deliveries import Choose, redeliver
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository, each
 from receiver.store.inbox import CurrentState
-from receiver.store.paging import page_of, rfc3339
-from receiver.store.statement import Row, Run, Statements, Steps, run_each
+from receiver.store.paging import listed, page_of, rfc3339
+from receiver.store.statement import Row, Run, Statements, Steps, text
 
 sql: Final = Statements("replays")
 
@@ -83,22 +83,15 @@ class ReplayStepResult(msgspec.Struct, frozen=True):
     state: str
 
 
-def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
-    for item in items:
-        row = {name: getattr(item, name) for name in item.__struct_fields__}
-        yield Run(sql.insert, row | {"wanted": msgspec.json.encode(_given(item.wanted)).decode()})
-        yield Run(sql.forget, {"most": MOST_KEPT})
-    return [None] * len(items)
+@each()
+def create(item: CountedReplay) -> Steps[None]:
+    row = msgspec.structs.asdict(item) | {"wanted": text(item.wanted)}
+    yield Run(sql.insert, row)
+    yield Run(sql.forget, {"most": MOST_KEPT})
 
 
-def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
-    results = []
-    for step in items:
-        results.append((yield from _take_step(step)))  # noqa: PERF401 - the loop yields
-    return results
-
-
-def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
+@each()
+def take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     found = yield Run(sql.hold, {"id": step.replay_id})
     if not found:
         return ReplayStepResult((), "canceled")
@@ -113,23 +106,19 @@ def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     return ReplayStepResult(tuple({handler for _, handler in pending}), moved["state"])
 
 
-class Replays:
+class Replays(Repository):
     """The replays of one store."""
-
-    def __init__(self, store: Engine) -> None:
-        self._store = store
 
     async def create(self, counted: CountedReplay) -> None:
         await self._store.write(create, counted)
 
     async def start(self, replay_id: str) -> bool:
         """Start a replay; False unless it was counted and not started."""
-        return bool(await self._store.write(run_each, Run(sql.start, {"id": replay_id})))
+        return bool(await self._store.run(sql.start, id=replay_id))
 
     async def cancel(self, replay_id: str, now: float) -> bool:
         """Cancel a replay; False if it has ended or does not exist."""
-        cancel = Run(sql.cancel, {"id": replay_id, "now": now})
-        return bool(await self._store.write(run_each, cancel))
+        return bool(await self._store.run(sql.cancel, id=replay_id, now=now))
 
     async def take_step(self, step: ReplayStep) -> ReplayStepResult:
         return await self._store.write(take_step, step)
@@ -142,8 +131,7 @@ class Replays:
 
     async def page(self, limit: int, cursor: str | None) -> Page[Replay]:
         """Return a page of replays, newest first."""
-        given = {} if cursor is None else {"cursor": cursor}
-        rows = await self._store.read(sql.lists["list"].by(given), **given, limit=limit + 1)
+        rows = await listed(self._store, sql.lists["list"], {"cursor": cursor}, limit)
         return page_of([_replay(row) for row in rows], limit)
 
     async def running(self) -> list[RunningReplay]:
@@ -185,12 +173,6 @@ class Replays:
         """Count the replay's deliveries that are due and not begun, up to `most`."""
         rows = await self._store.read(sql.count_due, id=replay_id, now=now, most=most)
         return int(rows[0]["number"])
-
-
-def _given(wanted: Selection) -> dict[str, Any]:
-    """Return the fields that were given."""
-    named = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _known(row: Row) -> CurrentState:

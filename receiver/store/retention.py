@@ -7,6 +7,7 @@ after each, so that accepts, which share the writer, are hardly delayed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -55,6 +56,10 @@ PACE_ON_A_SERVER: Final = RetentionPace(piece=0.05)
 """On a server a transaction uses one of several connections, and mostly waits for the network."""
 
 
+class _TurnOver(Exception):
+    """The time of a turn is over: the next one continues."""
+
+
 class Retention:
     """Deletes old rows.
 
@@ -84,6 +89,8 @@ class Retention:
         self._walks = bool(ends)
         self._keeps_none = len(ends) == len(TERMINAL)
         self._next_look = 0.0
+        self._until = 0.0
+        """When this turn ends."""
         self._cursor = ""
         """The id up to which this process has walked; empty before the first step."""
         self._deleted = 0
@@ -95,43 +102,35 @@ class Retention:
     async def take_turn(self) -> None:
         """Trim and delete for one turn."""
         started = asyncio.get_running_loop().time()
-        until = started + self._pace.turn
+        self._until = started + self._pace.turn
         now = self._clock()
-        if started >= self._next_look:
-            if not await self._look(now, until):
-                return
-            self._next_look = started + self._pace.rest
-        if self._walks and (self._cursor or await self._is_rested(now)):
-            await self._walk(now, until)
+        with contextlib.suppress(_TurnOver):
+            if started >= self._next_look:
+                await self._look(now)
+                self._next_look = started + self._pace.rest
+            if self._walks and (self._cursor or await self._is_rested(now)):
+                await self._walk(now)
 
-    async def _look(self, now: float, until: float) -> bool:
-        """Trim ever-growing tables; False: there was not enough time."""
+    async def _look(self, now: float) -> None:
+        """Trim ever-growing tables."""
         page = self._pace.page
         await self._store.budgets.forget_counts(now, _DAY, page)
         await self._store.audit.forget(now - AUDIT_KEPT, page)
         while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
-            if not await self._pause(until):
-                return False
+            await self._pause()
         while await self._store.private.empty(now - self._private_for, page) == page:
-            if not await self._pause(until):
-                return False
-        if not await self._trim(
-            lambda: self._disposal.unneeded(UNNEEDED_KEPT, now - _YOUNG, page), until
-        ):
-            return False
-        if not self._keeps_none:
-            return True
-        # Callbacks of deleted predictions are kept no longer than the predictions would have been.
-        return await self._trim(lambda: self._disposal.orphans(now - self._longest, page), until)
+            await self._pause()
+        await self._trim(lambda: self._disposal.unneeded(UNNEEDED_KEPT, now - _YOUNG, page))
+        if self._keeps_none:
+            # Callbacks of deleted predictions are kept no longer than these would have been.
+            await self._trim(lambda: self._disposal.orphans(now - self._longest, page))
 
-    async def _trim(self, find: Callable[[], Awaitable[Sequence[Cells]]], until: float) -> bool:
+    async def _trim(self, find: Callable[[], Awaitable[Sequence[Cells]]]) -> None:
         while rows := await find():
             while rows:
-                gone = await self._disposal.delete_callbacks(self._piece(rows))
-                rows = rows[gone.handled :]
-                if not await self._pause(until):
-                    return False
-        return True
+                batch = DeleteBatch(rows=rows, seconds=self._pace.piece)
+                rows = rows[(await self._disposal.delete_callbacks(batch)).handled :]
+                await self._pause()
 
     async def _is_rested(self, now: float) -> bool:
         """Return whether the last complete walk of any process is long enough ago."""
@@ -139,7 +138,7 @@ class Retention:
         # A time in the future comes from a clock that was wrong.
         return not 0.0 <= now - await self._disposal.watermark("retention") < rest
 
-    async def _walk(self, now: float, until: float) -> None:
+    async def _walk(self, now: float) -> None:
         """Continue where the last turn ended, up to the youngest that can be old enough."""
         before = self._before(now)
         horizon = oldest_id("pred", now - self._shortest)
@@ -147,14 +146,14 @@ class Retention:
         while cursor is not None:
             rows, cursor = await self._disposal.old(cursor, horizon, before, self._pace.page)
             while rows:
-                gone = await self._disposal.delete(self._piece(rows, before))
+                batch = DeleteBatch(rows=rows, before=before, seconds=self._pace.piece)
+                gone = await self._disposal.delete(batch)
                 self._deleted += gone.deleted
                 rows = rows[gone.handled :]
-                if not await self._pause(until):
-                    return  # the next turn reads the rest of this page again
+                await self._pause()  # if the turn is over, the next reads the rest again
             self._cursor = cursor or ""
-            if cursor is not None and not await self._pause(until):
-                return
+            if cursor is not None:
+                await self._pause()
         await self._disposal.set_watermark("retention", int(now))
         if self._deleted:
             log.info("predictions.deleted", count=self._deleted)
@@ -165,10 +164,8 @@ class Retention:
         times = {f"{state}_before": now - days * _DAY for state, days in self._days.items()}
         return Cutoffs(**times)
 
-    def _piece(self, rows: Sequence[Cells], before: Cutoffs | None = None) -> DeleteBatch:
-        return DeleteBatch(rows=rows, before=before or Cutoffs(), seconds=self._pace.piece)
-
-    async def _pause(self, until: float) -> bool:
-        """Pause for other writes; False: this turn is over."""
+    async def _pause(self) -> None:
+        """Pause for other writes; raise _TurnOver at the end of this turn."""
         await asyncio.sleep(self._pace.pause)
-        return asyncio.get_running_loop().time() < until
+        if asyncio.get_running_loop().time() >= self._until:
+            raise _TurnOver

@@ -9,9 +9,12 @@ One text serves both engines, except for a few words and for the lines between `
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Final, Literal, TypeAlias
+
+from receiver.model.errors import StoreUnusable
 
 EngineName: TypeAlias = Literal["sqlite", "postgres"]
 
@@ -37,10 +40,22 @@ def migrations(engine: EngineName) -> tuple[str, ...]:
     return tuple(_for(engine, folder.joinpath(name).read_text("utf-8")) for name in names)
 
 
+def unapplied(engine: EngineName, version: int, database: str) -> Mapping[int, str]:
+    """Return the scripts after a version by number, or raise StoreUnusable if it is unknown."""
+    known = migrations(engine)
+    if version > len(known):
+        raise StoreUnusable(
+            f"the {database} was written by a newer receiver (schema {version}, this one knows "
+            f"{len(known)}): upgrade this receiver, or use another database"
+        )
+    return dict(enumerate(known[version:], version + 1))
+
+
 @cache
-def tables() -> frozenset[str]:
-    """Return the names of all tables; some exist in one engine only."""
-    return frozenset(name for script in migrations("postgres") for name in _TABLE.findall(script))
+def tables(version: int | None = None) -> frozenset[str]:
+    """Return the names of all tables up to a version; some exist in one engine only."""
+    scripts = migrations("postgres")[:version]
+    return frozenset(name for script in scripts for name in _TABLE.findall(script))
 
 
 def _for(engine: EngineName, script: str) -> str:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from receiver.model.answers import Delivery
+from receiver.model.answers import Delivery, Page
 from receiver.model.ids import made_at, oldest_id
 from receiver.model.values import Output, Status, utc
 from receiver.store.deliveries import delivery_of
 from receiver.store.deliveries import sql as deliveries_sql
-from receiver.store.engine import Engine
+from receiver.store.engine import Repository
 from receiver.store.paging import listed, narrowed, page_of
-from receiver.store.predictions import metadata_test
+from receiver.store.predictions import PredictionFilter, database_filters, metadata_test
 from receiver.store.statement import Row, Statements
+
+T = TypeVar("T")
 
 sql: Final = Statements("search")
 
@@ -59,24 +61,18 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     has_output: bool
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """The filters of a search."""
+class Wanted(PredictionFilter, frozen=True, kw_only=True):
+    """The filters of a search.
 
-    status: str | None = None
-    provider: str | None = None
-    model: str | None = None
-    """May contain `*` and `?`; upper and lower case are the same."""
+    Of a shell glob `model` may have `*` and `?`; upper and lower case are the same there.
+    """
+
     recipe: str | None = None
     person: str | None = None
     text: str | None = None
     """A text that the input contains; upper and lower case are the same."""
-    metadata: Mapping[str, str] = {}
-    """Shell globs, by the name of the value."""
-    since: float | None = None
     until: float | None = None
-    """Creation times: from `since` up to before `until`."""
-    cursor: str | None = None
-    limit: int = 50
+    """The creation time before which predictions were created."""
 
 
 class SearchExtent(NamedTuple):
@@ -88,19 +84,9 @@ class SearchExtent(NamedTuple):
     """The creation time of the oldest prediction searched."""
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class Found(Page[T], Generic[T], frozen=True, kw_only=True):
     """A page of search results."""
 
-    data: list[Hit]
-    next_cursor: str | None
-    looked: SearchExtent | None = None
-
-
-class FoundDeliveries(msgspec.Struct, frozen=True):
-    """A page of failed deliveries, with the fields of `Found`."""
-
-    data: list[Delivery]
-    next_cursor: str | None
     looked: SearchExtent | None = None
 
 
@@ -119,13 +105,10 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     repeated_at: datetime | None
 
 
-class Search:
+class Search(Repository):
     """Searches one store."""
 
-    def __init__(self, store: Engine) -> None:
-        self._store = store
-
-    async def page(self, wanted: Wanted) -> Found:
+    async def page(self, wanted: Wanted) -> Found[Hit]:
         """Return a page of predictions, newest first; it may contain fewer than its limit."""
         given = _given(wanted)
         bound = await self._bound(given)
@@ -157,7 +140,7 @@ class Search:
 
     async def failed(
         self, state: str, handler: str | None, cursor: str | None, limit: int
-    ) -> FoundDeliveries:
+    ) -> Found[Delivery]:
         """Return dead or skipped deliveries, newest first; with a handler the search is bounded."""
         given = {"state": state} | ({} if cursor is None else {"cursor": cursor})
         bound = None
@@ -169,7 +152,7 @@ class Search:
         rows = await listed(self._store, deliveries_sql.lists["list_deliveries"], wanted, limit)
         page = page_of([delivery_of(row) for row in rows], limit)
         looked = None if page.next_cursor else _looked(bound)
-        return FoundDeliveries(page.data, page.next_cursor or bound, looked)
+        return Found(data=page.data, next_cursor=page.next_cursor or bound, looked=looked)
 
     async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
         """Return pending deliveries by handler, in the order of their due times."""
@@ -207,16 +190,13 @@ def _looked(bound: str | None) -> SearchExtent | None:
 def _given(wanted: Wanted) -> dict[str, Any]:
     """Return the values of the filters that are given."""
     given = {
-        "status": wanted.status,
-        "provider": wanted.provider,
+        **database_filters(wanted, wanted.cursor),
         **_model(wanted.model),
         "recipe": wanted.recipe,
         "person": wanted.person,
         "text": None if wanted.text is None else _escaped(wanted.text),
         "needle": _needle(wanted.metadata),
-        "since": None if wanted.since is None else oldest_id("pred", wanted.since),
         "until": None if wanted.until is None else oldest_id("pred", wanted.until),
-        "cursor": wanted.cursor,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -283,17 +263,11 @@ def _prompt(text: str) -> str:
 def _arrival(row: Row) -> Arrival:
     body = row["body"]
     return Arrival(
-        channel=row["channel"],
-        received_at=utc(row["received_at"]),
-        headers=_headers(row["headers"]),
-        body=body if isinstance(body, str) else bytes(body).decode(errors="replace"),
-        size=row["size"],
-        verdict=row["verdict"],
-        reason=row["reason"],
-        repeats=row["repeats"],
-        repeated_at=utc(row["repeated_at"]),
+        **{
+            **row,
+            "received_at": utc(row["received_at"]),
+            "repeated_at": utc(row["repeated_at"]),
+            "headers": msgspec.json.decode(row["headers"], type=list[tuple[str, str]]),
+            "body": body if isinstance(body, str) else bytes(body).decode(errors="replace"),
+        }
     )
-
-
-def _headers(text: str) -> list[tuple[str, str]]:
-    return msgspec.json.decode(text, type=list[tuple[str, str]])

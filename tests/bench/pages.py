@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from receiver.model.ids import oldest_id
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from tests.dashboard.people import ON, Person, person
 from tests.postgres import Database, start_server
@@ -114,7 +114,7 @@ def fill_postgres(database: Database, began: int, rows: int) -> None:
 
 
 async def _migrate(database: Database) -> None:
-    store = PostgresStore(database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(database.url, lambda _: None, PgQueuerJobs())
     await store.migrate()
 
 

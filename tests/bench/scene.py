@@ -25,7 +25,7 @@ from receiver.emulator.inprocess import BY_HAND, EmulatedProviders
 from receiver.model.ids import new_id
 from receiver.predictions.tokens import Tokens
 from receiver.store.facade import Store
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction, Progress, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
@@ -126,7 +126,7 @@ class PostgresBooks(Books):
         self.url = database.url
 
     def store(self) -> Store:
-        return PostgresStore(self.url, lambda _: None, PgQueuerJobs(SCHEMA))
+        return PostgresStore(self.url, lambda _: None, PgQueuerJobs())
 
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         return self.database.rows(sql)

@@ -25,7 +25,7 @@ from receiver.model.values import Outcome, Output, Prediction, Recipients, Statu
 from receiver.observability.runtime import Runtime
 from receiver.store.facade import Store
 from receiver.store.inbox import IncomingOutcome, Transition, accept_outcome
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction
 from receiver.store.sqlite.engine import SQLiteStore
@@ -91,7 +91,7 @@ class Dispatching:
         self.reports: list[object] = []
         self.store: Store
         if isinstance(place, Database):
-            jobs = PgQueuerJobs(SCHEMA)
+            jobs = PgQueuerJobs()
             self.store = PostgresStore(place.url, self.reports.append, jobs, access=place.made)
         else:
             lay_out(place)

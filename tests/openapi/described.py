@@ -47,7 +47,7 @@ from receiver.model.answers import (
     Replay,
     Selection,
 )
-from receiver.model.recipes import Button, Option, Recipe
+from receiver.model.recipes import OfferedButton, Option, Recipe
 from receiver.model.values import Channel, Cost, EventType, Output, Prediction, Status, utc
 from receiver.predictions.recipes import offered
 from receiver.providers import NAMES
@@ -150,7 +150,7 @@ _RECIPE: Final = offered(
             "prompt": Option(about="What to draw", required=True, longest=2000, rest=True),
             "ratio": Option(choices=("1:1", "16:9"), default="1:1"),
         },
-        buttons={"Again": Button(recipe="imagine")},
+        buttons={"Again": OfferedButton(recipe="imagine")},
     )
 )
 _CHANGE: Final = Change(

@@ -36,7 +36,7 @@ from receiver.store.inbox import (
     accept,
     accept_outcome,
 )
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import (
     Job,
@@ -181,7 +181,7 @@ class TimedStore(PostgresStore):
         report: Callable[[StoreUnavailable | None], None],
         pooler: str | None = None,
     ) -> None:
-        url, jobs = pooler or database.url, PgQueuerJobs(SCHEMA)
+        url, jobs = pooler or database.url, PgQueuerJobs()
         super().__init__(url, report, jobs, access=database.made)
         self._database = database
 

@@ -11,7 +11,7 @@ from receiver.settings import Settings
 from receiver.settings.servers import servers
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.address import read
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from tests.loopback import free_port
 from tests.postgres import Database
@@ -212,7 +212,7 @@ async def test_unreachable_first_server_is_skipped(database: Database, *, in_fro
         url = f"postgresql://{user}@127.0.0.1:{dead},{quote(host, '')}:{port}{parts.path}?"
     else:
         url += urlencode({"host": f"127.0.0.1,{host}", "port": f"{dead},{port}"}) + "&"
-    store = PostgresStore(f"{url}target_session_attrs=read-write", print, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(f"{url}target_session_attrs=read-write", print, PgQueuerJobs())
     await store.start()
     await store.predictions.create(new(1))
     await accept_outcome(store, arrival(1, handlers=("greet",)))

@@ -15,7 +15,7 @@ from receiver.model.tasks import Wakeups
 from receiver.store import leases as module
 from receiver.store.facade import Store
 from receiver.store.leases import Leader, LeaseRequest, LeaseStore
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.patience import PATIENCE
@@ -41,7 +41,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     made: Store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     if request.param == "postgres":
         database: Database = request.getfixturevalue("database")
-        jobs = PgQueuerJobs(SCHEMA)
+        jobs = PgQueuerJobs()
         made = PostgresStore(database.url, lambda _: None, jobs, access=database.made)
     await made.start()
     yield made
@@ -96,10 +96,6 @@ class FailingStore(LeaseStore):
         if self.hangs:
             await asyncio.Event().wait()
         return await super().hold(request)
-
-    async def report(self, name: str, owner: str, *, at_work: bool) -> None:
-        self._check()
-        await super().report(name, owner, at_work=at_work)
 
     async def release(self, name: str, owner: str) -> None:
         self._check()
@@ -337,11 +333,10 @@ async def test_leases_of_different_names_are_independent(store: Store) -> None:
     assert await store.leases.hold(role("b", "you"))
     assert not await store.leases.hold(role("a", "you"))
     await store.leases.release("a", "you")  # of another owner: no effect
-    assert not await store.leases.hold(role("a", "you"))
-    await store.leases.report("a", "you", at_work=True)
+    assert not await store.leases.hold(role("a", "you", at_work=True))
     assert not await store.leases.is_at_work("a", now)
-    await store.leases.report("a", "me", at_work=True)
+    assert await store.leases.hold(role("a", "me", at_work=True))
     assert await store.leases.is_at_work("a", now)
     assert not await store.leases.is_at_work("a", now + LEASE)
     assert await store.leases.hold(role("a", "you", now=now + LEASE, until=now + 2 * LEASE))
-    assert not await store.leases.is_at_work("a", now + LEASE)  # the new owner has not reported yet
+    assert not await store.leases.is_at_work("a", now + LEASE)  # the new owner is not yet

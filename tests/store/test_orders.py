@@ -11,7 +11,8 @@ import pytest
 
 from receiver.store.budgets import Bound, Excess
 from receiver.store.facade import Store
-from receiver.store.orders import NewOrder, OrderResult, create
+from receiver.store.orders import NewOrder, create
+from receiver.store.predictions import CreateResult
 from receiver.store.statement import Steps
 from tests.store.parts import Engine, new, pred
 
@@ -35,7 +36,7 @@ def bound(subject: str, until: float = 100.0, **most: int) -> Bound:
     return Bound(subject=subject, until=until, count=most.get("count"), cost=most.get("cost"))
 
 
-def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[OrderResult]]]:
+def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[CreateResult]]]:
     """Create all batches in one transaction, as a group commit does."""
     results = []
     for batch in batches:
@@ -50,27 +51,27 @@ class Model:
         self.counts: dict[tuple[str, float], tuple[int, int]] = {}
         self.made: dict[str, str] = {}
 
-    def create(self, batch: Sequence[NewOrder]) -> list[OrderResult]:
+    def create(self, batch: Sequence[NewOrder]) -> list[CreateResult]:
         for each in (bound for order in batch for bound in order.prediction.bounds):
             self.counts.setdefault((each.subject, each.until), (0, 0))
         by_key = {order.key: self._create(order) for order in sorted(batch, key=lambda o: o.key)}
         return [by_key[order.key] for order in batch]
 
-    def _create(self, order: NewOrder) -> OrderResult:
+    def _create(self, order: NewOrder) -> CreateResult:
         if order.key in self.made:
-            return OrderResult(self.made[order.key])
+            return CreateResult(self.made[order.key])
         price = order.prediction.price or 0
         for place, each in enumerate(order.prediction.bounds):
             orders, spent = self.counts[each.subject, each.until]
             if each.count is not None and orders + 1 > each.count:
-                return OrderResult(None, excess=Excess(place, "count", each.until))
+                return CreateResult("", excess=Excess(place, "count", each.until))
             if each.cost is not None and spent + price > each.cost:
-                return OrderResult(None, excess=Excess(place, "cost", each.until))
+                return CreateResult("", excess=Excess(place, "cost", each.until))
         for counted in {(each.subject, each.until) for each in order.prediction.bounds}:
             orders, spent = self.counts[counted]
             self.counts[counted] = (orders + 1, spent + price)
         self.made[order.key] = order.prediction.id
-        return OrderResult(order.prediction.id, is_new=True)
+        return CreateResult(order.prediction.id, is_new=True)
 
 
 def counted(engine: Engine) -> dict[tuple[str, float], tuple[int, int]]:
@@ -114,7 +115,7 @@ async def test_concurrent_orders_do_not_exceed_any_limit(engine: Engine, store: 
     bounds = [bound("count", count=9), bound("cost", cost=280 * CENTS)]
     orders = [order(n, *bounds[:: 1 if n % 2 else -1], key=f"key-{n // 2}") for n in range(40)]
     results = await asyncio.gather(*(store.orders.create(one) for one in orders))
-    made = {result.prediction_id for result in results} - {None}
+    made = {result.prediction_id for result in results} - {""}
     assert len(made) == sum(result.is_new for result in results) == 7
     assert counted(engine) == {
         ("count", 100.0): (7, 280 * CENTS),

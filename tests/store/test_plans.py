@@ -29,7 +29,7 @@ from receiver.store import (
     private,
     search,
 )
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.statement import Listing, Statement
@@ -489,7 +489,7 @@ WALKS: Final = PAGES | {
 @pytest.mark.anyio
 async def test_postgresql_finds_rows_by_an_index(bare_database: Database) -> None:
     """Checks the generic plan too, which a statement may get after a few runs."""
-    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs())
     await store.migrate()
     bare_database.execute(
         "SET search_path = receiver",

@@ -19,11 +19,11 @@ from receiver.model.tasks import Wakeups
 from receiver.settings import Settings
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres import sessions
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access, Pooled
 from receiver.store.schema import migrations
-from receiver.store.statement import Run, Statement, run_each
+from receiver.store.statement import Statement
 from tests.conftest import Logged
 from tests.patience import PATIENCE
 from tests.pgbouncer import pgbouncer, variants
@@ -56,7 +56,7 @@ def made(
     wakeups: Wakeups | None = None,
 ) -> PostgresStore:
     access = Access(pooled=pooled, migrate_url=migrate_url)
-    return PostgresStore(url, print, PgQueuerJobs(SCHEMA), wakeups=wakeups, access=access)
+    return PostgresStore(url, print, PgQueuerJobs(), wakeups=wakeups, access=access)
 
 
 @asynccontextmanager
@@ -188,7 +188,7 @@ async def test_settings_in_the_url_apply_in_transaction_mode(pooler: Pooler) -> 
             "SELECT name, setting FROM pg_settings"
             " WHERE name IN ('work_mem', 'lock_timeout', 'geqo', 'enable_seqscan')"
         )
-        rows = await store.write(run_each, Run(settings))
+        rows = await store.run(settings)
         assert {row["name"]: row["setting"] for row in rows} == {
             "work_mem": "5120",
             "lock_timeout": "8000",

@@ -26,7 +26,7 @@ from receiver.store import statement
 from receiver.store.deliveries import Claim, Claims
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres import migrating
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.notices import Notices
 from receiver.store.postgres.queue import PgQueuerJobs
@@ -83,7 +83,7 @@ class Process:
     def __init__(self, url: str, access: Access | None = None) -> None:
         self.reports: list[StoreUnavailable | None] = []
         self.heard: list[News] = []
-        self.jobs = PgQueuerJobs(SCHEMA)
+        self.jobs = PgQueuerJobs()
         self.store = PostgresStore(
             url, self.reports.append, self.jobs, wakeups=Heard(self.heard), access=access
         )
@@ -117,7 +117,7 @@ async def until(condition: Callable[[], Any]) -> Any:
 
 async def refusal(url: str) -> str:
     """Return the error with which a store does not start."""
-    store = PostgresStore(url, print, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(url, print, PgQueuerJobs())
     with pytest.raises(StoreUnusable) as error:
         await store.start()
     await store.stop()
@@ -126,7 +126,7 @@ async def refusal(url: str) -> str:
 
 async def refusal_to_migrate(url: str) -> str:
     with pytest.raises(StoreUnusable) as error:
-        await PostgresStore(url, print, PgQueuerJobs(SCHEMA)).migrate()
+        await PostgresStore(url, print, PgQueuerJobs()).migrate()
     return str(error.value)
 
 
@@ -272,7 +272,7 @@ async def test_unused_url_parameters_are_logged_and_server_settings_applied(
     assert said == ["connection_limit, channel_binding"]
     connection = await process.store.connect()
     assert await connection.fetchval("SHOW work_mem") == "5MB"
-    assert await connection.fetchval("SHOW search_path") == SCHEMA
+    assert await connection.fetchval("SHOW search_path") == "receiver"
     await connection.close()
 
 
@@ -413,7 +413,7 @@ async def test_leases_expire_by_the_server_clock(database: Database, *, is_set_r
 
     async with processes(database) as [here]:
         await claimed(here.store)
-        store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA), clock=clock)
+        store = PostgresStore(database.url, print, PgQueuerJobs(), clock=clock)
         await store.start()
         if is_set_right:
             ahead = 0.0
@@ -750,7 +750,7 @@ async def test_claim_succeeds_if_only_the_next_due_time_is_unavailable(database:
             async def next_due(self, *_: Any) -> float | None:
                 raise ConnectionResetError
 
-        silent = PostgresStore(database.url, print, Silent(SCHEMA))
+        silent = PostgresStore(database.url, print, Silent())
         await silent.start()
         try:
             found = await silent.claim(wanted())
@@ -776,7 +776,7 @@ async def test_failed_claim_does_not_affect_a_concurrent_claim(
                     raise error
                 return await super().pick(connection, handler, most)
 
-        store = PostgresStore(database.url, print, Unfit(SCHEMA))
+        store = PostgresStore(database.url, print, Unfit())
         await store.start()
         try:
             found, refused = await asyncio.gather(
@@ -996,7 +996,7 @@ def test_notifications_stay_below_the_limit_of_8000_bytes(
 
 
 async def test_store_that_is_not_started_is_unavailable(database: Database) -> None:
-    store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(database.url, print, PgQueuerJobs())
     with pytest.raises(StoreUnavailable):
         await store.predictions.get(pred(1))
     await store.stop()

@@ -13,7 +13,7 @@ from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.leases import LeaseRequest
 from receiver.store.limits import RequestPermit
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import _OF_A_SESSION
 from receiver.store.predictions import PredictionFilter, ProgressCause
@@ -462,13 +462,12 @@ async def test_lease_has_one_owner_until_it_expires_or_is_released(store: Store)
     assert not await store.leases.hold(msgspec.structs.replace(other, now=NOW + 5, until=NOW + 11))
     assert not await store.leases.is_at_work("stream", NOW)
 
-    await store.leases.report("stream", "me", at_work=True)
+    role = msgspec.structs.replace(role, at_work=True)
     assert await store.leases.hold(msgspec.structs.replace(role, now=NOW + 5, until=NOW + 11))
     assert await store.leases.is_at_work("stream", NOW + 10)
     assert not await store.leases.is_at_work("stream", NOW + 11)
 
     assert await store.leases.hold(msgspec.structs.replace(other, now=NOW + 11, until=NOW + 17))
-    await store.leases.report("stream", "me", at_work=True)  # too late: another owner holds it
     assert not await store.leases.is_at_work("stream", NOW + 12)
     await store.leases.release("stream", "me")
     assert not await store.leases.hold(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
@@ -530,7 +529,7 @@ async def test_limit_holds_with_any_query_plan(
         "receiver.store.postgres.sessions._OF_A_SESSION",
         {**_OF_A_SESSION, **plans, "enable_indexscan": "off"},
     )
-    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs())
     await store.start()
     try:
         for number in range(8):

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from receiver.model.ids import delivery_id
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import EngineName, migrations
@@ -222,7 +222,7 @@ def test_database_accepts_valid_row(rows: sqlite3.Connection, name: str) -> None
 @pytest.mark.anyio
 async def test_postgresql_rejects_and_accepts_the_same_rows(database: Database) -> None:
     """All on one connection and in one transaction: a database for each row takes too long."""
-    connection = await asyncpg.connect(database.url, server_settings={"search_path": SCHEMA})
+    connection = await asyncpg.connect(database.url, server_settings={"search_path": "receiver"})
     try:
         await connection.transaction().start()  # and the end of the connection rolls it back
         for table, row in FIRST.items():
@@ -301,7 +301,7 @@ def test_published_migrations_are_unchanged(name: EngineName) -> None:
 async def test_both_engines_have_the_same_tables_and_columns(
     rows: sqlite3.Connection, database: Database
 ) -> None:
-    store = PostgresStore(database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    store = PostgresStore(database.url, lambda _: None, PgQueuerJobs())
     await store.migrate()
     there = database.rows(
         "SELECT table_name, column_name, data_type, is_nullable = 'NO' "

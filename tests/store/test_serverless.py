@@ -17,7 +17,7 @@ from receiver.settings import Settings
 from receiver.settings.platforms import NAMES
 from receiver.store.inbox import accept_outcome
 from receiver.store.opening import store_maker
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access, Sessions
@@ -55,7 +55,7 @@ class Function:
         self.store = PostgresStore(
             f"{database.url}{'&' if '?' in database.url else '?'}application_name=function",
             self.reports.append,
-            PgQueuerJobs(SCHEMA),
+            PgQueuerJobs(),
             wakeups=self.wakeups,
             access=access,
         )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import receiver
 from receiver.store.facade import Store
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.statement import Cells, Run, Statement, Statements, Steps, Write, together
@@ -276,7 +276,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         return
     database: Database = request.getfixturevalue("database")
     database.execute(_TABLE.format("receiver.dialect", "DOUBLE PRECISION", "BYTEA"))
-    made = Engine(PostgresStore(database.url, print, PgQueuerJobs(SCHEMA)), "\0")
+    made = Engine(PostgresStore(database.url, print, PgQueuerJobs()), "\0")
     try:
         yield made
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -11,7 +10,7 @@ import structlog
 
 from receiver.model.errors import StoreUnusable
 from receiver.store.postgres.group_commit import Connection
-from receiver.store.schema import migrations
+from receiver.store.schema import tables, unapplied
 
 if TYPE_CHECKING:  # PgQueuer takes long to import
     from receiver.store.postgres.queue import PgQueuerJobs
@@ -42,7 +41,6 @@ CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT 
 """
 
 
-_MADE: Final = re.compile(r"CREATE TABLE (\w+)")
 _PLACES: Final = """
 SELECT name, (SELECT min(schemaname) FROM pg_tables
               WHERE tablename = name AND schemaname = 'public') AS elsewhere
@@ -72,11 +70,10 @@ async def check(connection: Connection, jobs: PgQueuerJobs) -> float:
         [row] = await connection.fetch(_STATE, jobs.table)
     except _MISSING as error:
         raise StoreUnusable(f"the database is not set up: {_MIGRATE}") from error
-    version, latest = row["version"], len(migrations("postgres"))
-    _refuse_newer(version)
-    if version < latest:
+    if missing := unapplied("postgres", row["version"], "database"):
         raise StoreUnusable(
-            f"the database has schema {version}, and this receiver needs {latest}: {_MIGRATE}"
+            f"the database has schema {row['version']}, and this receiver needs {max(missing)}: "
+            f"{_MIGRATE}"
         )
     if row["note"] != jobs.note:
         raise StoreUnusable(
@@ -84,14 +81,6 @@ async def check(connection: Connection, jobs: PgQueuerJobs) -> float:
             f"{_MIGRATE}"
         )
     return float(row["seconds"])
-
-
-def _refuse_newer(version: int) -> None:
-    if version > len(migrations("postgres")):
-        raise StoreUnusable(
-            f"the database was written by a newer receiver (schema {version}, this one knows "
-            f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
-        )
 
 
 async def _make(connection: Connection, jobs: PgQueuerJobs) -> None:
@@ -106,12 +95,12 @@ async def _make(connection: Connection, jobs: PgQueuerJobs) -> None:
         version = await connection.fetchval(
             "SELECT coalesce(max(number), 0) FROM receiver.migrations"
         )
-    _refuse_newer(version)
+    missing = unapplied("postgres", version, "database")
     await _check_tables(connection, version)
-    for number in range(version + 1, len(migrations("postgres")) + 1):
+    for number, script in missing.items():
         if number == 1:
             await connection.execute(_FIRST)
-        await connection.execute(migrations("postgres")[number - 1], timeout=_LONGEST_MIGRATION)
+        await connection.execute(script, timeout=_LONGEST_MIGRATION)
         await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
     await jobs.install(connection)
 
@@ -134,8 +123,7 @@ async def _lock(connection: Connection) -> None:
 
 async def _check_tables(connection: Connection, version: int) -> None:
     """Raise StoreUnusable unless the tables of this version are in their schema."""
-    made = [name for text in migrations("postgres")[:version] for name in _MADE.findall(text)]
-    missing = await connection.fetch(_PLACES, made)
+    missing = await connection.fetch(_PLACES, sorted(tables(version)))
     if not missing:
         return
     names = ", ".join(row["name"] for row in missing)

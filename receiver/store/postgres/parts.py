@@ -65,6 +65,7 @@ UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
 # All of its names are given, as it would otherwise read them from the environment. The log and the
 # statistics may be lost in a crash of the server: they are for monitoring.
 _NAMES: Final[dict[str, Any]] = {
+    "db_schema": "receiver",
     "prefix": "",
     "channel": Channel("receiver_jobs"),
     "function": "fn_pgqueuer_changed",
@@ -78,9 +79,9 @@ _NAMES: Final[dict[str, Any]] = {
 }
 
 
-def maker(schema: str) -> Callable[[Connection], Queries]:
+def maker() -> Callable[[Connection], Queries]:
     """Return a function that makes PgQueuer's own queries, with our names of its tables."""
-    settings = DBSettings(db_schema=schema, **_NAMES)
+    settings = DBSettings(**_NAMES)
     environment = QueryBuilderEnvironment(settings)
     builder, schedules = QueryQueueBuilder(settings), QuerySchedulerBuilder(settings)
     return lambda connection: Queries(AsyncpgDriver(connection), environment, builder, schedules)

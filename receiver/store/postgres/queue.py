@@ -46,40 +46,39 @@ _SETTLED: Final = 1.0
 _AGAIN: Final = 2.0
 """Seconds after which the schedules resume when the server went away."""
 
-_NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
-
 _SELECT_NOTE: Final = "SELECT obj_description(to_regclass($1::text), 'pg_class')"
 _HASTEN: Final = """
-UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
+UPDATE receiver.pgqueuer SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
 # PgQueuer's own query leaves out jobs that have just fallen due: a worker that woke a moment early
 # would continue to sleep.
 _NEXT_DUE: Final = """
-SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision FROM {queue}
-WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
+SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision
+FROM receiver.pgqueuer WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
 """
 # PgQueuer hands out by handler only; this is its own step from queued to picked, for named jobs.
 _PICK_THESE: Final = """
 WITH held AS MATERIALIZED (
-    SELECT id FROM {queue} WHERE dedupe_key = ANY($1) AND status = 'queued'
+    SELECT id FROM receiver.pgqueuer WHERE dedupe_key = ANY($1) AND status = 'queued'
       AND execute_after <= NOW() ORDER BY id FOR UPDATE SKIP LOCKED
 )
-UPDATE {queue} SET status = 'picked', updated = NOW(), heartbeat = NOW(), queue_manager_id = $2
+UPDATE receiver.pgqueuer
+SET status = 'picked', updated = NOW(), heartbeat = NOW(), queue_manager_id = $2
 WHERE id IN (SELECT id FROM held) RETURNING *
 """
 _LOST: Final = """
-SELECT d.id, d.handler FROM {schema}.deliveries d WHERE d.state = 'pending' AND d.due_at <= $1
-AND NOT EXISTS (SELECT FROM {queue} j
+SELECT d.id, d.handler FROM receiver.deliveries d WHERE d.state = 'pending' AND d.due_at <= $1
+AND NOT EXISTS (SELECT FROM receiver.pgqueuer j
                 WHERE j.dedupe_key = d.id AND j.status IN ('queued', 'picked'))
 ORDER BY d.due_at LIMIT $2
 """
-_JOBS_OF: Final = "SELECT id FROM {queue} WHERE dedupe_key = ANY($1) ORDER BY id"
+_JOBS_OF: Final = "SELECT id FROM receiver.pgqueuer WHERE dedupe_key = ANY($1) ORDER BY id"
 _FORGET_LOG: Final = """
-DELETE FROM {log} WHERE id IN (SELECT id FROM {log} WHERE aggregated
-    AND created < NOW() - interval '1 day' ORDER BY id LIMIT {most})
+DELETE FROM receiver.pgqueuer_log WHERE id IN (SELECT id FROM receiver.pgqueuer_log WHERE aggregated
+    AND created < NOW() - interval '1 day' ORDER BY id LIMIT $1)
 """
 _FORGET_STATISTICS: Final = """
-DELETE FROM {statistics} WHERE created < NOW() - interval '30 days'
+DELETE FROM receiver.pgqueuer_statistics WHERE created < NOW() - interval '30 days'
 """
 
 
@@ -89,19 +88,12 @@ class PgQueuerJobs:
     Each method uses the given connection, and so its transaction if there is one.
     """
 
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
+    table: Final = "receiver.pgqueuer"
+    note: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
+    """The comment on that table: the PgQueuer release that made it."""
+
+    def __init__(self) -> None:
         self._make: Callable[[Connection], Queries] | None = None
-        self.table = f"{schema}.pgqueuer"
-        self.note = _NOTE
-        """The comment on that table: the PgQueuer release that made it."""
-        self._hasten = _HASTEN.format(queue=self.table)
-        self._next_due = _NEXT_DUE.format(queue=self.table)
-        self._pick_these = _PICK_THESE.format(queue=self.table)
-        self._lost = _LOST.format(schema=schema, queue=self.table)
-        self._jobs_of = _JOBS_OF.format(queue=self.table)
-        self._forget_log = _FORGET_LOG.format(log=f"{self.table}_log", most=_MOST_FORGOTTEN)
-        self._forget_statistics = _FORGET_STATISTICS.format(statistics=f"{self.table}_statistics")
         self._taker = uuid.uuid4()
 
     async def queries(self, connection: Connection) -> Queries:
@@ -109,7 +101,7 @@ class PgQueuerJobs:
         if self._make is None:
             # In a thread, as its import would delay all requests.
             parts = await asyncio.to_thread(_parts)
-            self._make = parts.maker(self._schema)
+            self._make = parts.maker()
         return self._make(connection)
 
     async def install(self, connection: Connection) -> None:
@@ -148,7 +140,7 @@ class PgQueuerJobs:
         )
         there = [name for name, job in zip(deliveries, made, strict=True) if job is None]
         if there:
-            await connection.execute(self._hasten, there)
+            await connection.execute(_HASTEN, there)
 
     async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
         """Take jobs that are due, or whose process has not renewed them; return by delivery."""
@@ -165,13 +157,13 @@ class PgQueuerJobs:
 
     async def pick_these(self, connection: Connection, deliveries: Sequence[str]) -> dict[str, Job]:
         """Take the due jobs of some deliveries that no process has; return them by delivery."""
-        rows = await connection.fetch(self._pick_these, list(deliveries), self._taker)
+        rows = await connection.fetch(_PICK_THESE, list(deliveries), self._taker)
         job = (await asyncio.to_thread(_parts)).Job
         return _by_delivery([job.model_validate(dict(row)) for row in rows])
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         """Return in how many seconds the next job falls due; None: there is none."""
-        seconds: float | None = await connection.fetchval(self._next_due, handler)
+        seconds: float | None = await connection.fetchval(_NEXT_DUE, handler)
         return seconds
 
     async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
@@ -184,7 +176,7 @@ class PgQueuerJobs:
 
     async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
         """Cancel the jobs of deliveries, even those that another process has picked."""
-        jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
+        jobs = [row["id"] for row in await connection.fetch(_JOBS_OF, list(deliveries))]
         if jobs:
             await (await self.queries(connection)).mark_job_as_cancelled(jobs)
 
@@ -194,7 +186,7 @@ class PgQueuerJobs:
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
         """Return deliveries (id, handler) due since before `before` that have no job."""
-        rows = await connection.fetch(self._lost, before, most)
+        rows = await connection.fetch(_LOST, before, most)
         return [(row["id"], row["handler"]) for row in rows]
 
     async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
@@ -205,9 +197,10 @@ class PgQueuerJobs:
     async def trim(self, queries: Queries) -> None:
         """Aggregate PgQueuer's log into its statistics, and delete old rows of both."""
         await queries.aggregate_logs()
-        while await queries.driver.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
+        most = _MOST_FORGOTTEN
+        while await queries.driver.execute(_FORGET_LOG, most) == f"DELETE {most}":
             pass
-        await queries.driver.execute(self._forget_statistics)
+        await queries.driver.execute(_FORGET_STATISTICS)
 
     async def keep_house(
         self, connect: Callable[[], Awaitable[Connection]], housekeeping: Housekeeping

@@ -1,16 +1,11 @@
 -- name: hold
 -- Take a lease that is free or has expired, or renew it.
-INSERT INTO leases (name, owner, until, at_work) VALUES (:name, :owner, :until::float, 0)
+INSERT INTO leases (name, owner, until, at_work)
+VALUES (:name, :owner, :until::float, :at_work::int)
 ON CONFLICT (name) DO UPDATE
-SET owner = excluded.owner, until = excluded.until,
-    at_work = CASE WHEN leases.owner = excluded.owner AND leases.until > :now::float
-        THEN leases.at_work ELSE 0 END
+SET owner = excluded.owner, until = excluded.until, at_work = excluded.at_work
 WHERE leases.owner = excluded.owner OR leases.until <= :now::float
 RETURNING owner
-
--- name: report
--- Record whether the holder of a lease is able to do its task.
-UPDATE leases SET at_work = :at_work::int WHERE name = :name AND owner = :owner
 
 -- name: release
 -- Give up a lease.

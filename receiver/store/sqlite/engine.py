@@ -23,11 +23,11 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, ReleaseRequest, Settlement
-from receiver.store.engine import AttemptName
+from receiver.store.engine import AttemptName, each
 from receiver.store.facade import Housekeeping, Store
 from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
-from receiver.store.schema import migrations
+from receiver.store.schema import unapplied
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
 from receiver.store.sqlite.descriptors import CLOSED, Descriptors, Identity, identity_of
 from receiver.store.sqlite.group_commit import Writer, fetch
@@ -433,20 +433,14 @@ def _connect(path: str) -> sqlite3.Connection:
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
     [version] = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(migrations("sqlite")):
-        raise StoreUnusable(
-            f"the database {path} was written by a newer receiver (schema {version}, this one "
-            f"knows {len(migrations('sqlite'))}): upgrade this receiver, or use another file"
-        )
-    for number, script in enumerate(migrations("sqlite")[version:], version + 1):
+    for number, script in unapplied("sqlite", version, f"database {path}").items():
         # executescript commits an open transaction, so the script itself contains one.
         connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
 
 
-def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
+@each()
+def recover(item: tuple[str, float]) -> Steps[list[LostAttempt]]:
     """Reclaim the submits and claims of an earlier process."""
-    results = []
-    for owner, now in items:
-        yield Run(predictions_sql.mark_abandoned_submits, {"now": now})
-        results.append((yield from deliveries.reclaim_all(owner, now)))
-    return results
+    owner, now = item
+    yield Run(predictions_sql.mark_abandoned_submits, {"now": now})
+    return (yield from deliveries.reclaim_all(owner, now))
