@@ -8,7 +8,6 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
 from receiver.model.values import Shift
 from receiver.store.attempts import AttemptNews
@@ -47,24 +46,13 @@ sql: Final = Statements("facade")
 
 
 class Store(Engine):
-    """The nouns of one database, and how its deliveries are handed out.
+    """A database: the operations on each kind of row, and how deliveries are handed out.
 
-    They come from the rows themselves, or from a queue beside them.
+    Deliveries come from the rows themselves, or from a queue beside them.
     """
 
-    def __init__(
-        self,
-        report: Callable[[StoreUnavailable | None], None],
-        committed: Callable[[int], None],
-        wakeups: Wakeups,
-    ) -> None:
-        """Create a store; `report` is called when it stops accepting writes, and when it resumes.
-
-        `committed` is called with the number of writes of each transaction. Both may be called
-        from any thread. `wakeups` are woken by commits of other processes.
-        """
-        self._report = report
-        self._committed = committed
+    def __init__(self, wakeups: Wakeups) -> None:
+        """Create a store; `wakeups` are woken by commits of other processes."""
         self._wakeups = wakeups
         self.predictions = PredictionStore(self)
         self.private = PrivateContent(self)

@@ -18,7 +18,11 @@ from receiver.store.sqlite.engine import SQLiteStore
 StoreMaker: TypeAlias = Callable[
     [Callable[[StoreUnavailable | None], None], Callable[[int], None], Wakeups], Store
 ]
-"""Creates a store from `report`, `committed` and `wakeups`: see Store."""
+"""Creates a store from three values, the first two of which may be called from any thread.
+
+`report` is called when it stops accepting writes, and with None when it resumes, `committed` with
+the number of writes of each transaction, and `wakeups` are woken by commits of other processes.
+"""
 
 
 def store_maker(settings: Settings, clock: Callable[[], float] = time.time) -> StoreMaker:

@@ -347,14 +347,6 @@ def is_in_turn(transaction: Transaction[Any, Any]) -> bool:
     return transaction in _IN_TURN
 
 
-def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
-    """Run one statement for each item, as the whole transaction; return the rows of each."""
-    results = []
-    for item in items:
-        results.append((yield item))  # noqa: PERF401 - the loop yields
-    return results
-
-
 def in_order(
     items: Sequence[Item], key: Callable[[Item], Any], do: Callable[[Item], Steps[Result]]
 ) -> Steps[list[Result]]:

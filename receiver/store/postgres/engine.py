@@ -60,8 +60,6 @@ log = structlog.get_logger("receiver")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SCHEMA: Final = "receiver"
-"""The PostgreSQL schema that contains all our tables, including the queue's."""
 _FIXED: Final = 4
 """Connections besides those of writers and readers: to claim, renew, listen and keep house."""
 _WRITERS: Final = 2
@@ -105,7 +103,7 @@ class PostgresStore(Store):
         access: Access | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(report, committed, wakeups or Wakeups())
+        super().__init__(wakeups or Wakeups())
         self._jobs = jobs
         self._access = access = access or Access()
         self._sessions = Sessions(url, access)

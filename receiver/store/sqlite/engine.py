@@ -56,7 +56,8 @@ class SQLiteStore(Store):
         committed: Callable[[int], None] = lambda _size: None,
         wakeups: Wakeups | None = None,
     ) -> None:
-        super().__init__(report, committed, wakeups or Wakeups())
+        super().__init__(wakeups or Wakeups())
+        self._committed = committed
         self._path = path
         self._lock = _FileLock(path)
         self._file = _SameFile(path)
