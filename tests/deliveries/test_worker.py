@@ -864,7 +864,7 @@ async def test_unawaited_ctx_call_fails_the_attempt_but_an_unfinished_task_does_
 
 
 @pytest.mark.parametrize(
-    ("is_async", "too_long", "steps"), [(True, False, 1), (False, False, 1), (True, True, 2)]
+    ("is_async", "too_long", "most_steps"), [(True, False, 1), (False, False, 1), (True, True, 2)]
 )
 async def test_handler_waits_while_the_disk_is_full_and_uses_up_no_attempt(
     start: Start,
@@ -872,7 +872,7 @@ async def test_handler_waits_while_the_disk_is_full_and_uses_up_no_attempt(
     logged: Logged,
     is_async: bool,
     too_long: bool,
-    steps: int,
+    most_steps: int,
 ) -> None:
     loop_clock = LoopClock()
     taken: list[int] = []
@@ -904,7 +904,9 @@ async def test_handler_waits_while_the_disk_is_full_and_uses_up_no_attempt(
         disk.full = False
         await eventually(lambda: named(logged, "handler.attempt"))
         [(state, attempts)] = station.rows("SELECT state, attempts FROM deliveries")
-        assert (state, attempts, len(taken)) == ("done", 1, steps)
+        assert (state, attempts) == ("done", 1)
+        # A write that was under way when the attempt was interrupted may still be committed.
+        assert 1 <= len(taken) <= most_steps
         assert station.count("predictions") == 2
 
 
