@@ -114,9 +114,11 @@ def _nearest(option: Option, given: Any) -> Any:
         number = msgspec.structs.replace(option, least=None, most=None).read(given)
     except ValueError:
         number = 1
-    bounded = max(number, option.least or number) if option.least is not None else number
-    bounded = min(bounded, option.most) if option.most is not None else bounded
-    return int(bounded) if option.kind == "integer" else bounded
+    if option.least is not None:
+        number = max(number, option.least)
+    if option.most is not None:
+        number = min(number, option.most)
+    return int(number) if option.kind == "integer" else number
 
 
 # --- templates ---

@@ -110,6 +110,20 @@ def test_corrected_command_in_an_error_message_is_valid() -> None:
     assert read_options(IMAGINE, parse(BOOK, right).options)["steps"] == 8
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "given", "right"),
+    [(0, 1, -5, 0), (0, 1, 5, 1), (-3, 0, 2, 0), (2, None, 1, 2), (2, None, "many", 2)],
+)
+def test_corrected_number_is_within_its_bounds(
+    least: float, most: float | None, given: object, right: float
+) -> None:
+    option = Option(kind="number", least=least, most=most)
+    recipe = Recipe(name="blend", provider="fal", model="m", options={"strength": option})
+    with pytest.raises(Problem) as refused:
+        read_options(recipe, {"strength": given})
+    assert refused.value.detail.endswith(f"This would be right: blend --strength {right}")
+
+
 def test_only_20_words_after_a_long_dash_are_compared_with_the_options() -> None:
     """A comparison takes time, and a message could need thousands of them."""
     with pytest.raises(Problem, match=r"did you mean ratio\?"):
