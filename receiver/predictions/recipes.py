@@ -17,7 +17,7 @@ from receiver.model.answers import OfferedRecipe
 from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
 from receiver.model.recipes import Kind, Option, Recipe, RecipeBook
-from receiver.model.text import did_you_mean
+from receiver.model.text import did_you_mean, nearest
 from receiver.model.values import plain
 
 _TYPES: Final[Mapping[Kind, Mapping[str, Any]]] = {
@@ -102,14 +102,15 @@ def _example(name: str, option: Option, given: Any = None) -> Any:
     """Return a valid value of an option, near the given one."""
     if option.choices:
         words = {plain(choice).casefold(): choice for choice in option.choices}
-        near = did_you_mean(plain(given).casefold(), words).removeprefix(" (did you mean ")[:-2]
-        return words.get(near, option.choices[0])
+        near = nearest(plain(given).casefold(), words)
+        return option.choices[0] if near is None else words[near]
     if option.kind in {"integer", "number"}:
-        return _nearest(option, given)
+        return _bounded(option, given)
     return {"boolean": "yes", "picture": "https://…"}.get(option.kind, f"<{name}>")
 
 
-def _nearest(option: Option, given: Any) -> Any:
+def _bounded(option: Option, given: Any) -> Any:
+    """Return the number within an option's bounds that is nearest to the given one, or to 1."""
     try:
         number = msgspec.structs.replace(option, least=None, most=None).read(given)
     except ValueError:
