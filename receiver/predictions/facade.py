@@ -18,7 +18,7 @@ from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.predictions.bills import Bills
-from receiver.predictions.inbox import Inbox, Match
+from receiver.predictions.inbox import Inbox
 from receiver.predictions.limits import Limits
 from receiver.predictions.orders import Orders
 from receiver.predictions.poller import Poller
@@ -32,6 +32,7 @@ from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
 from receiver.store.facade import Housekeeping, Store
+from receiver.store.inbox import Match
 from receiver.store.leases import Leader, LeaderTask
 
 Work = TypeVar("Work", bound=LeaderTask)

@@ -236,8 +236,11 @@ def insert(new: NewPrediction, counts: Counts) -> Steps[bool]:
 
 
 def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
-    limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
-    yield from hold_limits(limited)
+    yield from hold_limits(
+        item.provider
+        for item in items
+        if item.max_in_flight is not None or item.per_minute is not None
+    )
     return (yield from in_order(items, lambda slots: slots.provider, _begin_some))
 
 
@@ -416,11 +419,11 @@ def metadata_test(globs: Mapping[str, str]) -> Callable[[str], bool]:
     return fits
 
 
-def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
-    """Return a test whether a row has the wanted model and metadata."""
-    model = re.compile(translate("*" if wanted.model is None else wanted.model))
-    has_metadata = metadata_test(wanted.metadata)
-    return lambda row: model.match(row["model"]) is not None and has_metadata(row["metadata"])
+def model_test(glob: str | None, metadata: Mapping[str, str]) -> Callable[[str, str], bool]:
+    """Return a test whether a model matches a shell glob, and its prediction's metadata these."""
+    pattern = re.compile(translate("*" if glob is None else glob))
+    has_metadata = metadata_test(metadata)
+    return lambda model, given: pattern.match(model) is not None and has_metadata(given)
 
 
 class PredictionStore(Repository):
@@ -496,14 +499,14 @@ class PredictionStore(Repository):
 
     async def _look(self, wanted: PredictionFilter) -> Page[Prediction]:
         """Search a bounded number of predictions for those that match."""
-        fits = _fitting(wanted)
+        fits = model_test(wanted.model, wanted.metadata)
         found: list[tuple[str]] = []
         cursor = wanted.cursor
         scan = sql.lists["scan_predictions"]
         for _ in range(_MOST_SCANS):
             rows = await listed(self._store, scan, database_filters(wanted, cursor), _SCANNED)
             for row in rows:
-                if fits(row):
+                if fits(row["model"], row["metadata"]):
                     if len(found) == wanted.limit:
                         return Page(data=await self._whole(found), next_cursor=cursor)
                     found.append((row["id"],))
