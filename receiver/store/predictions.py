@@ -90,7 +90,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     submits: int
     """How many times a submit was begun, including this one."""
     polls: int
-    created_at: float
     deadline_at: float | None
     """None while it only waits for room at the provider."""
     held_until: float | None
@@ -358,7 +357,6 @@ def job_of(row: Row) -> Job:
         status=Status(row["status"]),
         submits=row["submits"],
         polls=row["polls"],
-        created_at=row["created_at"],
         deadline_at=row["deadline_at"],
         held_until=row["held_until"],
         last_reason=row["last_reason"] or "",
