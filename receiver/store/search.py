@@ -154,7 +154,7 @@ class Search(Repository):
     async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
         """Return pending deliveries by handler, in the order of their due times."""
         given = {} if handler is None else {"handler": handler}
-        statement = deliveries_sql.lists["list_pending"].by({"base": "", **given})
+        statement = deliveries_sql.lists["list_pending"].by(["base", *given])
         rows = await self._store.read(statement, **given, limit=limit)
         return [delivery_of(row) for row in rows]
 
