@@ -240,34 +240,34 @@ def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
         for item in items
         if item.max_in_flight is not None or item.per_minute is not None
     )
-    return (yield from in_order(items, lambda slots: slots.provider, _begin_some))
+    return (yield from in_order(items, lambda budget: budget.provider, _begin_some))
 
 
-def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
-    provider = {"provider": slots.provider}
-    most = slots.most
+def _begin_some(budget: SubmitBudget) -> Steps[SubmitBatch]:
+    provider = {"provider": budget.provider}
+    most = budget.most
     wait = 0.0
-    at_most = slots.at_most
-    if slots.max_in_flight is not None:
-        if at_most is None or at_most + most > slots.max_in_flight:
-            bounded = {**provider, "max_in_flight": slots.max_in_flight}
+    at_most = budget.at_most
+    if budget.max_in_flight is not None:
+        if at_most is None or at_most + most > budget.max_in_flight:
+            bounded = {**provider, "max_in_flight": budget.max_in_flight}
             [row] = yield Run(sql.count_in_flight, bounded)
             at_most = row["number"]
-        most = min(most, slots.max_in_flight - at_most)
-    if slots.per_minute is not None:
-        room, wait = yield from room_for(slots.provider, slots.now, slots.per_minute)
+        most = min(most, budget.max_in_flight - at_most)
+    if budget.per_minute is not None:
+        room, wait = yield from room_for(budget.provider, budget.now, budget.per_minute)
         most = min(most, room)
     if most <= 0:
         [row] = yield Run(sql.next_queued, provider)
         return SubmitBatch([], wait, latest=row["latest_at"])
-    params = msgspec.structs.asdict(slots)
-    params |= {"most": most, "deadline": slots.now + slots.timeout}
+    params = msgspec.structs.asdict(budget)
+    params |= {"most": most, "deadline": budget.now + budget.timeout}
     jobs = [job_of(row) for row in (yield Run(sql.begin_submits, params))]
-    if jobs and slots.per_minute is not None:
-        yield from count_requests(slots.provider, slots.now, len(jobs))
+    if jobs and budget.per_minute is not None:
+        yield from count_requests(budget.provider, budget.now, len(jobs))
     [row] = yield Run(sql.next_queued, provider)
     jobs.sort(key=lambda job: job.ticket.id)
-    in_all = None if slots.max_in_flight is None or at_most is None else at_most + len(jobs)
+    in_all = None if budget.max_in_flight is None or at_most is None else at_most + len(jobs)
     return SubmitBatch(jobs, wait, row["due_at"], row["latest_at"], in_all)
 
 
