@@ -15,7 +15,7 @@ from receiver.deliveries.context import Tools
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.heartbeat import Timing
 from receiver.model.errors import StoreUnavailable
-from receiver.model.ids import delivery_id
+from receiver.model.ids import delivery_id, prediction_id_of
 from receiver.model.retry import DONE, Failure, Policy, decide
 from receiver.model.tasks import TaskSet, repeat
 from receiver.observability.runtime import Runtime
@@ -135,7 +135,7 @@ class HandlerWorker:
         clock = asyncio.get_running_loop().time
         if clock() >= until:
             return False
-        delivery = delivery_id(f"pred_{event[4:]}", self._handler.name)
+        delivery = delivery_id(prediction_id_of(event), self._handler.name)
         await self._take(until, (delivery,))
         task = self._running.find(delivery)
         if task is None:
