@@ -88,9 +88,16 @@ def line(recipe: Recipe, options: Mapping[str, Any]) -> str:
     words += [_shortened(value) for name, value in options.items() if name == recipe.rest]
     for name, value in options.items():
         if name != recipe.rest:
-            text = _shortened(value)
-            words.append(f"--{name} " + (f'"{text}"' if " " in text or not text else text))
+            words.append(f"--{name} {_quoted(_shortened(value))}")
     return " ".join(words)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as one word of a command."""
+    if text.split() == [text] and '"' not in text:
+        return text
+    escaped = text.replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _shortened(value: Any) -> str:

@@ -198,6 +198,13 @@ def test_any_options_are_valid_or_rejected(options: dict[str, Any]) -> None:
     assert isinstance(read.get("hd", True), bool)
 
 
+@pytest.mark.parametrize("title", ["", "a fox", 'say "hi" now', '"hi"', '5"', "two\nlines"])
+def test_text_in_a_command_line_parses_to_the_same_text(title: str) -> None:
+    post = Recipe(name="post", provider="fal", model="m", options={"title": Option()})
+    made = line(post, {"title": title})
+    assert parse(RecipeBook(recipes={"post": post}), made).options == {"title": title}
+
+
 @given(
     st.fixed_dictionaries(
         {
