@@ -66,6 +66,7 @@ _UNRUN: Final = (
     *(CoroutineType, GeneratorType, AsyncGeneratorType, map, filter),
     *(FunctionType, MethodType, partial),
 )
+"""Types of results that would still have to be run."""
 
 
 def _check_ran(result: Any) -> None:
@@ -109,7 +110,7 @@ class Attempt:
         contain(asyncio.get_running_loop())
         context = Context(self._claim, self._tools)
         self._private = texts_in(context.private)
-        call = self._in_thread if not self._handler.is_async else self._on_loop
+        call = self._on_loop if self._handler.is_async else self._in_thread
         with charged(self._charge, on_loop=self._handler.is_async) as inside:
             task = asyncio.create_task(call(context), context=inside)
             try:

@@ -15,12 +15,12 @@ from receiver.deliveries.context import Tools
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.heartbeat import Timing
 from receiver.model.errors import StoreUnavailable
-from receiver.model.ids import delivery_id
+from receiver.model.ids import delivery_id, prediction_id_of
 from receiver.model.retry import DONE, Failure, Policy, decide
 from receiver.model.tasks import TaskSet, repeat
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
-from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, LostAttempt, Settlement
 from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
@@ -33,6 +33,12 @@ _TO_GIVE_BACK: Final = 0.25
 """Seconds beyond its time that a request waits until unfinished deliveries are given back."""
 _GOOD: Final = frozenset({"done", "skip"})
 """Results of attempts that are not failures."""
+
+
+async def report_lost(store: Store, runtime: Runtime, lost: Sequence[LostAttempt]) -> None:
+    """Report attempts that their own process did not end, and publish their ends."""
+    runtime.telemetry.lost(lost)
+    await store.attempts.publish([(one.delivery, one.number) for one in lost])
 
 
 class HandlerWorker:
@@ -129,7 +135,7 @@ class HandlerWorker:
         clock = asyncio.get_running_loop().time
         if clock() >= until:
             return False
-        delivery = delivery_id(f"pred_{event[4:]}", self._handler.name)
+        delivery = delivery_id(prediction_id_of(event), self._handler.name)
         await self._take(until, (delivery,))
         task = self._running.find(delivery)
         if task is None:
@@ -172,8 +178,7 @@ class HandlerWorker:
         )
         try:
             found = await self._store.claim(wanted)
-            self._runtime.telemetry.lost(found.lost)
-            await self._store.attempts.publish([(one.delivery, one.number) for one in found.lost])
+            await report_lost(self._store, self._runtime, found.lost)
         except Exception:
             if permit.is_probe:
                 await self._breaker.give_back()
@@ -268,7 +273,7 @@ class HandlerWorker:
         lost = await self._retry_until_stored(
             lambda: self._store.release(self._owner, self._clock(), (claim.id,))
         )
-        self._runtime.telemetry.lost(lost)
+        await report_lost(self._store, self._runtime, lost)
         await self._breaker.record(claim.id, _CUT_SHORT)
 
     async def _empty(self, prediction_id: str) -> None:

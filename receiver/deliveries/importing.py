@@ -11,9 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from receiver.deliveries import handlers
-from receiver.deliveries import loading as loaded
-from receiver.deliveries.loading import forget, inside_of, load_file
+from receiver.deliveries import handlers, loading
 from receiver.deliveries.registry import (
     ENTRY_POINTS,
     Registered,
@@ -48,7 +46,8 @@ def load_and_check(names: Sequence[str]) -> tuple[Registry, list[str]]:
     registry = Registry()
     problems = []
     for name in filter(_is_path, names):
-        forget(Path(name))  # an app that is created again reads its handlers' settings again
+        # An app that is created again reads its handlers' settings again.
+        loading.forget(Path(name))
     for name in names:
         try:
             found = _found_in(name)
@@ -69,17 +68,17 @@ def reload(names: Sequence[str]) -> Registry:
     Raises HandlerError; the modules that were loaded before are then restored.
     """
     folder = None if all(map(_is_path, names)) else Path.cwd()
-    before = loaded.forget_all(folder)
+    before = loading.forget_all(folder)
     try:
         return load(names)
     except BaseException:
-        loaded.remember(before, folder)
+        loading.remember(before, folder)
         raise
 
 
 def loaded_files(names: Sequence[str]) -> set[Path]:
     """Return the files that were loaded for these names, imported ones included."""
-    return loaded.files(None if all(map(_is_path, names)) else Path.cwd())
+    return loading.files(None if all(map(_is_path, names)) else Path.cwd())
 
 
 def register(handlers: Sequence[str | Callable[..., Any] | Registered]) -> Registry:
@@ -103,7 +102,7 @@ def _found_in(name: str) -> list[Registered]:
     For a package, those of its imported modules are included.
     """
     module = _import(name)
-    modules = [module, *(inside_of(module) if hasattr(module, "__path__") else ())]
+    modules = [module, *(loading.inside_of(module) if hasattr(module, "__path__") else ())]
     own = [handler for one in modules for handler in getattr(one, LISTED, [])]
     imported = [handler for value in vars(module).values() for handler in _listed(value)]
     found = {id(handler): handler for handler in [*own, *imported]}
@@ -175,10 +174,10 @@ def _import_path(path: Path) -> ModuleType:
         raise HandlerError(f"{path}: no such file")
     if path.is_file() and path.suffix != ".py":
         raise HandlerError(f"{path}: not a Python file")
-    return load_file(path)
+    return loading.load_file(path)
 
 
-_LOADERS: Final = {__file__, handlers.__file__, importlib.__file__, loaded.__file__}
+_LOADERS: Final = {__file__, handlers.__file__, importlib.__file__, loading.__file__}
 
 
 def _where(error: BaseException) -> str:

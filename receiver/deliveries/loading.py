@@ -36,7 +36,7 @@ def load_file(path: Path) -> ModuleType:
 
     Raises ImportError if it is neither, and any error of the file itself.
     """
-    path = path.parent if path.name == "__init__.py" else path
+    path = path.parent if _is_package(path) else path
     real = path.resolve()
     known = sys.modules.get(_names.get(real, ""))
     if known is not None:
@@ -44,33 +44,45 @@ def load_file(path: Path) -> ModuleType:
     file = path.absolute() / "__init__.py" if path.is_dir() else path.absolute()
     if file.suffix != ".py":
         raise ImportError(f"{path} is not a Python file")
-    base, inside = file.parent.resolve(), [file.stem.replace(".", "_")]
-    if path.is_dir():
-        inside = []
-    while (base / "__init__.py").is_file():
-        base, inside = base.parent, [base.name, *inside]
+    base, inside = _place_of(file)
     if str(base) not in sys.path:
         sys.path.append(str(base))  # for imports by name that do not use `_import`
     package = f"{__name__}.{os.fsencode(base).hex()}"
     name = ".".join((package, *inside))
     importlib.import_module(name.rpartition(".")[0])
-    module = sys.modules.get(name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(
-            name,
-            file,
-            loader=_Loader(name, str(file)),
-            submodule_search_locations=[str(file.parent)] if path.is_dir() else None,
-        )
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{path} is not a Python file")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            sys.modules.pop(name, None)
-            raise
+    module = sys.modules.get(name) or _run(name, file)
     _names[real] = name
+    return module
+
+
+def _place_of(file: Path) -> tuple[Path, list[str]]:
+    """Return the first folder above a file that is no package, and the module's name in there."""
+    base = file.parent.resolve()
+    inside = [] if _is_package(file) else [file.stem.replace(".", "_")]
+    while (base / "__init__.py").is_file():
+        base, inside = base.parent, [base.name, *inside]
+    return base, inside
+
+
+def _is_package(file: Path) -> bool:
+    return file.name == "__init__.py"
+
+
+def _run(name: str, file: Path) -> ModuleType:
+    """Run a file as the module of this name; an error leaves no module behind."""
+    loader = _Loader(name, str(file))
+    folders = [str(file.parent)] if _is_package(file) else None
+    spec = importlib.util.spec_from_file_location(
+        name, file, loader=loader, submodule_search_locations=folders
+    )
+    if spec is None:
+        raise ImportError(f"{file} is not a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 
@@ -116,7 +128,7 @@ def _is_users(name: str, folder: Path | None) -> bool:
 
 def forget(path: Path) -> None:
     """Make the next load of a file or package run it again."""
-    path = path.parent if path.name == "__init__.py" else path
+    path = path.parent if _is_package(path) else path
     name = _names.pop(path.resolve(), None)
     for known in list(sys.modules) if name else ():
         if known == name or known.startswith(f"{name}."):

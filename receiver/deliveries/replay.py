@@ -7,10 +7,8 @@ while many redelivered deliveries have not started.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping
-from fnmatch import translate
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -23,7 +21,7 @@ from receiver.model.tasks import repeat
 from receiver.model.values import Recipients
 from receiver.observability.runtime import Runtime
 from receiver.store.inbox import CurrentState
-from receiver.store.predictions import metadata_test
+from receiver.store.predictions import model_test
 from receiver.store.replays import Candidate, CountedReplay, Replays, ReplayStep, RunningReplay
 
 log = structlog.get_logger("receiver")
@@ -44,12 +42,7 @@ _NAP: Final = 2.0
 class Replayer:
     """Counts replays, and runs the started ones, in one process at a time."""
 
-    def __init__(
-        self,
-        replays: Replays,
-        registry: Registry,
-        runtime: Runtime,
-    ) -> None:
+    def __init__(self, replays: Replays, registry: Registry, runtime: Runtime) -> None:
         self._replays = replays
         self._registry = registry
         self._runtime = runtime
@@ -164,8 +157,7 @@ class _Selector:
     def __init__(self, wanted: Selection, registry: Registry) -> None:
         self._wanted = wanted
         self._registry = registry
-        self._model = re.compile(translate("*" if wanted.model is None else wanted.model))
-        self._has_metadata = metadata_test(wanted.metadata or {})
+        self._fits = model_test(wanted.model, wanted.metadata or {})
 
     def count(self, found: Candidate) -> int:
         """Return how many deliveries of an event would be redelivered."""
@@ -175,7 +167,7 @@ class _Selector:
         self, known: CurrentState, event_type: str, states: Mapping[str, str]
     ) -> Recipients:
         """Return the handlers that an event would be redelivered to, and what they wait for."""
-        if not self._takes(known):
+        if not self._fits(known.model, known.metadata):
             return Recipients()
         wanted = self._wanted
         if wanted.state is not None:
@@ -191,6 +183,3 @@ class _Selector:
         # They wait only for each other: the event's other handlers have ended, or may end
         # without releasing deliveries that came later.
         return Recipients(tuple(names), self._registry.waiting(names))
-
-    def _takes(self, known: CurrentState) -> bool:
-        return self._model.match(known.model) is not None and self._has_metadata(known.metadata)

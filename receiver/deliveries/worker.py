@@ -17,7 +17,7 @@ import structlog
 
 from receiver.deliveries.breaker import BreakerCache, BreakerPolicy, HandlerBreaker
 from receiver.deliveries.context import Tools
-from receiver.deliveries.handler_worker import HandlerWorker
+from receiver.deliveries.handler_worker import HandlerWorker, report_lost
 from receiver.deliveries.heartbeat import TIMING, Heartbeat, Timing
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable
@@ -170,9 +170,8 @@ class Worker:
     async def reclaim(self) -> None:
         """Make the deliveries pending again that a dead process had claimed."""
         lost = await self._store.reclaim(self._runtime.owner, self._runtime.clock())
-        self._runtime.telemetry.lost(lost)
         self._runtime.wakeups.wake("handler", *(one.handler for one in lost))
-        await self._store.attempts.publish([(one.delivery, one.number) for one in lost])
+        await report_lost(self._store, self._runtime, lost)
 
     async def stop(self, *, asked: bool = True) -> None:
         """Claim no more, wait `Timing.drain` for running handlers, and give back the rest.
@@ -189,7 +188,7 @@ class Worker:
             return
         with contextlib.suppress(StoreUnavailable):  # the next start will find them
             lost = await self._store.release(self._runtime.owner, self._runtime.clock())
-            self._runtime.telemetry.lost(lost)
+            await report_lost(self._store, self._runtime, lost)
 
     def _running(self) -> dict[str, list[str]]:
         """Return the ids of the deliveries under way, by handler."""

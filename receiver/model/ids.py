@@ -30,6 +30,11 @@ def event_id(prediction_id: str) -> str:
     return f"evt_{prediction_id[5:]}"
 
 
+def prediction_id_of(id: str) -> str:
+    """Return the id of an event's prediction; a prediction's own id is returned as it is."""
+    return f"pred_{id.partition('_')[2]}"
+
+
 @lru_cache(maxsize=1024)
 def handler_digest(handler: str) -> str:
     """Return the 8 hex digits that stand for a handler's name in ids."""

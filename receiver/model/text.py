@@ -21,10 +21,15 @@ def clean(text: str) -> str:
     return text[1:-1].strip() if is_quoted and len(text) > 1 else text
 
 
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the valid word that is most similar to a word; None if none is similar enough."""
+    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)), None)
+
+
 def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the end of an error about a word: the most similar valid word, if there is one."""
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(word, words, cutoff)
+    return "" if near is None else f" (did you mean {near}?)"
 
 
 def spelled(text: str) -> str:

@@ -70,11 +70,9 @@ class Console:
             return None
         given = os.environ.get("COLUMNS", "")
         try:
-            return (
-                int(given)
-                if given.isdecimal()
-                else os.get_terminal_size(self._out.fileno()).columns
-            )
+            if given.isdecimal():
+                return int(given)
+            return os.get_terminal_size(self._out.fileno()).columns
         except (OSError, ValueError):
             return None
 

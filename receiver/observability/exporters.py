@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
@@ -14,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from receiver.model.errors import SettingsError
+from receiver.model.tasks import start_thread
 
 
 def exporting(names: Sequence[str]) -> Exporting:
@@ -52,8 +52,7 @@ class Exporting:
     def stop(self, seconds: float) -> None:
         """Send the last spans, for `seconds` at most; then give up."""
         # Without the thread it would wait half a minute for a dead collector.
-        last = threading.Thread(target=self.provider.shutdown, daemon=True)
-        last.start()
+        last = start_thread("receiver-traces", self.provider.shutdown)
         last.join(seconds)
         if last.is_alive():
             for exporter in self._exporters:

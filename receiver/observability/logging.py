@@ -23,6 +23,7 @@ from typing import Any, Final, TextIO
 import msgspec
 import structlog
 
+from receiver.model.tasks import start_thread
 from receiver.model.text import spelled_json
 from receiver.observability.console import Console
 
@@ -187,8 +188,7 @@ class _LineWriter:
             self._size += len(line)
             self._queue.put(line)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="receiver-log", daemon=True)
-                self._thread.start()
+                self._thread = start_thread("receiver-log", self._run)
 
     debug = info = warning = error = critical = exception = msg
 

@@ -19,7 +19,7 @@ import msgspec
 from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
 from receiver.model.recipes import TRUTHS, Option, Recipe, RecipeBook
-from receiver.model.text import did_you_mean
+from receiver.model.text import did_you_mean, nearest
 from receiver.model.values import plain
 from receiver.predictions.recipes import bad_option, find, line
 
@@ -170,7 +170,7 @@ class _Reading:
         if dashes == "--" or name in known:
             return True
         self._guesses -= 1
-        return self._guesses >= 0 and bool(did_you_mean(name[:40], known, _NEAR))
+        return self._guesses >= 0 and nearest(name[:40], known, _NEAR) is not None
 
     def _switch(self, word: str, value: str | None, left: list[Word]) -> None:
         off = self._names.get(word.removeprefix("no-"))
@@ -272,8 +272,12 @@ def _about(option: Option) -> str:
     return ", ".join(part for part in parts if part)
 
 
-_KINDS: Final = {"integer": "a whole number", "number": "a number", "boolean": "yes or no"}
-_KINDS["picture"] = "a picture's address"
+_KINDS: Final = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "yes or no",
+    "picture": "a picture's address",
+}
 
 
 def _default(option: Option) -> str:

@@ -18,7 +18,7 @@ from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.predictions.bills import Bills
-from receiver.predictions.inbox import Inbox, Match
+from receiver.predictions.inbox import Inbox
 from receiver.predictions.limits import Limits
 from receiver.predictions.orders import Orders
 from receiver.predictions.poller import Poller
@@ -32,6 +32,7 @@ from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
 from receiver.store.facade import Housekeeping, Store
+from receiver.store.inbox import Match
 from receiver.store.leases import Leader, LeaderTask
 
 Work = TypeVar("Work", bound=LeaderTask)
@@ -68,10 +69,7 @@ class Predictions:
         self._proofs = Proofs(providers, settings.providers, self.client, self.tokens, runtime)
         self.limits = Limits(settings)
         self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, self.limits, runtime)
-        clients = {
-            name: self._provider_client(name, settings.providers[name].requests_per_minute)
-            for name in self.on
-        }
+        clients = self._clients(settings)
         schedule = Schedule(settings, runtime)
         self._poller = Poller(
             store,
@@ -114,21 +112,23 @@ class Predictions:
         )
         self.orders = Orders(settings.recipes, store, self.service, runtime)
         # Bills are not urgent: they leave a quarter of a provider's requests per minute to others.
-        unhurried = {
-            name: self._provider_client(name, limit and max(limit * 3 // 4, 1))
-            for name in self.on
-            for limit in [settings.providers[name].requests_per_minute]
-        }
+        unhurried = self._clients(settings, part=0.75)
         self.bills = Bills(store, {name: providers[name] for name in self.on}, unhurried, runtime)
 
-    def _provider_client(self, provider: str, per_minute: int | None) -> ProviderClient:
-        return ProviderClient(provider, per_minute, self.client, self._store.limits, self._runtime)
+    def _clients(self, settings: Settings, part: float = 1.0) -> dict[str, ProviderClient]:
+        """Return the clients of the providers with a key, under this part of their rate limits."""
+        limits = {name: settings.providers[name].requests_per_minute for name in self.on}
+        per_minute = {name: limit and max(int(limit * part), 1) for name, limit in limits.items()}
+        return {
+            name: ProviderClient(name, most, self.client, self._store.limits, self._runtime)
+            for name, most in per_minute.items()
+        }
 
     def _stream(self, name: str, provider: Streamed) -> Listener | Leader:
         """Return the listener of a provider's stream, or the leader that runs it."""
-        runtime = self._runtime
-        listener = Listener(name, provider, self.client, self.inbox, self._store, runtime)
-        return self._alone(listener)
+        return self._alone(
+            Listener(name, provider, self.client, self.inbox, self._store, self._runtime)
+        )
 
     def _alone(self, work: Work) -> Work | Leader:
         """Return a task or, if there are other processes, the leader that runs it in only one."""
@@ -171,12 +171,10 @@ class Predictions:
 
     async def _catch_up(self) -> None:
         """Make all predictions at providers due for a poll: their outcomes may have been missed."""
-        now = self._runtime.clock()
-        if self._runtime.single_process or await self._store.leases.take_turn(
-            "catch-up", now, _CAUGHT_UP
-        ):
+        now, leases = self._runtime.clock(), self._store.leases
+        if self._runtime.single_process or await leases.take_turn("catch-up", now, _CAUGHT_UP):
             for name in self._submitters:
-                await self._store.predictions.hasten(name, self._runtime.clock())
+                await self._store.predictions.hasten(name, now)
 
     def housekeeping(self) -> Housekeeping:
         """Return the steps that only one process runs every few seconds, by name."""

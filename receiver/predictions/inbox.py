@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -20,7 +20,7 @@ from receiver.model.costs import Price
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
 from receiver.model.tasks import TaskSet
-from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status, expired
+from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Status, expired
 from receiver.observability.runtime import Runtime
 from receiver.predictions.limits import Limits
 from receiver.predictions.proofs import Proofs
@@ -32,6 +32,7 @@ from receiver.store.inbox import (
     AcceptResult,
     CurrentState,
     IncomingOutcome,
+    Match,
     Transition,
     accept_outcome,
 )
@@ -44,10 +45,6 @@ _MOST_PARKED: Final = 1000
 _MOST_WARNED: Final = 1000
 _SEARCH_AGAIN: Final = (0.2, 1.0, 4.0)
 """Seconds between searches for the prediction of a stream event that came before its id."""
-
-
-Match = Callable[[CurrentState, str], Recipients]
-"""Returns the handlers of an event of that type; the handlers' registry implements it."""
 
 
 class Inbox:

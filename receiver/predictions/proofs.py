@@ -37,21 +37,10 @@ class Proofs:
         self._tokens = tokens
         self._clock = runtime.clock
         self._keys = {
-            name: self._keys_of(provider, settings[name], client, runtime)
+            name: _keys_of(provider, settings[name], client, runtime)
             for name, provider in providers.items()
             if provider.proof in _FETCHED
         }
-
-    def _keys_of(
-        self,
-        provider: Provider,
-        given: ProviderSettings,
-        client: httpx.AsyncClient,
-        runtime: Runtime,
-    ) -> Keys:
-        if given.secrets or not isinstance(provider, Publishing):
-            return fixed([secret.reveal().encode() for secret in given.secrets])
-        return published_keys(client, provider.keys, provider.read_keys, runtime.monotonic)
 
     async def prove(self, provider_name: str, prediction_id: str, callback: Callback) -> str | None:
         """Return the provider's id that the proof covers; raise Unproved or KeysUnavailable."""
@@ -72,6 +61,15 @@ class Proofs:
     async def fetch(self, names: Iterable[str]) -> None:
         """Fetch the keys of these providers before their first callback needs them."""
         await asyncio.gather(*(_tried(self._keys[name]) for name in names if name in self._keys))
+
+
+def _keys_of(
+    provider: Provider, given: ProviderSettings, client: httpx.AsyncClient, runtime: Runtime
+) -> Keys:
+    """Return how to get a provider's keys: from the settings, or fetched if there are none."""
+    if given.secrets or not isinstance(provider, Publishing):
+        return fixed([secret.reveal().encode() for secret in given.secrets])
+    return published_keys(client, provider.keys, provider.read_keys, runtime.monotonic)
 
 
 async def _tried(keys: Keys) -> None:

@@ -66,7 +66,7 @@ class ProviderClient:
         Raises Busy, and sends nothing, if the provider takes no request now. One that `is_counted`
         needs no permit of its own.
         """
-        await self._turn(is_counted=is_counted)
+        await self._take_permit(is_counted=is_counted)
         try:
             answer = await self.send(request, ANSWER_TIMEOUT)
         except BROKEN as error:
@@ -85,12 +85,12 @@ class ProviderClient:
         """Return for how many seconds nothing may be sent."""
         return max(self._paused_until - self._monotonic(), 0.0)
 
-    async def _turn(self, *, is_counted: bool) -> None:
+    async def _take_permit(self, *, is_counted: bool) -> None:
         wait = self.paused()
         if wait == 0.0 and self._per_minute is not None and not is_counted:
-            turn = RequestPermit(
+            permit = RequestPermit(
                 provider=self._provider, now=self._clock(), per_minute=self._per_minute
             )
-            wait = await self._limits.take(turn)
+            wait = await self._limits.take(permit)
         if wait > 0.0:
             raise Busy(wait)

@@ -17,7 +17,7 @@ from receiver.model.answers import OfferedRecipe
 from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
 from receiver.model.recipes import Kind, Option, Recipe, RecipeBook
-from receiver.model.text import did_you_mean
+from receiver.model.text import did_you_mean, nearest
 from receiver.model.values import plain
 
 _TYPES: Final[Mapping[Kind, Mapping[str, Any]]] = {
@@ -88,9 +88,16 @@ def line(recipe: Recipe, options: Mapping[str, Any]) -> str:
     words += [_shortened(value) for name, value in options.items() if name == recipe.rest]
     for name, value in options.items():
         if name != recipe.rest:
-            text = _shortened(value)
-            words.append(f"--{name} " + (f'"{text}"' if " " in text or not text else text))
+            words.append(f"--{name} {_quoted(_shortened(value))}")
     return " ".join(words)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as one word of a command."""
+    if text.split() == [text] and '"' not in text:
+        return text
+    escaped = text.replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _shortened(value: Any) -> str:
@@ -102,21 +109,24 @@ def _example(name: str, option: Option, given: Any = None) -> Any:
     """Return a valid value of an option, near the given one."""
     if option.choices:
         words = {plain(choice).casefold(): choice for choice in option.choices}
-        near = did_you_mean(plain(given).casefold(), words).removeprefix(" (did you mean ")[:-2]
-        return words.get(near, option.choices[0])
+        near = nearest(plain(given).casefold(), words)
+        return option.choices[0] if near is None else words[near]
     if option.kind in {"integer", "number"}:
-        return _nearest(option, given)
+        return _bounded(option, given)
     return {"boolean": "yes", "picture": "https://…"}.get(option.kind, f"<{name}>")
 
 
-def _nearest(option: Option, given: Any) -> Any:
+def _bounded(option: Option, given: Any) -> Any:
+    """Return the number within an option's bounds that is nearest to the given one, or to 1."""
     try:
         number = msgspec.structs.replace(option, least=None, most=None).read(given)
     except ValueError:
         number = 1
-    bounded = max(number, option.least or number) if option.least is not None else number
-    bounded = min(bounded, option.most) if option.most is not None else bounded
-    return int(bounded) if option.kind == "integer" else bounded
+    if option.least is not None:
+        number = max(number, option.least)
+    if option.most is not None:
+        number = min(number, option.most)
+    return int(number) if option.kind == "integer" else number
 
 
 # --- templates ---

@@ -92,20 +92,9 @@ class PredictionService:
         """
         prepared = await self.prepare(request)
         created = await self._create(prepared)
-        if created.fingerprint is None and request.parent_id is None:
-            raise Problem(
-                409,
-                "erased",
-                "the prediction of this Idempotency-Key was erased: to ask anew, use a new key",
-                prediction_id=created.prediction_id,
-            )
-        if created.fingerprint != prepared.row.fingerprint and request.parent_id is None:
-            raise Problem(
-                409,
-                "idempotency-conflict",
-                "this Idempotency-Key was used for another request",
-                prediction_id=created.prediction_id,
-            )
+        # A handler's submit gets the prediction of its key, whatever became of it.
+        if request.parent_id is None and created.fingerprint != prepared.row.fingerprint:
+            raise _conflict(created)
         if created.is_new:
             # The row is stored and will be submitted: a store that fails now is no refusal.
             with contextlib.suppress(StoreUnavailable):
@@ -270,6 +259,16 @@ class PredictionService:
         if prediction is None:
             raise Problem(404, "not-found", "no such prediction")
         return prediction
+
+
+def _conflict(created: CreateResult) -> Problem:
+    """Return the Problem of a key of another request, or of a prediction that was erased."""
+    prediction_id = created.prediction_id
+    if created.fingerprint is None:
+        detail = "the prediction of this Idempotency-Key was erased: to ask anew, use a new key"
+        return Problem(409, "erased", detail, prediction_id=prediction_id)
+    detail = "this Idempotency-Key was used for another request"
+    return Problem(409, "idempotency-conflict", detail, prediction_id=prediction_id)
 
 
 async def _ask(submitter: Submitter, request: httpx.Request) -> ProviderResponse:

@@ -42,10 +42,7 @@ class Tokens:
 
         The whole text is compared, so that no other spelling of a signature is valid.
         """
-        prediction_id, dot, _ = token.partition(".")
-        if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
-            raise Unproved("bad_token")
-        given = token.encode()
+        prediction_id, given = _signed(token)
         if not any(
             hmac.compare_digest(signer.sign(prediction_id), given)
             for signer in self._callback(provider)
@@ -77,16 +74,21 @@ class Tokens:
         Raises Unproved, also for a token that is too old. Until then, anyone who sees a token can
         use it, but an answer is of use only for this comparison.
         """
-        stamp, dot, _ = token.partition(".")
-        if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
-            raise Unproved("bad_token")
-        given = token.encode()
+        stamp, given = _signed(token)
         for signer, answers in self._echo:
             if hmac.compare_digest(signer.sign(stamp), given):
                 if abs(now - int(stamp.partition("-")[0])) > _ECHO_LIFE:
                     raise Unproved("stale_token")
                 return answers.get_signature(f"{token}/{digest}").decode()
         raise Unproved("bad_token")
+
+
+def _signed(token: str) -> tuple[str, bytes]:
+    """Return the text that a token seems to sign, and the token's bytes, or raise Unproved."""
+    text, dot, _ = token.partition(".")
+    if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
+        raise Unproved("bad_token")
+    return text, token.encode()
 
 
 def _signers(keys: Sequence[str], salt: str) -> list[Signer]:

@@ -66,8 +66,7 @@ class Ideogram:
         fields, model = dict(ticket.input), parsing.model_path(ticket.model)
         path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
         if ticket.mode == "queue":
-            hooked = hook is not None and ticket.model not in _NO_HOOK
-            if hook and hooked:
+            if hook is not None and ticket.model not in _NO_HOOK:
                 fields["webhook_url"] = hook.url
             elif path.startswith("/v2/image/"):  # the others never block, and may not know `async`
                 fields["async"] = True

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 import httpx
 
 from receiver.model.errors import Problem, Unreadable
-from receiver.model.values import Outcome, Ticket
+from receiver.model.values import Outcome, Output, Ticket
 from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     CallbackTarget,
@@ -176,7 +176,7 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     return parsing.outcome_without_output(kind, provider_id, error, f"{status} at Replicate")
 
 
-def _made(output: Any, sent: Any) -> list[Any]:
+def _made(output: Any, sent: Any) -> list[Output]:
     """Return the files of an output, or its text, which may come as a list of pieces."""
     pieces = isinstance(output, list) and all(isinstance(piece, str) for piece in output)
     found = results.outputs(output, sent)
@@ -188,27 +188,20 @@ def _made(output: Any, sent: Any) -> list[Any]:
 def _refusal(body: dict[str, Any]) -> str:
     """Return the message of a refusal, with the invalid fields that it lists."""
     text, fields = parsing.error_text(body), body.get("invalid_fields")
-    wrong = [
-        ": ".join(
-            filter(
-                None,
-                (
-                    parsing.first_text(each.get("field")),
-                    parsing.first_text(each.get("description")),
-                ),
-            )
-        )
-        for each in (fields if isinstance(fields, list) else [])
-        if isinstance(each, dict)
-    ]
+    listed = [each for each in fields if isinstance(each, dict)] if isinstance(fields, list) else []
+    wrong = [_located(each) for each in listed]
     return parsing.join([text, *(each for each in wrong if each not in text)])
 
 
+def _located(field: dict[str, Any]) -> str:
+    """Return the description of an invalid field, after its name."""
+    parts = (parsing.first_text(field.get(name)) for name in ("field", "description"))
+    return ": ".join(filter(None, parts))
+
+
 def _candidate(ticket: Ticket, row: dict[str, Any]) -> Candidate | None:
-    provider_id, hook = (
-        parsing.identifier(row.get("id")),
-        parsing.first_text(row.get("webhook")) or None,
-    )
+    provider_id = parsing.identifier(row.get("id"))
+    hook = parsing.first_text(row.get("webhook")) or None
     if provider_id is None or (hook is None and not _is_same(ticket, row)):
         return None
     return Candidate(provider_id, hook)

@@ -128,15 +128,15 @@ def _outcome(task: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcom
     provider_id = parsing.identifier(task.get("id"))
     kind = parsing.lookup(_KINDS, task.get("status"), "processing")
     if kind == "succeeded":
-        results = _results(task.get("outputs"), sent or task.get("input"))
-        return Outcome(kind=kind, provider_id=provider_id, output=results)
+        made = _made(task.get("outputs"), sent or task.get("input"))
+        return Outcome(kind=kind, provider_id=provider_id, output=made)
     if task.get("code") == _STILL_AT_WORK:
         return Outcome(kind="processing", provider_id=provider_id)
     error = parsing.failure(_reason(task) or parsing.first_text(task.get("status")), *_hints(task))
     return parsing.outcome_without_output(kind, provider_id, error, "canceled at WaveSpeed")
 
 
-def _results(outputs: Any, sent: Any) -> list[Output]:
+def _made(outputs: Any, sent: Any) -> list[Output]:
     """Collect the results; a file may come as bare base64, if that was asked for."""
     if isinstance(outputs, list):
         outputs = [_file(each) for each in outputs]

@@ -75,6 +75,8 @@ class AttemptNews(Repository):
 
     async def publish(self, ended: Sequence[AttemptName]) -> None:
         """Publish attempts whose ends are committed, if a stream or a process has subscribed."""
+        if not ended:  # a notice without ends would be a subscription
+            return
         now = time.monotonic()
         if now < self._followed_here:
             self._take_in(ended)

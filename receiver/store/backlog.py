@@ -47,7 +47,10 @@ class BacklogReader(Repository):
     """The counts, made in the database and so the same in every process."""
 
     async def depth(self, providers: Sequence[str], before: float = 0.0) -> Backlog:
-        """Count all open work; overdue is work due since `before`. Raises StoreUnavailable."""
+        """Count all open work, and with `before`, as overdue, what has been due since then.
+
+        Raises StoreUnavailable.
+        """
         rows = await self._store.read(sql.count_all, wanted(providers), before=before)
         return backlog_of(rows, before)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from receiver.model.costs import DAY, Price
-from receiver.model.values import Mode, Ticket
+from receiver.model.values import Ticket
 from receiver.store.budgets import Settlements
 from receiver.store.engine import Repository
 from receiver.store.statement import Row, Run, Statements, Steps, Write
@@ -68,7 +68,6 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """An ended prediction whose provider is to be asked for its cost."""
 
     ticket: Ticket
-    ended_at: float
     tries: int
     units: float | None = None
     """The units that the provider bills, if the outcome contained them."""
@@ -165,16 +164,13 @@ class CostStore(Repository):
 
 
 def _question(row: Row) -> Question:
-    mode: Mode = row["mode"]
     ticket = Ticket(
         id=row["id"],
         model=row["model"],
-        mode=mode,
+        mode=row["mode"],
         input={},
         provider_id=row["provider_id"],
         links=msgspec.json.decode(row["links"], type=dict[str, str]),
         submitted_at=row["submitted_at"],
     )
-    return Question(
-        ticket=ticket, ended_at=row["completed_at"], tries=row["tries"], units=row["units"]
-    )
+    return Question(ticket=ticket, tries=row["tries"], units=row["units"])

@@ -16,7 +16,7 @@ from receiver.model.tolerant import read_json
 from receiver.model.values import Event, Recipients, utc
 from receiver.store.backlog import BacklogReader
 from receiver.store.engine import Repository, each
-from receiver.store.inbox import CurrentState, current_states, waiting_row
+from receiver.store.inbox import CurrentState, Match, current_states, waiting_row
 from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, annotate, prediction_of
 from receiver.store.statement import News, Row, Run, Statements, Steps, Write, short
@@ -55,14 +55,12 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """Claimed deliveries, and when to claim more.
-
-    That is when the handler's next delivery falls due (None: there is none, or it was not read), or
-    at once if it was not read because these must not wait for it.
-    """
+    """Claimed deliveries, and when to claim again."""
 
     claims: list[Claim]
     next_due: float | None
+    """When the handler's next delivery falls due, or now if that was not read; None: there is no
+    other, or only some or as many as wanted were claimed."""
     lost: list[LostAttempt] = []
     """Attempts that were found to have ended with their process."""
 
@@ -269,11 +267,8 @@ def record_lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
     return [LostAttempt(**row) for row in (yield Run(sql.select_lost, {"now": now}, lost))]
 
 
-_Match: TypeAlias = Callable[[CurrentState, str], Recipients]
-
-
 @each(itemgetter(0))
-def replay(item: tuple[str, _Match, float]) -> Steps[ReplayResult]:
+def replay(item: tuple[str, Match, float]) -> Steps[ReplayResult]:
     prediction_id, match, now = item
     known = (yield from current_states([prediction_id])).get(prediction_id)
     if known is None or not (yield Run(sql.select_event_type, {"prediction_id": prediction_id})):
@@ -405,9 +400,7 @@ def _readable(body: bytes) -> str | None:
 class DeliveryStore(Repository):
     """The deliveries of one store."""
 
-    async def replay(
-        self, prediction_id: str, match: Callable[[CurrentState, str], Recipients], now: float
-    ) -> ReplayResult:
+    async def replay(self, prediction_id: str, match: Match, now: float) -> ReplayResult:
         """Make the event of a prediction pending again for its matching handlers."""
         return await self._store.write(replay, (prediction_id, match, now))
 

@@ -107,17 +107,16 @@ class DiscardedItems(Repository):
         cursor: str | None = None,
     ) -> Page[DiscardedItem]:
         """Return a page of items, the latest first. Raises BadCursor."""
-        given: dict[str, Any] = {"provider": provider, "prediction": prediction}
-        given = {name: value for name, value in given.items() if value is not None}
+        named = {"provider": provider, "prediction": prediction}
+        given = {name: value for name, value in named.items() if value is not None}
         before = _opened(cursor) if cursor is not None else {}
+        always = ["base", *(["cursor"] if before else [])]
         found: list[list[Row]] = []
         for listing, kinds in _LISTS.items():
             if kind in (None, *kinds) and given.keys() <= listing.names:
-                also = {"kind": kind} if kind is not None and len(kinds) > 1 else {}
-                filters = {"base": "", **({"cursor": ""} if before else {}), **given, **also}
-                params = {**before, **given, **also}
-                statement = listing.by(filters)
-                found.append(await self._store.read(statement, **params, limit=limit + 1))
+                wanted = given if kind is None or len(kinds) == 1 else {**given, "kind": kind}
+                statement = listing.by([*always, *wanted])
+                found.append(await self._store.read(statement, **before, **wanted, limit=limit + 1))
         rows = list(merge(*found, key=_order, reverse=True))
         more = len(rows) > limit
         rows = rows[:limit]

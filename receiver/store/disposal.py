@@ -81,9 +81,9 @@ class Disposal(Repository):
         more = found[-1]["id"] if len(found) == most else None
         return [(row["id"],) for row in found if row["may_go"]], more
 
-    async def delete(self, piece: DeleteBatch) -> DeleteResult:
+    async def delete(self, batch: DeleteBatch) -> DeleteResult:
         """Delete predictions with all their rows, except those that by now must stay."""
-        return await self._store.write(delete_predictions, piece)
+        return await self._store.write(delete_predictions, batch)
 
     async def trim_change_log(self, before: float, most: int) -> int:
         """Delete rows from before `before`, `most` at most, and store how far; return how many."""
@@ -107,8 +107,8 @@ class Disposal(Repository):
         found = await self._store.read(sql.select_orphans, before=before, most=most)
         return [_key(row) for row in found]
 
-    async def delete_callbacks(self, piece: DeleteBatch) -> DeleteResult:
-        return await self._store.write(delete_callbacks, piece)
+    async def delete_callbacks(self, batch: DeleteBatch) -> DeleteResult:
+        return await self._store.write(delete_callbacks, batch)
 
     async def watermark(self, name: str) -> int:
         """Return the number stored under a name, or 0."""
@@ -124,11 +124,11 @@ def _key(row: Row) -> Cells:
 
 
 @each()
-def delete_predictions(item: DeleteBatch) -> Steps[DeleteResult]:
+def delete_predictions(batch: DeleteBatch) -> Steps[DeleteResult]:
     handled = deleted = 0
-    for rows in _growing(item):
+    for rows in _growing(batch):
         handled += len(rows)
-        deleted += yield from _delete_some(rows, msgspec.structs.asdict(item.before))
+        deleted += yield from _delete_some(rows, msgspec.structs.asdict(batch.before))
     return DeleteResult(handled, deleted)
 
 
@@ -148,24 +148,24 @@ def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
 
 
 @each()
-def delete_callbacks(item: DeleteBatch) -> Steps[DeleteResult]:
+def delete_callbacks(batch: DeleteBatch) -> Steps[DeleteResult]:
     handled = 0
-    for rows in _growing(item):
+    for rows in _growing(batch):
         handled += len(rows)
         yield Write([(sql.delete_callbacks, rows)])
     return DeleteResult(handled, handled)
 
 
-def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
+def _growing(batch: DeleteBatch) -> Iterator[Sequence[Cells]]:
     """Yield parts of a batch, each twice as large as the one before, until its time is over.
 
     One row may contain megabytes, which are all overwritten: its cost is known only afterwards.
     """
-    started = piece.clock()
+    started = batch.clock()
     at, size = 0, 1
-    while at < len(piece.rows):
-        yield piece.rows[at : at + size]
-        if piece.clock() - started >= piece.seconds / 2:  # the next part may take as long again
+    while at < len(batch.rows):
+        yield batch.rows[at : at + size]
+        if batch.clock() - started >= batch.seconds / 2:  # the next part may take as long again
             return
         at, size = at + size, size * 2
 

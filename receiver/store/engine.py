@@ -57,9 +57,9 @@ class Engine(ABC):
 def each(
     key: Callable[[Any], Any] = lambda _item: 0,
 ) -> Callable[[Callable[[Item], Steps[Result]]], Transaction[Item, Result]]:
-    """Make a transaction of a function that handles one item.
+    """Make a transaction of a function that handles one item; the items keep their order.
 
-    The items are handled in the order of their keys, so that transactions cannot deadlock.
+    With a `key` they are sorted by it, so that transactions which lock their rows cannot deadlock.
     """
 
     def make(do: Callable[[Item], Steps[Result]]) -> Transaction[Item, Result]:
@@ -74,7 +74,10 @@ def each(
 
 @cache
 def _alone(statement: Statement) -> Transaction[_Given, list[Row]]:
-    """Return the transaction of one statement, which so waits for no locks of other statements."""
+    """Return the transaction that runs one statement alone, for items in order of their values.
+
+    So it holds no lock while it waits for one of another statement.
+    """
 
     @each(repr)
     def run(given: _Given) -> Steps[list[Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -60,6 +60,10 @@ class CurrentState(msgspec.Struct, frozen=True):
     """What its cost is added up by besides provider and model, as JSON."""
     submits: int = 0
     """How many times a submit was begun."""
+
+
+Match: TypeAlias = Callable[[CurrentState, str], Recipients]
+"""Returns the handlers of an event of that type; the handlers' registry implements it."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,12 +42,12 @@ def room_for(provider: str, now: float, per_minute: int) -> Steps[tuple[int, flo
 
 @short()
 def take_permits(items: Sequence[RequestPermit]) -> Steps[list[float]]:
-    yield from hold_limits(turn.provider for turn in items)
+    yield from hold_limits(permit.provider for permit in items)
     results = []
-    for turn in items:
-        room, wait = yield from room_for(turn.provider, turn.now, turn.per_minute)
+    for permit in items:
+        room, wait = yield from room_for(permit.provider, permit.now, permit.per_minute)
         if room > 0:
-            yield from count_requests(turn.provider, turn.now, 1)
+            yield from count_requests(permit.provider, permit.now, 1)
         results.append(wait)
     return results
 

@@ -90,7 +90,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     submits: int
     """How many times a submit was begun, including this one."""
     polls: int
-    created_at: float
     deadline_at: float | None
     """None while it only waits for room at the provider."""
     held_until: float | None
@@ -236,36 +235,39 @@ def insert(new: NewPrediction, counts: Counts) -> Steps[bool]:
 
 
 def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
-    limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
-    yield from hold_limits(limited)
-    return (yield from in_order(items, lambda slots: slots.provider, _begin_some))
+    yield from hold_limits(
+        item.provider
+        for item in items
+        if item.max_in_flight is not None or item.per_minute is not None
+    )
+    return (yield from in_order(items, lambda budget: budget.provider, _begin_some))
 
 
-def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
-    provider = {"provider": slots.provider}
-    most = slots.most
+def _begin_some(budget: SubmitBudget) -> Steps[SubmitBatch]:
+    provider = {"provider": budget.provider}
+    most = budget.most
     wait = 0.0
-    at_most = slots.at_most
-    if slots.max_in_flight is not None:
-        if at_most is None or at_most + most > slots.max_in_flight:
-            bounded = {**provider, "max_in_flight": slots.max_in_flight}
+    at_most = budget.at_most
+    if budget.max_in_flight is not None:
+        if at_most is None or at_most + most > budget.max_in_flight:
+            bounded = {**provider, "max_in_flight": budget.max_in_flight}
             [row] = yield Run(sql.count_in_flight, bounded)
             at_most = row["number"]
-        most = min(most, slots.max_in_flight - at_most)
-    if slots.per_minute is not None:
-        room, wait = yield from room_for(slots.provider, slots.now, slots.per_minute)
+        most = min(most, budget.max_in_flight - at_most)
+    if budget.per_minute is not None:
+        room, wait = yield from room_for(budget.provider, budget.now, budget.per_minute)
         most = min(most, room)
     if most <= 0:
         [row] = yield Run(sql.next_queued, provider)
         return SubmitBatch([], wait, latest=row["latest_at"])
-    params = msgspec.structs.asdict(slots)
-    params |= {"most": most, "deadline": slots.now + slots.timeout}
+    params = msgspec.structs.asdict(budget)
+    params |= {"most": most, "deadline": budget.now + budget.timeout}
     jobs = [job_of(row) for row in (yield Run(sql.begin_submits, params))]
-    if jobs and slots.per_minute is not None:
-        yield from count_requests(slots.provider, slots.now, len(jobs))
+    if jobs and budget.per_minute is not None:
+        yield from count_requests(budget.provider, budget.now, len(jobs))
     [row] = yield Run(sql.next_queued, provider)
     jobs.sort(key=lambda job: job.ticket.id)
-    in_all = None if slots.max_in_flight is None or at_most is None else at_most + len(jobs)
+    in_all = None if budget.max_in_flight is None or at_most is None else at_most + len(jobs)
     return SubmitBatch(jobs, wait, row["due_at"], row["latest_at"], in_all)
 
 
@@ -355,7 +357,6 @@ def job_of(row: Row) -> Job:
         status=Status(row["status"]),
         submits=row["submits"],
         polls=row["polls"],
-        created_at=row["created_at"],
         deadline_at=row["deadline_at"],
         held_until=row["held_until"],
         last_reason=row["last_reason"] or "",
@@ -416,11 +417,11 @@ def metadata_test(globs: Mapping[str, str]) -> Callable[[str], bool]:
     return fits
 
 
-def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
-    """Return a test whether a row has the wanted model and metadata."""
-    model = re.compile(translate("*" if wanted.model is None else wanted.model))
-    has_metadata = metadata_test(wanted.metadata)
-    return lambda row: model.match(row["model"]) is not None and has_metadata(row["metadata"])
+def model_test(glob: str | None, metadata: Mapping[str, str]) -> Callable[[str, str], bool]:
+    """Return a test whether a model matches a shell glob, and its prediction's metadata these."""
+    pattern = re.compile(translate("*" if glob is None else glob))
+    has_metadata = metadata_test(metadata)
+    return lambda model, given: pattern.match(model) is not None and has_metadata(given)
 
 
 class PredictionStore(Repository):
@@ -496,14 +497,14 @@ class PredictionStore(Repository):
 
     async def _look(self, wanted: PredictionFilter) -> Page[Prediction]:
         """Search a bounded number of predictions for those that match."""
-        fits = _fitting(wanted)
+        fits = model_test(wanted.model, wanted.metadata)
         found: list[tuple[str]] = []
         cursor = wanted.cursor
         scan = sql.lists["scan_predictions"]
         for _ in range(_MOST_SCANS):
             rows = await listed(self._store, scan, database_filters(wanted, cursor), _SCANNED)
             for row in rows:
-                if fits(row):
+                if fits(row["model"], row["metadata"]):
                     if len(found) == wanted.limit:
                         return Page(data=await self._whole(found), next_cursor=cursor)
                     found.append((row["id"],))

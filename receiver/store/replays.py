@@ -124,9 +124,7 @@ class Replays(Repository):
         return await self._store.write(take_step, step)
 
     async def find(self, replay_id: str) -> Replay | None:
-        rows = await self._store.read(
-            sql.lists["list"].by({"id": replay_id}), id=replay_id, limit=1
-        )
+        rows = await self._store.read(sql.lists["list"].by(["id"]), id=replay_id, limit=1)
         return _replay(rows[0]) if rows else None
 
     async def page(self, limit: int, cursor: str | None) -> Page[Replay]:
@@ -158,7 +156,7 @@ class Replays(Repository):
             "in_state": wanted.state,
         }
         given: dict[str, Any] = {k: v for k, v in filters.items() if v is not None}
-        statement = sql.lists["select_candidates"].by({"stretch": "", **given})
+        statement = sql.lists["select_candidates"].by(["stretch", *given])
         found: dict[int, Candidate] = {}
         for row in await self._store.read(statement, **given, next=begin, last=end, most=most):
             seq = row["seq"]

@@ -62,17 +62,14 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(PredictionFilter, frozen=True, kw_only=True):
-    """The filters of a search.
-
-    Of a shell glob `model` may have `*` and `?`; upper and lower case are the same there.
-    """
+    """The filters of a search; `model` knows only `*` and `?`, and ignores upper and lower case."""
 
     recipe: str | None = None
     person: str | None = None
     text: str | None = None
     """A text that the input contains; upper and lower case are the same."""
     until: float | None = None
-    """The creation time before which predictions were created."""
+    """The time before which they were created."""
 
 
 class SearchExtent(NamedTuple):
@@ -157,7 +154,7 @@ class Search(Repository):
     async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
         """Return pending deliveries by handler, in the order of their due times."""
         given = {} if handler is None else {"handler": handler}
-        statement = deliveries_sql.lists["list_pending"].by({"base": "", **given})
+        statement = deliveries_sql.lists["list_pending"].by(["base", *given])
         rows = await self._store.read(statement, **given, limit=limit)
         return [delivery_of(row) for row in rows]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from receiver.model.answers import Delivery, Explanation
+from receiver.model.answers import Delivery, Explanation, Page
 from receiver.model.values import Prediction
 
 if TYPE_CHECKING:
@@ -36,8 +34,8 @@ class Delivered:
     @property
     def deliveries(self) -> dict[str, Delivery]:
         """The event's deliveries, by handler."""
-        found = self.kit.get(f"/v1/deliveries?prediction={self.prediction_id}&limit=100", _Page)
-        return {delivery.handler: delivery for delivery in found.data}
+        path = f"/v1/deliveries?prediction={self.prediction_id}&limit=100"
+        return {delivery.handler: delivery for delivery in self.kit.get(path, Page[_Delivery]).data}
 
     @property
     def delivery(self) -> Delivery:
@@ -52,7 +50,7 @@ class Delivered:
     @property
     def children(self) -> list[Prediction]:
         """The predictions that its handlers submitted, oldest first."""
-        found = self.kit.get("/v1/predictions?limit=100", Predictions).data
+        found = self.kit.get("/v1/predictions?limit=100", Page[Prediction]).data
         return [child for child in reversed(found) if child.parent_id == self.prediction_id]
 
     def _why_none(self) -> str:
@@ -72,11 +70,3 @@ class _Delivery(Delivery, frozen=True, kw_only=True):
         last = failures[-1] if failures else ""
         whys = dict.fromkeys(filter(None, (self.reason, last)))
         return f"<Delivery {self.handler} {self.state}, {': '.join([attempts, *whys])}>"
-
-
-class _Page(msgspec.Struct):
-    data: list[_Delivery]
-
-
-class Predictions(msgspec.Struct):
-    data: list[Prediction]

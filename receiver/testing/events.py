@@ -26,8 +26,7 @@ def make_event(
     """Return the event of an ended prediction; texts in `output` are URLs."""
     prediction_id = new_id("pred", NOW)
     succeeded = type == "succeeded"
-    code: ErrorCode = "canceled" if type == "canceled" else error[0]
-    message = "canceled" if type == "canceled" else error[1]
+    why: tuple[ErrorCode, str] = ("canceled", "canceled") if type == "canceled" else error
     return Event(
         id=event_id(prediction_id),
         type=f"prediction.{type}",  # type: ignore[arg-type] # the three words make the three types
@@ -44,7 +43,7 @@ def make_event(
             metadata=metadata or {},
             provider_id="req-0001",
             output=[_output(item) for item in output] if succeeded else None,
-            error=None if succeeded else Error(code=code, message=message),
+            error=None if succeeded else Error(code=why[0], message=why[1]),
             channel="webhook",
             created_at=utc(NOW - 10),
             submitted_at=utc(NOW - 9),

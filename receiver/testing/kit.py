@@ -29,12 +29,14 @@ from receiver.emulator.chats.platforms import Chats
 from receiver.emulator.endings import Ending
 from receiver.emulator.inprocess import EmulatedChats, EmulatedProviders
 from receiver.emulator.ledger import Prediction as Emulated
+from receiver.model.answers import Page
 from receiver.model.states import TERMINAL
+from receiver.model.tasks import start_thread
 from receiver.model.values import Event, Prediction, Status
 from receiver.settings import Settings
 from receiver.testing.chat import SETTINGS as CHAT_SETTINGS
 from receiver.testing.chat import ChatEdge, Said, button_of, emulated_chats
-from receiver.testing.delivered import Delivered, Predictions
+from receiver.testing.delivered import Delivered
 from receiver.testing.edge import Answer, responding, serving_files
 from receiver.testing.life import API_KEY, PATIENCE, URL, Clock, Life, ReturnHold
 from receiver.testing.providers import SETTINGS, ending_of, refusals_of
@@ -106,8 +108,7 @@ class Kit:
         self._chats = self._emulate_chats() if chats else None
         self._lives = 0
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._thread = start_thread("receiver-kit", self._loop.run_forever)
         try:
             self._life = self.do(self._begin())
         except BaseException:
@@ -342,7 +343,7 @@ class Kit:
 
     async def _with_status(self, status: str) -> list[Prediction]:
         path = f"/v1/predictions?status={status}&limit=100"
-        return (await self._read(path, Predictions)).data
+        return (await self._read(path, Page[Prediction])).data
 
     async def _submit_and_end(self, event: Event, times: int = 1) -> Delivered:
         """Submit the prediction of an event, and let its provider report the event's end."""

@@ -44,11 +44,10 @@ class Life:
         self._app = app
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        make = partial(httpx.AsyncClient, transport=httpx.ASGITransport(app))
-        base = URL
+        make = partial(httpx.AsyncClient, base_url=URL, transport=httpx.ASGITransport(app))
         key = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
-        self.caller = make(base_url=base, headers=key, timeout=PATIENCE)
-        self.anonymous = make(base_url=base)
+        self.caller = make(headers=key, timeout=PATIENCE)
+        self.anonymous = make()
 
     async def start(self) -> None:
         """Start the app; raise the error that prevents the start."""

@@ -16,7 +16,7 @@ from receiver.deliveries.registry import handlers_of
 from receiver.model.errors import HandlerError
 from receiver.model.ids import delivery_id, new_id
 from receiver.model.requests import SubmitRequest
-from receiver.model.retry import DONE, Decision, Policy, decide
+from receiver.model.retry import DONE, Policy, decide
 from receiver.model.sealing import Seals
 from receiver.model.values import Event, Prediction, Status, Stored, utc
 from receiver.store.deliveries import Claim
@@ -78,10 +78,7 @@ class _StandIn:
     """A replacement of the store, the network and the submitter for one run."""
 
     def __init__(
-        self,
-        files: Mapping[str, bytes],
-        http: Answer | None,
-        steps: dict[str, str],
+        self, files: Mapping[str, bytes], http: Answer | None, steps: dict[str, str]
     ) -> None:
         self._files = files
         self._http = http
@@ -106,7 +103,7 @@ class _StandIn:
             tried = Attempt(handler, claim, Tools(self, self.submit, http, results, _SEALS))
             failure = await tried.run()
         policy = handler.retry.policy(Policy())
-        decision: Decision = decide(attempt, failure, policy, 0.5) if failure else DONE
+        decision = decide(attempt, failure, policy, 0.5) if failure else DONE
         result = self._result
         result.state, result.reason = decision.state, decision.reason
         result.error, result.note = tried.error, tried.note

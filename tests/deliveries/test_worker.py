@@ -747,6 +747,33 @@ async def test_stop_releases_an_unfinished_delivery_and_its_attempt_does_not_cou
     assert (ended.state, ended.attempts) == ("done", 1)
 
 
+async def test_attempt_that_stops_cut_short_too_often_counts_and_is_published(
+    place: Place, logged: Logged
+) -> None:
+    begun = asyncio.Event()
+
+    async def endless(_: Event) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    pace = Timing(beat=0.05, nap=0.2, drain=0.05)
+    async with dispatching(place, on(name="endless")(endless), pace=pace, start=False) as running:
+        prediction = await running.enqueue()
+        await running.store.attempts.follow()
+        for number in range(4):
+            assert running.store.attempts.take() == []
+            worker = running.another(f"owner {number}")
+            await worker.start()
+            async with asyncio.timeout(PATIENCE):
+                await begun.wait()
+            begun.clear()
+            await worker.stop()
+        delivery = await running.delivery(prediction, "endless")
+        assert [each.result for each in delivery.history] == ["lost"]
+        assert len(named(logged, "handler.attempt")) == 1
+        assert running.store.attempts.take() == [(delivery.id, 4)]
+
+
 async def test_endless_handler_thread_does_not_block_the_stop(place: Place) -> None:
     begun, may_end = threading.Event(), threading.Event()
 

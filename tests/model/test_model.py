@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.model.ids import delivery_id, event_id, handler_digest, new_id
+from receiver.model.ids import delivery_id, event_id, handler_digest, new_id, prediction_id_of
 from receiver.model.retry import (
     LONGEST_DELAY,
     LOSSES,
@@ -366,6 +366,7 @@ def test_id_has_its_prefix_and_a_fixed_length(prefix: str) -> None:
 def test_event_and_delivery_ids_derive_from_prediction_and_handler() -> None:
     mine, other = new_id("pred", 1.0), new_id("pred", 1.0)
     assert event_id(mine) == f"evt_{mine.removeprefix('pred_')}"
+    assert prediction_id_of(event_id(mine)) == prediction_id_of(mine) == mine
     ids = [delivery_id(p, name) for p in (mine, other) for name in ("a:run", "b:run")]
     assert len(set(ids)) == 4
     assert ids[0] == delivery_id(mine, "a:run")

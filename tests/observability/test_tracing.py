@@ -405,7 +405,6 @@ def test_malformed_stored_trace_does_not_break_a_poll(memory: Memory) -> None:
         status=Status.PROCESSING,
         submits=1,
         polls=0,
-        created_at=0.0,
         deadline_at=None,
         held_until=None,
         trace="nonsense",

@@ -110,6 +110,20 @@ def test_corrected_command_in_an_error_message_is_valid() -> None:
     assert read_options(IMAGINE, parse(BOOK, right).options)["steps"] == 8
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "given", "right"),
+    [(0, 1, -5, 0), (0, 1, 5, 1), (-3, 0, 2, 0), (2, None, 1, 2), (2, None, "many", 2)],
+)
+def test_corrected_number_is_within_its_bounds(
+    least: float, most: float | None, given: object, right: float
+) -> None:
+    option = Option(kind="number", least=least, most=most)
+    recipe = Recipe(name="blend", provider="fal", model="m", options={"strength": option})
+    with pytest.raises(Problem) as refused:
+        read_options(recipe, {"strength": given})
+    assert refused.value.detail.endswith(f"This would be right: blend --strength {right}")
+
+
 def test_only_20_words_after_a_long_dash_are_compared_with_the_options() -> None:
     """A comparison takes time, and a message could need thousands of them."""
     with pytest.raises(Problem, match=r"did you mean ratio\?"):
@@ -182,6 +196,13 @@ def test_any_options_are_valid_or_rejected(options: dict[str, Any]) -> None:
     assert isinstance(read.get("steps", 1), int)
     assert 1 <= read.get("steps", 1) <= 8
     assert isinstance(read.get("hd", True), bool)
+
+
+@pytest.mark.parametrize("title", ["", "a fox", 'say "hi" now', '"hi"', '5"', "two\nlines"])
+def test_text_in_a_command_line_parses_to_the_same_text(title: str) -> None:
+    post = Recipe(name="post", provider="fal", model="m", options={"title": Option()})
+    made = line(post, {"title": title})
+    assert parse(RecipeBook(recipes={"post": post}), made).options == {"title": title}
 
 
 @given(

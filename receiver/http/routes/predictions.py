@@ -28,6 +28,7 @@ from receiver.http.request_log import about
 from receiver.http.selfstarting import CUT_OFF
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
+from receiver.model.ids import prediction_id_of
 from receiver.model.requests import ModelName, SubmitFields, SubmitRequest
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Prediction, Status
@@ -279,7 +280,7 @@ class PredictionRoutes:
         A prediction that has not ended is treated as succeeded, or as ended with the status `type`.
         """
         # An event's id is made from its prediction's, and both are accepted.
-        prediction_id = f"pred_{id.partition('_')[2]}"
+        prediction_id = prediction_id_of(id)
         prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
             raise Problem(404, "not-found", "no such prediction or event")

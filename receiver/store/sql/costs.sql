@@ -32,7 +32,7 @@ ON CONFLICT (prediction_id) DO NOTHING
 -- name: select_questions
 -- Read the predictions whose cost a provider is to be asked for now.
 SELECT q.prediction_id AS id, q.tries, q.units, p.model, p.mode, p.provider_id, p.links,
-       p.submitted_at, p.completed_at
+       p.submitted_at
 FROM (SELECT prediction_id, tries, units FROM cost_questions
       WHERE provider = :provider AND due_at <= :now::float ORDER BY due_at LIMIT :most::int) q
 JOIN predictions p ON p.id = q.prediction_id

@@ -345,10 +345,8 @@ class Writer:
         """Let the next batch open a new connection: an I/O error may leave this one unusable."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
+            with contextlib.suppress(sqlite3.Error):
                 self._close(connection)
-            except sqlite3.Error:
-                return
 
     def _answer_all(self, results: _Results) -> None:
         """Answer waiting callers in their loops, which then run the gathered writes."""
