@@ -94,21 +94,16 @@ class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """The prediction that has, or had, the Idempotency-Key."""
 
 
-def problem_body(
-    status: int,
-    kind: str,
-    detail: str,
-    retry_after: int | None = None,
-    prediction_id: str | None = None,
-) -> bytes:
+def problem_body(problem: Problem) -> bytes:
+    after, prediction = problem.retry_after, problem.prediction_id
     return msgspec.json.encode(
         ProblemDetails(
-            type=PREFIX + kind,
-            title=_TITLES.get(status, "Error"),
-            status=status,
-            detail=detail,
-            retry_after=msgspec.UNSET if retry_after is None else retry_after,
-            prediction_id=msgspec.UNSET if prediction_id is None else prediction_id,
+            type=PREFIX + problem.type,
+            title=_TITLES.get(problem.status, "Error"),
+            status=problem.status,
+            detail=problem.detail,
+            retry_after=msgspec.UNSET if after is None else after,
+            prediction_id=msgspec.UNSET if prediction is None else prediction,
         )
     )
 
@@ -122,27 +117,27 @@ def problem_answer(problem: Problem, challenge: str = "Bearer") -> tuple[bytes, 
         headers["Connection"] = "close"
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
-    body = problem_body(
-        problem.status, problem.type, problem.detail, problem.retry_after, problem.prediction_id
-    )
-    return body, headers
+    return problem_body(problem), headers
 
 
-def _response(problem: Problem, more: Mapping[str, str] | None = None) -> Response:
-    body, headers = problem_answer(problem)
+def problem_response(
+    problem: Problem, more: Mapping[str, str] | None = None, *, challenge: str = "Bearer"
+) -> Response:
+    """Return a problem as a response, with `more` headers."""
+    body, headers = problem_answer(problem, challenge)
     return Response(body, problem.status, {**headers, **(more or {})})
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
     match error:
         case Problem():
-            return _response(error)
+            return problem_response(error)
         case StoreUnavailable():
             detail = "the database does not answer, or takes no writes"
-            return _response(Problem(503, "unavailable", detail, retry_after=5))
+            return problem_response(Problem(503, "unavailable", detail, retry_after=5))
         case HTTPException(status_code=status):
             kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "http-error")
-            return _response(Problem(status, kind, error.detail), error.headers)
+            return problem_response(Problem(status, kind, error.detail), error.headers)
     raise error
 
 
@@ -152,7 +147,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
     problem = Problem(500, "internal-error", "a fault of ours; it is in the log")
     # Only this answer is made outside of the middleware that adds the id. The error goes on to the
     # server, which closes the connection.
-    return _response(problem, {"X-Request-Id": name, "Connection": "close"})
+    return problem_response(problem, {"X-Request-Id": name, "Connection": "close"})
 
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {
