@@ -122,7 +122,7 @@ def advance(steps: Steps[Any], found: Any) -> Step | Done:
     Raises ClientError if a request cannot be sent at all.
     """
     if isinstance(found, httpx.LocalProtocolError):  # never sent; its text may hold the key
-        detail = "this cannot be sent: a header, the method or the path has an unfit character"
+        detail = "this cannot be sent: a header, the method or the path has an invalid character"
         raise ClientError("unfit", detail)
     try:
         is_error = isinstance(found, httpx.RequestError)
