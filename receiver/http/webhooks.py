@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.http.after import AfterCallback
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
-from receiver.http.limits import Limits
+from receiver.http.parts import Parts
 from receiver.http.problems import as_json, problem_response
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about, request_id
@@ -24,8 +24,7 @@ from receiver.model.errors import (
     StoreUnavailable,
     Unproved,
 )
-from receiver.observability.events import Telemetry
-from receiver.predictions.inbox import Inbox
+from receiver.providers import DECLARED
 from receiver.providers.adapter import Callback
 from receiver.store.inbox import AcceptResult
 
@@ -70,29 +69,23 @@ class WebhookRoute:
 
     def __init__(
         self,
-        inbox: Inbox,
-        providers: Collection[str],
-        most: int,
-        limits: Limits,
+        parts: Parts,
         sources: Sources,
-        telemetry: Telemetry,
-        clock: Callable[[], float],
         on_rejected: Callable[[str, str, str], None],
         after: AfterCallback,
     ) -> None:
-        self._inbox = inbox
-        self._providers = frozenset(providers)
-        self._most = most
-        self._limits = limits
+        self._inbox = parts.predictions.inbox
+        self._most = parts.settings.max_body_bytes
+        self._limits = parts.limits
+        self._telemetry = parts.runtime.telemetry
+        self._clock = parts.runtime.clock
         self._sources = sources
-        self._telemetry = telemetry
-        self._clock = clock
         self._on_rejected = on_rejected
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
-        provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
+        provider = params["provider"] if params["provider"] in DECLARED else _UNKNOWN
         made = None
         if provider != _UNKNOWN:
             made = self._inbox.prediction_id_of(provider, params["token"])
