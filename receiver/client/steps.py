@@ -1,7 +1,7 @@
 """Requests, answers and retries as values (sans-IO): a driver does the I/O.
 
-A call is a generator of steps. A driver does each step, blocking or awaited, and sends the result
-into the generator; if there is none, it throws in the httpx.RequestError.
+A call is a generator of steps. A driver does each step, blocking or awaited, and `advance` gives
+its result to the generator, or throws in the httpx.RequestError.
 """
 
 from __future__ import annotations
