@@ -123,7 +123,7 @@ def is_variable(value: Any) -> bool:
 
 def plain(text: str) -> bytes:
     if len(text) < SHORTEST:
-        raise ValueError(f"must have {SHORTEST} characters or more: openssl rand -hex 32")
+        raise ValueError(f"must have {SHORTEST} characters or more; make one: openssl rand -hex 32")
     return text.encode()
 
 
@@ -133,8 +133,8 @@ def encoded(text: str) -> bytes:
     key = decoded(inside + "=" * (-len(inside) % 4), "base64")
     if len(key) not in KEY_BYTES:
         raise ValueError(
-            "must be whsec_ and base64 (with + and /, not - and _) of 24 to 64 bytes: "
-            "echo whsec_$(openssl rand -base64 32)"
+            "must be whsec_ and base64 (with + and /, not - and _) of 24 to 64 bytes; "
+            "make one: echo whsec_$(openssl rand -base64 32)"
         )
     return key
 

@@ -24,8 +24,9 @@ import structlog
 from starlette.types import Message, Scope
 
 from receiver.asgi import create_app
-from receiver.http.problems import problem_body
+from receiver.http.problems import problem_response
 from receiver.http.selfstarting import CUT_OFF, SelfStarting
+from receiver.model.errors import Problem
 from receiver.observability import logging as logs
 from receiver.settings import Settings
 
@@ -116,8 +117,8 @@ class _Exchange:
         """Return the answer in the format that matches the event's."""
         if not self.status:
             self.status = 503
-            self._headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"5")]
-            self._sent[:] = problem_body(503, "unavailable", _OVER, 5)
+            answer = problem_response(Problem(503, "unavailable", _OVER, retry_after=5))
+            self._headers, self._sent[:] = answer.raw_headers, answer.body
         if not has_body:
             self._sent.clear()  # as servers do
         headers: dict[str, list[str]] = {}

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 
 from receiver.client import ClientError, Receiver
+from receiver.client.operations import path_of
 from receiver.client.steps import Steps
 from receiver.model.errors import SettingsError
 from receiver.settings import Caller
@@ -63,11 +64,11 @@ class Client(Receiver):
     def fetch(self, *parts: str, **params: Any) -> Any:
         """Return the JSON at a path of /v1; parameters that are None are left out."""
         given = urlencode({name: value for name, value in params.items() if value is not None})
-        return self.call("GET", _path(parts) + (given and f"?{given}"))
+        return self.call("GET", path_of(*parts) + (given and f"?{given}"))
 
     def send(self, *parts: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """Post to a path of /v1; return the JSON of the answer."""
-        return self.call("POST", _path(parts), body, headers)
+        return self.call("POST", path_of(*parts), body, headers)
 
     def run(self, steps: Steps[T]) -> T:
         with self._hinting():
@@ -97,7 +98,3 @@ class Client(Receiver):
         if error.type == "no-receiver" and " redirects to " in error.detail:
             return f"{error.detail}, so set RECEIVER_URL"
         return None
-
-
-def _path(parts: tuple[str, ...]) -> str:
-    return "/".join(("/v1", *(quote(part, safe="") for part in parts)))

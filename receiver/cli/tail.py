@@ -40,7 +40,8 @@ def _line(message: Mapping[str, Any]) -> Text:
     kind = message["event"].rpartition(".")[2]
     time = str(message.get("time", ""))[11:19] or "--:--:--"
     if kind == "gap":
-        text = f"what happened between {message['after']} and {message['until']} is not there"
+        places = f"between {message['after']} and {message['until']}"
+        text = f"the changes {places} are not stored any more"
         return Text("  ").join([shown(time, "dim"), shown(f"{kind:<11}", "red"), shown(text)])
     prediction = message["prediction"]
     parts = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import Empty, Queue
 from typing import Any, Final
 
@@ -17,6 +20,11 @@ from receiver.cli.tables import shown
 from receiver.model.errors import ReceiverError
 
 _WAIT: Final = 20
+_RENDERED: Final[dict[str, Callable[[str], str]]] = {
+    "slack": html.unescape,
+    "discord": partial(re.compile(r"\\(\W)").sub, r"\1"),
+}
+"""Turns a platform's escaped text into what people see."""
 _TIMEOUT: Final = 70.0
 """Seconds; longer than a platform waits for any answer."""
 
@@ -26,6 +34,7 @@ class Terminal:
 
     def __init__(self, emulator: str, platform: str, person: str, place: str) -> None:
         self._at = f"{emulator}/_emulator/chat/{platform}"
+        self._platform = platform
         self._who = {"person": person, "place": place}
         self._http = httpx.Client(timeout=_TIMEOUT, trust_env=False)
         self._console = Console(soft_wrap=True, highlight=False)
@@ -104,8 +113,8 @@ class Terminal:
     def _send(self, line: str) -> None:
         if not line.isdecimal():
             result = self._request("POST", "/say", json={**self._who, "text": line})
-        elif 0 < int(line) <= len(self._buttons):
-            message, button = self._buttons[int(line) - 1]
+        elif (found := self._buttons[int(line) - 1 : int(line)]) and found[0][0] in self._seen:
+            message, button = found[0]
             press = {**self._who, "message": message, "button": button}
             result = self._request("POST", "/press", json=press)
         else:
@@ -113,10 +122,13 @@ class Terminal:
         exchange = result["exchange"]
         if result["waits"]:
             self._line("!", "the update waits: no webhook is set and no client polls", "yellow")
-        elif exchange is None:
+        elif not result["is_for_bot"]:
             self._line("-", "the bot receives commands, button presses and messages to it", "dim")
-        elif not 200 <= exchange["status"] < 300:  # noqa: PLR2004 - the 2xx
-            self._line("!", f"{exchange['url']}: {exchange['error'] or exchange['status']}", "red")
+        elif exchange is not None and not 200 <= exchange["status"] < 300:  # noqa: PLR2004 - the 2xx
+            text = f"{exchange['url']}: {exchange['error'] or exchange['status']}"
+            if exchange["status"] == httpx.codes.NOT_FOUND:
+                text += f"; is {self._platform}-in served?"
+            self._line("!", text, "red")
 
     def _show(self, view: dict[str, Any]) -> None:
         """Print the messages that are new or have changed."""
@@ -136,7 +148,8 @@ class Terminal:
 
     def _text(self, message: dict[str, Any]) -> str:
         private = "(only you) " if message["only_for"] else ""
-        text = "…" if message["is_waiting"] else message["text"]
+        rendered = _RENDERED.get(self._platform, str)
+        text = "…" if message["is_waiting"] else rendered(message["text"])
         files = [file["view"] or file["url"] for file in message["files"]]
         return private + "\n".join(filter(None, [text, *files]))
 

@@ -161,17 +161,17 @@ class Operations:
     @operation
     def cancel(self, prediction_id: str) -> Steps[Prediction]:
         """Cancel a prediction at its provider; it may have succeeded meanwhile."""
-        return self._send(Prediction, "POST", _at("predictions", prediction_id, "cancel"))
+        return self._send(Prediction, "POST", path_of("predictions", prediction_id, "cancel"))
 
     @operation
     def replay(self, prediction_id: str) -> Steps[Redelivered]:
         """Redeliver a prediction's event to its handlers."""
-        return self._send(Redelivered, "POST", _at("predictions", prediction_id, "replay"))
+        return self._send(Redelivered, "POST", path_of("predictions", prediction_id, "replay"))
 
     @operation
     def erase(self, prediction_id: str) -> Steps[Prediction]:
         """Erase the input, metadata and outputs of a prediction; its ids, status and times stay."""
-        return self._send(Prediction, "POST", _at("predictions", prediction_id, "erase"))
+        return self._send(Prediction, "POST", path_of("predictions", prediction_id, "erase"))
 
     @operation
     def explain(
@@ -181,13 +181,13 @@ class Operations:
         type: Literal["succeeded", "failed", "canceled"] | None = None,
     ) -> Steps[Explanation]:
         """Return which handlers run for a prediction's event, and why the others do not."""
-        path = _at("predictions", name, "explain")
+        path = path_of("predictions", name, "explain")
         return self._send(Explanation, "GET", path, _query(type=type))
 
     @operation
     def model(self, provider: str, model: str) -> Steps[Any]:
         """Fetch the provider's own description of a model."""
-        return self._send(_ANY, "GET", _at("models", provider, model))
+        return self._send(_ANY, "GET", path_of("models", provider, model))
 
     # --- recipes ---
 
@@ -217,7 +217,9 @@ class Operations:
         body = {"options": dict(options), "metadata": dict(metadata or {})}
         body |= _without_none(person=person, place=place, reply_to=reply_to)
         headers = _headers(key, wait)
-        return self._send(Prediction, "POST", _at("recipes", recipe), body=body, headers=headers)
+        return self._send(
+            Prediction, "POST", path_of("recipes", recipe), body=body, headers=headers
+        )
 
     # --- events ---
 
@@ -300,7 +302,7 @@ class Operations:
     @operation
     def retry(self, delivery_id: str) -> Steps[Delivery]:
         """Retry a dead or skipped delivery, or a pending one at once."""
-        return self._send(Delivery, "POST", _at("deliveries", delivery_id, "retry"))
+        return self._send(Delivery, "POST", path_of("deliveries", delivery_id, "retry"))
 
     @operation
     def drain(
@@ -319,12 +321,12 @@ class Operations:
     @operation
     def pause(self, handler: str) -> Steps[HandlerState]:
         """Pause a handler: its deliveries stay pending."""
-        return self._send(HandlerState, "POST", _at("handlers", handler, "pause"))
+        return self._send(HandlerState, "POST", path_of("handlers", handler, "pause"))
 
     @operation
     def resume(self, handler: str) -> Steps[HandlerState]:
         """Resume a handler: its deliveries run again."""
-        return self._send(HandlerState, "POST", _at("handlers", handler, "resume"))
+        return self._send(HandlerState, "POST", path_of("handlers", handler, "resume"))
 
     # --- bulk replays, discarded outcomes, costs ---
 
@@ -337,17 +339,17 @@ class Operations:
     @operation
     def start_replay(self, replay_id: str) -> Steps[Replay]:
         """Start a replay that was counted; a second call changes nothing."""
-        return self._send(Replay, "POST", _at("replays", replay_id, "start"))
+        return self._send(Replay, "POST", path_of("replays", replay_id, "start"))
 
     @operation
     def cancel_replay(self, replay_id: str) -> Steps[Replay]:
         """Stop a replay; what it has redelivered stays pending."""
-        return self._send(Replay, "POST", _at("replays", replay_id, "cancel"))
+        return self._send(Replay, "POST", path_of("replays", replay_id, "cancel"))
 
     @operation
     def get_replay(self, replay_id: str) -> Steps[Replay]:
         """Return a replay with its progress."""
-        return self._send(Replay, "GET", _at("replays", replay_id))
+        return self._send(Replay, "GET", path_of("replays", replay_id))
 
     @operation
     def replays(
@@ -469,7 +471,7 @@ class Operations:
 
     def _read(self, prediction_id: str, wait: int | None = None) -> Steps[Prediction]:
         headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-        return self._send(Prediction, "GET", _at("predictions", prediction_id), headers=headers)
+        return self._send(Prediction, "GET", path_of("predictions", prediction_id), headers=headers)
 
     def _watch(
         self, prediction_id: str, until: float, watch: _Watch
@@ -524,7 +526,7 @@ class _Watch:
             self._changed(status)
 
 
-def _at(*parts: str) -> str:
+def path_of(*parts: str) -> str:
     """Return a path of /v1."""
     return "/".join(("/v1", *(quote(part, safe="", errors="surrogatepass") for part in parts)))
 

@@ -1,7 +1,7 @@
 """Requests, answers and retries as values (sans-IO): a driver does the I/O.
 
-A call is a generator of steps. A driver does each step, blocking or awaited, and sends the result
-into the generator; if there is none, it throws in the httpx.RequestError.
+A call is a generator of steps. A driver does each step, blocking or awaited, and `advance` gives
+its result to the generator, or throws in the httpx.RequestError.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def advance(steps: Steps[Any], found: Any) -> Step | Done:
     Raises ClientError if a request cannot be sent at all.
     """
     if isinstance(found, httpx.LocalProtocolError):  # never sent; its text may hold the key
-        detail = "this cannot be sent: a header, the method or the path has an unfit character"
+        detail = "this cannot be sent: a header, the method or the path has an invalid character"
         raise ClientError("unfit", detail)
     try:
         is_error = isinstance(found, httpx.RequestError)

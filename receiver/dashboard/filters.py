@@ -104,11 +104,9 @@ def read_query(query: Mapping[str, str], kind: type[Query], **more: Any) -> Quer
     """Return a route's parameters from a query; empty ones are ignored."""
     names = {*kind.__struct_fields__} & query.keys()
     given = {name: query[name] for name in names if query[name]}
-    if any(
-        value.endswith("\n") for value in given.values()
-    ):  # before which a pattern's `$` matches
-        raise Problem(422, "invalid-request", "a filter is unfit: it ends with a line break")
+    if any(value.endswith("\n") for value in given.values()):  # a pattern's `$` matches before it
+        raise Problem(422, "invalid-request", "a filter is invalid: it ends with a line break")
     try:
         return msgspec.convert(given | more, kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", f"a filter is unfit: {error}") from None
+        raise Problem(422, "invalid-request", f"a filter is invalid: {error}") from None

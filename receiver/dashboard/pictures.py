@@ -99,7 +99,7 @@ class PicturePages:
         except Gone as error:
             raise Problem(410, "gone", f"it is not there any more: {error}") from None
         except Later as error:
-            raise Problem(502, "unavailable", f"it cannot be had just now: {error}") from None
+            raise Problem(502, "unavailable", f"it cannot be fetched now: {error}") from None
         is_shown = kind in SHOWN and "save" not in context.query
         return FileResponse(
             path,

@@ -7,14 +7,13 @@ outcome is committed before; deliveries that do not run here are run by the next
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
-from receiver.deliveries.facade import Deliveries
+from receiver.http.parts import Parts
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import TaskSet
 from receiver.settings import After
@@ -31,14 +30,13 @@ _REST: Final = 1
 class AfterCallback:
     """The work for a recorded event, before and after the answer to its callback."""
 
-    def __init__(
-        self, after: After, deliveries: Deliveries, wake_url: str, monotonic: Callable[[], float]
-    ) -> None:
+    def __init__(self, after: After, parts: Parts) -> None:
         self._after = after
-        self._deliveries = deliveries
-        self._place = urlsplit(wake_url).netloc
-        self._wake_url = f"{wake_url}?again={_REST}"
-        self._monotonic = monotonic
+        self._deliveries = parts.deliveries
+        base, token = parts.settings.public_url, parts.predictions.tokens.wake()
+        self._place = urlsplit(base or "").netloc
+        self._wake_url = f"{base}/wake/{token}?again={_REST}"
+        self._monotonic = parts.runtime.monotonic
         self._next_wake = 0.0
         self._running = TaskSet()
 

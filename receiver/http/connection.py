@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from receiver.http.problems import problem_body
 from receiver.http.request_log import IS_GONE
+from receiver.model.errors import Problem
 
 _LARGEST_HEAD: Final = 64 * 1024
 _MOST_HEADERS: Final = 100
@@ -349,7 +350,7 @@ class Protocol(HttpToolsProtocol):
             return
         if self._refusal is not None:
             kind, why = _REFUSALS[self._refusal]
-            body = problem_body(self._refusal, kind, why)
+            body = problem_body(Problem(self._refusal, kind, why))
             head = (
                 STATUS_LINE[self._refusal] + b"content-type: application/problem+json\r\n"
                 b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)

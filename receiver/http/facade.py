@@ -45,7 +45,6 @@ from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
-from receiver.providers import NAMES
 from receiver.settings import After, Settings
 from receiver.store.facade import Housekeeping, Store
 
@@ -97,22 +96,9 @@ class Http:
         )
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         self._callback_sources = Sources(settings, predictions.client, runtime.monotonic)
-        self._after = AfterCallback(
-            after,
-            deliveries,
-            f"{settings.public_url}/wake/{predictions.tokens.wake()}",
-            runtime.monotonic,
-        )
+        self._after = AfterCallback(after, parts)
         self.callbacks = WebhookRoute(
-            predictions.inbox,
-            NAMES,
-            settings.max_body_bytes,
-            parts.limits,
-            self._callback_sources,
-            runtime.telemetry,
-            runtime.clock,
-            self._rejections.count,
-            self._after,
+            parts, self._callback_sources, self._rejections.count, self._after
         )
         self._plugins = PluginRoutes(parts, self._rejections.count)
         self._sources = PluginSources(self._plugins, parts)

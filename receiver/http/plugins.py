@@ -54,7 +54,7 @@ _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
 _ANSWERED_ERRORS: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved)
 """Errors of a route that have their own answers."""
 _UNPROVED: Final = Problem(401, "unproved", "this call could not be proved")
-_OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; why is in the log")
+_OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; the reason is in the log")
 
 
 class Refused(Exception):
@@ -280,7 +280,7 @@ def _failed(error: Exception) -> Reply:
         case Unproved():
             return _problem(_UNPROVED)
         case TimeoutError():
-            message = "this took too long: say it again"
+            message = "this took too long: repeat the call"
             return _problem(Problem(503, "route-too-slow", message, retry_after=_SOON))
     return _problem(Problem(503, LATER[type(error)], "try again later", retry_after=_SOON))
 

@@ -30,9 +30,9 @@ _TITLES: Final = {status.value: status.phrase for status in HTTPStatus} | {
 }
 PROBLEMS: Final = {
     "invalid-json": (400, "the body is not JSON"),
-    "invalid-body": (400, "the body is not what the plugin's route reads"),
+    "invalid-body": (400, "the body is not of the form that the plugin's route expects"),
     "unauthorized": (401, "no key was sent, or none of RECEIVER_API_KEYS"),
-    "unproved": (401, "it was not shown who sent this; why is in the log"),
+    "unproved": (401, "the sender could not be verified; the reason is in the log"),
     "over-budget": (402, "the order would cost more than a limit leaves; Retry-After says when"),
     "price-unknown": (402, "money is limited, and the recipe has no price"),
     "read-only": (403, "the key is one of RECEIVER_VIEWER_KEYS, which only read"),
@@ -45,37 +45,43 @@ PROBLEMS: Final = {
     "too-slow": (408, "the body took too long to come in"),
     "idempotency-conflict": (409, "the Idempotency-Key was used for another request"),
     "already-ended": (409, "the prediction has ended in another way"),
-    "cannot-cancel": (409, "the provider has no way to cancel what it has taken"),
+    "cannot-cancel": (409, "the provider cannot cancel a prediction that it has accepted"),
     "not-ended": (409, "the prediction has not ended yet"),
     "erased": (409, "the prediction, or the one with this Idempotency-Key, was erased"),
-    "delivery-running": (409, "a handler is at work on the prediction just now"),
+    "delivery-running": (409, "a handler is running for the prediction"),
     "too-late": (409, "the order came too late, or its prediction was deleted since"),
     "replay-canceled": (409, "the replay was canceled"),
     "replay-ended": (409, "the replay has ended"),
     "not-retryable": (409, "the delivery is running or done"),
-    "unconfirmed": (409, "the submit got no answer, so there is no provider's id to cancel by"),
+    "unconfirmed": (
+        409,
+        "the submit got no answer, so it is not known which id to cancel",
+    ),
     "too-large": (413, "the body is larger than RECEIVER_MAX_BODY_BYTES"),
     "unsupported-media-type": (415, "the body is not application/json, or it is compressed"),
-    "invalid-request": (422, "a parameter or a field is unfit; the detail says which"),
-    "bad-option": (422, "an option is unfit; the detail has a line that would be right"),
+    "invalid-request": (422, "a parameter or a field is invalid; the detail names it"),
+    "bad-option": (422, "an option is invalid; the detail has a correct example"),
     "unknown-provider": (422, "there is no such provider"),
     "provider-off": (422, "the provider has no API key here"),
-    "invalid-model": (422, "the model's name is unfit"),
-    "unsupported-input": (422, "the input holds what the provider, or this receiver, cannot do"),
-    "over-limit": (429, "as many as a limit allows were ordered; Retry-After says when again"),
-    "rate-limited": (429, "too much that came to nothing, or more than a limit that was set"),
-    "provider-busy": (429, "the provider takes no more requests now"),
-    "internal-error": (500, "a fault of ours; it is in the log"),
-    "route-failed": (500, "the plugin's route failed; why is in the log"),
-    "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
+    "invalid-model": (422, "the model's name is invalid"),
+    "unsupported-input": (422, "the provider, or this receiver, does not support this input"),
+    "over-limit": (429, "a limit's number of orders is used up; Retry-After says until when"),
+    "rate-limited": (429, "too many failed requests, or more requests than a rate limit allows"),
+    "provider-busy": (429, "the provider accepts no more requests now"),
+    "internal-error": (500, "an error in the receiver; it is in the log"),
+    "route-failed": (500, "the plugin's route failed; the reason is in the log"),
+    "provider-unavailable": (502, "the provider did not answer, or its answer was invalid"),
     "unavailable": (
         503,
         "the database does not answer or takes no writes, or the receiver is not started",
     ),
-    "route-too-slow": (503, "the plugin's route took too long: say it again"),
-    "too-many-readers": (503, "as many streams are open as may be"),
-    "keys-unavailable": (503, "the provider's public keys cannot be had"),
-    "sources-unavailable": (503, "where the provider's callbacks come from cannot be found out"),
+    "route-too-slow": (503, "the plugin's route took too long: repeat the call"),
+    "too-many-readers": (503, "the maximum number of streams is open"),
+    "keys-unavailable": (503, "the provider's public keys cannot be fetched"),
+    "sources-unavailable": (
+        503,
+        "the addresses that the provider's callbacks come from cannot be fetched",
+    ),
 }
 """Every `type` of a problem: its status and its meaning. They are stable."""
 PREFIX: Final = "urn:receiver:problem:"
@@ -94,21 +100,16 @@ class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """The prediction that has, or had, the Idempotency-Key."""
 
 
-def problem_body(
-    status: int,
-    kind: str,
-    detail: str,
-    retry_after: int | None = None,
-    prediction_id: str | None = None,
-) -> bytes:
+def problem_body(problem: Problem) -> bytes:
+    after, prediction = problem.retry_after, problem.prediction_id
     return msgspec.json.encode(
         ProblemDetails(
-            type=PREFIX + kind,
-            title=_TITLES.get(status, "Error"),
-            status=status,
-            detail=detail,
-            retry_after=msgspec.UNSET if retry_after is None else retry_after,
-            prediction_id=msgspec.UNSET if prediction_id is None else prediction_id,
+            type=PREFIX + problem.type,
+            title=_TITLES.get(problem.status, "Error"),
+            status=problem.status,
+            detail=problem.detail,
+            retry_after=msgspec.UNSET if after is None else after,
+            prediction_id=msgspec.UNSET if prediction is None else prediction,
         )
     )
 
@@ -122,37 +123,37 @@ def problem_answer(problem: Problem, challenge: str = "Bearer") -> tuple[bytes, 
         headers["Connection"] = "close"
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
-    body = problem_body(
-        problem.status, problem.type, problem.detail, problem.retry_after, problem.prediction_id
-    )
-    return body, headers
+    return problem_body(problem), headers
 
 
-def _response(problem: Problem, more: Mapping[str, str] | None = None) -> Response:
-    body, headers = problem_answer(problem)
+def problem_response(
+    problem: Problem, more: Mapping[str, str] | None = None, *, challenge: str = "Bearer"
+) -> Response:
+    """Return a problem as a response, with `more` headers."""
+    body, headers = problem_answer(problem, challenge)
     return Response(body, problem.status, {**headers, **(more or {})})
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
     match error:
         case Problem():
-            return _response(error)
+            return problem_response(error)
         case StoreUnavailable():
             detail = "the database does not answer, or takes no writes"
-            return _response(Problem(503, "unavailable", detail, retry_after=5))
+            return problem_response(Problem(503, "unavailable", detail, retry_after=5))
         case HTTPException(status_code=status):
             kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "http-error")
-            return _response(Problem(status, kind, error.detail), error.headers)
+            return problem_response(Problem(status, kind, error.detail), error.headers)
     raise error
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     name = request_id(request.scope)
     log.error("request.failed", request=name, exc_info=error)
-    problem = Problem(500, "internal-error", "a fault of ours; it is in the log")
+    problem = Problem(500, "internal-error", "an error in the receiver; it is in the log")
     # Only this answer is made outside of the middleware that adds the id. The error goes on to the
     # server, which closes the connection.
-    return _response(problem, {"X-Request-Id": name, "Connection": "close"})
+    return problem_response(problem, {"X-Request-Id": name, "Connection": "close"})
 
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {

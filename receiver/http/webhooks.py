@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from receiver.http.after import AfterCallback
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
-from receiver.http.limits import Limits
-from receiver.http.problems import problem_body
+from receiver.http.parts import Parts
+from receiver.http.problems import as_json, problem_response
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about, request_id
 from receiver.http.sources import Sources
 from receiver.model.errors import (
     KeysUnavailable,
     Limited,
+    Problem,
     SourcesUnavailable,
     StoreUnavailable,
     Unproved,
 )
-from receiver.observability.events import Telemetry
-from receiver.predictions.inbox import Inbox
+from receiver.providers import DECLARED
 from receiver.providers.adapter import Callback
 from receiver.store.inbox import AcceptResult
-
-Sent = tuple[dict[str, Any], dict[str, Any]]
-"""An answer's two ASGI messages."""
-
-
-def _raw(status: int, body: bytes, *more: tuple[bytes, bytes]) -> Sent:
-    headers = [
-        (b"content-type", b"application/json" if status < 400 else b"application/problem+json"),  # noqa: PLR2004
-        (b"content-length", str(len(body)).encode()),
-        *more,
-    ]
-    return (
-        {"type": "http.response.start", "status": status, "headers": headers},
-        {"type": "http.response.body", "body": body},
-    )
-
-
-def _raw_problem(status: int, kind: str, detail: str, *more: tuple[bytes, bytes]) -> Sent:
-    return _raw(status, problem_body(status, kind, detail), *more)
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -58,11 +40,10 @@ _WORDS: Final[dict[str, Literal["accepted", "duplicate"]]] = {
     "duplicate": "duplicate",
     "late": "duplicate",
 }
-_TAKEN: Final = {word: _raw(200, msgspec.json.encode(Receipt(word))) for word in _WORDS.values()}
-_CLOSE: Final = (b"connection", b"close")
-_CHALLENGE: Final = (b"www-authenticate", b"Callback")
-"""The header that a 401 must have; no provider uses a standard scheme."""
-_RETRY_SOON: Final = (b"retry-after", b"5")
+_TAKEN: Final = {word: as_json(Receipt(word)) for word in _WORDS.values()}
+_CHALLENGE: Final = "Callback"
+"""What a 401 must name; no provider uses a standard scheme."""
+_SOON: Final = 5
 LATER: Final[dict[type[Exception], str]] = {
     StoreUnavailable: "unavailable",
     KeysUnavailable: "keys-unavailable",
@@ -71,10 +52,10 @@ LATER: Final[dict[type[Exception], str]] = {
 """The errors that are not the sender's fault, and the types of their problems."""
 _UNKNOWN: Final = "unknown"
 """The name of any unknown provider, in counts and logs."""
-_UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
-_UNKNOWN_PROVIDER: Final = _raw_problem(404, "not-found", "no such provider")
-
-
+_UNPROVED: Final = problem_response(
+    Problem(401, "unproved", "this callback could not be proved"), challenge=_CHALLENGE
+)
+_UNKNOWN_PROVIDER: Final = problem_response(Problem(404, "not-found", "no such provider"))
 WEBHOOK_PATH: Final = "/webhooks/{provider}/{token}"
 
 
@@ -88,29 +69,23 @@ class WebhookRoute:
 
     def __init__(
         self,
-        inbox: Inbox,
-        providers: Collection[str],
-        most: int,
-        limits: Limits,
+        parts: Parts,
         sources: Sources,
-        telemetry: Telemetry,
-        clock: Callable[[], float],
         on_rejected: Callable[[str, str, str], None],
         after: AfterCallback,
     ) -> None:
-        self._inbox = inbox
-        self._providers = frozenset(providers)
-        self._most = most
-        self._limits = limits
+        self._inbox = parts.predictions.inbox
+        self._most = parts.settings.max_body_bytes
+        self._limits = parts.limits
+        self._telemetry = parts.runtime.telemetry
+        self._clock = parts.runtime.clock
         self._sources = sources
-        self._telemetry = telemetry
-        self._clock = clock
         self._on_rejected = on_rejected
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
-        provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
+        provider = params["provider"] if params["provider"] in DECLARED else _UNKNOWN
         made = None
         if provider != _UNKNOWN:
             made = self._inbox.prediction_id_of(provider, params["token"])
@@ -121,23 +96,20 @@ class WebhookRoute:
             answer, taken = await self._take(scope, receive, provider, made)
         except Limited as error:
             self._reject(scope, provider, "limited")
-            retry = (b"retry-after", b"%d" % error.seconds)
-            answer = _raw_problem(429, "rate-limited", str(error), retry)
+            answer = problem_response(error)
         if answer is not None:
-            start, content = answer
-            await send(start)
-            await send(content)
+            await answer(scope, receive, send)
         if taken is not None:
             await self._after.after_answer(taken)
 
     async def _take(
         self, scope: Scope, receive: Receive, provider: str, made: str | None
-    ) -> tuple[Sent | None, AcceptResult | None]:
+    ) -> tuple[Response | None, AcceptResult | None]:
         """Prove and record a callback; return the answer, and the result if it is recorded.
 
         A refused callback is charged to its sender.
         """
-        answer: Sent | None = None  # a sender that went away is not answered
+        answer: Response | None = None  # a sender that went away is not answered
         try:
             if made is not None:
                 await self._sources.check(provider, client_of(scope))
@@ -148,16 +120,18 @@ class WebhookRoute:
             answer = _UNPROVED if provider != _UNKNOWN else _UNKNOWN_PROVIDER
         except TooSlow:
             reason = "too_slow"
-            answer = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)
+            answer = problem_response(Problem(408, "too-slow", "the body came too slowly"))
         except TooLarge:
             reason = "too_large"
-            answer = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
+            problem = Problem(413, "too-large", f"more than {self._most} bytes")
+            answer = problem_response(problem, {"Connection": "close"})
         except Disconnected:
             reason = "disconnected"
         except tuple(LATER) as error:
             kind = LATER[type(error)]
             self._count(scope, provider, kind.replace("-", "_"))
-            return _raw_problem(503, kind, "try again later", _RETRY_SOON), None
+            later = Problem(503, kind, "try again later", retry_after=_SOON)
+            return problem_response(later), None
         else:
             self._limits.callback_proved(provider)
             about(

@@ -384,7 +384,7 @@ class Settings:
         settings = cls(**values, providers=providers)
         problems = reader.problems + tls.check(env)
         if settings.after.how == "wake" and settings.public_url is None:
-            problems.append("RECEIVER_AFTER: wake needs RECEIVER_PUBLIC_URL, where it asks itself")
+            problems.append("RECEIVER_AFTER: wake needs RECEIVER_PUBLIC_URL, where it calls itself")
         if settings.connections < LEAST_CONNECTIONS[settings.mode]:
             problems.append(
                 f"RECEIVER_DATABASE_CONNECTIONS: must be {LEAST_CONNECTIONS[settings.mode]} or more"

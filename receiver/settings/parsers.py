@@ -145,7 +145,7 @@ def _postgres_url(text: str) -> str:
     except ValueError:
         # The error may quote the password, so it is left out.
         raise ValueError(
-            "is not a URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
+            "is not a URL: percent-encode special characters in the password (@ as %40, / as %2F)"
         ) from None
     return text
 

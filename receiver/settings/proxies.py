@@ -114,8 +114,8 @@ def read_proxy(text: str) -> str:
     port = 1 if url.port is None else url.port
     if not url.host or "%" in url.host or not 0 < port <= _HIGHEST_PORT:
         raise ValueError(
-            "must be the address of a proxy, as http://proxy.example:3128 (percent-encode what is "
-            "odd in its password)"
+            "must be the address of a proxy, as http://proxy.example:3128 (percent-encode special "
+            "characters in its password)"
         )
     if url.scheme.startswith("socks") and find_spec("socksio") is None:
         raise ValueError(

@@ -138,7 +138,7 @@ def _option(name: str, table: Table) -> Option:
     option = replace(bare, choices=choices)
     default = table.take("default", option.read, None)
     if default is not None and bare.required:
-        table.refuse("default: what is required has none")
+        table.refuse("default: a required option cannot have one")
     if bare.least is not None and bare.most is not None and bare.least > bare.most:
         table.refuse("least is more than most")
     table.end()
@@ -194,7 +194,9 @@ def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) 
         given = {*recipe.options, result}
         for name, option in other.options.items():
             if option.required and name not in given:
-                table.refuse(f"button {label}: {other.name} needs {name}, which nobody says")
+                table.refuse(
+                    f"button {label}: {other.name} requires {name}, which the button does not set"
+                )
 
 
 # --- limits, and who may order ---
@@ -250,7 +252,7 @@ def _problems_in(value: Any, options: Collection[str], depth: int = 1) -> Iterat
         case int() | float() if abs(value) <= float(2**53):  # false for nan
             return
         case _:
-            yield f"holds {value}, which JSON has not: put it in quotes"
+            yield f"holds {value}, which JSON cannot express: put it in quotes"
 
 
 def _wrong_placeholders(text: str, options: Collection[str]) -> Iterator[str]:

@@ -40,7 +40,7 @@ def servers(url: str) -> Servers:
     if port := given.get("port"):
         ports = [number or _USUAL for number in port.split(",")]
     if not all(hosts):
-        raise MisnamedServers("names no host beside a comma")
+        raise MisnamedServers("has a comma without a host before and after it")
     if not all(map(_is_port, ports)):
         raise MisnamedServers(f"has a port that is not a number from 1 to {_LARGEST}")
     if len(ports) > 1 and len(ports) != len(hosts):

@@ -629,7 +629,7 @@ OBSTACLES: Final[dict[str, tuple[Passing, str]]] = {
     "not found": (_says(Response("404", 404)), "HTTP 404 from something that is not a receiver"),
     "login": (_says(Response("401", 401)), "HTTP 401 from something that is not a receiver"),
     "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is not a receiver"),
-    "takes little": (_says(Response("413", 413)), "the proxy takes no such body"),
+    "takes little": (_says(Response("413", 413)), "the proxy accepts no body of this size"),
     "endless": (_says(Response(b"x" * 2_000_000)), "no answer came"),
 }
 

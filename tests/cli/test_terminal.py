@@ -24,7 +24,11 @@ from tests.patience import PATIENCE
 
 PNG = draw(name_for("a lighthouse")) or b""
 ROW = {"type": 1, "components": [{"type": 2, "style": 1, "label": "Again", "custom_id": "a:t"}]}
-DONE = {"content": "done", "embeds": [{"description": "a lighthouse"}], "components": [ROW]}
+DONE = {
+    "content": "done",
+    "embeds": [{"description": r"a lighthouse, 16\:9"}],
+    "components": [ROW],
+}
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def test_chat_sends_typed_lines_and_prints_the_answers(here: Outside, tmp_path: 
     with talking("--as", "discord", "--emulator", here.url, cwd=tmp_path) as chat:
         chat.types("/imagine a lighthouse")
         shown = chat.wait_for("[1] Again")
-        assert "< done\n" in shown
+        assert "< done\n< a lighthouse, 16:9\n" in shown
         chat.types("1")
         chat.wait_for("~ changed")
         chat.types("2")
@@ -137,7 +141,7 @@ def test_serve_emulate_sets_chat_variables_and_prints_the_chat_command(tmp_path:
         [where] = [line.split()[-1] for line in shown.splitlines() if " chat --emulator" in line]
         with talking("--emulator", where, cwd=tmp_path) as chat:
             chat.types("/imagine a lighthouse")
-            chat.wait_for(f"! {server.url}/in/slack: 404")
+            chat.wait_for(f"! {server.url}/in/slack: 404; is slack-in served?")
 
 
 def test_chat_order_without_settings_is_answered_with_its_picture(tmp_path: Path) -> None:
@@ -148,3 +152,18 @@ def test_chat_order_without_settings_is_answered_with_its_picture(tmp_path: Path
             chat.types("/imagine a lighthouse")
             chat.wait_for("On it.")
             chat.wait_for("/files/")
+
+
+def test_polled_order_is_answered_and_its_cancel_button_is_gone(tmp_path: Path) -> None:
+    with running("serve", "--emulate", "slack-in", "telegram-in", cwd=tmp_path) as server:
+        shown = server.wait_for(" chat --emulator ")
+        [where] = [line.split()[-1] for line in shown.splitlines() if " chat --emulator" in line]
+        with talking("--as", "telegram", "--emulator", where, cwd=tmp_path) as chat:
+            chat.types("/imagine a lighthouse")
+            chat.wait_for("x a message was deleted")
+            chat.types("1")
+            shown = chat.wait_for("! there is no button 1")
+        assert "- the bot receives" not in shown
+        with talking("--emulator", where, cwd=tmp_path) as chat:
+            chat.types("/imagine help")
+            chat.wait_for("< imagine <prompt>")

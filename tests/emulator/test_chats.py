@@ -70,9 +70,9 @@ def test_file_view_requires_no_token(here: Outside) -> None:
 
 
 def test_say_reports_an_update_that_waits_to_be_polled(here: Outside) -> None:
-    for text, waits in {"hello": False, "/imagine a": True, "there": False}.items():
+    for text, is_order in {"hello": False, "/imagine a": True, "there": False}.items():
         told = here.do("POST", "/telegram/say", {"text": text})
-        assert told == {"exchange": None, "waits": waits}
+        assert told == {"exchange": None, "is_for_bot": is_order, "waits": is_order}
     assert len(here.chats.telegram.updates) == 1
 
 

@@ -119,9 +119,9 @@ PROBLEMS = """
 , [imagine]: provider is missing
 , [imagine]: model must be a path like owner/name
 , [imagine]: input has '{promt}': there is no option promt (did you mean prompt?)
-, [imagine]: input holds 2026-01-01, which JSON has not: put it in quotes
+, [imagine]: input holds 2026-01-01, which JSON cannot express: put it in quotes
 , [imagine]: input has '{': a placeholder is an option's name in braces, and a brace itself is written {{ or }}
-, [imagine]: input holds inf, which JSON has not: put it in quotes
+, [imagine]: input holds inf, which JSON cannot express: put it in quotes
 , [imagine]: price must be dollars, as 0.04
 , [imagine]: latest must be a number of seconds above 0
 , [imagine.buttons]: X must be a recipe in quotes, or { recipe = "upscale", result = "image" } with the option that gets the picture

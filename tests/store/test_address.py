@@ -177,9 +177,9 @@ def test_asyncpg_gets_all_hosts_and_ports_of_a_url_in_order(
     ("rest", "words"),
     [
         ("me:hush@one:1,two:2/app?port=1,2,3", "names 3 ports for 2 hosts"),
-        ("me:hush@one,,two/app", "names no host beside a comma"),
-        ("me:hush@one,/app", "names no host beside a comma"),
-        ("/app?host=one,&password=hush", "names no host beside a comma"),
+        ("me:hush@one,,two/app", "has a comma without a host before and after it"),
+        ("me:hush@one,/app", "has a comma without a host before and after it"),
+        ("/app?host=one,&password=hush", "has a comma without a host before and after it"),
         ("me:hush@one:1,two:70000/app", "has a port that is not a number"),
         ("me:hush@one:0/app", "has a port that is not a number"),
         ("me:hush@one/app?port=five", "has a port that is not a number"),

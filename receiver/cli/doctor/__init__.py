@@ -122,7 +122,7 @@ async def _bounded(name: str, check: Check) -> Findings:
             findings = await made if isawaitable(made) else made
     except TimeoutError:
         text = f"the check did not end within {_LONGEST:g} s"
-        findings = [fail(text, "a server that it asks may hang")]
+        findings = [fail(text, "run the doctor again; a server that it calls may hang")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         text = f"the check itself failed: {type(error).__name__}: {error}"
         findings = [fail(text, "please report this as a bug")]

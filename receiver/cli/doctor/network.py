@@ -195,7 +195,7 @@ def _refused(answer: ProviderResponse) -> Trouble:
     if ours and answer.status in _REFUSALS:
         return Trouble(*_REFUSALS[answer.status])
     if answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-        text = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
+        text = f"the {'receiver' if ours else 'proxy'} accepts no body of this size (HTTP 413)"
         return Trouble(text, "raise its limit (nginx: client_max_body_size)")
     absent = answer.status in {502, 503, 504}
     fix = "start the receiver, or fix where the proxy forwards to" if absent else _OPEN_IT

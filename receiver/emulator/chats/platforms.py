@@ -135,14 +135,19 @@ class Chats:
         return await self._exchange_of(self.people[platform].presses(message, button, person))
 
     async def _exchange_of(self, work: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
-        """Return the exchange with the app; `waits`: a Telegram update is kept for a later poll."""
+        """Return the exchange with the app, if any, and whether anything is for the bot at all.
+
+        `waits`: it is an update of Telegram's that no client polls for.
+        """
         telegram = self.telegram
         before = telegram.updates[-1:]
         exchange = await work
-        if exchange is not None:
-            return {"exchange": exchange.row(), "waits": False}
-        is_kept = telegram.updates[-1:] != before
-        return {"exchange": None, "waits": is_kept and telegram.poller is None}
+        is_kept = exchange is None and telegram.updates[-1:] != before
+        return {
+            "exchange": exchange and exchange.row(),
+            "is_for_bot": exchange is not None or is_kept,
+            "waits": is_kept and telegram.poller is None,
+        }
 
     async def _tokens(self, _request: Request, body: Any) -> Any:
         self.kill_tokens(dict(body))

@@ -57,8 +57,8 @@ _USES: Final[Mapping[str, _Use]] = {
 _MUST_HOLD: Final = {("gssencmode", "require"): "sslmode=verify-full"}
 """Parameters that require a protection which we cannot give, and the one that gives it."""
 _ENCODE: Final = (
-    "percent-encode what is odd in the user and the password: @ as %40, / as %2F, # as %23, "
-    "? as %3F, % as %25"
+    "percent-encode special characters in the user and the password: @ as %40, / as %2F, "
+    "# as %23, ? as %3F, % as %25"
 )
 _FLAG: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.]+)=((?:\\.|[^\s\\])*)")
 _ESCAPED: Final = re.compile(r"\\(.)")
