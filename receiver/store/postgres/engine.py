@@ -27,8 +27,8 @@ from receiver.store.deliveries import (
     Settlement,
 )
 from receiver.store.due import sql as due_sql
-from receiver.store.engine import AttemptName
-from receiver.store.facade import Housekeeping, Store
+from receiver.store.engine import AttemptName, each
+from receiver.store.facade import Housekeeping, Store, shift_all
 from receiver.store.facade import sql as facade_sql
 from receiver.store.inbox import IncomingOutcome
 from receiver.store.postgres import address, migrating
@@ -48,7 +48,9 @@ from receiver.store.postgres.steps import StepRunner, columns, notify, values
 from receiver.store.statement import (
     Cells,
     Row,
+    Run,
     Statement,
+    Steps,
     Transaction,
 )
 
@@ -228,12 +230,7 @@ class PostgresStore(Store):
         all fall due earlier: at worst they are looked at in vain.
         """
         only_ours = self._clock.explains(step.deadline)
-        until = now + _ONE_STEP
-        if await self.run(facade_sql.take_step, owner=owner, until=until, seconds=_ONE_STEP):
-            if only_ours:
-                await self.run(facade_sql.advance_predictions, seconds=max(-step.due, 0.0))
-            else:
-                await super().shift(step, owner, now)
+        await self.write(_shift_once, (owner, now, step, only_ours))
         with contextlib.suppress(StoreUnavailable):  # else the step would be repeated
             await self._compare_clocks()  # at once: claims are made by the known skew
 
@@ -399,6 +396,22 @@ class PostgresStore(Store):
     async def _check(self, connection: Any) -> None:
         asked_at = self._now()
         self._clock.compare(await migrating.check(connection, self._jobs), asked_at)
+
+
+@each()
+def _shift_once(item: tuple[str, float, Shift, bool]) -> Steps[None]:
+    """Move the stored times, unless a process has done so for the same step of the clock.
+
+    Also if this is repeated because the answer to its commit was lost.
+    """
+    owner, now, step, only_ours = item
+    taken = {"owner": owner, "until": now + _ONE_STEP, "seconds": _ONE_STEP}
+    if not (yield Run(facade_sql.take_step, taken)):
+        return
+    if only_ours:
+        yield Run(facade_sql.advance_predictions, {"seconds": max(-step.due, 0.0)})
+    else:
+        yield from shift_all(step)
 
 
 async def _leave_as_it_is(_: Any) -> None:

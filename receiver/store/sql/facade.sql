@@ -45,5 +45,5 @@ UPDATE leases SET until = until + :due::float WHERE name <> 'clock'
 -- One that ends much earlier or later is of another step.
 INSERT INTO leases (name, owner, until, at_work) VALUES ('clock', :owner, :until::float, 0)
 ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
-WHERE leases.owner = excluded.owner OR abs(leases.until - excluded.until) >= :seconds::float
+WHERE abs(leases.until - excluded.until) >= :seconds::float
 RETURNING owner
