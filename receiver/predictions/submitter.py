@@ -84,6 +84,13 @@ class TakenOverError(Exception):
     """Another process took the row before anything was sent."""
 
 
+class TooLateError(Exception):
+    """The latest time of a submit passed before anything was sent.
+
+    The submit is queued again, and ended there if its stored latest time has passed too.
+    """
+
+
 class Sending:
     """The request of a submit, whose body is sent only after the send mark is committed.
 
@@ -438,7 +445,7 @@ class Submitter:
         try:
             answer = await self.client.send(sending.request, seconds)
             return self.provider.accepted(job.ticket, answer), answer.body
-        except _UNSENT as error:
+        except (*_UNSENT, TooLateError) as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
         except TooLarge as error:
             return _too_large(job, error), b""
@@ -452,7 +459,11 @@ class Submitter:
         now = self._clock()
         hold_until = now + seconds + MARGIN
         mark = SendMark(id=job.ticket.id, submits=job.submits, now=now, hold_until=hold_until)
-        return await self._store.predictions.mark_sent(mark)
+        is_ours = await self._store.predictions.mark_sent(mark)
+        # Now, as the connection to the provider and both writes may have taken long.
+        if is_ours and job.latest_at is not None and job.latest_at <= self._clock():
+            raise TooLateError("it could not be sent in time")
+        return is_ours
 
     def _hook(self, job: Job) -> CallbackTarget | None:
         if self._settings.public_url is None or job.ticket.mode == "sync":

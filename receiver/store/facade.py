@@ -162,6 +162,11 @@ _SHIFTED: Final = (
 @in_turn  # times that were written before are moved, and those written after are not
 @each()
 def _shift(item: Shift) -> Steps[None]:
-    params = msgspec.structs.asdict(item)
+    yield from shift_all(item)
+
+
+def shift_all(step: Shift) -> Steps[None]:
+    """Move all stored future times."""
+    params = msgspec.structs.asdict(step)
     for statement in _SHIFTED:
         yield Run(statement, {name: params[name] for name in statement.names})

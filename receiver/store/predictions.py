@@ -92,6 +92,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     polls: int
     deadline_at: float | None
     """None while it only waits for room at the provider."""
+    latest_at: float | None
+    """The time from which it is too late to submit it; None: there is none yet."""
     held_until: float | None
     """When it is due again if the process that works on it dies; None once it has ended."""
     last_reason: str = ""
@@ -358,6 +360,7 @@ def job_of(row: Row) -> Job:
         submits=row["submits"],
         polls=row["polls"],
         deadline_at=row["deadline_at"],
+        latest_at=row["latest_at"],
         held_until=row["held_until"],
         last_reason=row["last_reason"] or "",
         trace=row["trace"],

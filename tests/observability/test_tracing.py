@@ -406,6 +406,7 @@ def test_malformed_stored_trace_does_not_break_a_poll(memory: Memory) -> None:
         submits=1,
         polls=0,
         deadline_at=None,
+        latest_at=None,
         held_until=None,
         trace="nonsense",
     )

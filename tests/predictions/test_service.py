@@ -32,7 +32,7 @@ from receiver.predictions.service import fingerprint
 from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.providers.adapter import Stopping
 from receiver.settings import Settings
-from receiver.store.predictions import PredictionStore, SubmitBatch, SubmitBudget
+from receiver.store.predictions import PredictionStore, SendMark, SubmitBatch, SubmitBudget
 from tests.conftest import Disk, Start
 from tests.patience import PATIENCE
 from tests.providers.samples import blocks
@@ -296,6 +296,25 @@ async def test_submit_answered_503_until_its_deadline_expires(
         found = await station.until(prediction["id"], "failed")
         assert found["error"]["code"] == "expired"
         assert station.count("events") == 1
+
+
+@pytest.mark.both_engines
+async def test_submit_is_not_sent_if_the_store_answers_after_its_latest_time(
+    start: Start, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = PredictionStore.mark_sent
+
+    async def mark_slowly(self: PredictionStore, given: SendMark) -> bool:
+        station.clock.ahead = TOO_LONG
+        return await mark(self, given)
+
+    monkeypatch.setattr(PredictionStore, "mark_sent", mark_slowly)
+    async with start() as station:
+        prediction = await station.submit()
+        found = await station.until(prediction["id"], "failed")
+        assert (found["error"]["code"], found["cost"]["amount"]) == ("expired", 0)
+        assert station.one("SELECT submitted_at FROM predictions") is None
+    assert network.sent == []
 
 
 # --- ambiguous submits ---

@@ -21,7 +21,7 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.model.tasks import Topic, Wakeups
-from receiver.model.values import Recipients
+from receiver.model.values import Recipients, Shift
 from receiver.store import statement
 from receiver.store.deliveries import Claim, Claims
 from receiver.store.inbox import accept_outcome
@@ -49,6 +49,7 @@ from tests.store.parts import (
     new,
     pred,
     settlement,
+    submitting,
     wanted,
 )
 
@@ -430,6 +431,50 @@ async def test_leases_expire_by_the_server_clock(database: Database, *, is_set_r
             ]
         finally:
             await store.stop()
+
+
+@pytest.mark.parametrize(("ahead", "deadline_at"), [(3600.0, NOW + 3600), (0.0, NOW)])
+async def test_correction_of_one_wrong_clock_shortens_no_deadline_of_other_machines(
+    database: Database, *, ahead: float, deadline_at: float
+) -> None:
+    """If this machine's clock was right before the step, the server's has stepped with it."""
+    async with processes(database) as [other]:
+        await submitting(other.store, 1)
+        store = PostgresStore(
+            database.url, print, PgQueuerJobs(), clock=lambda: time.time() + ahead
+        )
+        await store.start()
+        ahead = 0.0
+
+        async def follow(owner: str) -> float:
+            await store.shift(Shift(due=-3600.0, deadline=-3600.0), owner, NOW)
+            return store.ahead
+
+        try:
+            await follow("me")
+            # At once, as leases are made by it; only a comparison that takes too long is ignored.
+            await eventually(lambda: follow("another"), lambda skew: skew == 0.0)
+        finally:
+            await store.stop()
+    times = database.rows("SELECT due_at, deadline_at, latest_at FROM predictions")
+    assert times == [(NOW + 90 - 3600, deadline_at, deadline_at)]
+
+
+async def test_each_step_of_the_clock_moves_stored_times_once_for_all_processes(
+    database: Database,
+) -> None:
+    async with processes(database, 3) as made:
+        await submitting(made[0].store, 1)
+        due_at, clock = NOW + 90, NOW
+        owners = ["first", "second", "third"]
+        for step in (-3600.0, -3600.0, 7200.0, -3600.0):
+            clock += step
+            due_at += step
+            for owner, process in zip((owners[0], *owners), (made[0], *made), strict=True):
+                clock += 0.5  # the first one repeats it, as after a commit without an answer
+                await process.store.shift(Shift(due=step, deadline=step), owner, clock)
+            assert database.rows("SELECT due_at FROM predictions") == [(due_at,)]
+            owners.reverse()
 
 
 # --- the job queue ---

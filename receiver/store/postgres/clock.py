@@ -27,6 +27,10 @@ class ServerClock:
         self.skew = 0.0
         """Seconds; 0 if the two are close enough."""
 
+    def explains(self, step: float) -> bool:
+        """Return whether a step of our clock, not compared since, corrects the known skew."""
+        return abs(self.skew - step) < abs(self.skew)
+
     async def compare_on(self, connection: Connection) -> None:
         """Read the server's time, and compare it with ours."""
         asked_at = self._clock()

@@ -27,10 +27,10 @@ from receiver.store.deliveries import (
     Settlement,
 )
 from receiver.store.due import sql as due_sql
-from receiver.store.engine import AttemptName
-from receiver.store.facade import Housekeeping, Store
+from receiver.store.engine import AttemptName, each
+from receiver.store.facade import Housekeeping, Store, shift_all
+from receiver.store.facade import sql as facade_sql
 from receiver.store.inbox import IncomingOutcome
-from receiver.store.leases import LeaseRequest
 from receiver.store.postgres import address, migrating
 from receiver.store.postgres.claims import DeliveryQueue
 from receiver.store.postgres.clock import CLOCK, ServerClock
@@ -48,7 +48,9 @@ from receiver.store.postgres.steps import StepRunner, columns, notify, values
 from receiver.store.statement import (
     Cells,
     Row,
+    Run,
     Statement,
+    Steps,
     Transaction,
 )
 
@@ -212,15 +214,25 @@ class PostgresStore(Store):
     async def _server_time(self) -> float:
         return float((await self.read(CLOCK))[0]["seconds"])
 
+    async def _compare_clocks(self) -> None:
+        asked_at = self._now()
+        self._clock.compare(await self._server_time(), asked_at)
+
     @property
     def ahead(self) -> float:
         return self._clock.skew
 
     async def shift(self, step: Shift, owner: str, now: float) -> None:
-        """Move the stored times with the clock, in one of all the processes that see the step."""
-        role = LeaseRequest(name="clock", owner=owner, now=now, until=now + _ONE_STEP)
-        if await self.leases.hold(role):
-            await super().shift(step, owner, now)
+        """Move the stored times with the clock, in one of all the processes that see the step.
+
+        If only our clock was wrong, most stored times are right: a deadline that moved back would
+        end other machines' predictions. Those that we made while it was ahead are due too late, so
+        all fall due earlier: at worst they are looked at in vain.
+        """
+        only_ours = self._clock.explains(step.deadline)
+        await self.write(_shift_once, (owner, now, step, only_ours))
+        with contextlib.suppress(StoreUnavailable):  # else the step would be repeated
+            await self._compare_clocks()  # at once: claims are made by the known skew
 
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
         """Reclaim only expired claims, as other processes may be at work.
@@ -247,8 +259,7 @@ class PostgresStore(Store):
 
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
         """Reclaim expired claims; once a minute, rescue deliveries without a job."""
-        asked_at = self._now()
-        self._clock.compare(await self._server_time(), asked_at)
+        await self._compare_clocks()
         lost = await self.write(deliveries.reclaim, (owner, now + self._clock.skew))
         await self._queue.rescue(now)
         return lost
@@ -385,6 +396,22 @@ class PostgresStore(Store):
     async def _check(self, connection: Any) -> None:
         asked_at = self._now()
         self._clock.compare(await migrating.check(connection, self._jobs), asked_at)
+
+
+@each()
+def _shift_once(item: tuple[str, float, Shift, bool]) -> Steps[None]:
+    """Move the stored times, unless a process has done so for the same step of the clock.
+
+    Also if this is repeated because the answer to its commit was lost.
+    """
+    owner, now, step, only_ours = item
+    taken = {"owner": owner, "until": now + _ONE_STEP, "seconds": _ONE_STEP}
+    if not (yield Run(facade_sql.take_step, taken)):
+        return
+    if only_ours:
+        yield Run(facade_sql.advance_predictions, {"seconds": max(-step.due, 0.0)})
+    else:
+        yield from shift_all(step)
 
 
 async def _leave_as_it_is(_: Any) -> None:

@@ -50,7 +50,6 @@ _FAULTS: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,  # such as a text that is too long for an index
-    asyncpg.exceptions.ClientConfigurationError,
     TypeError,
     ValueError,
 )
@@ -67,7 +66,9 @@ _TROUBLE: Final = (
 
 def is_trouble(error: BaseException) -> bool:
     """Return whether an error means that the server is away or takes no writes."""
-    if isinstance(error, OSError):  # that of an expired certificate is a ValueError too
+    # That of an expired certificate is a ValueError too, and so is that of a missing file of
+    # certificates, which may be about to be replaced.
+    if isinstance(error, (OSError, asyncpg.exceptions.ClientConfigurationError)):
         return True
     return isinstance(error, _TROUBLE) and not isinstance(error, _FAULTS)
 

@@ -14,6 +14,10 @@ UPDATE predictions SET due_at = due_at + :due::float, deadline_at = deadline_at 
         + CASE WHEN latest_at = deadline_at THEN :deadline::float ELSE :due::float END
 WHERE due_at IS NOT NULL
 
+-- name: advance_predictions
+-- Make predictions due earlier.
+UPDATE predictions SET due_at = due_at - :seconds::float WHERE due_at IS NOT NULL
+
 -- name: shift_pending
 -- Move the due times of pending deliveries.
 UPDATE deliveries SET due_at = due_at + :due::float WHERE state = 'pending'
@@ -33,5 +37,13 @@ WHERE open_until IS NOT NULL OR probe_until IS NOT NULL
 UPDATE requests SET at = at + :due::float
 
 -- name: shift_leases
--- Move the leases of leaders.
-UPDATE leases SET until = until + :due::float
+-- Move the leases of leaders; that of `take_step` has the new time already.
+UPDATE leases SET until = until + :due::float WHERE name <> 'clock'
+
+-- name: take_step
+-- Take the lease by which one process moves the stored times.
+-- One that ends much earlier or later is of another step.
+INSERT INTO leases (name, owner, until, at_work) VALUES ('clock', :owner, :until::float, 0)
+ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
+WHERE abs(leases.until - excluded.until) >= :seconds::float
+RETURNING owner

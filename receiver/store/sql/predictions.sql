@@ -7,7 +7,7 @@ p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id,
 
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
-submits, polls, deadline_at, due_at AS held_until, error_message AS last_reason, trace
+submits, polls, deadline_at, latest_at, due_at AS held_until, error_message AS last_reason, trace
 
 -- fragment: of_a_list
 -- filter status: status = :status
