@@ -47,6 +47,12 @@ def _raw_problem(status: int, kind: str, detail: str, *more: tuple[bytes, bytes]
     return _raw(status, problem_body(status, kind, detail), *more)
 
 
+def _raw_wait(status: int, kind: str, detail: str, seconds: int) -> Sent:
+    """Return a problem that asks the sender to try again after some seconds."""
+    body = problem_body(status, kind, detail, seconds)
+    return _raw(status, body, (b"retry-after", b"%d" % seconds))
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """The result of a callback; one that comes too late is a duplicate too."""
 
@@ -62,7 +68,8 @@ _TAKEN: Final = {word: _raw(200, msgspec.json.encode(Receipt(word))) for word in
 _CLOSE: Final = (b"connection", b"close")
 _CHALLENGE: Final = (b"www-authenticate", b"Callback")
 """The header that a 401 must have; no provider uses a standard scheme."""
-_RETRY_SOON: Final = (b"retry-after", b"5")
+_SOON: Final = 5
+"""Seconds after which a callback that could not be checked should be sent again."""
 LATER: Final[dict[type[Exception], str]] = {
     StoreUnavailable: "unavailable",
     KeysUnavailable: "keys-unavailable",
@@ -121,8 +128,7 @@ class WebhookRoute:
             answer, taken = await self._take(scope, receive, provider, made)
         except Limited as error:
             self._reject(scope, provider, "limited")
-            retry = (b"retry-after", b"%d" % error.seconds)
-            answer = _raw_problem(429, "rate-limited", str(error), retry)
+            answer = _raw_wait(429, "rate-limited", str(error), error.seconds)
         if answer is not None:
             start, content = answer
             await send(start)
@@ -157,7 +163,7 @@ class WebhookRoute:
         except tuple(LATER) as error:
             kind = LATER[type(error)]
             self._count(scope, provider, kind.replace("-", "_"))
-            return _raw_problem(503, kind, "try again later", _RETRY_SOON), None
+            return _raw_wait(503, kind, "try again later", _SOON), None
         else:
             self._limits.callback_proved(provider)
             about(
