@@ -303,6 +303,14 @@ def test_duplicate_handler_name_is_rejected_with_both_places() -> None:
     assert str(raised.value).startswith(second.place)
 
 
+def test_two_registrations_of_one_function_need_two_names() -> None:
+    found = Registry()
+    first, second = handlers_of(on("succeeded")(on("failed")(lambda _event: None)))
+    found.add(first)
+    with pytest.raises(HandlerError, match=r"is taken by the handler at .*name=…"):
+        found.add(second)
+
+
 def test_handler_names_with_colliding_digests_are_rejected() -> None:
     found = Registry()
     for name in ("handler-13761", "handler-19680"):  # both have the same digest
