@@ -121,7 +121,7 @@ def test_schemas_of_answers_have_required_fields_and_descriptions() -> None:
 
 # --- problems ---
 
-_MAKERS = {"Problem", "_raw_problem", "problem_body"}
+_MAKERS = {"Problem", "_raw_problem", "_raw_wait", "problem_body"}
 
 
 def raised() -> set[tuple[int, str]]:
