@@ -547,6 +547,14 @@ def test_missing_api_key_is_named_in_the_error(world: tuple[Path, dict[str, str]
     assert "RECEIVER_API_KEY" in done.stderr
 
 
+def test_url_with_the_v1_that_commands_add_is_named_in_the_error(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    done = inside("list", cwd=home, **env | {"RECEIVER_URL": f"{env['RECEIVER_URL']}/v1"})
+    assert (done.returncode, "RECEIVER_URL must not end with /v1" in done.stderr) == (1, True)
+
+
 def test_demo_runs_to_its_end_and_its_next_commands_work(tmp_path: Path) -> None:
     done = from_scratch("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
