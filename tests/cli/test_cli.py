@@ -363,6 +363,21 @@ def test_invalid_option_value_exits_2(tmp_path: Path, args: tuple[str, ...]) -> 
     assert (done.returncode, args[1] in done.stderr) == (2, True)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("args", ["settings", "settings --json", "--version", "--help"])
+def test_output_to_a_full_disk_exits_1_with_a_message_and_no_traceback(args: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "receiver", *args.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "receiver: cannot write: No space left on device\n"
+
+
 def test_version_option_prints_the_version(tmp_path: Path) -> None:
     assert from_scratch("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
