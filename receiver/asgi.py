@@ -84,6 +84,8 @@ def mount(
     is the address of the whole app, so `path` is appended for callbacks; one with a path is taken
     as the receiver's own address. The other parameters are those of `create_app`.
     """
+    from starlette.routing import Mount  # noqa: PLC0415 - a serverless start does not need it
+
     from receiver.app import create_app as create  # noqa: PLC0415 - the outer app has its own rich
     from receiver.settings import Settings  # noqa: PLC0415 - likewise
 
@@ -92,6 +94,12 @@ def mount(
     if path != "" and not str(path).startswith("/"):
         raise ValueError(f"path must begin with a slash, as /predictions does, not {path!r}")
     path = path.rstrip("/")
+    for other in app.router.routes:
+        if isinstance(other, Mount) and f"{path}/".startswith(f"{other.path}/"):
+            raise ValueError(
+                f"what is mounted at {other.path or '/'!r} gets all requests for {path or '/'!r}: "
+                "mount the receiver before it, or at another path"
+            )
     settings = Settings.read(os.environ) if settings is None else settings
     if settings.public_url and not urlsplit(settings.public_url).path:
         settings = replace(settings, public_url=f"{settings.public_url}{path}")

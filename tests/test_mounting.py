@@ -125,6 +125,17 @@ def test_invalid_mount_path_or_app_is_refused(tmp_path: Path) -> None:
         receiver.mount(print, "/predictions", settings(tmp_path))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("first", ["/predictions", "/predictions/", "/", ""])
+def test_mount_path_that_another_mount_has_taken_is_refused(tmp_path: Path, first: str) -> None:
+    app = Starlette()
+    app.mount(first, Starlette())
+    with pytest.raises(ValueError, match="gets all requests for '/predictions'"):
+        receiver.mount(app, "/predictions", settings(tmp_path), [])
+    app.routes.clear()
+    app.mount("/pre", Starlette())
+    receiver.mount(app, "/predictions", settings(tmp_path), [])
+
+
 # --- third-party servers ---
 
 SERVERS: Final = {

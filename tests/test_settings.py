@@ -263,7 +263,7 @@ NO_URLS: Final = [
     "https://h.example\\a",
     "https://h.example/a\\b",
 ]
-NO_WHOLES: Final = ["0", "-1", "1.5", "many", "1_000", "+1", "²", "9" * 5000]
+NO_WHOLES: Final = ["0", "-1", "1.5", "many", "1_000", "+1", "²", "9" * 5000, str(2**31)]
 NO_SECONDS: Final = ["0", "-1", "nan", "inf", "-inf", "soon", "1e9", "30s"]
 NO_SWITCHES: Final = ["2", "maybe", "y", "truee"]
 NO_NETWORKS: Final = ["10.0.0.1/8", "example.org", "*", ",", "1.2.3.4:80", "::1/129", "٣.1.1.1"]

@@ -41,6 +41,7 @@ class Client(Receiver):
     ) -> None:
         caller = Caller.read(env)
         self._way = caller.way
+        self._url = caller.url
         key = caller.key.reveal() if caller.key else None
         self._hint = "RECEIVER_API_KEY is not one of its RECEIVER_API_KEYS"
         if not key:
@@ -95,6 +96,8 @@ class Client(Receiver):
             return f"{detail}{self._way}): start one with `receiver serve`, or set RECEIVER_URL"
         if error.status == httpx.codes.UNAUTHORIZED:
             return f"{error.detail} ({self._hint})"
+        if error.detail == "Not Found" and self._url.endswith("/v1"):
+            return f"{error.detail}: RECEIVER_URL must not end with /v1, which is added to it"
         if error.type == "no-receiver" and " redirects to " in error.detail:
             return f"{error.detail}, so set RECEIVER_URL"
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PANELS: Final = ("Run", "Predict", "Look", "Change", "Operate")
 """The titles of the panels of `--help`, in their order."""
+
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of writes that are not a fault of ours: the disk, or the user's part of it, is full."""
 
 
 class _Commands(TyperGroup):
@@ -50,7 +55,13 @@ class _Program(typer.Typer):
             if any("\udc80" <= char <= "\udcff" for char in text):  # bytes that are not UTF-8
                 print_line(f"receiver: {text!r} is not UTF-8", err=True, colour=typer.colors.RED)
                 sys.exit(2)
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            print_error(ReceiverError(f"cannot write: {error.strerror}"))
+            sys.exit(1)
 
 
 main = _Program(

@@ -37,7 +37,7 @@ def load_file(path: Path) -> ModuleType:
     Raises ImportError if it is neither, and any error of the file itself.
     """
     path = path.parent if _is_package(path) else path
-    real = path.resolve()
+    real = _real(path)
     known = sys.modules.get(_names.get(real, ""))
     if known is not None:
         return known
@@ -129,10 +129,15 @@ def _is_users(name: str, folder: Path | None) -> bool:
 def forget(path: Path) -> None:
     """Make the next load of a file or package run it again."""
     path = path.parent if _is_package(path) else path
-    name = _names.pop(path.resolve(), None)
+    name = _names.pop(_real(path), None)
     for known in list(sys.modules) if name else ():
         if known == name or known.startswith(f"{name}."):
             del sys.modules[known]
+
+
+def _real(path: Path) -> Path:
+    """Return a path without symbolic links; one that leads to itself stays (`resolve` raises)."""
+    return Path(os.path.realpath(path))
 
 
 def short_name(module: str) -> str:

@@ -67,7 +67,7 @@ class Registry:
 
     def _add_handler(self, handler: Handler) -> None:
         known = self.handlers.get(handler.name)
-        if known is not None and known.function is not handler.function:
+        if known is not None and known is not handler:
             raise HandlerError(
                 f"{handler.place}: the name {handler.name!r} is taken by the handler at "
                 f"{known.place}; give one of them its own by on(…, name=…)"
@@ -158,7 +158,7 @@ W = TypeVar("W", PluginRoute, PluginSource)
 
 def _add_way(kind: str, known: dict[str, W], way: W) -> None:
     first = known.setdefault(way.name, way)
-    if first.function is not way.function:
+    if first is not way:
         raise HandlerError(
             f"{way.place}: the name {way.name!r} is taken by the {kind} at {first.place}"
         )

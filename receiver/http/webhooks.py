@@ -44,6 +44,7 @@ _TAKEN: Final = {word: as_json(Receipt(word)) for word in _WORDS.values()}
 _CHALLENGE: Final = "Callback"
 """What a 401 must name; no provider uses a standard scheme."""
 _SOON: Final = 5
+"""Seconds after which a callback that could not be checked should be sent again."""
 LATER: Final[dict[type[Exception], str]] = {
     StoreUnavailable: "unavailable",
     KeysUnavailable: "keys-unavailable",

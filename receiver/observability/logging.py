@@ -209,7 +209,7 @@ class _LineWriter:
                 while True:
                     found.append(self._queue.get_nowait())
             lines = [one for one in found if isinstance(one, str)]
-            is_written = not lines or self._write("\n".join([*lines, ""]))
+            is_written = bool(lines) and self._write("\n".join([*lines, ""]))
             with self._lock:
                 self._size -= sum(map(len, lines))
                 dropped = 0

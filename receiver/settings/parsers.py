@@ -23,6 +23,8 @@ SHORTEST_SECRET: Final = 32
 _LARGEST_PORT: Final = 65535
 _MOST_NAMES: Final = 8
 _MOST_SECONDS: Final = 999_999_999.0
+_MOST_WHOLE: Final = 2**31 - 1
+"""The largest `int` of PostgreSQL; SQLite's is larger."""
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
@@ -151,8 +153,8 @@ def _postgres_url(text: str) -> str:
 
 
 def whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError("must be a whole number, 1 or more")
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= _MOST_WHOLE:
+        raise ValueError(f"must be a whole number from 1 to {_MOST_WHOLE}")
     return int(text)
 
 
@@ -263,8 +265,12 @@ def switch(text: str) -> bool:
 
 def writable_folder(text: str) -> str:
     folder = Path(text)
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        is_fit = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:  # its name is too long, or it is in a folder that we may not look into
+        is_fit = False
+    if not is_fit:
         raise ValueError(f"{text} is not a folder that can be written, and cannot be made one")
     return text
 

@@ -363,6 +363,21 @@ def test_invalid_option_value_exits_2(tmp_path: Path, args: tuple[str, ...]) -> 
     assert (done.returncode, args[1] in done.stderr) == (2, True)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("args", ["settings", "settings --json", "--version", "--help"])
+def test_output_to_a_full_disk_exits_1_with_a_message_and_no_traceback(args: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "receiver", *args.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "receiver: cannot write: No space left on device\n"
+
+
 def test_version_option_prints_the_version(tmp_path: Path) -> None:
     assert from_scratch("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
@@ -545,6 +560,14 @@ def test_missing_api_key_is_named_in_the_error(world: tuple[Path, dict[str, str]
     done = inside("list", cwd=home, RECEIVER_URL=env["RECEIVER_URL"])
     assert done.returncode == 1
     assert "RECEIVER_API_KEY" in done.stderr
+
+
+def test_url_with_the_v1_that_commands_add_is_named_in_the_error(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    done = inside("list", cwd=home, **env | {"RECEIVER_URL": f"{env['RECEIVER_URL']}/v1"})
+    assert (done.returncode, "RECEIVER_URL must not end with /v1" in done.stderr) == (1, True)
 
 
 def test_demo_runs_to_its_end_and_its_next_commands_work(tmp_path: Path) -> None:

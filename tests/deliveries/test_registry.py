@@ -292,6 +292,12 @@ def test_retry_policy_takes_missing_values_from_the_default() -> None:
     assert Retry(attempts=1, base=0, cap=5).policy(default) == Policy(attempts=1, base=0, cap=5)
 
 
+def test_link_that_leads_to_itself_is_rejected_as_any_missing_file(tmp_path: Path) -> None:
+    (file := tmp_path / "mine.py").symlink_to(file)
+    with pytest.raises(HandlerError, match=r"mine\.py: no such file"):
+        load([str(file)])
+
+
 def test_duplicate_handler_name_is_rejected_with_both_places() -> None:
     found = Registry()
     [first] = handlers_of(on(name="same")(lambda _event: None))
@@ -301,6 +307,14 @@ def test_duplicate_handler_name_is_rejected_with_both_places() -> None:
     with pytest.raises(HandlerError, match=r"'same' is taken by the handler at .*name=…") as raised:
         found.add(second)
     assert str(raised.value).startswith(second.place)
+
+
+def test_two_registrations_of_one_function_need_two_names() -> None:
+    found = Registry()
+    first, second = handlers_of(on("succeeded")(on("failed")(lambda _event: None)))
+    found.add(first)
+    with pytest.raises(HandlerError, match=r"is taken by the handler at .*name=…"):
+        found.add(second)
 
 
 def test_handler_names_with_colliding_digests_are_rejected() -> None:

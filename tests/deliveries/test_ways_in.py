@@ -157,6 +157,16 @@ def test_duplicate_route_and_source_names_are_rejected(
     assert "the name 'polled' is taken by the source at" in str(raised.value)
 
 
+def test_second_route_of_one_name_is_rejected_though_its_function_is_the_same() -> None:
+    @route("twice", proof=prove)
+    @route("twice", proof=prove, methods=("GET",))
+    async def twice(_: Call, __: Any) -> Reply:
+        return Reply.empty()
+
+    with pytest.raises(HandlerError, match="the name 'twice' is taken by the route at"):
+        register([twice])
+
+
 def test_handler_route_and_source_of_the_same_name_can_be_registered() -> None:
     made: list[Callable[..., Any]] = []
 

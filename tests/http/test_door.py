@@ -101,6 +101,23 @@ async def test_malformed_plugin_order_returns_422_and_submits_nothing(
         assert (await call(station, b"", "/in/orders")).json() == {"kind": text}
 
 
+async def test_api_client_cannot_take_the_key_of_a_plugins_submit(start: Start) -> None:
+    @route("submits", proof=prove)
+    async def submits(_: Call, door: Door) -> Reply:
+        made = await door.submit("fal", "fal-ai/nano-banana", {"prompt": "theirs"}, key="42")
+        return Reply.text(str(made.input))
+
+    body = {"provider": "fal", "model": "fal-ai/nano-banana", "input": {"prompt": "mine"}}
+    async with start(submits) as station:
+        for key in ("in/submits/42", '"in/submits/42"'):
+            taken = await station.http.post(
+                "/v1/predictions", json=body, headers={"idempotency-key": key}
+            )
+            assert taken.status_code == 422, taken.text
+            assert "those of plugins' routes" in taken.json()["detail"]
+        assert (await call(station, b"", "/in/submits")).text == "{'prompt': 'theirs'}"
+
+
 # --- other methods of a door ---
 
 

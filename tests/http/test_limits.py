@@ -269,6 +269,7 @@ async def test_unverified_callbacks_over_the_rate_limit_return_429(
         assert (answer.status_code, answer.json()["type"]) == (429, LIMITED)
         assert answer.headers["content-type"] == "application/problem+json"
         assert 1 <= int(answer.headers["retry-after"]) <= 12
+        assert answer.json()["retry_after"] == int(answer.headers["retry-after"])
         assert (await station.world.post("/webhooks/nobody/x")).status_code == 429
         async with behind(station, "203.0.113.10") as other:
             assert (await other.post("/webhooks/fal/x", content=b"{}")).status_code == 401

@@ -449,6 +449,7 @@ async def test_callback_returns_503_until_keys_can_be_fetched(
         refused = await station.push(sent)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["type"] == "urn:receiver:problem:keys-unavailable"
+        assert refused.json()["retry_after"] == 5
         assert station.count("callbacks") == 0
         network.always(f"{provider}.keys", network.by_emulator)
         clock.ahead = 5

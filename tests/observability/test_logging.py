@@ -403,6 +403,16 @@ def test_lines_lost_to_a_full_device_are_counted_and_reported(pipe: Pipe) -> Non
     assert said[-1]["lines"] == 3
 
 
+def test_flush_to_a_closed_stream_does_not_count_as_a_write(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    out.close()
+    logging.getLogger("other").warning("lost")
+    with structlog.testing.capture_logs() as lines:
+        assert flush(10)
+        assert flush(10)
+    assert not lines
+
+
 @pytest.mark.usefixtures("out")
 def test_non_blocking_stream_is_written_completely(pipe: Pipe) -> None:
     os.set_blocking(pipe.out.fileno(), False)

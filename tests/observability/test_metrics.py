@@ -385,12 +385,14 @@ def test_multiprocess_folder_gives_the_sum_of_all_processes(tmp_path: Path) -> N
         (tmp_path / "made" / "for-it" / "counter_0.db").touch()
 
 
-@pytest.mark.parametrize("command", ["drain", "serve --port 0"])
+@pytest.mark.parametrize(
+    ("command", "folder"), [("drain", "file/folder"), ("serve --port 0", "a" * 300)]
+)
 def test_multiprocess_folder_that_cannot_be_created_is_reported(
-    tmp_path: Path, command: str
+    tmp_path: Path, command: str, folder: str
 ) -> None:
     (tmp_path / "file").touch()
-    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "file" / "folder")}
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / folder)}
     env |= {"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'r.db'}"}
     ran = run_to_end(["-m", "receiver", *command.split()], TOP, env)
     assert ran.returncode == 1

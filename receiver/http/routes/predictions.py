@@ -93,7 +93,8 @@ class Submitting(Waiting, frozen=True, rename={"prefer": "Prefer", "key": "Idemp
         | None
     ) = None
     """A repeat with the same key returns the same prediction, and sends nothing. Plain text, or a
-    string of RFC 8941: `k` and `"k"` are the same key."""
+    string of RFC 8941: `k` and `"k"` are the same key. The key of a submit must not begin with
+    `in/`: plugins' routes submit by such keys."""
 
 
 class PredictionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,7 +161,7 @@ class PredictionRoutes:
             prediction = await self._service.submit(
                 SubmitRequest(
                     **msgspec.structs.asdict(body),
-                    key=key_of(headers.key),
+                    key=_not_of_plugins(key_of(headers.key)),
                     caller=caller_of(request),
                 )
             )
@@ -358,6 +359,14 @@ def key_of(given: str | None) -> str | None:
     if given is None or not given.startswith('"'):
         return given
     return re.sub(r"\\(.)", r"\1", given[1:-1])
+
+
+def _not_of_plugins(key: str | None) -> str | None:
+    """Return a key; raise a Problem if a plugin's route could submit by it."""
+    if key is not None and key.startswith("in/"):
+        message = "Idempotency-Key: keys that begin with in/ are those of plugins' routes"
+        raise Problem(422, "invalid-request", message)
+    return key
 
 
 def caller_of(request: Request) -> str:
