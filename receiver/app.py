@@ -186,8 +186,8 @@ async def _running(
 
 def _announce(role: Role, settings: Settings, registry: Registry, runtime: Runtime) -> None:
     if role.accepts:
-        told = [*registry.warnings(NAMES), *advice.warnings(settings, registry.handlers)]
-        for problem in [*told, *advice.misspelled(os.environ)]:
+        problems = [*registry.warnings(NAMES), *advice.warnings(settings, registry.handlers)]
+        for problem in [*problems, *advice.misspelled(os.environ)]:
             log.warning("settings.warning", problem=problem)
     log.info(
         "receiver.started",

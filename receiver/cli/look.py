@@ -133,7 +133,7 @@ def tail(
                 provider=provider,
                 metadata=texts(metadata),
                 deliveries=deliveries,
-                told=lambda text: print_line(f"-- {text}", err=True),
+                on_loss=lambda text: print_line(f"-- {text}", err=True),
             )
             for message in islice(found, count):
                 if as_json:

@@ -105,12 +105,12 @@ def open_stream(params: Mapping[str, str], after: int | str | None, silence: flo
 
 
 def follow(
-    params: Mapping[str, str], after: int | None, told: Callable[[str], None], url: str
+    params: Mapping[str, str], after: int | None, on_loss: Callable[[str], None], url: str
 ) -> Steps[NoReturn]:
     """Emit every message after a place, for ever; after a lost connection, resume there.
 
-    `told` is called with the reason of each loss. Raises ClientError for an answer 4xx, other than
-    408 and 429.
+    `on_loss` is called with the reason of each loss. Raises ClientError for an answer 4xx, other
+    than 408 and 429.
     """
     pause = pauses()
     last: int | str | None = after
@@ -136,5 +136,5 @@ def follow(
         except httpx.RequestError as error:
             reason = f"{type(error).__name__}: {error}"
         seconds = max(next(pause), retry_after)
-        told(f"{reason}; again in {seconds:g} s")
+        on_loss(f"{reason}; again in {seconds:g} s")
         yield Sleep(seconds)

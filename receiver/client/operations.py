@@ -236,15 +236,15 @@ class Operations:
         provider: str | Sequence[str] | None = None,
         prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
-        told: Callable[[str], None] = ignore,
+        on_loss: Callable[[str], None] = ignore,
     ) -> Steps[NoReturn]:
         """Yield the ends of predictions, for ever, after a place (0: all; None: from now on).
 
         After a lost connection it resumes without a gap or a repeat; if that is not possible, it
-        yields a `stream.gap`. `told` is called with the reason of each loss.
+        yields a `stream.gap`. `on_loss` is called with the reason of each loss.
         """
         params = _query(metadata, type=ENDS, provider=provider, prediction=prediction)
-        return follow(params, after, told, self.url)
+        return follow(params, after, on_loss, self.url)
 
     @stream
     def changes(
@@ -256,7 +256,7 @@ class Operations:
         prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
         deliveries: bool = False,
-        told: Callable[[str], None] = ignore,
+        on_loss: Callable[[str], None] = ignore,
     ) -> Steps[NoReturn]:
         """Yield every change of a status, as `events` does; `type` selects statuses.
 
@@ -265,7 +265,7 @@ class Operations:
         """
         params = _query(metadata, type=type, provider=provider, prediction=prediction)
         params |= _query(deliveries="true" if deliveries else None)
-        return follow(params, after, told, self.url)
+        return follow(params, after, on_loss, self.url)
 
     @operation
     def list_events(

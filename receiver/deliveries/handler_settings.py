@@ -59,8 +59,8 @@ class read_settings:  # noqa: N801 - used like a function
             raise HandlerError(f"{_place()}{name} is to be read within `with read_settings() as …`")
         if not isinstance(default, str | None):
             raise HandlerError(f"{_place()}the default of {name} must be a text, not {default!r}")
-        told = self._reader.get(name, parse, None, as_text=default, says=says, at=_place())
-        return cast("T", told)  # None only if there is a problem, which the block then raises
+        value = self._reader.get(name, parse, None, as_text=default, says=says, at=_place())
+        return cast("T", value)  # None only if there is a problem, which the block then raises
 
     def refuse(self, problem: str) -> None:
         """Add a problem of settings that do not fit together."""

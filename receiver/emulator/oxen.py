@@ -223,7 +223,7 @@ class Oxen(Emulated):
         world, at = self.world, self.world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or self.take("silence_stream", prediction.prompt):
-            prediction.record_attempt(Attempt(at, error="nobody was told"))
+            prediction.record_attempt(Attempt(at, error="no stream is open"))
             return
         chunk = wire.event("media_generation_completed", _event(prediction, int(at) + _URL_LIFE))
         if world.rng.random() < world.options.stray_events:

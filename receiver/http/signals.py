@@ -69,8 +69,8 @@ class Ending:
 
     async def keep(self) -> None:
         """Keep listening as long as we run: some servers set their handlers after the start."""
-        is_told = _parents_event()
-        while not is_told():
+        is_stopping = _parents_event()
+        while not is_stopping():
             await asyncio.sleep(_EVERY)
             self.listen()
         self._on_signal()

@@ -92,7 +92,7 @@ class Oxen:
             return settled
         path = _served_at(body, ticket.input)
         if path is None:
-            return Refused(_untold(ticket.model))
+            return Refused(_no_blocking_call(ticket.model))
         return replace(ticket, links={_SERVED_AT: path})
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
@@ -185,7 +185,7 @@ def _submit_path(ticket: Ticket) -> str:
     if ticket.mode == "queue":
         return "/api/ai/queue"
     if _SERVED_AT not in ticket.links:  # a guess would be billed even if wrong
-        raise Problem(422, "unsupported-input", _untold(ticket.model))
+        raise Problem(422, "unsupported-input", _no_blocking_call(ticket.model))
     return f"/api/ai{ticket.links[_SERVED_AT]}"
 
 
@@ -208,7 +208,7 @@ def _shaped(input: dict[str, Any]) -> str:
     return _EDIT if "input_image" in input else _IMAGES
 
 
-def _untold(model: str) -> str:
+def _no_blocking_call(model: str) -> str:
     return (
         f"Oxen.ai does not say which of its blocking calls serves {model[:200]!r}: "
         "leave out the mode `sync`, as its queue takes every model that makes pictures or videos"

@@ -62,7 +62,7 @@ def followed(script: Script, after: int | None = None) -> tuple[list[int], list[
     places: list[int] = []
     waits: list[float] = []
     notices: list[str] = []
-    messages = follow(Client(KEY, script, waits.append), after, told=notices.append)
+    messages = follow(Client(KEY, script, waits.append), after, on_loss=notices.append)
     with suppress(RuntimeError):  # raised by the generator at the end of the script
         for message in messages:
             places.append(message["seq"])  # noqa: PERF401 - those before the end count

@@ -174,7 +174,7 @@ def test_stream_events_distinguish_success_and_failure(emulated: Emulated) -> No
 def test_event_without_an_open_stream_is_lost(emulated: Emulated) -> None:
     missed = emulated.submit("oxen", "x")
     (attempt,) = emulated.attempts(missed, 1)
-    assert attempt["error"] == "nobody was told"
+    assert attempt["error"] == "no stream is open"
     with listening(emulated) as events:
         seen = emulated.submit("oxen", "x")
         assert next(events).json()["generation_id"] == seen

@@ -313,7 +313,7 @@ def test_silenced_stream_stays_open_without_events(start: Start) -> None:
         emulated.attempts(one, 1)
         with pytest.raises(httpcore.ReadTimeout):  # without the fault, a comment each 10 ms
             answer.extensions["network_stream"].read(1, timeout=0.2)
-    assert emulated.attempts(one, 1)[0]["error"] == "nobody was told"
+    assert emulated.attempts(one, 1)[0]["error"] == "no stream is open"
     emulated.http.delete("/_emulator/faults")
     with emulated.http.stream("GET", "/oxen/api/events", headers=KEYS["oxen"]) as answer:
         assert next(answer.iter_bytes()).startswith(b": keep-alive")
