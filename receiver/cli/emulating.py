@@ -29,10 +29,9 @@ _PORT: Final = 8001
 _LONGEST_START: Final = 10.0
 
 
-def emulate(host: str, port: int, seconds: float, shape: str, receiver: str) -> None:
+def emulate(host: str, port: int, options: Options, receiver: str) -> None:
     """Serve the emulator until a signal arrives; print the settings of a receiver that uses it."""
     tls.require(os.environ)
-    options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
     logs.configure(None, "info")
     with listening(host, port) as sockets:
         url = url_of(sockets[0])

@@ -166,9 +166,9 @@ def migrate(dev: Dev = False) -> None:
 def emulate(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8001,
-    seconds: Annotated[float, typer.Option(help=_PICTURE)] = 0.8,
+    seconds: Annotated[float, typer.Option(help=_PICTURE, min=0)] = 0.8,
     shape: Annotated[
-        str, typer.Option(help="Format of the providers' answers: new, old or mixed.")
+        Literal["new", "old", "mixed"], typer.Option(help="Format of the providers' answers.")
     ] = "mixed",
     receiver: Annotated[
         str, typer.Option(help="The address of the receiver that chat platforms call.")
@@ -192,18 +192,16 @@ def emulate(
     - [break_poll] every poll fails; [large_output] pictures come as data URIs
     - [wrong_signature] and [stale_timestamp] the callback's signature is wrong or too old
     """
-    import msgspec
-
     from receiver.cli.emulating import emulate
+    from receiver.emulator import Options
 
-    with failing(msgspec.ValidationError):
-        emulate(host, port, seconds, shape, receiver.rstrip("/"))
+    emulate(host, port, Options(generation=seconds, shape=shape), receiver.rstrip("/"))
 
 
 @command()
 def demo(
     folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
-    seconds: Annotated[float, typer.Option(help=_PICTURE)] = 1.5,
+    seconds: Annotated[float, typer.Option(help=_PICTURE, min=0)] = 1.5,
 ) -> None:
     """Show on one screen how a receiver works: emulated providers, outcomes, handlers."""
     from receiver.cli.demo import run

@@ -266,7 +266,6 @@ def test_dead_letter_is_listed_retried_and_replayed(world: tuple[Path, dict[str,
             ["nowhere.py: no such file", "no_such_module: cannot be loaded"],
             receiver,
         ),
-        ("emulate --shape other", ["shape"], receiver),
     ],
 )
 def test_invalid_command_exits_1_with_a_message_and_no_traceback(
@@ -357,7 +356,15 @@ def test_argument_that_is_not_utf_8_exits_2(tmp_path: Path, args: tuple[str | by
     assert (done.returncode, "is not UTF-8" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("args", [("serve", "--port", "65536"), ("tail", "--after", "some")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("serve", "--port", "65536"),
+        ("tail", "--after", "some"),
+        ("emulate", "--shape", "other"),
+        ("emulate", "--seconds", "-5"),
+    ],
+)
 def test_invalid_option_value_exits_2(tmp_path: Path, args: tuple[str, ...]) -> None:
     done = inside(*args, cwd=tmp_path)
     assert (done.returncode, args[1] in done.stderr) == (2, True)
