@@ -306,17 +306,23 @@ async def test_order_not_submitted_before_its_deadline_expires(start: Start, rec
         assert ends[0].prediction.id == late["id"]
 
 
+async def queued_past_its_deadline(start: Start, env: dict[str, str]) -> tuple[str, Clock]:
+    """Leave an order in the queue; return its id, and a clock that is past its deadline."""
+    async with start(**env, EACHLABS_MAX_IN_FLIGHT="1") as station:
+        await station.submitted("eachlabs")  # the provider has no room for more
+        late = (await order(station, "soon")).json()
+    clock = Clock()
+    clock.ahead = 601
+    return late["id"], clock
+
+
 async def test_order_expires_if_there_is_room_only_after_its_deadline(
     start: Start, recipes: Path
 ) -> None:
     env = {"RECEIVER_RECIPES": str(written(recipes, RECIPES.replace("0.3", "600")))}
-    async with start(**env, EACHLABS_MAX_IN_FLIGHT="1") as station:
-        await station.submitted("eachlabs")
-        late = (await order(station, "soon")).json()
-    clock = Clock()
-    clock.ahead = 601
+    late, clock = await queued_past_its_deadline(start, env)
     async with start(**env, EACHLABS_MAX_IN_FLIGHT="2", clock=clock) as station:
-        ended = await station.until(late["id"], "failed")
+        ended = await station.until(late, "failed")
         assert ended["error"]["code"] == "expired"
     assert station.network.count("eachlabs.submit") == 1
 
@@ -325,13 +331,9 @@ async def test_queued_order_expires_even_if_its_provider_is_disabled(
     start: Start, recipes: Path
 ) -> None:
     env = {"RECEIVER_RECIPES": str(written(recipes, RECIPES.replace("0.3", "600")))}
-    async with start(**env, EACHLABS_MAX_IN_FLIGHT="1") as station:
-        await station.submitted("eachlabs")
-        late = (await order(station, "soon")).json()
-    clock = Clock()
-    clock.ahead = 601
+    late, clock = await queued_past_its_deadline(start, env)
     async with start(**env, EACHLABS_API_KEY=None, clock=clock) as station:
-        ended = await station.until(late["id"], "failed")
+        ended = await station.until(late, "failed")
         assert ended["error"]["code"] == "expired"
         assert "too late" in ended["error"]["message"]
         assert problem_of(await order(station, "soon")) == (422, "provider-off")
